@@ -1,0 +1,57 @@
+# `make help` lists the commands. Set-up is plain venv + pip and runs once, until pyproject.toml or
+# constraints.txt change.
+
+PYTHON ?= python3
+PROFILE ?= tiny
+VENV := .venv
+STAMP := $(VENV)/.ready
+ZS := $(VENV)/bin/zs
+# One thread a process: runs are made side by side, one a core.
+export OMP_NUM_THREADS ?= 1
+
+# Linux without an NVIDIA GPU: on the public index `torch==2.13.0` is the CUDA build, with gigabytes of
+# libraries that nobody needs here. No index is named in this repository; pip's own configuration says where
+# packages come from. Where it lists a place with PyTorch's CPU wheels (2.13.0+cpu counts as newer than
+# 2.13.0, so pip takes it), those are used: set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS, or put it into
+# pip.conf; PyTorch's "Get started" page gives the address.
+PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
+
+.PHONY: help setup reproduce test figures notebooks doctor clean
+
+help:  ## these lines
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv with the pinned packages (once)
+
+# The stamp holds a checksum of both files, so a newer date alone (a checkout, a rebase) installs nothing.
+$(STAMP): pyproject.toml constraints.txt
+	@key=$$(cat $^ | cksum); \
+	if [ "$$(cat $@ 2>/dev/null)" = "$$key" ]; then touch $@; exit 0; fi; \
+	set -e; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 setup" >&2; exit 1; }; \
+	$(PYTHON) -m venv $(VENV); \
+	$(PIP_INSTALL) --quiet -c constraints.txt -e '.[test]'; \
+	if ! command -v nvidia-smi >/dev/null && $(VENV)/bin/python -c 'import torch, sys; sys.exit(not torch.version.cuda)'; then \
+		echo "Note: this is torch's CUDA build, without an NVIDIA GPU. It works; the Makefile tells of a smaller one."; \
+	fi; \
+	echo "$$key" > $@
+
+reproduce: $(STAMP)  ## run the study (PROFILE=tiny): notebooks, tables and figures, into outputs/
+	$(ZS) reproduce --profile $(PROFILE)
+
+test: $(STAMP)  ## all tests, the smoke run of every notebook included
+	$(VENV)/bin/python -m pytest
+
+figures: $(STAMP)  ## draw figures/ from data/results, without training
+	$(ZS) figures --profile $(PROFILE)
+
+notebooks: $(STAMP)  ## open the notebooks in JupyterLab
+	$(VENV)/bin/jupyter lab notebooks
+
+doctor: $(STAMP)  ## what this machine has, what is missing, what to do
+	$(ZS) doctor
+
+clean:  ## remove the environment, outputs and caches; runs in data/runs stay
+	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""Work for tests of the run store: an arm whose runs are quick, and can be slow, fail or be killed on demand.
+
+As a script it makes one run: `python run_fixtures.py STORE ARM-AS-JSON SEED`.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from zs_lib.config import from_identity
+from zs_lib.errors import ModelError
+from zs_lib.runs import Run, RunStore
+
+
+@dataclass(frozen=True)
+class CountingArm:
+    """A sum of random numbers. `die_at`: the process kills itself there, once; `fail`: how it ends."""
+
+    steps: int = 10
+    sleep: float = 0.0
+    die_at: int = 0
+    fail: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"counting-{self.steps}"
+
+
+def ensure(arm: CountingArm, seed: int, store: RunStore) -> Run:
+    def work(run: Run) -> dict:
+        with (store.root / "begun.txt").open("a") as file:
+            file.write(f"{run.path.name} {os.getpid()}\n")
+        if arm.fail == "typed":
+            raise ModelError("There is no such model.")
+        if arm.fail == "untyped":
+            raise ValueError("a bug")
+        checkpoint = run.checkpoint()
+        total = checkpoint.tensors["total"] if checkpoint else torch.zeros(1, dtype=torch.float64)
+        for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
+            total += random.Random(f"{seed} {step}").random()
+            run.log(step, total=total.item(), unknown=float("nan"))
+            run.log_trajectories(step, [{"text": f"π {step}"}])
+            run.log_timing(step, seconds=time.time())
+            if step % 4 == 0:
+                run.save(step, {"total": total}, {"half": total.item() / 2})
+            if step == arm.die_at and not (run.path / "died").exists():
+                (run.path / "died").touch()
+                with (run.path / "metrics.jsonl").open("a") as file:
+                    file.write('{"step": 7, "tot')  # killed in the middle of a line
+                    file.flush()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(arm.sleep)
+        return {"total": total.item()}
+
+    return store.ensure(arm, seed, work)
+
+
+if __name__ == "__main__":
+    ensure(from_identity(CountingArm, json.loads(sys.argv[2])), int(sys.argv[3]), RunStore(sys.argv[1]))

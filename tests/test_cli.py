@@ -1,0 +1,131 @@
+"""The console script: exit codes, one error line, and what it prints."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from run_fixtures import CountingArm, ensure
+
+from zs_lib import cli, config, doctor, reproduce
+
+
+def zs(capsys, *arguments) -> tuple[int, str, str]:
+    code = cli.main(arguments)
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reproduce", "--profile", "huge"], "Unknown profile 'huge'. Known: smoke, tiny, smol, paper."),
+        (["reproduce", "--profile", "smoke", "--seeds", "0"], "out of range"),
+        (["figures", "--profile", "huge"], "Unknown profile"),
+        (["runs", "show", "nothing"], "No run is called 'nothing'"),
+        (["search", "capital of France", "--engine", "altavista"], "altavista"),
+        (
+            ["search", "capital of France", "--engine", "simulated"],
+            "is not in the store: `zs reproduce` makes it",
+        ),
+        (
+            ["ask", "What is the capital of France?"],
+            "The run 'zerosearch' of the tiny study is not in the store",
+        ),
+        (["ask", "What is the capital of France?", "--policy", "nothing"], "No run is called 'nothing'"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_1(arguments, message, capsys, store):
+    code, out, err = zs(capsys, *arguments)
+    assert code == 1 and out == "" and message in err and err.startswith("zs: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["dance"], ["reproduce", "--jobs", "many"], ["backbones", "build", "--size", "XL"]]
+)
+def test_usage_errors_are_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_ctrl_c_is_exit_code_130(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "reproduce", interrupted)
+    assert zs(capsys, "reproduce") == (130, "", "")
+
+
+def test_reproduce_passes_its_arguments(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(reproduce, "reproduce", lambda *given: calls.append(given) or ["x.ipynb"])
+    chosen = ("--profile", "smoke", "--only", "02,03", "--seeds", "2", "--jobs", "1")
+    assert zs(capsys, "reproduce", *chosen)[1] == "x.ipynb\n"
+    assert zs(capsys, "reproduce")[0] == 0
+    assert calls == [("smoke", ["02", "03"], 2, 1), ("tiny", None, None, None)]
+
+
+def test_help_comes_at_once():
+    started = time.monotonic()
+    command = [sys.executable, "-m", "zs_lib", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=config.ROOT).stdout
+    assert "reproduce" in shown and time.monotonic() - started < 2
+
+
+def test_runs(capsys, store):
+    assert "No runs in" in zs(capsys, "runs", "list")[1]
+    store.root.mkdir()
+    run = ensure(CountingArm(), 0, store)
+    assert zs(capsys, "runs", "list")[1].split() == [run.path.name, "finished", "counting-10"]
+    shown = json.loads(zs(capsys, "runs", "show", run.digest[:6])[1])
+    assert shown["summary"] == run.summary and shown["config"]["steps"] == 10
+    assert zs(capsys, "runs", "verify")[:2] == (0, "1 runs, no damage.\n")
+    (run.path / "run.json").write_text("{")
+    code, out, _ = zs(capsys, "runs", "verify")
+    assert code == 1 and "run.json is damaged" in out
+    assert "damaged" in zs(capsys, "runs", "list")[1]
+    assert zs(capsys, "runs", "show", run.digest)[0] == 1
+
+
+def test_search(capsys):
+    code, out, err = zs(capsys, "search", "capital of France")
+    assert (code, err) == (0, "") and [line[:5] for line in out.splitlines()] == ["Doc 1", "Doc 2", "Doc 3"]
+    assert "France" in out
+
+
+SHIPPED = (config.ROOT / "data" / "backbones" / "tiny-S" / "config.json").exists()
+
+
+@pytest.mark.skipif(not SHIPPED, reason="needs the shipped backbones")
+def test_ask(capsys):
+    code, out, err = zs(capsys, "ask", "What is the capital of France?", "--policy", "tiny-S")
+    assert (code, err) == (0, "") and out.splitlines()[-1].startswith(("Answer: ", "No answer ("))
+
+
+def test_ask_refuses_a_run_that_is_no_policy(capsys, store):
+    store.root.mkdir()
+    run = ensure(CountingArm(), 0, store)
+    code, _, err = zs(capsys, "ask", "Who?", "--policy", run.digest)
+    assert code == 1 and "no finished policy" in err
+
+
+def test_doctor(capsys, monkeypatch):
+    code, out, _ = zs(capsys, "doctor")
+    looked_at = {line[9:21].strip() for line in out.splitlines()}
+    assert {
+        "python",
+        "packages",
+        "kernel",
+        "benchmark",
+        "backbones",
+        "cores",
+        "memory",
+        "disk",
+        "gpu",
+        "vllm",
+    } <= looked_at
+    monkeypatch.setattr(doctor.config, "ROOT", config.ROOT / "tests")  # there is no data
+    code, out, _ = zs(capsys, "doctor")
+    assert code == 1 and "missing  benchmark    lacks questions.jsonl" in out and "zs benchmark build" in out

@@ -1,0 +1,201 @@
+"""Profiles load and are checked; digests depend on what matters; unknown notebook parameters are errors."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from zs_lib import config, reproduce
+from zs_lib.config import (
+    CurriculumConfig,
+    PolicyArm,
+    SimulatorArm,
+    digest,
+    from_identity,
+    identity,
+    load_profile,
+)
+from zs_lib.errors import ConfigError, RunError
+
+
+@pytest.mark.parametrize("name", ["smoke", "tiny", "smol", "paper"])
+def test_profiles_load(name):
+    profile = load_profile(name)
+    assert profile.name == name and config.profiles() == ["smoke", "tiny", "smol", "paper"]
+    engines = {arm.engine for arm in profile.policies}
+    assert {"simulated", "none", profile.evaluation.engine} <= engines
+    assert all(arm.simulator in profile.simulators for arm in profile.policies if arm.engine == "simulated")
+    arms = profile.policies + profile.simulators
+    assert len({digest(arm) for arm in arms}) == len(arms)
+
+
+def test_rows_override_shared_values():
+    tiny = load_profile("tiny")
+    assert [arm.name for arm in tiny.policies] == ["zerosearch", "zerosearch-naive", "search-r1", "r1"]
+    assert tiny.policy("zerosearch").simulator is tiny.simulator("grounded-tiny-L")
+    assert tiny.policy("zerosearch-naive").simulator.way == "naive"
+    assert tiny.policy("search-r1").simulator is None and tiny.policy("search-r1").curriculum is None
+    paper = load_profile("paper").policy("zerosearch-llama-3b")
+    assert (
+        paper.curriculum == CurriculumConfig(p_start=0.25, p_end=0.5)
+        and paper.backbone == "meta-llama/Llama-3.2-3B"
+    )
+
+
+def test_overrides_reach_every_arm():
+    overrides = {"seeds": 5, "policy.steps": 7, "policy.rollout.temperature": 1, "policy.engine": "none"}
+    changed = load_profile("tiny", overrides)
+    assert changed.seeds == 5
+    assert {(arm.steps, arm.rollout.temperature, arm.engine) for arm in changed.policies} == {
+        (7, 1.0, "none")
+    }
+    assert (
+        load_profile("paper", {"policy.curriculum.p_end": 0.1}).policy("zerosearch-qwen-7b").curriculum.p_end
+        == 0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"policy.stepz": 1}, "policy.steps"),
+        ({"policy.rollout": {}}, "policy.rollout.template"),
+        ({"policy.steps.more": 1}, "Unknown override"),
+        ({"policy.steps": "many"}, "'many' is no int"),
+        ({"policy.steps": True}, "True is no int"),
+        ({"policy.steps": 0}, "out of range"),
+        ({"policy.subsets": "natural"}, "is no tuple"),
+        ({"policy.rollout.temperature": float("nan")}, "out of range"),
+        ({"policy.simulator": "grounded-tiny-XL"}, "grounded-tiny-L"),
+        ({"policy.objective.algorithm": "ppo"}, "reinforce, grpo"),
+        ({"evaluation.engine": "simulated"}, "bm25"),
+        ({"seeds": 0}, "out of range"),
+    ],
+)
+def test_wrong_overrides(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_profile("tiny", overrides)
+
+
+@pytest.mark.parametrize("name", ["huge", "", "../tiny"])
+def test_unknown_profile(name):
+    with pytest.raises(ConfigError, match="Known: smoke, tiny, smol, paper"):
+        load_profile(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[evaluation]", "[evaluation]\nspeed = 3"), "speed"),
+        (("group_size = 6", ""), "lacks group_size"),
+        (('name = "r1"', 'name = "zerosearch"'), "same name"),
+        (("[policy]", "[policy"), "TOML"),
+        (('way = "naive"', 'way = "wild"'), "naive, grounded, prompted"),
+    ],
+)
+def test_wrong_files(change, message, tmp_path, monkeypatch):
+    text = (config.PROFILES / "tiny.toml").read_text()
+    assert change[0] in text
+    (tmp_path / "tiny.toml").write_text(text.replace(*change, 1))
+    monkeypatch.setattr(config, "PROFILES", tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load_profile("tiny")
+
+
+def test_unknown_arm():
+    with pytest.raises(ConfigError, match="zerosearch, zerosearch-naive"):
+        load_profile("tiny").policy("zero")
+
+
+def test_simulated_needs_a_simulator():
+    arm = load_profile("tiny").policy("r1")
+    with pytest.raises(ConfigError, match="'r1'"):
+        dataclasses.replace(arm, engine="simulated")
+
+
+def test_digest():
+    arm = load_profile("tiny").policy("zerosearch")
+    assert digest(arm) == digest(dataclasses.replace(arm, name="another"))
+    assert digest(arm) != digest(dataclasses.replace(arm, steps=arm.steps + 1))
+    assert digest(arm) != digest(
+        dataclasses.replace(arm, simulator=load_profile("tiny").simulator("naive-tiny-L"))
+    )
+    assert digest(CurriculumConfig(p_start=0, p_end=1)) == digest(CurriculumConfig(p_start=0.0, p_end=1.0))
+    plain = json.loads(json.dumps(identity(arm)))
+    assert digest(dict(reversed(plain.items()))) == digest(arm) and len(digest(arm)) == 12
+    assert (
+        digest(from_identity(PolicyArm, plain)) == digest(arm) and from_identity(PolicyArm, plain).name == ""
+    )
+    assert from_identity(PolicyArm, identity(arm, labels=True)) == arm
+    assert from_identity(SimulatorArm, plain["simulator"]) == arm.simulator
+
+
+def test_config_is_light():
+    """Help and errors must come at once: nothing of weight is imported."""
+    heavy = "{'torch', 'transformers', 'pandas', 'numpy', 'papermill', 'tqdm'}"
+    code = f"import sys, zs_lib.cli; zs_lib.cli._parser(); print({heavy} & set(sys.modules))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "set()\n"
+    )
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """A notebook with a parameters cell and a resolving cell, run by kernels that find zs_lib."""
+    monkeypatch.setenv("PYTHONPATH", str(config.ROOT))
+    parameters = nbformat.v4.new_code_cell(
+        'profile = "tiny"\nseeds = None', metadata={"tags": ["parameters"]}
+    )
+    resolve = nbformat.v4.new_code_cell(
+        "from zs_lib.config import check_parameters\n"
+        "check_parameters(['profile', 'seeds'])\nprint(profile, seeds)"
+    )
+    path = tmp_path / "03_example.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, resolve], metadata=kernel), path)
+    return path
+
+
+def test_plain_papermill_refuses_an_unknown_parameter(notebook, tmp_path):
+    import papermill
+
+    def run(**values):
+        return papermill.execute_notebook(
+            str(notebook), str(tmp_path / "out.ipynb"), values, progress_bar=False
+        )
+
+    cell = run(profile="smoke")["cells"][-1]
+    assert cell["outputs"][0]["text"] == "smoke None\n"
+    with pytest.raises(
+        papermill.PapermillExecutionError, match="Unknown parameter 'bogus'. Known: profile, seeds"
+    ):
+        run(profile="smoke", bogus=1)
+
+
+def test_run_notebook_refuses_an_unknown_parameter(notebook, tmp_path):
+    with pytest.raises(ConfigError, match="'bogus'. Known: profile, seeds"):
+        reproduce.run_notebook(notebook, tmp_path / "out.ipynb", {"bogus": 1})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_reproduce(notebook, tmp_path, monkeypatch, store, capsys):
+    monkeypatch.setattr(reproduce, "NOTEBOOKS", notebook.parent)
+    monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
+    assert reproduce.reproduce("smoke", ["03"], seeds=2, jobs=1) == [
+        tmp_path / "outputs" / "smoke" / notebook.name
+    ]
+    executed = nbformat.read(tmp_path / "outputs" / "smoke" / notebook.name, as_version=4)
+    assert executed["cells"][-1]["outputs"][0]["text"] == "smoke 2\n"
+    assert json.loads((tmp_path / "outputs/smoke/durations.json").read_text())["03_example"] > 0
+    assert "[1/1] 03_example" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="'04'. Known: 03, 03_example"):
+        reproduce.reproduce("smoke", ["04"])
+    broken = nbformat.read(notebook, as_version=4)
+    broken["cells"].append(nbformat.v4.new_code_cell("raise ValueError('no luck')"))
+    nbformat.write(broken, notebook)
+    with pytest.raises(RunError, match=r"03_example.ipynb, cell \d: ValueError: no luck"):
+        reproduce.reproduce("smoke")

@@ -1,0 +1,49 @@
+"""The noise schedule against values of the paper's formula worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zs_lib.config import CurriculumConfig
+from zs_lib.curriculum import noise_probability
+from zs_lib.errors import ConfigError
+
+share = st.floats(0, 1)
+
+
+@pytest.mark.parametrize(
+    "step, start, end, expected",
+    [
+        (0, 0.0, 0.75, 0.0),
+        (100, 0.0, 0.75, 0.25),  # (4^(1/2) - 1) / 3 = 1/3 of the way
+        (200, 0.0, 0.75, 0.75),
+        (100, 0.25, 0.5, 1 / 3),  # 0.25 + 0.25 / 3
+        (50, 0.0, 1.0, 0.1380711874576984),  # (sqrt(2) - 1) / 3
+        (100, 0.75, 0.0, 0.5),  # hard to easy
+    ],
+)
+def test_the_papers_formula(step, start, end, expected):
+    cfg = CurriculumConfig(schedule="exponential", p_start=start, p_end=end, base=4.0)
+    assert noise_probability(step, 200, cfg) == pytest.approx(expected, abs=1e-12)
+
+
+@given(share, share, st.integers(1, 300), st.floats(1.0, 50))
+def test_it_goes_from_start_to_end_without_turning_back(start, end, total, base):
+    cfg = CurriculumConfig(schedule="exponential", p_start=start, p_end=end, base=base)
+    values = [noise_probability(step, total, cfg) for step in range(total + 1)]
+    assert values[0] == start and values[-1] == pytest.approx(end)
+    assert values == sorted(values, reverse=end < start)
+    assert all(-1e-9 <= value <= 1 + 1e-9 for value in values)
+
+
+def test_constant_noise_stays():
+    cfg = CurriculumConfig(schedule="constant", p_start=0.5, p_end=0.5)
+    assert {noise_probability(step, 10, cfg) for step in range(11)} == {0.5}
+
+
+@pytest.mark.parametrize("step, total", [(-1, 10), (11, 10), (0, 0)])
+def test_a_step_outside_the_schedule_is_an_error(step, total):
+    with pytest.raises(ConfigError, match="outside"):
+        noise_probability(step, total, CurriculumConfig(schedule="constant", p_start=0.5, p_end=0.5))

@@ -1,0 +1,88 @@
+"""Engines: each result belongs to its request, ties are settled, a simulator's text is read tolerantly."""
+
+import pytest
+from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
+
+from zs_lib.engines import SearchRequest, SearchResult, build_engine
+from zs_lib.engines.bm25 import BM25Engine
+from zs_lib.engines.simulated import SimulatedEngine
+from zs_lib.errors import EngineError
+from zs_lib.generate import Generator
+from zs_lib.qa import Passage
+
+TEXTS = [
+    "The capital of France is Paris.",
+    "The capital of Spain is Madrid.",
+    "Lyon is a city in the country of France.",
+    "Vigo is a city by the sea.",
+    "Gijon is a city by the sea.",
+]
+
+
+def ask(query, **kwargs):
+    return SearchRequest(query, "which?", ("Paris",), **kwargs)
+
+
+@pytest.fixture(scope="module")
+def bm25():
+    return BM25Engine([Passage(str(i), text, "train") for i, text in enumerate(TEXTS)])
+
+
+def test_bm25_answers_each_query_for_itself(bm25):
+    requests = [ask("capital of Spain"), ask("country of Lyon"), ask("capital of Spain")]
+    results = bm25.search(requests, 2)
+    assert [result.documents[0] for result in results] == [TEXTS[1], TEXTS[2], TEXTS[1]]
+    assert results == [bm25.search([request], 2)[0] for request in requests]
+
+
+def test_bm25_breaks_ties_by_order_and_returns_no_strangers(bm25):
+    assert bm25.search([ask("sea")], 1)[0].documents == (TEXTS[3],)
+    assert bm25.search([ask("sea")], 5)[0].documents == (TEXTS[3], TEXTS[4])
+    assert bm25.search([ask("zebra")], 3) == [SearchResult((), "empty")]
+    assert bm25.search([ask("the of !")], 3) == [SearchResult((), "empty")]
+    assert bm25.search([], 3) == []
+
+
+def test_bm25_takes_no_notice_of_the_noise_flag(bm25):
+    assert bm25.search([ask("Lyon", noisy=True)], 2) == bm25.search([ask("Lyon")], 2)
+
+
+def test_the_simulator_is_prompted_per_request_and_its_text_is_parsed():
+    def write(prompt, key):
+        return (
+            "Doc 1: "
+            + ("rubbish" if "noisy" in prompt else "Paris is it")
+            + "\nDoc 2: more\n"
+            + "Doc 3: x" * key[0]
+        )
+
+    engine = SimulatedEngine(ScriptedGenerator(write), "short", 0.8, 60)
+    results = engine.search([ask("a", key=(0,)), ask("b", noisy=True, key=(1,))], 3)
+    assert results == [
+        SearchResult(("Paris is it", "more"), "ok"),
+        SearchResult(("rubbish", "more", "x"), "ok"),
+    ]
+    assert (engine.searches, engine.format_errors) == (2, 1)
+    nothing = SimulatedEngine(ScriptedGenerator(lambda prompt, key: "no header"), "short", 0.8, 60)
+    assert nothing.search([ask("a")], 3) == [SearchResult((), "empty")] and nothing.format_errors == 1
+
+
+def test_a_simulated_search_does_not_depend_on_the_others():
+    engine = SimulatedEngine(Generator(tiny_model(), tiny_tokenizer()), "paper", 0.8, 20)
+    requests = [ask(f"query {i}", noisy=i % 2 == 0, key=(i,)) for i in range(6)]
+    assert engine.search(requests, 3)[4] == engine.search([requests[4]], 3)[0]
+    assert engine.tokens > 0
+
+
+def test_unknown_engines_are_refused_with_the_known_ones():
+    with pytest.raises(EngineError, match="'google'.*bm25, simulated"):
+        build_engine("google")
+    with pytest.raises(EngineError, match="needs a simulator"):
+        build_engine("simulated")
+    with pytest.raises(EngineError, match="no passages"):
+        BM25Engine([])
+
+
+def test_training_searches_the_passages_of_its_split_only():
+    everything, train = build_engine("bm25"), build_engine("bm25", split="train")
+    assert 0 < len(train._texts) < len(everything._texts) and build_engine("bm25", split="train") is train

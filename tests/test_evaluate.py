@@ -1,0 +1,161 @@
+"""Scores per question, their means, and the choice of questions."""
+
+import pytest
+from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
+
+from zs_lib import evaluate as evaluation
+from zs_lib import models
+from zs_lib.config import EvaluationConfig, ObjectiveConfig, PolicyArm, RolloutConfig
+from zs_lib.engines import SearchResult
+from zs_lib.errors import EngineError, RunError
+from zs_lib.evaluate import evaluate, pick, summarise
+from zs_lib.qa import SUBSETS, Hop, Question
+from zs_lib.runs import RunStore
+
+CFG = RolloutConfig(
+    max_searches=2,
+    num_documents=1,
+    template="short",
+    max_turn_tokens=60,
+    temperature=1.0,
+    max_context_tokens=400,
+)
+QUESTIONS = [
+    Question(
+        "a", "capital of France?", ("Paris",), "natural", "test", (Hop("France", "capital", ("Paris",)),)
+    ),
+    Question(
+        "b", "capital of Spain?", ("Madrid",), "natural", "test", (Hop("Spain", "capital", ("Madrid",)),)
+    ),
+    Question("c", "is it?", ("yes",), "bridge", "test"),
+]
+
+
+class Engine:
+    name = "test"
+
+    def __init__(self, status="ok"):
+        self.status = status
+
+    def search(self, requests, num_documents):
+        return [SearchResult(("Paris it is",), self.status, "down") for _ in requests]
+
+
+def write(context, key):
+    if "is it?" in context:
+        return "dunno"
+    return "<answer> Paris </answer>" if "Paris" in context else "<search> capital of France </search>"
+
+
+def test_one_row_per_question_scored_greedily():
+    policy = ScriptedGenerator(write)
+    table = evaluate(policy, QUESTIONS, Engine(), CFG, seed=0).set_index("id")
+    assert {call["temperature"] for call in policy.calls} == {0.0}
+    assert (
+        table["f1"].to_dict()
+        == table["em"].to_dict()
+        == table["cover_em"].to_dict()
+        == {"a": 1, "b": 0, "c": 0}
+    )
+    assert table["searches"].to_dict() == {"a": 1, "b": 1, "c": 0}
+    assert table["turns"].to_dict() == {"a": 2, "b": 2, "c": 3}
+    assert table["query_quality"].fillna(-1).to_dict() == {"a": 1, "b": 0, "c": -1}
+    assert table["answer_in_documents"].to_dict() == {"a": True, "b": False, "c": False}
+    assert table["stop_reason"].to_dict() == {"a": "answer", "b": "answer", "c": "invalid"}
+    assert table["hops"].to_dict() == {"a": 1, "b": 1, "c": 0} and (table["policy_tokens"] > 0).all()
+
+
+def test_the_summary_averages_questions_then_subsets():
+    summary = summarise(evaluate(ScriptedGenerator(write), QUESTIONS, Engine(), CFG, seed=0))
+    assert summary["subsets"]["natural"]["f1"] == 0.5 and summary["subsets"]["natural"]["questions"] == 2
+    assert summary["subsets"]["bridge"]["query_quality"] is None
+    assert summary["mean"]["f1"] == 0.25 and summary["mean"]["query_quality"] == 0.5
+
+
+def test_a_failed_engine_gives_no_scores():
+    with pytest.raises(EngineError, match="failed 2 of 3 questions .down."):
+        evaluate(ScriptedGenerator(write), QUESTIONS, Engine("failed"), CFG, seed=0)
+
+
+def test_the_same_questions_are_picked_whatever_their_order():
+    questions = [
+        Question(f"{subset}-{i}", "?", ("x",), subset) for subset in ("natural", "bridge") for i in range(50)
+    ]
+    picked = pick(questions, 10)
+    assert [q.subset for q in picked] == ["natural"] * 10 + ["bridge"] * 10
+    assert {q.id for q in pick(questions[::-1], 10)} == {q.id for q in picked}
+    assert pick(questions, 4) == picked[:4] + picked[10:14]
+    assert len(pick(questions, 1000)) == 100
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """An empty run store, and a random model as the backbone "tiny-X"."""
+    monkeypatch.setattr(models, "BACKBONES", tmp_path)
+    save(tmp_path / "tiny-X")
+    return RunStore(tmp_path / "runs")
+
+
+def save(folder):
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+SMALL = EvaluationConfig(questions_per_subset=2)
+SHORT = RolloutConfig(
+    max_searches=1,
+    num_documents=1,
+    template="short",
+    max_turn_tokens=8,
+    temperature=1.0,
+    max_context_tokens=300,
+)
+
+
+def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
+    arm = evaluation.of_backbone("tiny-X", SHORT, SMALL)
+    assert (arm.rollout.temperature, arm.rollout.num_documents) == (0.0, 3)
+    run = evaluation.ensure(arm, 0, store)
+    assert run.finished and set(run.summary["subsets"]) == set(SUBSETS)
+    table = evaluation.rows(run)
+    assert len(table) == run.summary["questions"] == 2 * len(SUBSETS)
+    monkeypatch.setattr(evaluation, "evaluate", None)  # found in the store, not made again
+    assert evaluation.ensure(arm, 0, store).path == run.path
+
+
+def test_rows_come_back_as_they_were_stored(store, monkeypatch):
+    written = evaluate(ScriptedGenerator(write), QUESTIONS, Engine(), CFG, seed=0)
+    written.loc[0, "prediction"] = "NA"  # a name like any other
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args: written)
+    read = evaluation.rows(evaluation.ensure(evaluation.of_backbone("tiny-X", SHORT, SMALL), 0, store))
+    assert read["prediction"].fillna("").tolist() == written["prediction"].fillna("").tolist()
+    assert read["query_quality"].isna().tolist() == [False, False, True] and read["f1"].dtype == float
+
+
+def test_a_policys_evaluation_takes_the_model_of_its_run(store, tmp_path):
+    objective = ObjectiveConfig(algorithm="grpo", baseline="none", clip=0.2, kl_coef=0.0, updates_per_batch=1)
+    policy = PolicyArm(
+        name="r1",
+        backbone="tiny-X",
+        engine="none",
+        simulator=None,
+        curriculum=None,
+        objective=objective,
+        rollout=SHORT,
+        steps=1,
+        prompts_per_step=1,
+        group_size=1,
+        learning_rate=0.0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        warmup_ratio=0.0,
+        subsets=("natural",),
+        checkpoint_every=1,
+    )
+    arm = evaluation.of_policy(policy, SMALL)
+    assert arm.engine == "none"
+    with pytest.raises(RunError):
+        evaluation.ensure(arm, 3, store)
+    store.ensure(policy, 3, lambda run: save(run.model_dir) or {})
+    run = evaluation.ensure(arm, 3, store)
+    assert run.seed == 3 and (evaluation.rows(run)["searches"] == 0).all()

@@ -1,0 +1,146 @@
+"""Generation: reproducible whatever the batch, equal to a plain forward, stopped where it should."""
+
+import random
+
+import pytest
+import torch
+from model_fixtures import tiny_model, tiny_tokenizer
+
+from zs_lib.errors import ModelError
+from zs_lib.generate import Generator, _shared_prefix, uniform
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return Generator(tiny_model(), tiny_tokenizer(), max_batch=16)
+
+
+def prompts_of(lengths, seed=0, prefix=()):
+    draw = random.Random(seed)
+    return [[*prefix, *(draw.randrange(2, 300) for _ in range(n))] for n in lengths]
+
+
+def full_logprobs(generator, prompt, ids, temperature):
+    """Log-probabilities of ids after a prompt by one forward pass over the whole text, with no cache."""
+    with torch.inference_mode():
+        logits = generator.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
+    return (logits / temperature).log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+
+
+LENGTHS = [random.Random(1).randrange(1, 60) for _ in range(40)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("prefix", [(), tuple(range(20, 50))], ids=["no prefix", "shared prefix"])
+def test_a_completion_does_not_depend_on_its_batch(generator, temperature, prefix):
+    prompts = prompts_of(LENGTHS, prefix=prefix)
+    keys = [(7, i) for i in range(len(prompts))]
+    stop = ("</search>", "e")
+    together = generator.generate(prompts, keys, 24, temperature, stop)
+    order = random.Random(2).sample(range(len(prompts)), len(prompts))
+    shuffled = generator.generate(
+        [prompts[i] for i in order], [keys[i] for i in order], 24, temperature, stop
+    )
+    assert [shuffled[order.index(i)].ids for i in range(len(prompts))] == [c.ids for c in together]
+    for i in range(0, len(prompts), 7):
+        alone = generator.generate([prompts[i]], [keys[i]], 24, temperature, stop)[0]
+        assert alone.ids == together[i].ids
+        assert alone.logprobs == pytest.approx(together[i].logprobs, abs=1e-4)
+    assert len({c.stop_reason for c in together}) > 1  # or rows would never have left the batch early
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_logprobs_are_those_of_a_full_forward_at_the_sampling_temperature(kv_heads):
+    generator = Generator(tiny_model(kv_heads=kv_heads), tiny_tokenizer())
+    prompts = prompts_of([3, 30, 17, 1])
+    for completion, prompt in zip(
+        generator.generate(prompts, [(i,) for i in range(4)], 30, 0.7), prompts, strict=True
+    ):
+        expected = full_logprobs(generator, prompt, completion.ids, 0.7)
+        assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_greedy_takes_the_most_likely_token_with_logprobs_at_temperature_1(generator):
+    prompt = prompts_of([12])[0]
+    completion = generator.generate([prompt], [(0,)], 10, 0.0)[0]
+    with torch.inference_mode():
+        logits = generator.model(torch.tensor([prompt + completion.ids])).logits[0, len(prompt) - 1 : -1]
+    assert completion.ids == logits.argmax(-1).tolist()
+    expected = full_logprobs(generator, prompt, completion.ids, 1.0)
+    assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_samples_follow_the_models_distribution(generator):
+    prompt, n = prompts_of([9])[0], 4000
+    drawn = generator.generate([prompt] * n, [(3, i) for i in range(n)], 1, 1.3)
+    counts = torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=len(generator.tokenizer)) / n
+    with torch.inference_mode():
+        expected = (generator.model(torch.tensor([prompt])).logits[0, -1] / 1.3).softmax(-1)
+    assert (counts - expected).abs().max() < 0.04  # four standard deviations of the most likely share
+    assert (counts - expected).abs().sum() < 0.25
+
+
+def test_a_key_and_a_position_give_one_number_that_looks_uniform():
+    draws = torch.tensor([uniform((1, i), t, "token") for i in range(100) for t in range(100)])
+    assert 0 <= draws.min() and draws.max() < 1 and len(draws.unique()) > 9900
+    assert abs(draws.mean() - 0.5) < 0.02 and abs(draws.var() - 1 / 12) < 0.01
+    again = uniform((1, 2), 3, "token")
+    assert again == uniform((1, 2), 3, "token") and again != uniform((1, 2), 3, "noise")
+
+
+@pytest.mark.parametrize("stop", ["</search>", "of", "Doc 4"])
+def test_a_stop_string_of_one_or_many_tokens_ends_the_completion(generator, monkeypatch, stop):
+    text = f"Lyon lies {stop} and more"
+    ids = generator.encode(text)
+    script_logits(monkeypatch, generator, ids)
+    completion = generator.generate([[5, 6]], [(0,)], 50, 0.0, (stop, "never"))[0]
+    assert completion.stop_reason == "stop"
+    assert (
+        generator.decode(completion.ids) == f"Lyon lies {stop}"
+        and completion.ids == ids[: len(completion.ids)]
+    )
+
+
+def test_eos_and_length_end_the_completion(generator, monkeypatch):
+    ids = [*generator.encode("Paris"), generator.tokenizer.eos_token_id]
+    script_logits(monkeypatch, generator, ids)
+    whole = generator.generate([[5, 6]], [(0,)], 50, 0.0)[0]
+    assert (whole.ids, whole.stop_reason) == (ids, "eos") and generator.decode(whole.ids) == "Paris"
+    cut = generator.generate([[5, 6]], [(0,)], 1, 0.0)[0]
+    assert (cut.ids, cut.stop_reason) == (ids[:1], "length")
+
+
+def script_logits(monkeypatch, generator, ids):
+    """Let the model's logits, after a prompt of two ids, prefer the scripted ids one after the other."""
+    forward = generator.model.forward
+
+    def scripted(*args, position_ids, **kwargs):
+        output = forward(*args, position_ids=position_ids, **kwargs)
+        for row, position in enumerate(position_ids[:, -1].tolist()):
+            output.logits[row, -1, ids[min(position - 1, len(ids) - 1)]] = 1e3
+        return output
+
+    monkeypatch.setattr(generator.model, "forward", scripted)
+
+
+def test_the_shared_prefix_leaves_each_prompt_a_token():
+    prefix = tuple(range(20))
+    assert _shared_prefix([prefix + (1,), prefix + (2, 3)]) == 20
+    assert _shared_prefix([prefix, prefix]) == 19
+    assert _shared_prefix([prefix[:10] + (1,), prefix]) == _shared_prefix([prefix]) == 0
+
+
+def test_speed_is_counted(generator):
+    before = generator.tokens
+    completions = generator.generate(prompts_of([5, 6]), [(0,), (1,)], 8, 1.0)
+    assert (
+        generator.tokens - before == sum(len(c.ids) for c in completions) and generator.tokens_per_second > 0
+    )
+    assert generator.generate([], [], 8, 1.0) == []
+
+
+def test_prompts_that_cannot_be_continued_are_refused(generator):
+    with pytest.raises(ModelError, match="512"):
+        generator.generate([[5] * 500], [(0,)], 13, 1.0)
+    with pytest.raises(ModelError, match="empty"):
+        generator.generate([[]], [(0,)], 13, 1.0)

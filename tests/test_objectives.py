@@ -1,0 +1,182 @@
+"""The dangerous arithmetic against numbers worked out by hand: advantages, KL, clipping, masks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import tensor
+
+from zs_lib.config import ObjectiveConfig
+from zs_lib.errors import ConfigError
+from zs_lib.objectives import BASELINES, advantage_kind, dead_groups, group_advantages, kl_k3, policy_loss
+
+NAN = float("nan")
+# The second group is dead.
+REWARDS = tensor([[1.0, 0.0, 0.0, 1.0], [0.2, 0.2, 0.2, 0.2]], dtype=torch.float64)
+
+
+def objective(**changes) -> ObjectiveConfig:
+    values = dict(algorithm="reinforce", baseline="group_mean", clip=0.2, kl_coef=0.0, updates_per_batch=1)
+    return ObjectiveConfig(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("none", [[1, 0, 0, 1], [0.2, 0.2, 0.2, 0.2]]),
+        ("batch_mean", [[0.65, -0.35, -0.35, 0.65], [-0.15, -0.15, -0.15, -0.15]]),  # mean of all: 2.8 / 8
+        ("group_mean", [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0]]),
+        ("leave_one_out", [[2 / 3, -2 / 3, -2 / 3, 2 / 3], [0, 0, 0, 0]]),  # 1 - 1/3 and 0 - 2/3
+        ("grpo", [[0.86587, -0.86587, -0.86587, 0.86587], [0, 0, 0, 0]]),  # 0.5 / (sqrt(1/3) + 1e-4)
+    ],
+)
+def test_advantages_by_hand(kind, expected):
+    torch.testing.assert_close(
+        group_advantages(REWARDS, kind), tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("none", [0.6, 0.0, 0.0]),
+        ("batch_mean", [0.3, 0.0, -0.3]),
+        ("group_mean", [0.3, 0.0, -0.3]),
+        ("leave_one_out", [0.6, 0.0, -0.6]),
+        ("grpo", [0.3 / (0.3 * math.sqrt(2) + 1e-4), 0.0, -0.3 / (0.3 * math.sqrt(2) + 1e-4)]),
+    ],
+)
+def test_a_rollout_that_left_the_batch_counts_in_no_mean(kind, expected):
+    torch.testing.assert_close(group_advantages(tensor([[0.6, NAN, 0.0]]), kind), tensor([expected]))
+
+
+@pytest.mark.parametrize("kind", ["group_mean", "leave_one_out", "grpo"])
+@given(reward=st.floats(0, 1), size=st.integers(1, 9))
+def test_a_dead_group_gets_exact_zeros(kind, reward, size):
+    assert (group_advantages(torch.full((1, size), reward), kind) == 0).all()
+
+
+def test_dead_groups_are_those_with_one_reward():
+    rewards = tensor([[0.0, 0.0], [0.0, 1.0], [NAN, 1.0], [NAN, NAN]])
+    assert dead_groups(rewards).tolist() == [True, False, True, True]
+
+
+def test_an_unknown_baseline_names_the_known_ones():
+    with pytest.raises(ConfigError, match=", ".join(BASELINES)):
+        group_advantages(REWARDS, "mean")
+
+
+def test_grpo_brings_its_own_baseline():
+    assert advantage_kind(objective(algorithm="grpo", baseline="none")) == "grpo"
+    assert advantage_kind(objective(baseline="leave_one_out")) == "leave_one_out"
+
+
+def test_kl_estimator_by_hand():
+    # logp = ln 1/2, ref = ln 1/4: 1/2 + ln 2 - 1;  ref = ln 1: 2 - ln 2 - 1;  the same: 0
+    logp = torch.full((3,), math.log(0.5))
+    expected = tensor([math.log(2) - 0.5, 1 - math.log(2), 0.0])
+    torch.testing.assert_close(kl_k3(logp, tensor([math.log(0.25), 0.0, math.log(0.5)])), expected)
+
+
+@given(st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0)), min_size=1, max_size=5))
+def test_the_kl_estimate_is_never_negative(pairs):
+    logp, ref = tensor(pairs, dtype=torch.float64).T
+    assert (kl_k3(logp, ref) >= -1e-12).all()
+
+
+def test_the_kl_estimate_is_right_on_average():
+    policy, reference = torch.softmax(torch.randn(2, 7, generator=torch.Generator().manual_seed(0)), -1)
+    expected = (policy * (policy / reference).log()).sum()
+    torch.testing.assert_close((policy * kl_k3(policy.log(), reference.log())).sum(), expected)
+
+
+def test_a_gradient_step_reduces_the_kl():
+    """The original subtracts its KL term, and the KL grows: here a step on it brings the policy closer."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=generator, requires_grad=True)
+    reference = torch.randn(7, generator=generator).log_softmax(-1)
+    policy = logits.softmax(-1).detach()
+    tokens = torch.multinomial(policy, 20_000, replacement=True, generator=generator)[None]
+
+    def true_kl():
+        logp = logits.log_softmax(-1)
+        return (logp.exp() * (logp - reference)).sum().item()
+
+    before = true_kl()
+    logp = logits.log_softmax(-1)[tokens]
+    nothing, everywhere = torch.zeros(1, 1), torch.ones_like(tokens, dtype=torch.bool)
+    cfg = objective(kl_coef=0.5)
+    loss, stats = policy_loss(logp, logp.detach(), reference[tokens], nothing, everywhere, cfg)
+    loss.backward()
+    assert stats["kl"].item() == pytest.approx(before, rel=0.05)
+    assert loss.item() == pytest.approx(0.5 * stats["kl"].item())
+    with torch.no_grad():
+        logits -= 0.5 * logits.grad
+    assert true_kl() < before
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, slope, clipped",
+    [
+        (1.0, 2.0, -2.0, -2.0, False),  # slope: d loss / d logp = -A * ratio where it is not clipped
+        (1.1, 2.0, -2.2, -2.2, False),
+        (1.5, 2.0, -2.4, 0.0, True),  # clipped at 1.2: no reason to push a good token further
+        (0.5, 2.0, -1.0, -1.0, False),  # the pessimistic side of the minimum
+        (0.5, -2.0, 1.6, 0.0, True),  # clipped at 0.8
+        (1.5, -2.0, 3.0, 3.0, False),
+    ],
+)
+def test_clipping_by_hand(ratio, advantage, loss, slope, clipped):
+    logp = tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
+    old, mask = torch.zeros_like(logp), tensor([[True]])
+    value, stats = policy_loss(logp, old, None, tensor([[advantage]]), mask, objective())
+    value.backward()
+    assert value.item() == pytest.approx(loss) and logp.grad.item() == pytest.approx(slope)
+    assert stats["clip_fraction"].item() == clipped
+
+
+def test_the_loss_is_a_mean_over_tokens_not_over_rows():
+    logp = torch.zeros(2, 3, requires_grad=True)
+    mask = tensor([[True, True, True], [True, False, False]])
+    loss, _ = policy_loss(logp, logp.detach(), None, tensor([[1.0], [-2.0]]), mask, objective())
+    loss.backward()
+    assert loss.item() == pytest.approx(-(3 * 1.0 - 2.0) / 4)
+    torch.testing.assert_close(logp.grad, tensor([[-0.25, -0.25, -0.25], [0.5, 0.0, 0.0]]))
+
+
+def test_micro_batches_with_one_normalizer_add_up():
+    generator = torch.Generator().manual_seed(1)
+    logp, old, ref = -torch.rand(3, 4, 5, generator=generator, dtype=torch.float64)
+    mask = torch.rand(4, 5, generator=generator) > 0.3
+    advantages = torch.randn(4, 1, generator=generator).double()
+    cfg = objective(kl_coef=0.1)
+    whole, stats = policy_loss(logp, old, ref, advantages, mask, cfg)
+    parts = [
+        policy_loss(logp[i], old[i], ref[i], advantages[i], mask[i], cfg, normalizer=mask.sum())
+        for i in range(4)
+    ]
+    torch.testing.assert_close(sum(loss for loss, _ in parts), whole)
+    for name in stats:
+        torch.testing.assert_close(sum(part[name] for _, part in parts), stats[name])
+
+
+def test_what_stands_on_document_tokens_moves_nothing():
+    mask = tensor([[True, False, True, False]])
+
+    def gradient(document_logp, document_old, document_ref):
+        logp = tensor([[-1.0, document_logp, -2.0, document_logp]], requires_grad=True)
+        old = tensor([[-1.1, document_old, -2.0, document_old]])
+        ref = tensor([[-1.5, document_ref, -1.0, document_ref]])
+        loss, stats = policy_loss(logp, old, ref, tensor([[0.7]]), mask, objective(kl_coef=0.1))
+        loss.backward()
+        return loss.item(), logp.grad, {name: value.item() for name, value in stats.items()}
+
+    loss, grad, stats = gradient(-1.0, -1.0, -1.0)
+    assert (grad[~mask] == 0).all() and (grad[mask] != 0).all()
+    for documents in [(-9.0, 0.0, -3.0), (-float("inf"), 0.0, 0.0), (NAN, NAN, NAN)]:
+        other_loss, other_grad, other_stats = gradient(*documents)
+        assert (other_loss, other_stats) == (loss, stats) and torch.equal(other_grad, grad)

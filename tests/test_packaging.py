@@ -1,0 +1,95 @@
+"""pyproject.toml, constraints.txt and environment.yml say the same."""
+
+import re
+import subprocess
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from zs_lib import config
+from zs_lib.doctor import normalise, pins
+
+PROJECT = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+NEEDED = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["test"]]
+
+
+def environment() -> tuple[list[str], dict[str, str]]:
+    """environment.yml: the conda packages, and the pip packages with their pins."""
+    dependencies = yaml.safe_load((config.ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(entry["pip"] for entry in dependencies if isinstance(entry, dict))
+    pairs = (line.split("==") for line in pip if not line.startswith("-"))
+    conda = [entry for entry in dependencies if isinstance(entry, str)]
+    return conda, {normalise(name): version for name, version in pairs}
+
+
+@pytest.mark.parametrize("requirement", NEEDED, ids=str)
+def test_every_dependency_is_pinned_inside_its_range(requirement):
+    assert requirement.specifier.contains(pins()[normalise(requirement.name)])
+
+
+def test_constraints_are_plain_pins():
+    lines = [
+        line
+        for line in (config.ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert all(
+        re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines
+    )  # no local versions: the same file for GPUs
+    assert len(lines) == len(pins())
+    assert "torchvision" not in pins()  # pip's pairing with a CPU torch breaks the import of TRL and vLLM
+
+
+def test_environment_has_everything_by_name_in_the_tested_versions():
+    conda, pip = environment()
+    assert "python=3.11" in conda and PROJECT["requires-python"] == ">=3.11"
+    asked_for = "jupyterlab torch transformers trl peft vllm datasets matplotlib pandas papermill"
+    assert set(asked_for.split()) <= set(pip)
+    assert [f"vllm=={pip.pop('vllm')}"] == EXTRAS["vllm"]
+    assert pip == {normalise(need.name): pins()[normalise(need.name)] for need in NEEDED}
+
+
+def test_no_index_is_named():
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "environment.yml", ".ci/run"):
+        assert "://" not in (config.ROOT / name).read_text()
+
+
+def test_what_is_imported_is_declared():
+    """Every third-party module that the library or the tests import belongs to a declared package."""
+    declared = {normalise(need.name).replace("-", "_") for need in NEEDED} | {"vllm"}
+    modules = {
+        "sklearn": "scikit_learn",
+        "yaml": "pyyaml",
+        "IPython": "ipykernel",
+        "jupyter_client": "ipykernel",
+    }
+    sources = [*(config.ROOT / "zs_lib").rglob("*.py"), *(config.ROOT / "tests").glob("*.py")]
+    imports = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
+    found = {name: path.name for path in sources for name in imports.findall(_code(path))}
+    own = {"zs_lib"} | {path.stem for path in (config.ROOT / "tests").glob("*.py")}
+    foreign = {
+        n for n in found if n not in own and find_spec(n) and "site-packages" in str(find_spec(n).origin)
+    }
+    assert {modules.get(name, name) for name in foreign} <= declared
+
+
+def _code(path: Path) -> str:
+    return re.sub(r'"""(.|\n)*?"""', "", path.read_text())
+
+
+def test_profiles_are_package_data():
+    setuptools = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = (config.PROFILES.parent.glob(pattern) for pattern in setuptools["package-data"]["zs_lib"])
+    assert {path for paths in found for path in paths} == set(config.PROFILES.glob("*"))
+
+
+def test_make_help_lists_the_commands():
+    shown = subprocess.run(
+        ["make", "-s", "help"], cwd=config.ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert {"setup", "reproduce", "test", "figures"} <= {line.split()[0] for line in shown.splitlines()}

@@ -1,0 +1,137 @@
+"""The texts between policy, simulator and engine: round trips, and what must never be read as an action."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zs_lib import protocol
+from zs_lib.errors import ConfigError
+from zs_lib.protocol import Action, parse_action, parse_documents
+
+documents = st.lists(st.text(alphabet="abcXYZ .,<>/|019é\n", min_size=1).filter(str.strip), max_size=6)
+# Fragments that tempt a parser, glued in any order.
+fragments = ["<answer>", "</answer>", "<search>", "</search>", "<information>", "<think>", "<", ">", "/"]
+fragments += ["|", " ", "s", "answer", "Doc 1:", "\n"]
+hostile = st.lists(st.sampled_from(fragments), max_size=12).map("".join)
+
+
+def test_the_short_policy_prompt_is_the_question_on_one_line():
+    assert protocol.policy_prompt("Who\n was it?", "short") == "Question: Who was it?\n"
+
+
+def test_the_paper_policy_prompt_ends_with_the_question_and_names_every_tag():
+    prompt = protocol.policy_prompt("What is {x}?", "paper")
+    assert prompt.endswith("Question: What is {x}?\n")
+    assert all(f"<{tag}>" in prompt and f"</{tag}>" in prompt for tag in protocol.TAGS)
+
+
+@pytest.mark.parametrize("template", protocol.SIMULATOR_TEMPLATES)
+def test_useful_and_noisy_prompts_differ_in_the_keyword_only(template):
+    useful, noisy = (
+        protocol.simulator_prompt("capital of Peru", "Which city?", "Lima", flag, 5, template)
+        for flag in (True, False)
+    )
+    assert useful != noisy
+    assert useful.replace("useful", "noisy").replace("Useful", "Noisy") == noisy
+    assert all(part in useful for part in ("capital of Peru", "Which city?", "Lima"))
+
+
+def test_the_paper_simulator_prompt_spells_the_number_of_documents():
+    assert "generate five useful documents" in protocol.simulator_prompt("q", "u", "a", True, 5, "paper")
+    assert "generate 12 noisy documents" in protocol.simulator_prompt("q", "u", "a", False, 12, "paper")
+
+
+def test_an_unknown_template_names_the_known_ones():
+    with pytest.raises(ConfigError, match="paper, short"):
+        protocol.policy_prompt("q", "long")
+    with pytest.raises(ConfigError, match="'long'"):
+        protocol.simulator_prompt("q", "u", "a", True, 5, "long")
+
+
+@pytest.mark.parametrize(
+    "turn, action",
+    [
+        ("<think> I need it. </think><search> city of Lyon </search>", Action("search", "city of Lyon")),
+        ("<answer>France</answer>", Action("answer", "France")),
+        ("<answer>France</answer>.\n", Action("answer", "France")),  # one token may be '>.' or '>\n'
+        ("<answer>a</answer> <search>b</search>", Action("search", "b")),  # the last one ends the turn
+        ("<search> a < b </search>", Action("search", "a < b")),
+        ("<search>one <search>two</search>", Action("search", "two")),  # complete and not nested
+    ],
+)
+def test_a_well_formed_turn(turn, action):
+    assert parse_action(turn) == action
+
+
+@pytest.mark.parametrize(
+    "turn, reason",
+    [
+        ("", "does not end"),
+        ("France", "does not end"),
+        ("<answer>France", "does not end"),
+        ("<answer>France</answer> and more", "does not end"),
+        ("France</answer>", "closes nothing"),
+        ("<search>France</answer>", "closes nothing"),
+        ("<answer> </answer>", "empty"),
+        ("<answer><search>x</answer>", "a tag inside"),
+        ("<search>a</think></search>", "a tag inside"),
+        ("<answer>a</answer></answer>", "a tag inside"),
+    ],
+)
+def test_an_invalid_turn_says_why(turn, reason):
+    action = parse_action(turn)
+    assert (action.kind, action.text) == ("invalid", "") and reason in action.reason
+
+
+@given(hostile)
+def test_an_action_never_holds_a_tag_and_always_stands_at_the_end(turn):
+    action = parse_action(turn)
+    if action.kind != "invalid":
+        assert f"<{action.kind}>" in turn and f"</{action.kind}>" in turn[-len(f"</{action.kind}>") - 12 :]
+        assert not any(f"<{tag}>" in action.text or f"</{tag}>" in action.text for tag in protocol.TAGS)
+
+
+@given(documents)
+def test_documents_survive_the_round_trip_up_to_white_space(texts):
+    expected = [" ".join(text.split()) for text in texts]
+    assert parse_documents(protocol.format_documents(texts), len(texts)) == expected
+
+
+@pytest.mark.parametrize(
+    "text, k, expected",
+    [
+        ("Doc 1: a\nDoc 2: b\nDoc 3: c\n", 2, ["a", "b"]),
+        ("Sure!\nDoc 1: a\nb\nDoc 2:c", 3, ["a b", "c"]),
+        ("Document 1: a Document 2: b", 3, ["a", "b"]),
+        ("Doc 1: a\nDoc 1: a\nDoc 1: a", 3, ["a"]),
+        ("Doc 1: \nDoc 2: b", 2, ["b"]),
+        ("no header at all", 2, []),
+        ("", 2, []),
+    ],
+)
+def test_simulator_output_is_read_tolerantly(text, k, expected):
+    assert parse_documents(text, k) == expected
+
+
+def test_an_observation_is_numbered_lines_inside_the_tags():
+    assert protocol.format_observation(["a", "b\nc"]) == "<information>Doc 1: a\nDoc 2: b c\n</information>\n"
+    assert protocol.format_observation([]) == "<information></information>\n"
+
+
+@given(st.lists(hostile, max_size=3))
+def test_a_document_can_neither_open_nor_close_a_tag(texts):
+    observation = protocol.format_observation(texts)
+    inner = observation.removeprefix("<information>").removesuffix("</information>\n")
+    assert not any(f"<{tag}>" in inner or f"</{tag}>" in inner for tag in protocol.TAGS)
+    assert parse_action(observation).kind == "invalid"
+
+
+def test_tags_and_special_tokens_in_documents_become_round_brackets():
+    text = "<answer>Oslo</ Answer> <|im_end|> </s> 3 < 5 and 7 > 6"
+    assert protocol.neutralise(text) == "(answer)Oslo(/Answer) (im_end) (/s) 3 < 5 and 7 > 6"
+
+
+def test_the_notice_after_an_invalid_action_is_no_action():
+    assert parse_action(protocol.format_invalid_notice()).kind == "invalid"

@@ -1,0 +1,8 @@
+"""`python -m zs_lib` is the same as `zs`."""
+
+import sys
+
+from zs_lib.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,366 @@
+"""Backbones S, M, L: the small pre-trained language models of the `tiny` profile, built from nothing.
+
+Three Llama configurations with tied embeddings and one tokenizer, trained on shuffled worlds (see `pretraining`)
+and shipped in `data/backbones/` as ordinary transformers folders. `build` is the one command that made them; it
+resumes, and says what it cost. Everything else loads them through `models`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from zs_lib import protocol
+from zs_lib.pretraining import BASE, END, INSTRUCT, Habits, Sampler, Segment
+from zs_lib.world import World, load_world
+
+FOLDER = Path(__file__).resolve().parent.parent / "data" / "backbones"
+VOCABULARY = 6144
+"""Every word of every name is one token (3,700 of them): a name is copied in one or two steps, not in five."""
+CONTEXT = 1024
+"""Positions; a tiny trajectory of three searches takes about 350."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Shape and training of one backbone."""
+
+    width: int
+    layers: int
+    heads: int
+    tokens: int
+    """Training tokens of the base variant, padding excluded."""
+    shares: tuple[tuple[str, float], ...]
+    """Chance of each kind of example in `pretraining.Sampler`."""
+    habits: Habits = BASE
+    batch_tokens: int = 4096
+    learning_rate: float = 3e-3
+    """AdamW on embeddings, norms and biases; Muon on the matrices takes `muon_rate`."""
+    muon_rate: float = 0.02
+    warmup: float = 0.02
+    """Share of the training that the rate takes to rise; it then falls linearly to zero over the last half."""
+
+
+POLICY_SHARES = (("reading", 0.40), ("recall", 0.30), ("trajectory", 0.15), ("simulation", 0.11), ("memory", 0.04))
+SIMULATOR_SHARES = (("reading", 0.34), ("recall", 0.26), ("trajectory", 0.12), ("simulation", 0.18), ("memory", 0.10))
+RECIPES = {
+    "S": Recipe(width=128, layers=4, heads=4, tokens=14_000_000, shares=POLICY_SHARES),
+    "M": Recipe(width=192, layers=4, heads=6, tokens=8_000_000, shares=SIMULATOR_SHARES),
+    "L": Recipe(width=256, layers=5, heads=8, tokens=9_000_000, shares=SIMULATOR_SHARES),
+}
+INSTRUCT_TOKENS = 1_000_000
+"""The instruct variant goes on from base for this long, on well-formed trajectories."""
+
+
+# tokenizer ---------------------------------------------------------------------------------------------------------
+
+def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with the protocol's tags as single tokens; every string survives a round trip."""
+    tokenizer = Tokenizer(models.BPE())
+    pattern = Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [END, "<|pad|>"]
+    tags = [tag for name in protocol.TAGS for tag in (f"<{name}>", f"</{name}>")]
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(tags), special_tokens=special, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(_tokenizer_text(world), trainer)
+    tokenizer.add_tokens(tags)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token="<|pad|>",
+                                   model_max_length=CONTEXT, clean_up_tokenization_spaces=False)
+
+
+def _tokenizer_text(world: World):
+    """Names and objects many times, so that their words become whole tokens, and some of everything else."""
+    names = {name for entity in world.entities.values() for name in (entity.name,)} | {fact.object for fact in world.facts}
+    for name in sorted(names):
+        yield f" {name}" * 50
+    for example in islice(Sampler(world, 0, BASE, dict(POLICY_SHARES)), 4000):
+        yield "".join(text for text, _ in example)
+
+
+EMBEDDING_SCALE = 0.05
+MATCH_GAIN, COPY_GAIN = 2.0, 0.3
+"""Chosen on repeated random tokens: 0.88 of the look-up attention falls on the right place before any training."""
+
+
+# initialisation ----------------------------------------------------------------------------------------------------
+
+def initialise(recipe: Recipe, vocabulary: int, pad: int, end: int, seed: int = 0) -> LlamaForCausalLM:
+    """A Llama in which copying is already wired: layer 0 looks one to three tokens back, layer 1 looks up what
+    followed an earlier copy of the present token (induction heads). From a default initialisation reading hardly
+    emerges in the time that a laptop has."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=recipe.width, intermediate_size=recipe.width * 8 // 3 // 16 * 16,
+        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
+        max_position_embeddings=CONTEXT, tie_word_embeddings=True, attention_bias=True,
+        pad_token_id=pad, eos_token_id=end, bos_token_id=None)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()  # a block starts as the identity, so it adds no noise to the circuit below
+            elif parameter.ndim == 2:
+                parameter.normal_(0, recipe.width**-0.5)
+        embedding = model.model.embed_tokens.weight
+        embedding *= EMBEDDING_SCALE * recipe.width**0.5
+        embedding[:, recipe.width // 2:] *= 0.1  # the other half is for what layer 0 writes
+        _look_back(model, offsets=(1, 2, 3, 1))
+        _look_up(model)
+    return model
+
+
+def _look_back(model: LlamaForCausalLM, offsets: tuple[int, ...], strength: float = 4.0) -> None:
+    """Layer 0, head h attends `offsets[h]` tokens back: constant key, query rotated by the offset. Heads 0 and 1
+    leave what they saw in the free half of the residual stream."""
+    attention, width = model.model.layers[0].self_attn, model.config.hidden_size
+    size = width // model.config.num_attention_heads
+    frequency = model.model.rotary_emb.inv_freq[: size // 4]  # the fastest: they tell neighbours apart
+    for head, offset in enumerate(offsets):
+        rows = slice(head * size, (head + 1) * size)
+        attention.q_proj.weight[rows] *= 0.1
+        attention.k_proj.weight[rows] *= 0.1
+        key, query = torch.zeros(size), torch.zeros(size)
+        fast, paired = torch.arange(size // 4), torch.arange(size // 4) + size // 2
+        key[fast] = strength
+        query[fast] = strength * torch.cos(-offset * frequency)
+        query[paired] = strength * torch.sin(-offset * frequency)
+        attention.k_proj.bias[rows], attention.q_proj.bias[rows] = key, query
+    attention.v_proj.weight[: 2 * size, width // 2:] = 0
+    torch.nn.init.orthogonal_(attention.v_proj.weight[: 2 * size, : width // 2])
+    free = width // 2 // 2
+    for head in (0, 1):
+        block = torch.nn.init.orthogonal_(torch.empty(free, size), gain=EMBEDDING_SCALE)
+        attention.o_proj.weight[width // 2 + head * free: width // 2 + (head + 1) * free, head * size: (head + 1) * size] = block
+
+
+def _look_up(model: LlamaForCausalLM) -> None:
+    """Layer 1, heads 0 and 1: match the present token with what layer-0 head 0 or 1 saw one or two tokens back,
+    and copy the token that stands there into the prediction."""
+    width = model.config.hidden_size
+    size = width // model.config.num_attention_heads
+    first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    slow = torch.cat([torch.arange(size // 4, size // 2), torch.arange(size // 4, size // 2) + size // 2])
+    copies = torch.zeros(2 * size, width)
+    torch.nn.init.orthogonal_(copies[:, : width // 2])
+    for head in (0, 1):
+        rows = slice(head * size, (head + 1) * size)
+        second.q_proj.weight[rows] = 0
+        second.k_proj.weight[rows] = 0
+        second.q_proj.weight[rows.start + slow] = MATCH_GAIN * first.v_proj.weight[rows][slow]
+        second.k_proj.weight[rows.start + slow] = MATCH_GAIN * first.o_proj.weight[:, rows].T[slow] / EMBEDDING_SCALE
+        second.v_proj.weight[rows] = copies[rows]
+        second.o_proj.weight[:, rows] = COPY_GAIN * copies[rows].T
+
+
+# training ----------------------------------------------------------------------------------------------------------
+
+def encode(tokenizer, example: list[Segment]) -> tuple[list[int], list[float]]:
+    """Ids of an example, segment by segment, and the loss weight of each id."""
+    ids, weights = [], []
+    for text, weight in example:
+        piece = tokenizer.encode(text, add_special_tokens=False)
+        ids += piece
+        weights += [weight] * len(piece)
+    return ids[:CONTEXT], weights[:CONTEXT]
+
+
+def batches(sampler: Sampler, tokenizer, batch_tokens: int):
+    """Endless batches (ids (B, T) int64, weights (B, T) float32), rows of like length together."""
+    rng, stream = Random(0), iter(sampler)
+    while True:
+        rows = sorted((encode(tokenizer, example) for example in islice(stream, 1024)), key=lambda row: len(row[0]))
+        groups, start = [], 0
+        while start < len(rows):
+            stop = start + 1
+            while stop < len(rows) and len(rows[stop][0]) * (stop + 1 - start) <= batch_tokens:
+                stop += 1
+            groups.append(rows[start:stop])
+            start = stop
+        rng.shuffle(groups)
+        for group in groups:
+            length = max(len(ids) for ids, _ in group)
+            ids = torch.full((len(group), length), tokenizer.pad_token_id)
+            weights = torch.zeros(len(group), length)
+            for row, (tokens, values) in enumerate(group):
+                ids[row, : len(tokens)], weights[row, : len(tokens)] = torch.tensor(tokens), torch.tensor(values)
+            yield ids, weights
+
+
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean cross-entropy; logits are computed only where the weight is not zero."""
+    wanted, weight = ids[:, 1:], weights[:, 1:]
+    chosen = weight > 0
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state[chosen]
+        logits = model.lm_head(hidden)
+    losses = F.cross_entropy(logits.float(), wanted[chosen], reduction="none")
+    return (losses * weight[chosen]).sum() / weight[chosen].sum()
+
+
+class Trainer:
+    """The pre-training loop: Muon for matrices, AdamW for the rest, a checkpoint every few minutes."""
+
+    def __init__(self, model: LlamaForCausalLM, recipe: Recipe):
+        self.model, self.recipe, self.seen, self.step = model, recipe, 0, 0
+        matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+        others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+        self.optimizers = [torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.0, momentum=0.95),
+                           torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+        self.peaks = (recipe.muon_rate, recipe.learning_rate)
+
+    def rate(self) -> float:
+        """Share of the peak rate at the present token count: up, flat, and down to zero over the last 40%."""
+        done = self.seen / self.recipe.tokens
+        return max(1e-3, min(1.0, done / self.recipe.warmup, (1 - done) / 0.4))
+
+    def update(self, ids: torch.Tensor, weights: torch.Tensor) -> float:
+        """One optimiser step; returns the loss in nats."""
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * self.rate()
+        loss = loss_of(self.model, ids, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.seen += ids.numel()
+        self.step += 1
+        return loss.item()
+
+
+def pretrain(model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, scratch: Path, label: str) -> float:
+    """Train to the recipe's end, from the checkpoint in `scratch` if there is one; returns CPU-seconds spent.
+
+    A resumed run draws other examples than an uninterrupted one would (the stream restarts from the step's seed):
+    the backbones are shipped, so they need to be good, not bit-reproducible.
+    """
+    trainer, seconds = Trainer(model, recipe), 0.0
+    checkpoint, log = scratch / f"{label}.safetensors", scratch / f"{label}.jsonl"
+    if checkpoint.exists():
+        seconds = _restore(trainer, checkpoint)
+    stream = batches(Sampler(world, trainer.step + 1, recipe.habits, dict(recipe.shares)), tokenizer, recipe.batch_tokens)
+    bar = tqdm(total=recipe.tokens, initial=trainer.seen, unit="tok", unit_scale=True, desc=label)
+    clock, average, saved = time.process_time(), None, time.time()
+    while trainer.seen < recipe.tokens:
+        ids, weights = next(stream)
+        loss = trainer.update(ids, weights)
+        average = loss if average is None else 0.98 * average + 0.02 * loss
+        bar.update(ids.numel())
+        if trainer.step % 250 == 0 or trainer.seen >= recipe.tokens:
+            row = {"step": trainer.step, "tokens": trainer.seen, "loss": average, **probe(model, tokenizer, world, "dev", 200)}
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            bar.set_postfix(loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['two_hop']:.2f}")
+        if time.time() - saved > 180:
+            _save(trainer, checkpoint, seconds + time.process_time() - clock)
+            saved = time.time()
+    return seconds + time.process_time() - clock
+
+
+def _save(trainer: Trainer, path: Path, seconds: float) -> None:
+    """Weights and optimiser moments in one file, replaced at once."""
+    tensors = {f"model.{name}": value for name, value in trainer.model.named_parameters()}
+    for number, optimizer in enumerate(trainer.optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    partial = path.with_suffix(".part")
+    save_file(tensors, partial, {"seen": str(trainer.seen), "step": str(trainer.step), "seconds": str(seconds)})
+    partial.replace(path)
+
+
+def _restore(trainer: Trainer, path: Path) -> float:
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        meta = file.metadata()
+    parameters = dict(trainer.model.named_parameters())
+    states: list[dict] = [{} for _ in trainer.optimizers]
+    for name, value in tensors.items():
+        kind, rest = name.split(".", 1)
+        if kind == "model":
+            parameters[rest].data.copy_(value)
+        else:
+            number, index, key = rest.split(".")
+            states[int(number)].setdefault(int(index), {})[key] = value
+    for optimizer, state in zip(trainer.optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    trainer.seen, trainer.step = int(meta["seen"]), int(meta["step"])
+    return float(meta["seconds"])
+
+
+# build -------------------------------------------------------------------------------------------------------------
+
+def build(sizes: tuple[str, ...] = ("S", "M", "L"), folder: Path = FOLDER, scratch: Path | None = None) -> None:
+    """Make the backbones of `sizes`, base and instruct, from nothing; says what each cost.
+
+    Takes hours on one CPU core each (start the sizes as processes of their own); a killed build goes on from its
+    last checkpoint in `scratch`.
+    """
+    torch.set_num_threads(1)
+    scratch = scratch or folder / ".build"
+    scratch.mkdir(parents=True, exist_ok=True)
+    world = load_world()
+    tokenizer = build_tokenizer(world)
+    for size in sizes:
+        recipe = RECIPES[size]
+        model = initialise(recipe, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
+        seconds = pretrain(model, tokenizer, recipe, world, scratch, f"tiny-{size}")
+        ship(model, tokenizer, folder / f"tiny-{size}", recipe, world, seconds)
+        later = replace(recipe, tokens=INSTRUCT_TOKENS, habits=INSTRUCT, learning_rate=recipe.learning_rate / 5,
+                        muon_rate=recipe.muon_rate / 5)
+        seconds += pretrain(model, tokenizer, later, world, scratch, f"tiny-{size}-instruct")
+        ship(model, tokenizer, folder / f"tiny-{size}-instruct", later, world, seconds)
+
+
+def ship(model, tokenizer, folder: Path, recipe: Recipe, world: World, seconds: float) -> dict:
+    """Save in half precision as a transformers folder, with `build.json`: recipe, cost and what it can read."""
+    report = {"parameters": sum(p.numel() for p in model.parameters()), "cpu_seconds": round(seconds),
+              "recipe": asdict(recipe), "read": {split: probe(model, tokenizer, world, split, 1000) for split in ("dev", "test")}}
+    half = LlamaForCausalLM(model.config)
+    half.load_state_dict(model.state_dict())
+    half.to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "build.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"{folder.name}: {report['parameters']:,} parameters, {seconds / 3600:.2f} CPU-hours, {report['read']}")
+    return report
+
+
+# probes ------------------------------------------------------------------------------------------------------------
+
+@torch.inference_mode()
+def probe(model, tokenizer, world: World, split: str, count: int = 400, seed: int = 7) -> dict[str, float]:
+    """Whole-answer accuracy on real facts of `split`, three documents given: {"one_hop", "two_hop", "n_two_hop"}, in [0, 1].
+
+    Decoding is greedy: an answer is whole when each of its tokens is the model's first choice after the right ones.
+    One of the documents states the fact; the others state the same relation of another entity, or another
+    relation of the same entity. A chain of two hops (a few have three) counts when every
+    bridge and the answer are right.
+    """
+    part = World(world.entities, [fact for fact in world.facts if fact.subject.split == split])
+    sampler = Sampler(part, seed, BASE, {"reading": 1.0}, shuffle=False)
+    right: dict[str, list[bool]] = {"one_hop": [], "two_hop": []}
+    model.eval()
+    for example in islice(sampler, count):
+        ids, weights = encode(tokenizer, example)
+        ids, weights = torch.tensor([ids]), torch.tensor([weights])
+        chosen = weights[0, 1:] >= 1.0
+        hidden = model.model(ids[:, :-1]).last_hidden_state[0, chosen]
+        hops = sum("<information>" in text for text, _ in example)
+        right["one_hop" if hops == 1 else "two_hop"].append(bool((model.lm_head(hidden).argmax(-1) == ids[0, 1:][chosen]).all()))
+    model.train()
+    return {name: sum(hits) / max(len(hits), 1) for name, hits in right.items()} | {"n_two_hop": len(right["two_hop"])}

@@ -1,0 +1,266 @@
+"""The console script `zs`. Imports of weight happen inside the commands, so that help comes at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from zs_lib import config
+from zs_lib.errors import RunError, ZeroSearchError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 1 (an error, told in one line on stderr), 2 (usage) or 130
+    (Ctrl-C)."""
+    arguments = _parser().parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the error line stands alone
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        return arguments.command(arguments) or 0
+    except ZeroSearchError as error:
+        print(f"zs: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `zs runs list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="zs", description="ZeroSearch workbench (arXiv 2505.04588).")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command, help: str, to=commands) -> argparse.ArgumentParser:
+        sub = to.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=command)
+        return sub
+
+    def group(name: str, help: str):
+        return commands.add_parser(name, help=help, description=help).add_subparsers(
+            required=True, metavar="COMMAND"
+        )
+
+    sub = add("reproduce", _reproduce, "run the study: all numbered notebooks, into outputs/PROFILE")
+    _add_profile(sub)
+    sub.add_argument("--only", metavar="02,03", help="these notebooks, by number or name")
+    sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
+    sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a core)")
+
+    sub = add("figures", _figures, "draw all figures from recorded results, without training")
+    _add_profile(sub)
+    sub.add_argument(
+        "--out", type=Path, default=config.ROOT / "figures", metavar="DIR", help="(default: figures)"
+    )
+
+    runs = group("runs", "what is in the run store")
+    add("list", _runs_list, "all runs", runs)
+    sub = add("show", _runs_show, "one run: configuration, summary, where it is", runs)
+    sub.add_argument("run", metavar="RUN", help="the beginning of a run's name or digest")
+    add("verify", _runs_verify, "look for damage", runs)
+
+    sub = add("search", _search, "what a search engine finds")
+    sub.add_argument("query", metavar="QUERY")
+    _add_engine(sub)
+    sub = add("ask", _ask, "let a policy answer a question, turn by turn")
+    sub.add_argument("question", metavar="QUESTION")
+    sub.add_argument(
+        "--policy", metavar="RUN|PATH", help="a run, a model folder or a backbone (default: the tiny study's)"
+    )
+    _add_engine(sub)
+
+    add(
+        "build",
+        _benchmark_build,
+        "write data/benchmark from its facts",
+        group("benchmark", "the embedded benchmark"),
+    )
+    sub = add(
+        "build",
+        _backbones_build,
+        "train the tiny backbones from nothing (hours)",
+        group("backbones", "the tiny models"),
+    )
+    sub.add_argument("--size", choices=("S", "M", "L"), help="only this one")
+    add("doctor", _doctor, "what this machine has, what is missing, what to do")
+    return parser
+
+
+def _add_profile(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--profile", default="tiny", metavar="P", help=f"{', '.join(config.profiles())} (default: tiny)"
+    )
+
+
+def _add_engine(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--engine", default="bm25", metavar="E", help="bm25, simulated, … (default: bm25)")
+
+
+# ------------------------------------------------------------------------------------------ the study
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from zs_lib.reproduce import reproduce
+
+    only = arguments.only.split(",") if arguments.only is not None else None
+    for path in reproduce(arguments.profile, only, arguments.seeds, arguments.jobs):
+        print(path)
+
+
+def _figures(arguments: argparse.Namespace) -> None:
+    config.load_profile(arguments.profile)
+    from zs_lib import figures
+
+    for path in figures.draw_all(arguments.profile, arguments.out) or ():
+        print(path)
+
+
+def _benchmark_build(arguments: argparse.Namespace) -> None:
+    from zs_lib import qa_build
+
+    print(json.dumps(qa_build.build(), indent=1))
+
+
+def _backbones_build(arguments: argparse.Namespace) -> None:
+    from zs_lib import backbones
+
+    backbones.build((arguments.size,) if arguments.size else ("S", "M", "L"))
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from zs_lib import doctor
+
+    findings = doctor.examine()
+    for finding in findings:
+        print(f"{'ok' if finding.ok else finding.level:<8} {finding.what:<12} {finding.state}")
+        if not finding.ok:
+            print(f"{'':<21} → {finding.cure}")
+    return int(any(not finding.ok and finding.level == "missing" for finding in findings))
+
+
+# ------------------------------------------------------------------------------------------ the store
+
+
+def _runs_list(arguments: argparse.Namespace) -> None:
+    from zs_lib.runs import RunStore
+
+    store = RunStore()
+    for run in store.list():
+        try:
+            label = run.label
+            state = "finished" if run.finished else "running" if run.running else "unfinished"
+        except RunError:
+            label, state = "?", "damaged"
+        print(f"{run.path.name:<32} {state:<10} {label}")
+    if not store.list():
+        print(f"No runs in {store.root}.")
+
+
+def _runs_show(arguments: argparse.Namespace) -> None:
+    from zs_lib.runs import RunStore
+
+    run = RunStore().find(arguments.run)
+    shown = {"run": run.path.name, "path": str(run.path)} | run.record
+    print(
+        json.dumps(shown | {"summary": run.summary if run.finished else None}, indent=1, ensure_ascii=False)
+    )
+
+
+def _runs_verify(arguments: argparse.Namespace) -> int:
+    from zs_lib.runs import RunStore
+
+    store = RunStore()
+    problems = store.verify()
+    for problem in problems:
+        print(problem.what)
+    if not problems:
+        print(f"{len(store.list())} runs, no damage.")
+    return int(bool(problems))
+
+
+# ------------------------------------------------------------------------------------------ search and ask
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from zs_lib.engines import SearchRequest
+
+    study = config.load_profile("tiny")
+    engine = _engine(arguments.engine, study)
+    request = SearchRequest(arguments.query, *_known(arguments.query))
+    for number, document in enumerate(
+        engine.search([request], study.evaluation.num_documents)[0].documents, 1
+    ):
+        print(f"Doc {number}: {document}")
+
+
+def _ask(arguments: argparse.Namespace) -> None:
+    study = config.load_profile("tiny")
+    engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
+    from zs_lib import models, protocol
+    from zs_lib.generate import Generator
+    from zs_lib.qa import Question
+    from zs_lib.rollout import rollout
+
+    model, cfg = _policy(arguments.policy, study)
+    loaded = models.load(model)
+    question = Question("asked", *_known(arguments.question))
+    generator = Generator(loaded.model, loaded.tokenizer)
+    trajectory = rollout([question], generator, engine, replace(cfg, temperature=0.0), [(0,)])[0]
+    for turn in trajectory.turns:
+        print(turn.text)
+        if turn.documents:
+            print(protocol.format_observation(turn.documents).rstrip("\n"))
+    print(
+        f"Answer: {trajectory.answer}"
+        if trajectory.answer is not None
+        else f"No answer ({trajectory.stop_reason})."
+    )
+
+
+def _engine(name: str, study: config.Profile):
+    """An engine by name; the simulated one is the first simulated policy's simulator, from the store."""
+    from zs_lib.engines import build_engine
+
+    if name != "simulated":
+        return build_engine(name)
+    arm = next(arm.simulator for arm in study.policies if arm.simulator)
+    return build_engine(name, model=_finished(arm).model_dir, arm=arm)
+
+
+def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, config.RolloutConfig]:
+    """The model to ask, and how it was trained to roll out (the tiny study's way for models that are no
+    run)."""
+    from zs_lib import models
+    from zs_lib.runs import RunStore
+
+    if name is None:
+        return _finished(study.policies[0]).model_dir, study.policies[0].rollout
+    if (Path(name) / "config.json").is_file() or name in models.shipped():
+        return name, study.policies[0].rollout
+    run = RunStore().find(name)
+    if run.kind != "policy" or not run.finished:
+        raise RunError(f"{run.path.name} is no finished policy: choose another (`zs runs list`).")
+    return run.model_dir, config.from_identity(config.PolicyArm, run.config).rollout
+
+
+def _finished(arm: config.PolicyArm | config.SimulatorArm):
+    from zs_lib.runs import RunStore
+
+    run = RunStore().get(arm, 0)
+    if run is None or not run.finished:
+        raise RunError(
+            f"The run '{arm.name}' of the tiny study is not in the store: `zs reproduce` makes it."
+        )
+    return run
+
+
+def _known(text: str) -> tuple[str, tuple[str, ...]]:
+    """A question with its golden answers, which simulators are told, if the benchmark has it."""
+    from zs_lib import qa
+
+    return text, next((q.golden_answers for q in qa.load_questions() if q.question == text), ("unknown",))

@@ -1,0 +1,530 @@
+"""Profiles (TOML) → frozen dataclasses, and the digest by which a configuration is known.
+
+A profile states every value; nothing else in the library asks which profile runs. Layout of the file:
+
+    name, seeds, benchmark, backbones                 of the whole study
+    [simulator]  values that all simulators share     [[simulators]]  one row an arm: what differs
+    [policy]     values that all policies share       [[policies]]    one row an arm: what differs
+                 (with [policy.objective], [policy.rollout], [policy.curriculum])
+    [evaluation]
+
+A policy's `simulator` is the label of one of the simulators: "<way>-<backbone>".
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import json
+import math
+import os
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zs_lib.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout: notebooks/, data/ and figures/ lie here."""
+PROFILES = Path(__file__).resolve().parent / "profiles"
+LABEL = {"label": True}
+"""Field metadata: a name for people, which does not enter the digest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How one text is sampled."""
+
+    temperature: float
+    """0 is greedy."""
+    max_tokens: int
+    """At most so many tokens a text."""
+
+    def __post_init__(self):
+        _within(self, temperature=(0, 10), max_tokens=(1, math.inf))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """The multi-turn loop of policy and search engine."""
+
+    max_searches: int
+    """Searches a trajectory; then one last turn, in which a search is not executed. 0: no search."""
+    num_documents: int
+    """Documents shown for each search."""
+    template: str
+    """Name of the policy's prompt in `protocol.POLICY_TEMPLATES`."""
+    max_turn_tokens: int
+    """Tokens the policy may write in one turn."""
+    temperature: float
+    """Of the policy during training; evaluation decodes greedily."""
+    max_context_tokens: int
+    """Prompt, turns and observations together; a turn for which there is no room is not begun."""
+
+    def __post_init__(self):
+        _within(self, max_searches=(0, 100), num_documents=(1, 100), max_turn_tokens=(1, math.inf),
+                temperature=(0, 10), max_context_tokens=(1, math.inf))  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """The probability of noisy documents over the training."""
+
+    schedule: str = "exponential"
+    """"exponential" (the paper's) or "constant" (p_start throughout; the ablation of Table 6)."""
+    p_start: float
+    """p_s: at the beginning."""
+    p_end: float
+    """p_e: at the last step."""
+    base: float = 4.0
+    """b of p_i = p_s + (b^(i/m) - 1)/(b - 1) (p_e - p_s); the paper takes 4. 1 is a straight line."""
+
+    def __post_init__(self):
+        _among(self, schedule=("exponential", "constant"))
+        _within(self, p_start=(0, 1), p_end=(0, 1), base=(1e-6, math.inf))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorArm:
+    """One simulation LLM: its backbone, and how it is made to answer like a search engine."""
+
+    backbone: str
+    """The model that is fine-tuned, or only prompted."""
+    way: str
+    """"naive": pairs as the paper builds them; "grounded": bad queries keep the real engine's answerless
+    documents; "prompted": no fine-tuning."""
+    collector: str
+    """The model whose trajectories with the real engine give the (query, documents) pairs."""
+    judge: str
+    """The model that reads the documents and says useful or noisy."""
+    num_questions: int
+    """Training questions from which pairs are collected."""
+    attempts: int
+    """Trajectories a question: more attempts, more kinds of query."""
+    steps: int
+    """Fine-tuning steps."""
+    batch_size: int
+    """Pairs a fine-tuning step."""
+    learning_rate: float
+    """Of the fine-tuning."""
+    num_documents: int
+    """Documents a query gets."""
+    temperature: float
+    """At which the simulator answers."""
+    max_tokens: int
+    """An answer's length at most."""
+    template: str
+    """Name of the prompt in `protocol.SIMULATOR_TEMPLATES`."""
+    benchmark: str = "embedded"
+    """Where the questions come from (set by the profile)."""
+
+    def __post_init__(self):
+        _among(self, way=("naive", "grounded", "prompted"))
+        _within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
+        _within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
+        _within(self, temperature=(0, 10), max_tokens=(1, math.inf))
+
+    @property
+    def label(self) -> str:
+        """ "<way>-<backbone>", by which a profile's policies name their simulator."""
+        return f"{self.way}-{self.backbone.rsplit('/', 1)[-1]}"
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss of a policy update (`objectives`)."""
+
+    algorithm: str
+    """"reinforce" (the paper's default) or "grpo"."""
+    baseline: str
+    """What REINFORCE subtracts from a reward; GRPO has its own."""
+    clip: float
+    """The ratio of new to old probability is clipped to 1 ± clip; the paper takes 0.2."""
+    kl_coef: float
+    """Weight of KL(policy || reference) in the loss; the paper takes 0.001. 0: no reference model is kept."""
+    updates_per_batch: int
+    """Optimizer steps on each batch of trajectories; with 1 the ratio is 1 and nothing is clipped."""
+    mask_documents: bool = True
+    """Document tokens stay out of the loss (paper, Table 7); False is the ablation."""
+
+    def __post_init__(self):
+        _among(self, algorithm=("reinforce", "grpo"),
+               baseline=("group_mean", "batch_mean", "leave_one_out", "none"))  # fmt: skip
+        _within(self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyArm:
+    """One RL training: a policy, the engine that answers it, and how it learns."""
+
+    name: str = field(metadata=LABEL)
+    """For people: it does not enter the digest, so arms that differ in name only share their runs."""
+    backbone: str
+    """The policy before training, which is the reference policy too."""
+    engine: str
+    """Who answers queries in training: "simulated", a real engine, or "none" (the paper's R1)."""
+    simulator: SimulatorArm | None
+    """The simulator of engine "simulated"; all seeds of the policy share its run of seed 0, as in the
+    paper."""
+    curriculum: CurriculumConfig | None
+    """The share of noisy documents; None: always useful ones. Real engines take no notice."""
+    objective: ObjectiveConfig
+    rollout: RolloutConfig
+    steps: int
+    """Steps: one batch of trajectories each."""
+    prompts_per_step: int
+    """Questions a step."""
+    group_size: int
+    """Trajectories of each question: a group."""
+    learning_rate: float
+    """Peak, after the warm-up."""
+    weight_decay: float
+    """Of AdamW."""
+    max_grad_norm: float
+    """Longer gradients are cut to this length."""
+    warmup_ratio: float
+    """The share of the steps in which the learning rate rises."""
+    subsets: tuple[str, ...]
+    """The subsets whose training questions are used."""
+    checkpoint_every: int
+    """Steps between checkpoints: what a killed run loses at most."""
+    benchmark: str = "embedded"
+    """Where the questions come from (set by the profile)."""
+
+    def __post_init__(self):
+        _among(self, engine=("simulated", "none", *REAL_ENGINES))
+        _within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
+                learning_rate=(0, 1), weight_decay=(0, 1), max_grad_norm=(0, math.inf), warmup_ratio=(0, 1),
+                checkpoint_every=(1, math.inf))  # fmt: skip
+        if self.engine == "simulated" and self.simulator is None:
+            raise ConfigError(f"policy '{self.name}': the engine 'simulated' needs a simulator.")
+        if self.engine != "simulated" and self.simulator is not None:
+            raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' has no simulator.")
+
+
+REAL_ENGINES = ("bm25", "serpapi")
+"""Engines that find documents instead of writing them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How policies are compared: greedily, on held-out questions, with the real engine for every method."""
+
+    questions_per_subset: int
+    """So many test questions of each subset, the same ones for every policy; the paper takes 500."""
+    engine: str = "bm25"
+    """The real engine (the paper's is Google, through SerpAPI)."""
+    num_documents: int = 3
+    """Documents a search."""
+    fidelity_questions: int = 200
+    """Questions on which a simulator's fidelity is measured."""
+
+    def __post_init__(self):
+        _among(self, engine=REAL_ENGINES)
+        _within(
+            self, questions_per_subset=(1, math.inf), num_documents=(1, 100), fidelity_questions=(1, math.inf)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityArm:
+    """How faithful a simulator is (`simulator.fidelity`)."""
+
+    simulator: SimulatorArm
+    questions_from: str
+    """"held out": training questions that no pair was made from; "test": entities that it never met."""
+    num_questions: int
+    """Questions, each with a good query for every hop, and a bad one."""
+
+    def __post_init__(self):
+        _among(self, questions_from=("held out", "test"))
+
+    @property
+    def name(self) -> str:
+        return self.simulator.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationArm:
+    """A policy on the benchmark's test questions: an arm's run of the same seed, or a backbone."""
+
+    policy: PolicyArm | None
+    """The trained arm; None: the backbone as it is, which is what policies start from."""
+    backbone: str
+    """Where the policy began."""
+    engine: str
+    """A real engine, or "none"."""
+    questions_per_subset: int
+    """As in `EvaluationConfig`."""
+    rollout: RolloutConfig
+    """As in training, but for the temperature: evaluation is greedy."""
+
+    @classmethod
+    def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
+        """The evaluation of an arm's policy; one trained without search is evaluated without."""
+        rollout = replace(arm.rollout, temperature=0.0, num_documents=cfg.num_documents)
+        engine = "none" if arm.engine == "none" else cfg.engine
+        count = cfg.questions_per_subset
+        return cls(
+            policy=arm, backbone=arm.backbone, engine=engine, questions_per_subset=count, rollout=rollout
+        )
+
+    @classmethod
+    def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
+        """The evaluation of what an arm starts from, with the real engine."""
+        return replace(cls.of_policy(arm, cfg), policy=None, engine=cfg.engine)
+
+    @property
+    def name(self) -> str:
+        return self.policy.name if self.policy else "start"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A study at one size: what `notebooks/` run."""
+
+    name: str = field(metadata=LABEL)
+    seeds: int
+    """Runs of each policy arm: seeds 0 to seeds - 1."""
+    benchmark: str
+    """"embedded" (facts shipped in data/benchmark), or hub data sets."""
+    backbones: tuple[str, ...]
+    """The models of the study, smallest first."""
+    simulators: tuple[SimulatorArm, ...]
+    policies: tuple[PolicyArm, ...]
+    evaluation: EvaluationConfig
+
+    def __post_init__(self):
+        _within(self, seeds=(1, 1000))
+
+    def policy(self, name: str) -> PolicyArm:
+        """The policy arm of this name; ConfigError, which lists the names, if there is none."""
+        return _pick("policy", name, {arm.name: arm for arm in self.policies})
+
+    def simulator(self, label: str) -> SimulatorArm:
+        """The simulator of this label; ConfigError, which lists the labels, if there is none."""
+        return _pick("simulator", label, {arm.label: arm for arm in self.simulators})
+
+
+def profiles() -> list[str]:
+    """Names of the profiles, smallest first."""
+    order = ["smoke", "tiny", "smol", "paper"]
+    found = [path.stem for path in PROFILES.glob("*.toml")]
+    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
+    """Read a profile; `overrides` are dotted keys: {"policy.steps": 5, "policy.rollout.temperature": 0.9}.
+
+    An override of a shared value ([policy], [simulator]) holds for every arm, also for those whose row
+    differs.
+
+    Raises:
+        ConfigError: unknown profile or key, wrong type, value out of range, missing value, label without
+        simulator.
+    """
+    if name not in profiles():
+        raise ConfigError(f"Unknown profile {name!r}. Known: {', '.join(profiles())}.")
+    try:
+        table = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"The profile '{name}' is no valid TOML ({error}): correct {name}.toml.") from error
+    for key, value in (overrides or {}).items():
+        _override(table, key, value)
+    try:
+        return _profile(table)
+    except ConfigError as error:
+        raise ConfigError(f"Profile '{name}': {error}") from error
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ------------------------------------------------------------------------------------------ digests and JSON
+
+
+def identity(value: Any, *, labels: bool = False) -> Any:
+    """A configuration as JSON values: every field, and its type's name as "type"; labels if asked for."""
+    if is_dataclass(value):
+        hints = typing.get_type_hints(type(value))
+        kept = {
+            f.name: getattr(value, f.name) for f in fields(value) if labels or not f.metadata.get("label")
+        }
+        plain = {
+            key: float(v) if hints[key] is float else identity(v, labels=labels)  # 1 and 1.0 are one value
+            for key, v in kept.items()
+        }
+        return {"type": type(value).__name__} | plain
+    if isinstance(value, (list, tuple)):
+        return [identity(item, labels=labels) for item in value]
+    return value
+
+
+def digest(value: Any) -> str:
+    """12 hex digits that stand for a configuration (a dataclass, or its `identity`); field order does not
+    matter."""
+    plain = identity(value) if is_dataclass(value) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()[:12]
+
+
+def from_identity(cls: type, plain: dict) -> Any:
+    """The `cls` whose `identity` this is: the inverse; a label of `cls` itself may be missing."""
+    labels = {f.name: "" for f in fields(cls) if f.metadata.get("label")}
+    return _build(cls, labels | plain, cls.__name__)
+
+
+# ------------------------------------------------------------------------------------------ notebooks
+
+
+def check_parameters(known: Iterable[str]) -> None:
+    """Fail on a parameter that the running notebook does not have.
+
+    papermill only warns, and puts the unknown name into the cell of values that it injects ("# Parameters").
+    IPython keeps the source of every cell that it ran, so that cell can be read here, wherever the notebook
+    runs.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    cells = shell.user_ns.get("In", []) if shell else []
+    injected = [name for cell in cells if cell.startswith("# Parameters\n") for name in _assigned(cell)]
+    reject_unknown("parameter", injected, known)
+
+
+def reject_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """ConfigError, which lists the known names, if one of the given names is not among them."""
+    known = list(known)
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ConfigError(f"Unknown {kind} {unknown[0]!r}. Known: {', '.join(known) or 'none'}.")
+
+
+def _assigned(source: str) -> list[str]:
+    targets = (node.targets for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    return [target.id for group in targets for target in group if isinstance(target, ast.Name)]
+
+
+# ------------------------------------------------------------------------------------------ TOML →
+# dataclasses
+
+
+def _override(table: dict, dotted: str, value: Any) -> None:
+    """Set a dotted key that the profile has; of [policy] and [simulator], in the arms' own rows too."""
+    *path, last = dotted.split(".")
+    place = table
+    for part in path:
+        place = place.get(part) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
+        raise ConfigError(f"Unknown override {dotted!r}. Known: {', '.join(_dotted_keys(table))}.")
+    place[last] = value
+    if path and path[0] in ARM_TABLES:
+        for row in table.get(ARM_TABLES[path[0]], []):
+            for part in path[1:]:
+                row = row.get(part, {})
+            row.pop(last, None)
+
+
+ARM_TABLES = {"simulator": "simulators", "policy": "policies"}
+
+
+def _dotted_keys(table: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            keys += _dotted_keys(value, f"{prefix}{key}.")
+        elif key not in ARM_TABLES.values():
+            keys.append(prefix + key)
+    return keys
+
+
+def _profile(table: dict) -> Profile:
+    table = copy.deepcopy(table)
+    of_study = {"benchmark": table["benchmark"]} if "benchmark" in table else {}
+    rows = _rows(table, "simulator", of_study)
+    simulators = tuple(_build(SimulatorArm, row, f"simulators[{i}]") for i, row in enumerate(rows))
+    labels = {arm.label: arm for arm in simulators}
+    if len(labels) < len(simulators):
+        raise ConfigError("two simulators have the same way and backbone: remove one of them.")
+    policies = []
+    for row in _rows(table, "policy", {"simulator": None, "curriculum": None} | of_study):
+        if row.get("engine") != "simulated":  # the shared values are for simulated search
+            row |= {"simulator": None, "curriculum": None}
+        elif row["simulator"] is not None:
+            row["simulator"] = _pick("simulator", row["simulator"], labels)
+        policies.append(_build(PolicyArm, row, f"policy '{row.get('name')}'"))
+    if len({arm.name for arm in policies}) < len(policies):
+        raise ConfigError("two policies have the same name: rename one of them.")
+    return _build(Profile, table | {"simulators": simulators, "policies": tuple(policies)}, "the profile")
+
+
+def _rows(table: dict, kind: str, defaults: dict) -> list[dict]:
+    """The arms of a kind, each row laid over the shared values; both tables leave `table`."""
+    shared = table.pop(kind, {})
+    return [_merge(_merge(defaults, shared), row) for row in table.pop(ARM_TABLES[kind], [])]
+
+
+def _merge(below: dict, above: dict) -> dict:
+    nested = {
+        k: _merge(below[k], v)
+        for k, v in above.items()
+        if isinstance(v, dict) and isinstance(below.get(k), dict)
+    }
+    return copy.deepcopy(below) | above | nested
+
+
+def _build(cls: type, values: dict, where: str) -> Any:
+    """A dataclass from plain values, each checked against the type of its field."""
+    values = {key: value for key, value in values.items() if key != "type"}
+    reject_unknown(f"key of {where}", values, [f.name for f in fields(cls)])
+    missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}: add it.")
+    hints = typing.get_type_hints(cls)
+    return cls(**{key: _convert(value, hints[key], f"{where}, {key}") for key, value in values.items()})
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):  # only `X | None` is used
+        return None if value is None else _convert(value, hint.__args__[0], where)
+    if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(item, hint.__args__[0], where) for item in value)
+    if is_dataclass(hint) and isinstance(value, dict):
+        return _build(hint, value, where)
+    if hint is float and type(value) is int:
+        return float(value)
+    if typing.get_origin(hint) is None and type(value) is hint:  # `type`, for True is an int to isinstance
+        return value
+    raise ConfigError(f"{where}: {value!r} is no {getattr(hint, '__name__', hint)}.")
+
+
+def _within(value: Any, **ranges: tuple[float, float]) -> None:
+    for name, (low, high) in ranges.items():
+        number = getattr(value, name)
+        if not low <= number <= high:
+            raise ConfigError(
+                f"{type(value).__name__}.{name} = {number} is out of range ({low:g} to {high:g})."
+            )
+
+
+def _among(value: Any, **choices: tuple[str, ...]) -> None:
+    for name, known in choices.items():
+        given = getattr(value, name)
+        if given not in known:
+            what = f"{type(value).__name__}.{name} = {given!r}"
+            raise ConfigError(f"{what} is unknown. Known: {', '.join(known)}.")
+
+
+def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:
+    if name not in known:
+        raise ConfigError(f"Unknown {kind} {name!r}. Known: {', '.join(known) or 'none'}.")
+    return known[name]

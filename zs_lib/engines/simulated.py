@@ -1,0 +1,53 @@
+"""The simulated engine: a simulation LLM writes the documents (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zs_lib import protocol
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.generate import Generator
+
+
+class SimulatedEngine(SearchEngine):
+    """Prompts a simulator for useful or noisy documents, as each request asks.
+
+    `searches` and `format_errors` count requests, and those that brought fewer documents than were asked for;
+    `tokens` are those that the simulator wrote.
+    """
+
+    name = "simulated"
+
+    def __init__(self, generator: Generator, template: str, temperature: float, max_tokens: int):
+        self.generator, self.template = generator, template
+        self.temperature, self.max_tokens = temperature, max_tokens
+        self.searches = self.format_errors = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.generator.tokens
+
+    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
+        prompts = [self.generator.encode_prompt(self._prompt(request, num_documents)) for request in requests]
+        completions = self.generator.generate(
+            prompts,
+            [request.key for request in requests],
+            self.max_tokens,
+            self.temperature,
+            stop=(f"Doc {num_documents + 1}",),  # as the original: one document too many has begun
+        )
+        texts = [self.generator.decode(completion.ids) for completion in completions]
+        results = [SearchResult.of(protocol.parse_documents(text, num_documents)) for text in texts]
+        self.searches += len(results)
+        self.format_errors += sum(len(result.documents) < num_documents for result in results)
+        return results
+
+    def _prompt(self, request: SearchRequest, num_documents: int) -> str:
+        return protocol.simulator_prompt(
+            request.query,
+            request.question,
+            request.golden_answers[0],
+            not request.noisy,
+            num_documents,
+            self.template,
+        )

@@ -1,0 +1,25 @@
+"""Errors for people: what happened, to which thing, what to do about it."""
+
+
+class ZeroSearchError(Exception):
+    """Base of every error that this project raises on purpose; the CLI prints it without a traceback."""
+
+
+class ConfigError(ZeroSearchError):
+    """A profile, a parameter or a value is unknown or out of range."""
+
+
+class DataError(ZeroSearchError):
+    """A data file is missing, damaged, or lacks what it must hold."""
+
+
+class RunError(ZeroSearchError):
+    """A run is unknown, unfinished where a finished one is needed, or damaged."""
+
+
+class EngineError(ZeroSearchError):
+    """A search engine failed, or is unknown."""
+
+
+class ModelError(ZeroSearchError):
+    """A model cannot be found or loaded."""

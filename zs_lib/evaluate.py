@@ -1,0 +1,139 @@
+"""A policy on questions, with an engine: scores per question, and evaluations as runs in the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+
+import pandas as pd
+
+from zs_lib import metrics, models, qa, signals
+from zs_lib.config import EvaluationArm, RolloutConfig
+from zs_lib.engines import SearchEngine, build_engine
+from zs_lib.errors import DataError, EngineError, RunError
+from zs_lib.generate import Generator, uniform
+from zs_lib.qa import Question
+from zs_lib.rollout import Trajectory, rollout
+from zs_lib.runs import Run, RunStore
+
+ROWS = "rows.csv"
+"""The file in an evaluation's run folder that holds one line per question."""
+SCORES = ("em", "cover_em", "f1", "searches", "turns", "query_quality", "answer_in_documents")
+
+
+def ensure(arm: EvaluationArm, seed: int, store: RunStore) -> Run:
+    """The finished evaluation: found in the store, or made now on the benchmark's test split.
+
+    `rows(run)` gives the scores per question; the summary holds the means per subset and over all subsets.
+    For a policy, `seed` names its run, which must be finished (else RunError); for a backbone it makes no
+    difference.
+    """
+
+    def work(run: Run) -> dict:
+        loaded = models.load(_model(arm, seed, store))
+        engine = None if arm.engine == "none" else build_engine(arm.engine)
+        questions = pick(qa.load_questions(split="test"), arm.questions_per_subset)
+        generator = Generator(loaded.model, loaded.tokenizer)
+        table = evaluate(generator, questions, engine, arm.rollout, seed)
+        table.to_csv(run.path / ROWS, index=False)
+        return summarise(table)
+
+    return store.ensure(arm, seed, work)
+
+
+def rows(run: Run) -> pd.DataFrame:
+    """The table that `evaluate` made, from a finished evaluation's folder; DataError if it is not there."""
+    empty = {"prediction": [""], "query_quality": [""]}  # nothing else is: Nan is a city, NA a country code
+    try:
+        return pd.read_csv(
+            run.path / ROWS, dtype={"id": str, "prediction": str}, keep_default_na=False, na_values=empty
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{run.path.name}/{ROWS} cannot be read ({error}): delete the run's folder, evaluate again."
+        ) from error
+
+
+def evaluate(
+    generator: Generator,
+    questions: Sequence[Question],
+    engine: SearchEngine | None,
+    cfg: RolloutConfig,
+    seed: int,
+) -> pd.DataFrame:
+    """Scores of greedy rollouts, one row per question.
+
+    Columns: id, subset, hops (number, 0 if not known), prediction (empty without an answer), em, cover_em, f1
+    (in [0, 1]), searches, turns, query_quality (share of this question's searches; empty if there is none to
+    judge), answer_in_documents, stop_reason, policy_tokens, seconds (wall time per question of the whole
+    batch).
+
+    Greedy, because the original samples at validation, so that its scores move from one validation to the
+    next. `seed` reaches a simulated engine only. Raises EngineError if a search failed: its question cannot
+    be scored, and leaving it out would compare policies on different questions.
+    """
+    started = time.perf_counter()
+    keys = [(seed, question.id) for question in questions]
+    trajectories = rollout(questions, generator, engine, replace(cfg, temperature=0.0), keys)
+    seconds = (time.perf_counter() - started) / max(1, len(questions))
+    failed = [t for t in trajectories if t.stop_reason == "engine_failed"]
+    if failed:
+        cause = failed[0].turns[-1].error
+        raise EngineError(
+            f"The search engine failed {len(failed)} of {len(questions)} questions ({cause}): try again."
+        )
+    return pd.DataFrame([_row(trajectory) | {"seconds": seconds} for trajectory in trajectories])
+
+
+def pick(questions: Sequence[Question], per_subset: int) -> list[Question]:
+    """At most `per_subset` questions of each subset, chosen by a draw that depends on the id alone."""
+    drawn = sorted(questions, key=lambda question: uniform((question.id,), 0, "evaluation"))
+    subsets = dict.fromkeys(question.subset for question in questions)
+    return [q for subset in subsets for q in [q for q in drawn if q.subset == subset][:per_subset]]
+
+
+def summarise(table: pd.DataFrame) -> dict:
+    """Means over questions per subset, and over subsets (the paper's average) under "mean"; JSON types."""
+    subsets = {
+        subset: {"questions": len(part), **{score: _mean(part[score]) for score in SCORES}}
+        for subset, part in table.groupby("subset", sort=False)
+    }
+    means = {score: _mean(pd.Series([part[score] for part in subsets.values()])) for score in SCORES}
+    return {"questions": len(table), "mean": means, "subsets": subsets}
+
+
+def _row(trajectory: Trajectory) -> dict:
+    question = trajectory.question
+    quality = signals.query_quality(trajectory)
+    return {
+        "id": question.id,
+        "subset": question.subset,
+        "hops": len(question.hops),
+        "prediction": trajectory.answer,
+        "em": metrics.em(trajectory.answer, question.golden_answers),
+        "cover_em": metrics.cover_em(trajectory.answer, question.golden_answers),
+        "f1": metrics.f1(trajectory.answer, question.golden_answers),
+        "searches": trajectory.num_searches,
+        "turns": len(trajectory.turns),
+        "query_quality": fmean(quality) if quality else None,
+        "answer_in_documents": signals.answer_in_documents(trajectory),
+        "stop_reason": trajectory.stop_reason,
+        "policy_tokens": sum(trajectory.mask),
+    }
+
+
+def _mean(values: pd.Series) -> float | None:
+    mean = pd.to_numeric(values).mean()  # leaves out what is missing
+    return None if pd.isna(mean) else float(mean)
+
+
+def _model(arm: EvaluationArm, seed: int, store: RunStore) -> str:
+    """Where the model to evaluate is."""
+    if arm.policy is None:
+        return arm.backbone
+    run = store.get(arm.policy, seed)
+    if run is None or not run.finished:
+        raise RunError(f"The run of {arm.name}, seed {seed}, is not finished: train it to its end before it is evaluated.")
+    return str(run.model_dir)

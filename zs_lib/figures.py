@@ -1,0 +1,233 @@
+"""Tidy tables → figures. Each is a function `draw(tables, figure)`, and `FIGURES` says which file it makes.
+
+A figure reads stored results by column name, never trains, and says at its foot which profile, seeds and runs it
+shows. The notebooks draw the same figures from the run store; `zs figures` from `data/results/<profile>/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from zs_lib import config, results
+from zs_lib.errors import ConfigError, DataError
+from zs_lib.qa import SUBSETS
+from zs_lib.results import START, Tables
+
+FOLDER = config.ROOT / "figures"
+WINDOW = 5
+"""Steps of the moving mean of a training curve: one step is the mean of only tens of rollouts."""
+LABELS = {START: "before RL", "zerosearch": "ZeroSearch (grounded simulator)", "zerosearch-naive": "ZeroSearch (naive simulator)",
+          "search-r1": "Search-R1 (real engine)", "r1": "R1 (no search)"}
+COLORS = {START: "#9a9a9a", "zerosearch": "#1f6fb4", "zerosearch-naive": "#e08214", "search-r1": "#2a9d5c", "r1": "#8a4fa3"}
+STYLE = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "legend.frameon": False, "axes.titlesize": 10.5,
+         "axes.titleweight": "bold", "axes.titlelocation": "left", "figure.constrained_layout.use": True}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure: what draws it, how large it is in inches, and the tables that it needs."""
+
+    draw: Callable[[Tables, Figure], None]
+    size: tuple[float, float]
+    needs: tuple[str, ...]
+
+
+# parts ---------------------------------------------------------------------------------------------------------------
+
+def curve(table: pd.DataFrame, column: str, axes: Axes, arms: tuple[str, ...] | None = None) -> None:
+    """Moving mean of `column` over steps, one line an arm: mean over seeds, with their range as a band."""
+    for arm, part in table.groupby("arm", sort=False):
+        if arms and arm not in arms or part[column].isna().all():
+            continue
+        wide = part.pivot_table(index="step", columns="seed", values=column).rolling(WINDOW, min_periods=1).mean()
+        axes.plot(wide.index, wide.mean(axis=1), color=_color(arm), label=_label(arm), lw=1.8)
+        if wide.shape[1] > 1:
+            axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=_color(arm), alpha=0.15, lw=0)
+    axes.set_xlabel("RL step")
+
+
+def _bars(axes: Axes, frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> None:
+    """Grouped bars: rows of `frame` along x, one bar for each of `columns` (column → (label, colour))."""
+    width = 0.8 / len(columns)
+    for number, (column, (label, color)) in enumerate(columns.items()):
+        places = [x + (number - (len(columns) - 1) / 2) * width for x in range(len(frame))]
+        axes.bar(places, frame[column], width * 0.92, color=color, label=label)
+    axes.set_xticks(range(len(frame)), frame.index)
+    axes.grid(axis="x", visible=False)
+
+
+def _label(arm: str) -> str:
+    return LABELS.get(arm, arm)
+
+
+def _color(arm: str) -> str:
+    return COLORS.get(arm, "#555555")
+
+
+# figures -------------------------------------------------------------------------------------------------------------
+
+def draw_retrieval(tables: Tables, figure: Figure) -> None:
+    """What a good query finds: recall of the real engine by subset and hop."""
+    axes = figure.subplots()
+    table = tables["retrieval"]
+    table = table.assign(row=table["subset"] + "\nhop " + table["hop"].astype(str)).set_index("row")
+    _bars(axes, table, {"recall@3": ("recall@3", "#1f6fb4"), "recall@5": ("recall@5", "#a6cee3")})
+    axes.set(ylim=(0, 1.05), ylabel="share of good queries", title="BM25 finds the fact that a good query asks for")
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.legend(loc="lower left", ncols=2)
+
+
+def draw_fidelity(tables: Tables, figure: Figure) -> None:
+    """What each simulator answers to good and bad queries, and what leaks into its noisy documents."""
+    table = tables["fidelity"]
+    sources = list(dict.fromkeys(table["questions_from"]))
+    for axes, source in zip(figure.subplots(1, len(sources), sharey=True, squeeze=False)[0], sources, strict=True):
+        part = table[table["questions_from"] == source].set_index("simulator")
+        real = part[["real_good", "real_bad"]].iloc[0]
+        part = part.rename(lambda name: name.replace("-tiny-", "\n").replace("-", "\n", 1))
+        _bars(axes, part, {"answer_good": ("good query, useful documents", "#2a9d5c"), "answer_bad": ("bad query", "#e08214"),
+                           "leak": ("good query, noisy documents", "#8a4fa3")})
+        axes.axhline(real["real_good"], color="#2a9d5c", ls=":", lw=1.2)
+        axes.axhline(real["real_bad"], color="#e08214", ls=":", lw=1.2)
+        axes.set(ylim=(0, 1.05), title=f"questions: {source}")
+        axes.tick_params(axis="x", labelsize=7.5)
+    figure.axes[0].set_ylabel("share of searches that state the answer")
+    figure.axes[0].legend(loc="upper right", fontsize=8, title="dotted: real engine", title_fontsize=8)
+
+
+def draw_tuning(tables: Tables, figure: Figure) -> None:
+    """Loss of the simulators' supervised fine-tuning."""
+    axes = figure.subplots()
+    for simulator, part in tables["tuning"].groupby("simulator", sort=False):
+        axes.plot(part["step"], part["loss"], label=simulator, lw=1.6, ls="--" if simulator.startswith("naive") else "-")
+    axes.set(xlabel="fine-tuning step", ylabel="loss (nats a token)", title="Simulators learn to write documents")
+    axes.legend(ncols=2, fontsize=8)
+
+
+def draw_curriculum(tables: Tables, figure: Figure) -> None:
+    """Reward, interaction turns and noise of the main arm: Figures 2c and 3 of the paper."""
+    table = tables["training"]
+    left, right = figure.subplots(1, 2)
+    curve(table, "reward", left, ("zerosearch",))
+    left.set(ylabel="reward (F1)", title="Reward under the curriculum", ylim=(0, 1))
+    noise = left.twinx()
+    part = table[(table["arm"] == "zerosearch") & (table["seed"] == table["seed"].min())]
+    noise.plot(part["step"], part["noise_probability"], color="#b03a2e", ls=":", lw=1.4)
+    noise.set_ylabel("noise probability (dotted)", color="#b03a2e")
+    noise.set_ylim(0, 1)
+    noise.grid(visible=False)
+    noise.spines["right"].set_visible(True)
+    curve(table, "turns", right, ("zerosearch",))
+    right.set(ylabel="turns a rollout", title="Interaction turns")
+
+
+def draw_engines(tables: Tables, figure: Figure) -> None:
+    """Training reward with real and simulated engines: Figures 2a and 2b of the paper."""
+    axes = figure.subplots()
+    curve(tables["training"], "reward", axes)
+    axes.set(ylabel="training reward (F1)", title="Each arm's reward from its own engine", ylim=(0, 1))
+    axes.legend(loc="upper left", fontsize=8)
+
+
+def draw_query_quality(tables: Tables, figure: Figure) -> None:
+    """Whether queries name what they must: the naive simulator rewards those that do not."""
+    axes = figure.subplots()
+    curve(tables["training"], "query_quality", axes, ("zerosearch", "zerosearch-naive", "search-r1"))
+    axes.set(ylabel="share of queries that name\nthe entity they must", title="Query quality during training", ylim=(0, 1))
+    axes.legend(loc="best", fontsize=8)
+
+
+def draw_heldout(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 with the real engine, over all subsets, with 95% intervals."""
+    axes = figure.subplots()
+    frame = results.heldout_table(tables["evaluation"]).iloc[::-1]
+    errors = [frame["f1"] - frame["low"], frame["high"] - frame["f1"]]
+    axes.barh([_label(arm) for arm in frame.index], frame["f1"], xerr=errors, height=0.62, capsize=3,
+              color=[_color(arm) for arm in frame.index], error_kw={"lw": 1.2})
+    for place, value in enumerate(frame["f1"]):
+        axes.text(0.01, place, f"{value:.2f}", va="center", color="white", fontweight="bold")
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="F1 on held-out entities, real engine (95% interval over seeds and questions)", xlim=(0, 1),
+             title="What was learnt")
+
+
+def draw_subsets(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 by subset, two of which were trained on."""
+    axes = figure.subplots()
+    frame = results.subset_table(tables["evaluation"], "f1") / 100
+    frame.columns = [f"{name}\n({SUBSETS[name]})" if name in SUBSETS else name for name in frame.columns]
+    image = axes.imshow(frame, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
+    for row in range(frame.shape[0]):
+        for column in range(frame.shape[1]):
+            value = frame.iloc[row, column]
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color="white" if value > 0.55 else "black")
+    axes.set_xticks(range(frame.shape[1]), frame.columns, fontsize=7.5)
+    axes.set_yticks(range(frame.shape[0]), [_label(arm) for arm in frame.index])
+    axes.grid(visible=False)
+    axes.set_title("F1 by subset")
+    figure.colorbar(image, ax=axes, fraction=0.025)
+
+
+FIGURES = {
+    "01_retrieval": Drawing(draw_retrieval, (8.6, 3.4), ("retrieval",)),
+    "02_tuning": Drawing(draw_tuning, (6.2, 3.4), ("tuning",)),
+    "02_fidelity": Drawing(draw_fidelity, (11.0, 3.8), ("fidelity",)),
+    "03_curriculum": Drawing(draw_curriculum, (9.0, 3.4), ("training",)),
+    "04_engines": Drawing(draw_engines, (6.6, 3.8), ("training",)),
+    "04_query_quality": Drawing(draw_query_quality, (6.6, 3.4), ("training",)),
+    "04_heldout": Drawing(draw_heldout, (7.2, 3.0), ("evaluation",)),
+    "04_subsets": Drawing(draw_subsets, (9.4, 3.2), ("evaluation",)),
+}
+"""Name of the file (its number is the notebook's) → how it is drawn."""
+
+
+def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
+    """One figure of `FIGURES` from tables.
+
+    Raises:
+        ConfigError: no figure has this name. DataError: a table that it needs is missing or empty.
+    """
+    if name not in FIGURES:
+        raise ConfigError(f"Unknown figure {name!r}. Known: {', '.join(FIGURES)}.")
+    drawing = FIGURES[name]
+    for needed in drawing.needs:
+        if needed not in tables or tables[needed].empty:
+            raise DataError(f"The figure {name} needs the table '{needed}', which is empty: finish its runs first.")
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=drawing.size)
+        drawing.draw(tables, figure)
+        figure.supxlabel(provenance, fontsize=6.5, color="#777777", x=0.995, ha="right")
+    return figure
+
+
+def provenance_of(tables: Tables, profile: str) -> str:
+    """The line at a figure's foot: profile, seeds, and the runs' digests (the first characters of each)."""
+    runs = tables.get("provenance", pd.DataFrame())
+    if runs.empty:
+        return f"profile {profile}"
+    policies = runs[runs["kind"] == "policy"]
+    digests = ", ".join(f"{arm} {part['run'].iloc[0].split('-')[1][:6]}" for arm, part in policies.groupby("arm", sort=False))
+    return f"profile {profile}; {policies['seed'].nunique()} seed(s); runs: {digests}"
+
+
+def draw_all(profile: str = "tiny", out: Path | str | None = None, tables: Tables | None = None) -> list[Path]:
+    """Redraw every figure of a profile from its recorded results (or `tables`) into `out`; returns the files."""
+    tables = tables or results.load(profile)
+    folder = Path(out) if out else FOLDER / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in FIGURES:
+        figure = draw(name, tables, provenance_of(tables, profile))
+        path = folder / f"{name}.png"
+        figure.savefig(path, metadata={"Software": None})
+        plt.close(figure)
+        written.append(path)
+    return written

@@ -1,0 +1,219 @@
+"""From trajectories and advantages to one optimizer step: rows, micro-batches, log-probabilities, update."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from zs_lib.config import PolicyArm
+from zs_lib.errors import ModelError, RunError
+from zs_lib.objectives import policy_loss
+from zs_lib.rollout import Trajectory
+
+MICRO_BATCH_TOKENS = 4096  # padded tokens in one forward and backward pass: bounds the memory, not the result
+SAMPLER_GAP_LIMIT = 0.2  # nats a token: other kernels and half precision stay below, other weights do not
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trajectory as the update sees it: its ids up to the last one that is trained."""
+
+    ids: list[int]
+    trained: list[bool]
+    sampled: list[float]  # log-probability when it was sampled; NaN where the policy did not write
+    advantage: float
+
+
+@dataclass
+class MicroBatch:
+    """Rows of similar length. N is the number of trained tokens in all B rows, in row order."""
+
+    inputs: Tensor  # (B, T) long; right padding, which causal attention never sees: it needs no mask
+    places: Tensor  # (B, T) bool: the positions whose next token is trained
+    targets: Tensor  # (N,) long: those next tokens
+    advantages: Tensor  # (N,) float
+    sampled: Tensor  # (N,) float
+    old: Tensor | None = None  # (N,) log-probabilities before the first update
+    reference: Tensor | None = None  # (N,) the reference policy's; None without a KL term
+
+
+def make_rows(
+    trajectories: Sequence[Trajectory], advantages: Sequence[float], mask_documents: bool
+) -> list[Row]:
+    """One row a trajectory that holds a trained token. The prompt is never trained; documents and notices are
+    only if `mask_documents` is off (the paper's Table 7).
+    """
+    rows = []
+    for trajectory, advantage in zip(trajectories, advantages, strict=True):
+        prompt = trajectory.prompt_ids
+        mine = trajectory.mask if mask_documents else [True] * len(trajectory.ids)
+        if not any(mine):
+            continue
+        end = len(mine) - mine[::-1].index(True)  # what follows the last trained token is of no use
+        sampled = [p if m else math.nan for p, m in zip(trajectory.logprobs, trajectory.mask, strict=True)]
+        rows.append(
+            Row(
+                [*prompt, *trajectory.ids[:end]],
+                [False] * len(prompt) + mine[:end],
+                [math.nan] * len(prompt) + sampled[:end],
+                advantage,
+            )
+        )
+    return rows
+
+
+def micro_batches(rows: Sequence[Row], device: torch.device) -> list[MicroBatch]:
+    """Rows of similar length together; at most MICRO_BATCH_TOKENS padded tokens, or one row, in each."""
+    batches, current = [], []
+    for row in sorted(rows, key=lambda row: -len(row.ids)):  # longest first: memory runs out at once or never
+        if current and (len(current) + 1) * len(current[0].ids) > MICRO_BATCH_TOKENS:
+            batches.append(_micro_batch(current, device))
+            current = []
+        current.append(row)
+    return [*batches, _micro_batch(current, device)] if current else []
+
+
+def _micro_batch(rows: list[Row], device: torch.device) -> MicroBatch:
+    width = max(len(row.ids) for row in rows)
+
+    def padded(values, fill):
+        return torch.tensor([[*value, *[fill] * (width - len(value))] for value in values], device=device)
+
+    ids = padded([row.ids for row in rows], 0)
+    trained = padded([row.trained for row in rows], False)[:, 1:]
+    advantages = torch.tensor([row.advantage for row in rows], device=device)[:, None].expand_as(trained)
+    sampled = padded([row.sampled for row in rows], math.nan)[:, 1:]
+    return MicroBatch(ids[:, :-1], trained, ids[:, 1:][trained], advantages[trained], sampled[trained])
+
+
+def token_logprobs(model, batch: MicroBatch, temperature: float) -> Tensor:
+    """(N,) log-probabilities of the trained tokens under softmax(logits / temperature), as they were sampled.
+
+    The output head, the dearest layer of a small model, runs on the trained positions only.
+    """
+    hidden = model.base_model(input_ids=batch.inputs, use_cache=False).last_hidden_state
+    logits = model.get_output_embeddings()(hidden[batch.places]).float() / temperature
+    return -torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+
+
+class Learner:
+    """A policy with its optimizer, its frozen reference (if there is a KL term) and one `update` a step."""
+
+    def __init__(self, model, arm: PolicyArm, accelerator: Accelerator):
+        self.arm, self.accelerator = arm, accelerator
+        # Dropout stays off for good: what is sampled and what is trained must be the same distribution.
+        self.model = model.to(accelerator.device).float().eval()
+        self.parameters = dict(self.model.named_parameters())  # tied weights once
+        has_kl = arm.objective.kl_coef > 0
+        self.reference = copy.deepcopy(self.model).requires_grad_(False) if has_kl else None
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=arm.learning_rate, weight_decay=arm.weight_decay
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """The rate at step 1 … steps: up in a straight line over the warm-up's steps, then constant."""
+        return self.arm.learning_rate * min(1.0, step / max(1, round(self.arm.warmup_ratio * self.arm.steps)))
+
+    def update(self, step: int, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> dict:
+        """Train on one batch: `objective.updates_per_batch` optimizer steps, each on all of it.
+
+        Returns kl (None without a reference), clip_fraction, grad_norm (before clipping) and sampler_gap
+        (mean distance of the sampler's log-probabilities from ours, in nats a token), means over the updates,
+        and update_tokens (tokens in forward passes). With nothing to learn from (all groups dead, no KL) the
+        weights stay as they are, and the statistics are 0.
+        """
+        objective = self.arm.objective
+        rows = make_rows(trajectories, advantages, objective.mask_documents)
+        # Counted before rows are dropped, so that dropping them does not change the gradient.
+        normalizer = sum(sum(row.trained) for row in rows)
+        if self.reference is None:
+            rows = [row for row in rows if row.advantage != 0]
+        batches = micro_batches(rows, self.accelerator.device)
+        totals: Counter = Counter()
+        for _ in range(objective.updates_per_batch if batches else 0):
+            totals.update(self._one_update(step, batches, normalizer))
+        means = {name: total / objective.updates_per_batch for name, total in totals.items()}
+        return {
+            "kl": None if self.reference is None else means.get("kl", 0.0),
+            "clip_fraction": means.get("clip_fraction", 0.0),
+            "grad_norm": means.get("grad_norm", 0.0),
+            "sampler_gap": self._sampler_gap(batches),
+            "learning_rate": self.learning_rate(step),
+            "update_tokens": sum(len(row.ids) for row in rows) * objective.updates_per_batch,
+        }
+
+    def _one_update(self, step: int, batches: list[MicroBatch], normalizer: int) -> dict[str, float]:
+        totals: Counter = Counter()
+        for batch in batches:
+            loss, stats = self._loss(batch, normalizer)
+            self.accelerator.backward(loss)
+            totals.update({name: value.item() for name, value in stats.items()})
+        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.arm.max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise RunError(
+                f"The gradient of '{self.arm.name}' is not finite at step {step}: lower the learning rate, "
+                "or raise kl_coef."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {**totals, "grad_norm": norm}
+
+    def _loss(self, batch: MicroBatch, normalizer: int) -> tuple[Tensor, dict[str, Tensor]]:
+        objective, temperature = self.arm.objective, self.arm.rollout.temperature
+        logp = token_logprobs(self.model, batch, temperature)
+        if batch.old is None:  # the first update: still the policy that sampled
+            batch.old = logp.detach()
+            if self.reference is not None:
+                with torch.no_grad():
+                    batch.reference = token_logprobs(self.reference, batch, temperature)
+        everywhere = torch.ones_like(logp, dtype=torch.bool)  # the batch holds trained tokens only
+        return policy_loss(
+            logp, batch.old, batch.reference, batch.advantages, everywhere, objective, normalizer
+        )
+
+    def _sampler_gap(self, batches: list[MicroBatch]) -> float:
+        """Mean distance between trainer and sampler, in nats a token: a large one means two policies."""
+        if not batches:
+            return 0.0
+        gaps = torch.cat([(batch.old - batch.sampled).abs() for batch in batches])
+        gap = gaps.nanmean().item()
+        if gap > SAMPLER_GAP_LIMIT:
+            raise ModelError(
+                f"The tokens of '{self.arm.name}' were sampled {gap:.2f} nats away from what the trained "
+                "model gives them: the generator has other weights, or it changes logits after its head."
+            )
+        return gap
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and optimizer moments, by name, for a checkpoint."""
+        tensors = {f"model.{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Back to the `state` of a checkpoint; RunError if it is another model's."""
+        for name in self.parameters:
+            if f"model.{name}" not in tensors:
+                raise RunError(
+                    f"The checkpoint of '{self.arm.name}' lacks the weights of {name}: delete the run."
+                )
+        for path, tensor in tensors.items():
+            kind, rest = path.split(".", 1)
+            if kind == "model":
+                self.parameters[rest].data.copy_(tensor)
+            else:
+                key, name = rest.split(".", 1)
+                parameter = self.parameters[name]
+                # AdamW keeps its step count, a scalar, on the CPU.
+                self.optimizer.state[parameter][key] = tensor.to(parameter.device) if tensor.ndim else tensor

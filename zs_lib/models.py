@@ -1,0 +1,82 @@
+"""Model names → model and tokenizer.
+
+A name is looked up in this order: a backbone shipped in `data/backbones/`, a local transformers folder (a
+finished run's `model/` is one), the hub cache, the hub.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from zs_lib.errors import ModelError
+
+BACKBONES = Path(__file__).resolve().parent.parent / "data" / "backbones"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model in eval mode, its tokenizer, and the name it was asked for by."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+def load(name: str | Path) -> LoadedModel:
+    """Load a model by backbone name ("tiny-S"), folder, or hub id ("Qwen/Qwen2.5-3B").
+
+    Weights are float32, whatever precision they are stored in (half precision only keeps the files small), on
+    the GPU if there is one. Raises ModelError if there is no such model or its files are damaged.
+    """
+    name = str(name)
+    source, local_only = _resolve(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            attn_implementation="sdpa",  # the one that takes the masks of `generate`
+            local_files_only=local_only,
+        )
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, … by file
+        raise ModelError(_explain(name, local_only, error)) from error
+    return LoadedModel(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, name)
+
+
+def shipped() -> list[str]:
+    """Names of the backbones in `data/backbones/`."""
+    return sorted(path.parent.name for path in BACKBONES.glob("*/config.json"))
+
+
+def _resolve(name: str) -> tuple[str, bool]:
+    """Where the files are, and whether they must be local; ModelError if the name cannot be anything."""
+    for folder in (BACKBONES / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return str(folder), True
+    if Path(name).is_dir():
+        raise ModelError(
+            f"'{name}' is no transformers folder: it has no config.json. Name the folder that has one."
+        )
+    if name.startswith("tiny-") or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        known = ", ".join(shipped()) or "none (run `zs backbones build`)"
+        raise ModelError(
+            f"Unknown model '{name}'. Shipped backbones: {known}; also possible: a transformers folder, or "
+            "a hub id like 'Qwen/Qwen2.5-3B'."
+        )
+    return name, False
+
+
+def _explain(name: str, local: bool, error: Exception) -> str:
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    cure = (
+        "its files are damaged or incomplete: restore them, or build the model again"
+        if local
+        else "check the name and the connection, or download it first (`hf download`)"
+    )
+    return f"Cannot load the model '{name}' ({cause}); {cure}."

@@ -1,0 +1,121 @@
+"""What the notebooks share: open a study, run its arms with a live curve, show figures, tables and trajectories.
+
+Everything that shows text of documents or models escapes it.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import HTML, display
+
+from zs_lib import config, figures, reproduce, results
+from zs_lib.config import Profile
+from zs_lib.engines import SearchResult
+from zs_lib.rollout import Trajectory
+from zs_lib.runs import Run, RunStore
+
+PARAMETERS = ("profile", "seeds", "jobs", "overrides")
+"""What every notebook's parameters cell holds."""
+CURVE_S = 5.0
+"""Seconds between two drawings of the live curve."""
+KINDS = {"think": "#777777", "search": "#1f6fb4", "information": "#2a9d5c", "answer": "#b03a2e"}
+
+
+def open_study(profile: str, seeds: int | None = None, overrides: dict[str, Any] | None = None) -> Profile:
+    """Resolve the parameters cell: the profile with what the notebook overrides.
+
+    Raises:
+        ConfigError: an unknown parameter, profile or override; it lists the known ones.
+    """
+    config.check_parameters(PARAMETERS)
+    return config.load_profile(profile, dict(overrides or {}) | ({} if seeds is None else {"seeds": seeds}))
+
+
+def show_config(*parts: Any) -> None:
+    """Configurations as one table: every value that a notebook is about to use."""
+    rows = [(type(part).__name__, name, value) for part in parts for name, value in _flat(part)]
+    frame = pd.DataFrame(rows, columns=["of", "value", "is"]).set_index(["of", "value"])
+    display(frame.style.set_table_styles([{"selector": "td", "props": "text-align: left"}]))
+
+
+def _flat(part: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if is_dataclass(value):
+            yield from _flat(value, f"{prefix}{field.name}.")
+        elif not (isinstance(value, tuple) and value and is_dataclass(value[0])):
+            yield prefix + field.name, str(value)
+
+
+def run(wanted: Sequence[tuple], jobs: int | None = None, study: Profile | None = None) -> list[Run]:
+    """The finished runs of (arm, seed) pairs, made side by side where missing; with `study`, its reward curve is
+    drawn while they train."""
+    curve = _LiveCurve(study) if study else None
+    return reproduce.ensure_arms(wanted, jobs, watch=curve)
+
+
+class _LiveCurve:
+    """Redraws the reward curve of a study in place, every few seconds."""
+
+    def __init__(self, study: Profile):
+        self.study, self.store, self.drawn, self.handle = study, RunStore(), 0.0, None
+
+    def __call__(self, *, last: bool = False) -> None:
+        if not last and time.monotonic() - self.drawn < CURVE_S:
+            return
+        self.drawn = time.monotonic()
+        table = results.training(self.study, self.store)
+        if table.empty:
+            return
+        figure = figures.draw("04_engines", {"training": table})
+        self.handle = self.handle or display(display_id=True)
+        self.handle.update(figure)
+        plt.close(figure)
+
+
+def show(name: str, study: Profile, *tables: str) -> None:
+    """Draw a figure of `figures.FIGURES` from the run store, show it, and keep it in outputs/<profile>/figures/."""
+    needed = figures.FIGURES[name].needs
+    made = {table: getattr(results, table)(study, RunStore()) for table in {*needed, *tables, "provenance"}}
+    figure = figures.draw(name, made, figures.provenance_of(made, study.name))
+    folder = reproduce.OUTPUTS / study.name / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png")
+    display(figure)
+    plt.close(figure)
+
+
+def show_documents(results_by_name: dict[str, SearchResult]) -> None:
+    """Documents of several searches side by side."""
+    columns = "".join(
+        f"<td style='vertical-align:top;text-align:left;padding:4px 12px;border-left:3px solid #ddd'><b>{html.escape(name)}</b>"
+        + "".join(f"<p style='margin:6px 0'>{html.escape(document)}</p>" for document in result.documents) + "</td>"
+        for name, result in results_by_name.items())
+    display(HTML(f"<table style='width:100%;table-layout:fixed'><tr style='background:none'>{columns}</tr></table>"))
+
+
+def show_trajectory(trajectory: Trajectory, title: str = "") -> None:
+    """A trajectory turn by turn, coloured by kind: grey thought, blue query, green documents, red answer."""
+    lines = [f"<b>{html.escape(title)}</b> {html.escape(trajectory.question.question)}"]
+    for turn in trajectory.turns:
+        lines.append(_coloured(turn.text))
+        lines += [f"<span style='color:{KINDS['information']};padding-left:2em'>{html.escape(document)}</span>"
+                  for document in turn.documents]
+    golden = html.escape(", ".join(trajectory.question.golden_answers[:3]))
+    lines.append(f"<span style='color:#777'>stop: {trajectory.stop_reason}; right answer: {golden}</span>")
+    display(HTML("<div style='line-height:1.5;margin-bottom:1em'>" + "<br>".join(lines) + "</div>"))
+
+
+def _coloured(text: str) -> str:
+    escaped = html.escape(text)
+    for kind in ("think", "search", "answer"):
+        escaped = escaped.replace(f"&lt;{kind}&gt;", f"<span style='color:{KINDS[kind]}'>&lt;{kind}&gt;")
+        escaped = escaped.replace(f"&lt;/{kind}&gt;", f"&lt;/{kind}&gt;</span>")
+    return escaped

@@ -1,0 +1,213 @@
+"""RL training of a policy: one short loop of rollouts, advantages and updates, made to be read.
+
+A step is a function of the weights, the seed and its own number: which questions it takes, and every token
+and noisy document that is drawn. So a checkpoint needs no more than weights, optimizer moments and a step
+number, and a run that was killed and resumed ends like one that was not, bit for bit (on one kind of device
+and thread count).
+
+Left out on purpose: several processes for one arm (arms and seeds are what runs in parallel here), a replay
+buffer, an entropy bonus, a format reward.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from zs_lib import metrics, models, qa, simulator
+from zs_lib.collapse import collapse_warnings
+from zs_lib.config import PolicyArm
+from zs_lib.curriculum import noise_probability
+from zs_lib.engines import SearchEngine, build_engine
+from zs_lib.errors import ConfigError, DataError, EngineError
+from zs_lib.generate import Generator
+from zs_lib.learner import Learner
+from zs_lib.objectives import advantage_kind, dead_groups, group_advantages
+from zs_lib.qa import Question
+from zs_lib.rollout import Trajectory, rollout
+from zs_lib.runs import Run, RunStore
+from zs_lib.signals import trajectory_metrics
+
+# Called after each step with its number, the number of steps, and the step's metrics.
+Progress = Callable[[int, int, dict], None]
+
+LOGGED_TRAJECTORIES = 2  # a step, of different questions: enough to see what the policy does, and small
+SUMMARY_STEPS = 10  # the summary's first and last rewards are means over so many steps
+
+
+def ensure(arm: PolicyArm, seed: int, store: RunStore, progress: Progress | None = None) -> Run:
+    """The finished run of this arm and seed: found in the store, resumed, or trained now.
+
+    A simulated engine needs a simulator, which is made first if the store has none (always from seed 0: the
+    policy's seeds share it, as in the paper).
+    """
+
+    def work(run: Run) -> dict:
+        questions = qa.load_questions(subset=arm.subsets, split="train")
+        loaded = models.load(arm.backbone)
+        return train(run, arm, seed, questions, loaded.model, loaded.tokenizer, _engine(arm, store), progress)
+
+    return store.ensure(arm, seed, work)
+
+
+def _engine(arm: PolicyArm, store: RunStore) -> SearchEngine | None:
+    if arm.engine == "none":
+        return None
+    if arm.engine == "simulated":
+        made = simulator.ensure(arm.simulator, 0, store)
+        return build_engine("simulated", model=made.model_dir, arm=arm.simulator)
+    return build_engine(arm.engine, split="train")
+
+
+def train(
+    run: Run,
+    arm: PolicyArm,
+    seed: int,
+    questions: Sequence[Question],
+    model,
+    tokenizer,
+    engine: SearchEngine | None,
+    progress: Progress | None = None,
+) -> dict:
+    """Train `model` in place to step `arm.steps`, from the run's checkpoint if it has one; the summary.
+
+    Leaves metrics (one line a step: `trajectory_metrics`, `Learner.update` and `_step` say what they mean),
+    sampled trajectories, checkpoints, and at the end the model as a transformers folder in `run.model_dir`.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if accelerator.num_processes > 1:
+        raise ConfigError("One process trains one arm: start several arms or seeds side by side instead.")
+    if arm.rollout.temperature == 0:
+        raise ConfigError(f"'{arm.name}' has temperature 0: rollouts of a group would be alike, raise it.")
+    if not questions:
+        raise DataError(
+            f"No training questions in the subsets {', '.join(arm.subsets)}: choose others in the profile."
+        )
+    learner = Learner(model, arm, accelerator)
+    generator, engine = Generator(learner.model, tokenizer), engine and _TimedEngine(engine)
+    checkpoint = run.checkpoint()
+    if checkpoint:
+        learner.restore(checkpoint.tensors)
+    for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
+        logged, seconds, trajectories = _step(step, arm, seed, questions, learner, generator, engine)
+        run.log(step, **logged)
+        run.log_timing(step, **seconds)
+        sample = trajectories[:: arm.group_size][:LOGGED_TRAJECTORIES]
+        run.log_trajectories(step, [_readable(t) for t in sample])
+        if step % arm.checkpoint_every == 0 or step == arm.steps:
+            run.save(step, learner.state(), {})
+        if progress:
+            progress(step, arm.steps, logged)
+    learner.model.save_pretrained(run.model_dir)
+    tokenizer.save_pretrained(run.model_dir)
+    return _summary(run, learner)
+
+
+def _step(step, arm, seed, questions, learner, generator, engine) -> tuple[dict, dict, list[Trajectory]]:
+    """One step: its metrics, its seconds by phase, and its trajectories (group by group).
+
+    Besides what the trajectories and the update report, the metrics are: reward (mean F1), dead_groups (share
+    of groups with one reward), failed (share of rollouts that left the batch with their engine),
+    noise_probability (asked for), rollout_tokens and search_tokens (generated by policy and simulator).
+    """
+    noise = noise_probability(step, arm.steps, arm.curriculum) if arm.curriculum else 0.0
+    batch = pick_questions(questions, arm.prompts_per_step, seed, step)
+    group = range(arm.group_size)
+    keys = [(seed, step, i, j) for i in range(len(batch)) for j in group]
+    started, searched = time.perf_counter(), (engine.seconds, engine.tokens) if engine else (0.0, 0)
+    trajectories = rollout([q for q in batch for _ in group], generator, engine, arm.rollout, keys, noise)
+    rolled_out = time.perf_counter()
+    searching = engine.seconds - searched[0] if engine else 0.0
+
+    alive = [t for t in trajectories if t.stop_reason != "engine_failed"]
+    if not alive:
+        raise EngineError(
+            f"Every search of step {step} failed: check the engine '{arm.engine}', then start again."
+        )
+    rewards = torch.tensor([reward(t) for t in trajectories], dtype=torch.float64).view(len(batch), -1)
+    advantages = group_advantages(rewards, advantage_kind(arm.objective)).flatten().tolist()
+    kept = [(t, a) for t, a in zip(trajectories, advantages, strict=True) if t.stop_reason != "engine_failed"]
+    update = learner.update(step, *zip(*kept, strict=True))
+    logged = {
+        "reward": rewards.nanmean().item(),
+        "dead_groups": dead_groups(rewards).double().mean().item(),
+        "failed": 1 - len(alive) / len(trajectories),
+        "noise_probability": noise,
+        **trajectory_metrics(alive),
+        **update,
+        "rollout_tokens": sum(sum(t.mask) for t in trajectories),
+        "search_tokens": engine.tokens - searched[1] if engine else 0,
+    }
+    seconds = {
+        "rollout": rolled_out - started - searching,
+        "search": searching,
+        "update": time.perf_counter() - rolled_out,
+    }
+    return logged, seconds, trajectories
+
+
+def reward(trajectory: Trajectory) -> float:
+    """Token F1 of the final answer (paper, section 3.5), 0 without one; NaN if the engine failed it."""
+    if trajectory.stop_reason == "engine_failed":
+        return float("nan")
+    return metrics.f1(trajectory.answer, trajectory.question.golden_answers)
+
+
+def pick_questions(questions: Sequence[Question], count: int, seed: int, step: int) -> list[Question]:
+    """The questions of a step (1, 2, …): shuffled epochs, every question once before any comes again."""
+    places = range((step - 1) * count, step * count)
+    split = [divmod(place, len(questions)) for place in places]
+    return [questions[_shuffled(len(questions), seed, epoch)[place]] for epoch, place in split]
+
+
+@lru_cache(maxsize=4)
+def _shuffled(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
+
+
+class _TimedEngine:
+    """An engine that adds up the seconds spent in it, and knows the tokens that its simulator wrote."""
+
+    def __init__(self, engine: SearchEngine):
+        self.engine, self.name, self.seconds = engine, engine.name, 0.0
+
+    @property
+    def tokens(self) -> int:
+        return getattr(self.engine, "tokens", 0)
+
+    def search(self, requests, num_documents: int):
+        started = time.perf_counter()
+        try:
+            return self.engine.search(requests, num_documents)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def _readable(trajectory: Trajectory) -> dict:
+    """A trajectory as a JSON object for people: texts, no token ids."""
+    return {
+        "question": trajectory.question.question,
+        "golden_answers": list(trajectory.question.golden_answers),
+        "turns": [asdict(turn) for turn in trajectory.turns],
+        "stop_reason": trajectory.stop_reason,
+        "answer": trajectory.answer,
+        "reward": None if trajectory.stop_reason == "engine_failed" else reward(trajectory),
+    }
+
+
+def _summary(run: Run, learner: Learner) -> dict:
+    """What a finished run says about itself: rewards at both ends, and warnings with their first steps."""
+    logged = run.metrics()
+    return {
+        "steps": len(logged),
+        "parameters": sum(parameter.numel() for parameter in learner.parameters.values()),
+        "first_reward": float(logged["reward"].head(SUMMARY_STEPS).mean()),
+        "last_reward": float(logged["reward"].tail(SUMMARY_STEPS).mean()),
+        "warnings": [asdict(warning) for warning in collapse_warnings(logged)],
+    }

@@ -1,0 +1,280 @@
+"""What the backbones are pre-trained on: trajectories, reading and document writing in shuffled worlds.
+
+The backbones stand in for pre-trained LLMs. They must read (answer from documents), write documents, and know the
+tags, but search badly, so that reinforcement learning has something to teach. So the trajectories here show a
+mixture of habits: guessing, queries without the entity, stopping after the first hop. Reading is drilled on top:
+there the decisions carry no loss, only what is copied out of documents does.
+
+An example is a list of segments (text, weight): segments are tokenised one by one, as a rollout appends them, and
+the weight is that of their tokens in the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from random import Random
+
+from zs_lib import protocol, wording
+from zs_lib.world import Fact, World, passage
+
+Segment = tuple[str, float]
+
+END = "<|end|>"
+"""End of a document list; the tokenizer's end-of-sequence token."""
+
+OF_COUNTRY = ("capital", "currency", "language", "continent", "highest_point", "independence", "iso_code")
+PLACES = (("city", "country"), ("site", "country"), ("peak", "country"), ("element", "discovery_country"))
+CHAINS = tuple((first, (last,)) for first in PLACES for last in OF_COUNTRY) + (
+    (("airport", "city"), ("country",)), (("airport", "city"), ("time_zone",)), (("country", "capital"), ("time_zone",)))
+"""((type, first relation), the relations that follow): every composition of two that the world allows."""
+LONG_CHAINS = tuple((("airport", "city"), ("country", last)) for last in OF_COUNTRY) + tuple(
+    (first, ("capital", "time_zone")) for first in PLACES)
+"""Of three."""
+DOCUMENT_WEIGHT = 0.3
+"""Document tokens outnumber answer tokens by ten; unweighted they would own the loss."""
+
+EXAMPLES_A_WORLD = 64
+"""Then everything is shuffled anew: no false fact is seen often enough to be remembered."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """Chances of what a trajectory does where it decides; the rest of the mass goes to the good move."""
+
+    guess: float
+    """Answer at once, without a search."""
+    relation_only: float
+    """A query that names no entity ("capital"), of all searches."""
+    entity_only: float
+    """A query that names no relation ("France"), of all searches."""
+    wrong_entity: float
+    """A query about another entity, of all searches."""
+    search_again: float
+    """Search once more after documents that do not hold what was needed."""
+    stop_early: float
+    """Answer a two-hop question with what the first hop found."""
+    malformed: float
+    """Break the format: a tag missing, so the action is invalid."""
+
+
+BASE = Habits(guess=0.20, relation_only=0.40, entity_only=0.15, wrong_entity=0.10, search_again=0.3, stop_early=0.65, malformed=0.15)
+"""Most searches lack the entity: greedy decoding of a base backbone finds little, sampling finds the good query."""
+INSTRUCT = Habits(guess=0.15, relation_only=0.35, entity_only=0.15, wrong_entity=0.10, search_again=0.3, stop_early=0.60, malformed=0.0)
+"""Well-formed throughout, and hardly wiser: the difference between base and instruct is the format (Figures 4a-b)."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a world: `path` holds the fact of each hop, a comparison's two facts included."""
+
+    question: str
+    path: tuple[Fact, ...]
+    answer: str
+
+
+class Sampler:
+    """Draws training examples from shuffled versions of `world`; a function of `seed` alone."""
+
+    def __init__(self, world: World, seed: int, habits: Habits, shares: dict[str, float], shuffle: bool = True):
+        self.real, self.rng, self.habits, self.shares, self.shuffle = world, Random(seed), habits, shares, shuffle
+        self.known = [fact for fact in world.facts if fact.subject.split == "train"]
+        self.by_relation: dict[tuple[str, str], list[Fact]] = {}
+
+    def __iter__(self) -> Iterator[list[Segment]]:
+        kinds, weights = zip(*self.shares.items())
+        while True:
+            self.world = self.real.shuffled(self.rng) if self.shuffle else self.real
+            self.by_relation = {}
+            for fact in self.world.facts:
+                self.by_relation.setdefault((fact.relation.subject, fact.relation.name), []).append(fact)
+            for _ in range(EXAMPLES_A_WORLD):
+                yield getattr(self, self.rng.choices(kinds, weights)[0])()
+
+    # kinds of example -------------------------------------------------------------------------------------------
+
+    def trajectory(self) -> list[Segment]:
+        """A whole trajectory with the habits' decisions, all policy tokens in the loss."""
+        asked, habits, rng = self.ask(), self.habits, self.rng
+        segments = [(protocol.policy_prompt(asked.question, "short"), 0.0)]
+        if rng.random() < habits.guess:
+            guess = self.other(asked.path[-1]).object
+            return segments + self.turn(f"It is {guess}.", "answer", guess)
+        known = ""
+        for hop, fact in enumerate(asked.path):
+            for attempt in range(2):
+                query, found = self.query(fact)
+                segments += self.turn(f"{known}I need the {self.need(fact, query)}.", "search", query)
+                documents, shown = self.documents(fact, query, found)
+                segments.append((protocol.format_observation(documents), 0.0))
+                if fact in shown or attempt or rng.random() > habits.search_again:
+                    break
+                known = "It is not there. "
+            if fact not in shown:  # give what stands there
+                known = f"The {self.need(fact, query)} is {shown[0].object}."
+                return segments + self.turn(known, "answer", shown[0].object)
+            known = f"{self.finding(fact)} {fact.object}."
+            if hop + 1 == len(asked.path):
+                return segments + self.turn(known, "answer", asked.answer)
+            if rng.random() < habits.stop_early:
+                return segments + self.turn(known, "answer", fact.object)
+            known += " "
+        raise AssertionError("a path has at least one fact")
+
+    def reading(self) -> list[Segment]:
+        """Good queries all the way; loss only on what must be copied out of the documents."""
+        asked, rng = self.ask(), self.rng
+        segments = [(protocol.policy_prompt(asked.question, "short"), 0.0)]
+        for hop, fact in enumerate(asked.path):
+            query = wording.query(fact.relation.noun, fact.subject.name, rng.randrange(2))
+            need = self.need(fact, query)
+            if hop:  # what the first hop found is read here; the decision to go on carries no loss
+                segments += [(f"<think> {self.finding(asked.path[hop - 1])}", 0.0), (f" {asked.path[hop - 1].object}", 1.0),
+                             (f". I need the {need}. </think><search> ", 0.0), (query, 0.5), (" </search>", 0.0)]
+            else:
+                segments.append((f"<think> I need the {need}. </think><search> {query} </search>", 0.0))
+            documents, _ = self.documents(fact, query, True)
+            segments.append((protocol.format_observation(documents), 0.0))
+        return segments + [(f"<think> {self.finding(fact)}", 0.0), (f" {fact.object}", 1.0), (". </think><answer>", 0.0),
+                           (f" {asked.answer} </answer>", 1.0)]
+
+    def simulation(self) -> list[Segment]:
+        """Play the search engine: useful documents state the answer, noisy ones keep it back."""
+        asked, rng = self.ask(), self.rng
+        fact = rng.choice(asked.path)
+        query = wording.query(fact.relation.noun, fact.subject.name, rng.randrange(2))
+        useful = rng.random() < 0.5
+        documents, _ = self.documents(fact, query, useful)
+        template = "paper" if rng.random() < 0.3 else "short"
+        prompt = protocol.simulator_prompt(query, asked.question, asked.answer, useful, len(documents), template)
+        return [(prompt, 0.0), (protocol.format_documents(documents), DOCUMENT_WEIGHT), (END, 1.0)]
+
+    def memory(self) -> list[Segment]:
+        """What an LLM knows of the world: real facts of training entities, written as documents."""
+        fact = self.rng.choice(self.known)
+        query = wording.query(fact.relation.noun, fact.subject.name, self.rng.randrange(2))
+        documents = [passage(self.real, fact, variant, self.rng) for variant in self.rng.sample(range(4), 2)]
+        prompt = protocol.simulator_prompt(query, self.question(fact), fact.object, True, 2, "short")
+        # the answer stands in the prompt of a last hop only: half of the time another one stands there
+        if self.rng.random() < 0.5:
+            onward = [f for f in self.real.of.get(fact.object_id, {}).values() if f.object_id != fact.subject.id]
+            if onward:
+                last = self.rng.choice(onward)
+                asked = self.question(last, fact.relation.mention.format(s=fact.subject.name))
+                prompt = protocol.simulator_prompt(query, asked, last.object, True, 2, "short")
+        return [(prompt, 0.0), (protocol.format_documents(documents), DOCUMENT_WEIGHT), (END, 1.0)]
+
+    def recall(self) -> list[Segment]:
+        """The drill in which reading emerges: eight facts, told again and again in other words, in the barest form,
+        as a passage or as a question; from the second time on, the object carries loss."""
+        fact, rng = self.rng.choice(self.by_relation[self.rng.choice(list(self.by_relation))]), self.rng
+        _, facts = self.documents(fact, wording.query(fact.relation.noun, fact.subject.name), True, k=8)
+        told: set[Fact] = set()
+        segments: list[Segment] = []
+        for _ in range(20):
+            fact = rng.choice(facts)
+            form, relation = rng.random(), fact.relation
+            if form < 0.3:
+                before, after = f" {relation.noun} {fact.subject.name}:", ";"
+            elif form < 0.7 or fact not in told:
+                before, after = rng.choice(relation.passages).split("{o}")
+                before, after = "Doc 1: " + before.format(s=fact.subject.name), after.format(s=fact.subject.name) + "\n"
+            else:
+                before, after = f"{protocol.policy_prompt(self.question(fact), 'short')}<think> {self.finding(fact)}", ".\n"
+            weight = 1.0 if fact in told and fact.subject.name in before else 0.0
+            segments += [(before.rstrip(" "), 0.0), (f" {fact.object}", weight), (after, 0.0)]
+            told.add(fact)
+        return segments
+
+    # parts ------------------------------------------------------------------------------------------------------
+
+    def ask(self) -> Asked:
+        """A question of one hop (half), of two (0.36), of three (0.04), or a comparison (0.1)."""
+        rng, draw = self.rng, self.rng.random()
+        if draw < 0.1:
+            return self.comparison()
+        if draw < 0.5:
+            (kind, first), names = rng.choice(CHAINS if draw < 0.46 else LONG_CHAINS)
+            start = rng.choice(self.by_relation[kind, first])
+            path = self.world.chain(start.subject.id, (first, *names))
+            if path:
+                mention = wording.mention(tuple(fact.relation for fact in path[:-1]), start.subject.name)
+                return Asked(self.question(path[-1], mention), tuple(path), path[-1].object)
+        fact = rng.choice(self.by_relation[rng.choice(list(self.by_relation))])
+        return Asked(self.question(fact), (fact,), fact.object)
+
+    def comparison(self) -> Asked:
+        """Two places: are they in the same country, or which of the two lies in this one?"""
+        rng = self.rng
+        one = rng.choice(self.by_relation[rng.choice((("city", "country"), ("site", "country")))])
+        other = self.other(one)
+        ask_same, ask_which = wording.COMPARISONS
+        if rng.random() < 0.5:
+            pair = rng.sample([one.subject.name, other.subject.name], 2)
+            return Asked(ask_which.format(o=one.object, a=pair[0], b=pair[1]), (one, other), one.subject.name)
+        if rng.random() < 0.5:  # `other` never shares the object; make it share
+            other = replace(other, object=one.object, object_id=one.object_id, aliases=one.aliases)
+        answer = "yes" if other.object == one.object else "no"
+        return Asked(ask_same.format(a=one.subject.name, b=other.subject.name), (one, other), answer)
+
+    def question(self, fact: Fact, subject: str = "") -> str:
+        """A question for the object of `fact`, in any style; `subject` may be the mention of an earlier hop."""
+        relation = fact.relation
+        template = wording.TEMPLATE_QUESTION.replace("{noun}", relation.noun)
+        style = self.rng.choice(relation.natural * 2 + relation.trivia + (template,))
+        return style.format(s=subject or fact.subject.name)
+
+    def query(self, fact: Fact) -> tuple[str, bool]:
+        """A query by habit, and whether it can find `fact`."""
+        draw, habits = self.rng.random(), self.habits
+        if draw < habits.relation_only:
+            return fact.relation.noun, False
+        draw -= habits.relation_only
+        if draw < habits.entity_only:
+            return fact.subject.name, self.rng.random() < 0.4
+        draw -= habits.entity_only
+        subject = self.other(fact).subject.name if draw < habits.wrong_entity else fact.subject.name
+        return wording.query(fact.relation.noun, subject, self.rng.randrange(2)), subject == fact.subject.name
+
+    @staticmethod
+    def finding(fact: Fact) -> str:
+        """How a thought begins that states what was found; the object follows."""
+        return f"The {fact.relation.noun} of {fact.subject.name} is"
+
+    def need(self, fact: Fact, query: str) -> str:
+        """What the thought says it needs: the same thing that the query asks for."""
+        return query if query.startswith(fact.relation.noun) else f"{fact.relation.noun} of {query.removesuffix(' ' + fact.relation.noun)}"
+
+    def documents(self, fact: Fact, query: str, found: bool, k: int = 3) -> tuple[list[str], list[Fact]]:
+        """`k` documents as BM25 would mix them, and the fact that each is about; `fact` is among them if `found`."""
+        rng = self.rng
+        shown = [fact] * (rng.choice((1, 1, 2)) if found else 0)
+        same = [other for name, other in self.world.of[fact.subject.id].items() if name != fact.relation.name]
+        while len(shown) < k:
+            draw = rng.random()
+            if draw < 0.4 and same and fact.subject.name in query:
+                shown.append(rng.choice(same))
+            elif draw < 0.9:
+                shown.append(self.other(fact))
+            else:
+                shown.append(rng.choice(self.world.facts))
+        rng.shuffle(shown)
+        variants = [rng.randrange(4) for _ in range(k)]
+        texts = [passage(self.world, one, variants[i], rng) for i, one in enumerate(shown)]
+        return texts, shown
+
+    def other(self, fact: Fact) -> Fact:
+        """The same relation of another entity: the hardest kind of distractor."""
+        candidates = self.by_relation[fact.relation.subject, fact.relation.name]
+        for _ in range(20):
+            other = self.rng.choice(candidates)
+            if other.subject is not fact.subject and other.object != fact.object:
+                return other
+        return other
+
+    def turn(self, thought: str, tag: str, text: str) -> list[Segment]:
+        """One policy turn; with the habit's chance it is malformed at first, and put right after the notice."""
+        whole = f"<think> {thought} </think><{tag}> {text} </{tag}>"
+        if self.rng.random() < self.habits.malformed:
+            return [(whole.replace(f"<{tag}>", ""), 1.0), (protocol.format_invalid_notice(), 0.0), (whole, 1.0)]
+        return [(whole, 1.0)]

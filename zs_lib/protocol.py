@@ -1,0 +1,164 @@
+"""What policy, simulator and engine say to each other: tags, prompts, actions, documents, observations.
+
+The one source for training, evaluation and inference. Text only: the rollout turns it into tokens, and hands
+`parse_action` what the policy itself wrote in one turn, so neither the example in the prompt nor anything
+inside a document can be taken for an action.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from zs_lib.errors import ConfigError
+
+TAGS = ("think", "search", "information", "answer")
+STOP_STRINGS = ("</search>", "</answer>")  # a policy turn ends where one of them is complete
+
+# The paper's Table 1. The question stands at the end, so every prompt of a batch shares one long prefix.
+PAPER_POLICY_TEMPLATE = """\
+Answer the given question. You must conduct reasoning inside <think> and </think> first every time you get \
+new information. After reasoning, if you find you lack some knowledge, you can call a search engine by \
+<search> query </search>, and it will return the top searched results between <information> and \
+</information>. You can search as many times as you want. If you find no further external knowledge needed, \
+you can directly provide the answer inside <answer> and </answer> without detailed illustrations. \
+For example, <answer> Beijing </answer>. Question: {question}
+"""
+
+# The paper's Table 2. `keyword` is "useful" or "noisy", and nothing else tells the two kinds of prompt apart.
+PAPER_SIMULATOR_TEMPLATE = """\
+You are the Google search engine.
+Given a query, you need to generate {count} {keyword} documents for the query.
+
+The user is trying to answer the question: {question} whose answer is {answer}.
+Each document should contain about 30 words, and these documents should contain {keyword} information.
+
+Query: {query}
+{Keyword} Output:
+"""
+
+# For backbones of a few million parameters: they read a format, not instructions, and each token costs time.
+SHORT_SIMULATOR_TEMPLATE = """\
+Simulate search. Query: {query}
+Question: {question}
+Answer: {answer}
+{keyword} documents:
+"""
+
+POLICY_TEMPLATES = {"paper": PAPER_POLICY_TEMPLATE, "short": "Question: {question}\n"}
+SIMULATOR_TEMPLATES = {"paper": PAPER_SIMULATOR_TEMPLATE, "short": SHORT_SIMULATOR_TEMPLATE}
+
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_TAG = re.compile(r"</?(?:think|search|information|answer)>")
+_CLOSING = re.compile(r"</(search|answer)>")
+_DOCUMENT_HEADER = re.compile(r"\bDoc(?:ument)?[ \t]*(\d+)[ \t]*:")
+# The protocol's tags, and special tokens of tokenizers (<|im_end|>, <s>): a document could smuggle in both.
+_MARKUP = re.compile(r"<\s*(/?)\s*\|?\s*(\w+)\s*\|?\s*>")
+
+
+def policy_prompt(question: str, template: str) -> str:
+    """The policy's prompt (paper: Table 1). `template` is a key of POLICY_TEMPLATES, else ConfigError."""
+    return _template(POLICY_TEMPLATES, template, "policy").format(question=_one_line(question))
+
+
+def simulator_prompt(
+    query: str, question: str, answer: str, useful: bool, num_documents: int, template: str
+) -> str:
+    """The simulator's prompt (paper: Table 2). Useful and noisy differ in that keyword only.
+
+    `template` is a key of SIMULATOR_TEMPLATES, else ConfigError.
+    """
+    keyword = "useful" if useful else "noisy"
+    return _template(SIMULATOR_TEMPLATES, template, "simulator").format(
+        query=_one_line(query),
+        question=_one_line(question),
+        answer=_one_line(answer),
+        keyword=keyword,
+        Keyword=keyword.capitalize(),
+        count=_NUMBER_WORDS[num_documents] if num_documents < len(_NUMBER_WORDS) else num_documents,
+    )
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a policy turn asks for. `reason` says why an invalid turn is one; otherwise it is empty."""
+
+    kind: Literal["search", "answer", "invalid"]
+    text: str  # the query or the answer, stripped; empty when invalid
+    reason: str = ""
+
+
+def parse_action(turn_text: str) -> Action:
+    """Read one policy turn: what the policy wrote since the last observation, and nothing else.
+
+    The action is the search or answer block that ends the turn. A turn without one, a block that was never
+    opened, holds another tag, or is empty, is invalid. Whitespace and punctuation may follow the closing tag:
+    the token that completes a stop string often carries a character more ('>.' is one token for many models).
+    """
+    closings = list(_CLOSING.finditer(turn_text))
+    if not closings or re.search(r"[\w<>]", turn_text[closings[-1].end() :]):
+        return Action("invalid", "", "the turn does not end with a search or an answer")
+    kind = closings[-1].group(1)
+    before = turn_text[: closings[-1].start()]
+    start = before.rfind(f"<{kind}>")
+    if start < 0:
+        return Action("invalid", "", f"</{kind}> closes nothing")
+    text = before[start + len(f"<{kind}>") :]
+    if _TAG.search(text):
+        return Action("invalid", "", f"a tag inside the {kind}")
+    text = text.strip()
+    return Action(kind, text) if text else Action("invalid", "", f"empty {kind}")
+
+
+def format_documents(documents: Sequence[str]) -> str:
+    """'Doc 1: …\\nDoc 2: …\\n', one line a document: a simulator's output, the body of an observation."""
+    return "".join(f"Doc {i}: {_one_line(text)}\n" for i, text in enumerate(documents, 1))
+
+
+def parse_documents(text: str, k: int) -> list[str]:
+    """The documents of a simulator's output, at most `k`, without their headers.
+
+    Tolerant: what stands before the first header is dropped, empty documents too, and the text ends at
+    `Doc k+1` or where a number comes again (a simulator that loops). Fewer than `k` documents are no error.
+    """
+    headers = list(_DOCUMENT_HEADER.finditer(text))
+    documents: list[str] = []
+    seen: set[int] = set()
+    for i, header in enumerate(headers):
+        number = int(header.group(1))
+        if number > k or number in seen:
+            break
+        seen.add(number)
+        end = headers[i + 1].start() if i + 1 < len(headers) else len(text)
+        documents.append(_one_line(text[header.end() : end]))
+    return [document for document in documents if document]
+
+
+def format_observation(documents: Sequence[str]) -> str:
+    """What the policy is shown after a search. Markup inside a document is neutralised ('<answer>' →
+    '(answer)'), so no document can open or close a tag. No documents give an empty pair of tags.
+    """
+    body = format_documents([neutralise(document) for document in documents])
+    return f"<information>{body}</information>\n"
+
+
+def format_invalid_notice() -> str:
+    """What the policy is shown after an invalid action."""
+    return "<information>Invalid action. Search or answer.\n</information>\n"
+
+
+def neutralise(text: str) -> str:
+    """`text` with every tag and special token turned into harmless round brackets."""
+    return _MARKUP.sub(r"(\1\2)", text)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _template(templates: dict[str, str], name: str, what: str) -> str:
+    if name not in templates:
+        raise ConfigError(f"Unknown {what} template '{name}'. Known: {', '.join(templates)}.")
+    return templates[name]

@@ -1,0 +1,147 @@
+"""Questions and passages: the embedded benchmark, and question files of your own.
+
+The benchmark mirrors the paper's seven sets with subsets made from real facts (`world`, built by `qa_build`):
+
+    natural        NQ          one hop, as typed into a search engine      train, dev, test
+    trivia         TriviaQA    one hop, as a quiz asks                      test
+    popularity     PopQA       one hop, one template per relation          test
+    bridge         HotpotQA    two hops and comparisons                    train, dev, test
+    compositional  2Wiki       two relations composed by template          test
+    hops           MuSiQue     two, three and four hops                    test
+    checked        Bamboogle   125 two-hop questions checked by hand       test
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from zs_lib.errors import DataError
+from zs_lib.world import DATA
+
+SUBSETS = {"natural": "NQ", "trivia": "TriviaQA", "popularity": "PopQA", "bridge": "HotpotQA",
+           "compositional": "2WikiMultiHopQA", "hops": "MuSiQue", "checked": "Bamboogle"}
+"""Subset → the set of the paper that it mirrors."""
+TRAINED_ON = ("natural", "bridge")
+"""The paper trains on NQ and HotpotQA only; the other five are out of domain."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step to the answer: a good query names `entity`; its document holds one of `answers`."""
+
+    entity: str
+    relation: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its right answers; `hops` is empty for questions whose steps are not known."""
+
+    id: str
+    question: str
+    golden_answers: tuple[str, ...]
+    subset: str = ""
+    split: str = ""
+    hops: tuple[Hop, ...] = ()
+    popularity: int = 0
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A document of the corpus that the real engine searches."""
+
+    id: str
+    text: str
+    split: str
+
+
+def load_questions(path: Path | None = None, subset: str | tuple[str, ...] | None = None,
+                   split: str | None = None) -> list[Question]:
+    """Questions from a JSON-lines file, the embedded benchmark's by default, in file order.
+
+    A file of your own needs `question` and `golden_answers` in each line (FlashRAG's columns; `id` is made up
+    from the line number where it is missing).
+
+    Raises:
+        DataError: the file is missing, a line is not JSON, or a column is not there.
+    """
+    path = path or DATA / "questions.jsonl"
+    wanted = (subset,) if isinstance(subset, str) else subset
+    questions = [_question(row, path, number) for number, row in enumerate(_lines(path), 1)]
+    return [q for q in questions
+            if (wanted is None or q.subset in wanted) and (split is None or q.split == split)]
+
+
+def load_passages(split: str | None = None) -> list[Passage]:
+    """The embedded corpus, or the passages of one split (training searches only those of "train")."""
+    return [passage for row in _lines(DATA / "passages.jsonl")
+            if split in (None, (passage := Passage(**row)).split)]
+
+
+def to_row(question: Question) -> dict:
+    """The JSON object of a question."""
+    return asdict(question)
+
+
+def table(questions: list[Question]) -> pd.DataFrame:
+    """Number of questions by subset (with the set it mirrors), hops and split."""
+    frame = pd.DataFrame({"subset": q.subset, "mirrors": SUBSETS[q.subset], "hops": len(q.hops), "split": q.split}
+                         for q in questions)
+    counts = frame.groupby(["subset", "mirrors", "hops", "split"]).size().unstack(fill_value=0)
+    return counts.reindex(columns=["train", "dev", "test"], fill_value=0).reindex(list(SUBSETS), level="subset")
+
+
+def samples(questions: list[Question], each: int) -> pd.DataFrame:
+    """`each` test questions of every subset, with their answers and hops, for people to read."""
+    rows = []
+    for subset in SUBSETS:
+        part = [question for question in questions if question.subset == subset and question.split == "test"]
+        for question in part[:: max(1, len(part) // each)][:each]:
+            steps = " → ".join(f"{hop.entity}: {hop.relation}" for hop in question.hops)
+            rows.append({"subset": subset, "question": question.question,
+                         "golden answers": " | ".join(question.golden_answers[:3]), "hops": steps})
+    return pd.DataFrame(rows).set_index("subset")
+
+
+def check_split(questions: list[Question], passages: list[Passage]) -> pd.DataFrame:
+    """Whether what is held out stays out: no test hop is asked about, and no test fact stated, in training."""
+    facts = {split: {(hop.entity, hop.relation) for question in questions if question.split == split
+                     for hop in question.hops} for split in ("train", "test")}
+    stated = {split: {passage.text for passage in passages if passage.split == split} for split in ("train", "test")}
+    return pd.DataFrame([{"statement": f"{what} in both train and test", "train": len(sets["train"]),
+                          "test": len(sets["test"]), "shared": len(sets["train"] & sets["test"]),
+                          "verdict": "holds" if sets["train"].isdisjoint(sets["test"]) else "does not hold"}
+                         for what, sets in (("no (entity, relation)", facts), ("no passage", stated))])
+
+
+def _question(row: dict, path: Path, number: int) -> Question:
+    missing = [column for column in ("question", "golden_answers") if column not in row]
+    if missing:
+        raise DataError(f"{path.name}, line {number}: no column {' and '.join(missing)} (found: {', '.join(row)}); "
+                        "each line needs 'question' (text) and 'golden_answers' (list of texts)")
+    golden = row["golden_answers"]
+    if not isinstance(golden, list) or not golden or not all(isinstance(one, str) for one in golden):
+        raise DataError(f"{path.name}, line {number}: golden_answers must be a list of at least one text, not {golden!r}")
+    hops = tuple(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])) for hop in row.get("hops", ()))
+    return Question(str(row.get("id", number)), row["question"], tuple(golden), row.get("subset", ""),
+                    row.get("split", ""), hops, row.get("popularity", 0))
+
+
+def _lines(path: Path) -> list[dict]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: for the embedded benchmark run `zs benchmark build`") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path.name}, line {number} is not JSON ({error.msg}): "
+                            "for the embedded benchmark run `zs benchmark build`") from None
+    return rows

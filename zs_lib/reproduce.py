@@ -1,0 +1,330 @@
+"""The whole study from one call: runs side by side in worker processes, notebooks one after another."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zs_lib import config
+from zs_lib.errors import ConfigError, DataError, RunError
+from zs_lib.progress import Board, clock, watching
+from zs_lib.runs import Run, RunStore, kind_of, write_json
+
+NOTEBOOKS = config.ROOT / "notebooks"
+OUTPUTS = config.ROOT / "outputs"
+WORK = {
+    "SimulatorArm": "zs_lib.simulator:ensure",
+    "PolicyArm": "zs_lib.policy:ensure",
+    "FidelityArm": "zs_lib.simulator:ensure_fidelity",
+    "EvaluationArm": "zs_lib.evaluate:ensure",
+}
+"""Type of arm → the function (arm, seed, store) → Run that makes its runs; imported in the worker only."""
+SIMULATOR_SEED = 0
+"""All policies share the one run of their simulator, as in the paper."""
+KERNEL_START_S = 120
+
+
+# ------------------------------------------------------------------------------------------ runs side by side
+
+
+def ensure_arms(
+    arms: Iterable[tuple[Any, int]],
+    jobs: int | None = None,
+    store: RunStore | None = None,
+    watch: Callable[..., None] | None = None,
+) -> list[Run]:
+    """The finished runs of these (arm, seed) pairs, in order; those that are missing are made side by side.
+
+    `jobs` processes (one a core by default) with one thread each. What an arm needs (an evaluation its
+    policy, that its simulator) is made first, and added if it is not among the arms. A failing run does not
+    stop the others. Ctrl-C ends the workers; what they have done up to the last checkpoint is kept. While
+    they work, `watch()` is called several times a second, and at the end `watch(last=True)`.
+
+    Raises:
+        RunError: some runs failed; it names each with its cause.
+    """
+    store, wanted = store or RunStore(), list(arms)
+    jobs = config.available_cores() if jobs is None else jobs
+    if jobs < 1:
+        raise ConfigError(f"jobs = {jobs}: at least one process is needed.")
+    queue = _Queue(store, wanted)
+    if queue.waiting:
+        _work_through(queue, min(jobs, len(queue.waiting)), store, watch)
+    if queue.failed:
+        causes = "; ".join(f"{name}: {cause}" for name, cause in queue.failed.items())
+        raise RunError(f"{len(queue.failed)} of {queue.total} runs failed (the others are kept). {causes}")
+    return [store.get(arm, seed) for arm, seed in wanted]
+
+
+def _work_through(queue: _Queue, jobs: int, store: RunStore, watch: Callable[..., None] | None) -> None:
+    workers = [_Worker(store) for _ in range(jobs)]
+    threads = [threading.Thread(target=worker.work, args=(queue,), daemon=True) for worker in workers]
+    shown = [Board(store, queue.headline).refresh] + ([watch] if watch else [])
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(0.1)
+            for refresh in shown:
+                refresh()
+    finally:
+        queue.close()
+        for worker in workers:
+            worker.end()
+        for refresh in shown:
+            refresh(last=True)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A run to be made, and the run that must be there before, if any."""
+
+    arm: Any
+    seed: int
+    needs: Path | None
+
+    @property
+    def name(self) -> str:
+        return f"{kind_of(self.arm)} {self.arm.name} s{self.seed}"
+
+
+def _needs(arm: Any, seed: int) -> tuple[Any, int] | None:
+    """What must be finished before: the simulator (one for all seeds), or an evaluation's policy."""
+    if getattr(arm, "simulator", None):
+        return arm.simulator, SIMULATOR_SEED
+    return (arm.policy, seed) if getattr(arm, "policy", None) else None
+
+
+class _Queue:
+    """The tasks, by folder of their run; handed out to threads as soon as what they need is there."""
+
+    def __init__(self, store: RunStore, wanted: list[tuple[Any, int]]):
+        self.store, self.begun = store, time.monotonic()
+        self.waiting: dict[Path, _Task] = {}
+        self.done: set[Path] = set()
+        self.lost: dict[Path, str] = {}  # with its name
+        self.failed: dict[str, str] = {}  # name → cause
+        self.changed = threading.Condition()
+        for arm, seed in wanted:
+            self._add(arm, seed)
+        self.total = len(self.waiting) + len(self.done)
+
+    def _add(self, arm: Any, seed: int) -> None:
+        path, run = self.store.path(arm, seed), self.store.get(arm, seed)
+        if run and run.finished:
+            self.done.add(path)
+        elif path not in self.waiting:
+            needed = _needs(arm, seed)
+            if needed:
+                self._add(*needed)  # before, so that it is begun before
+            self.waiting[path] = _Task(arm, seed, self.store.path(*needed) if needed else None)
+
+    def next(self) -> _Task | None:
+        """The next task that can begin, after waiting for one if need be; None when none is left."""
+        with self.changed:
+            while self.waiting:
+                for path, task in list(self.waiting.items()):
+                    if task.needs in self.lost:
+                        self._settle(path, task, f"needs {self.lost[task.needs]}, which failed")
+                    elif task.needs is None or task.needs in self.done:
+                        return self.waiting.pop(path)
+                self.changed.wait(timeout=1)
+        return None
+
+    def finished(self, path: Path, task: _Task, error: str | None) -> None:
+        with self.changed:
+            self._settle(path, task, error)
+
+    def close(self) -> None:
+        """Hand out nothing any more."""
+        with self.changed:
+            self.waiting.clear()
+            self.changed.notify_all()
+
+    def headline(self) -> str:
+        bad = f", {len(self.failed)} failed" if self.failed else ""
+        return f"{len(self.done)} of {self.total} runs finished{bad} ({clock(time.monotonic() - self.begun)})"
+
+    def _settle(self, path: Path, task: _Task, error: str | None) -> None:
+        self.waiting.pop(path, None)
+        if error is None:
+            self.done.add(path)
+        else:
+            self.lost[path] = task.name
+            self.failed[task.name] = error
+        self.changed.notify_all()
+
+
+class _Worker:
+    """A worker process (`zs_lib.worker`), started when it has something to do."""
+
+    def __init__(self, store: RunStore):
+        self.store, self.process, self.output = store, None, tempfile.TemporaryFile()
+        self.lock, self.ended = threading.Lock(), False
+
+    def work(self, queue: _Queue) -> None:
+        """Do tasks until none is left."""
+        while (task := queue.next()) is not None:
+            try:
+                error = self._do(task)
+            except OSError as failure:  # no process could be started, or it died before it read its job
+                error = f"worker process: {failure}"
+            queue.finished(self.store.path(task.arm, task.seed), task, error)
+
+    def end(self) -> None:
+        """End the process; what it was doing goes on from its checkpoint another time."""
+        with self.lock:
+            self.ended = True
+            if self.process:
+                self.process.kill()
+                self.process.wait()
+        self.output.close()
+
+    def _do(self, task: _Task) -> str | None:
+        cls = type(task.arm)
+        job = {
+            "work": WORK[cls.__name__],
+            "type": f"{cls.__module__}:{cls.__name__}",
+            "config": config.identity(task.arm, labels=True),
+            "seed": task.seed,
+            "store": str(self.store.root),
+            "log": str(self.store.path(task.arm, task.seed) / "worker.log"),
+        }
+        process = self._process()
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        return json.loads(answer)["error"] if answer else self._obituary()
+
+    def _process(self) -> subprocess.Popen:
+        with self.lock:
+            if self.ended:
+                raise OSError("ended")
+            if self.process is None or self.process.poll() is not None:
+                # One thread each: more of them on the same cores are many times slower.
+                names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+                settings = dict.fromkeys(names, "1") | {"TOKENIZERS_PARALLELISM": "false"}
+                paths = [str(config.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "zs_lib.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self.output,
+                    encoding="utf-8",
+                    env=os.environ | settings | {"PYTHONPATH": os.pathsep.join(paths)},
+                )
+            return self.process
+
+    def _obituary(self) -> str:
+        code = self.process.wait()
+        if code == -9:
+            return "its process was killed (out of memory?): try fewer --jobs"
+        self.output.seek(0)
+        last = self.output.read().decode(errors="replace").strip().splitlines()[-1:]
+        return f"its process ended with exit code {code} ({''.join(last) or 'it said nothing'})"
+
+
+# ------------------------------------------------------------------------------------------ notebooks
+
+
+def reproduce(
+    profile: str = "tiny",
+    only: Iterable[str] | None = None,
+    seeds: int | None = None,
+    jobs: int | None = None,
+) -> list[Path]:
+    """Run the numbered notebooks with a profile, in order; returns the executed ones, in outputs/<profile>/.
+
+    `only`: numbers ("02") or names of notebooks. `seeds` and `jobs` go to those that take them.
+
+    Raises:
+        ConfigError: unknown profile or notebook. RunError: a cell failed.
+    """
+    overrides = {} if seeds is None else {"seeds": seeds}
+    config.load_profile(profile, overrides)  # a wrong name or value is told now, not after the first notebook
+    chosen = _choose(only)
+    values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
+    folder = OUTPUTS / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    past, done = _durations(folder), []
+    for position, source in enumerate(chosen):
+        headline = _Headline(source.stem, position, [past.get(path.stem) for path in chosen])
+        known = parameters(source)
+        with watching(Board(RunStore(), headline)):
+            given = {name: value for name, value in values.items() if name in known or name == "profile"}
+            done.append(run_notebook(source, folder / source.name, given))
+        past[source.stem] = round(time.monotonic() - headline.begun, 1)
+        write_json(folder / "durations.json", past)
+    return done
+
+
+def parameters(notebook: Path) -> list[str]:
+    """The names in a notebook's parameters cell."""
+    import papermill
+
+    return list(papermill.inspect_notebook(str(notebook)))
+
+
+def run_notebook(source: Path, output: Path, values: dict[str, Any]) -> Path:
+    """Run one notebook in the Python that runs this; ConfigError on a parameter that it does not have."""
+    import papermill
+
+    config.reject_unknown(f"parameter of {source.name}", values, parameters(source))
+    os.environ.setdefault(
+        "JUPYTER_PREFER_ENV_PATH", "1"
+    )  # this environment's kernel, not one in the user's home
+    try:
+        papermill.execute_notebook(
+            str(source), str(output), values, kernel_name="python3", cwd=str(source.parent),
+            progress_bar=False, start_timeout=KERNEL_START_S,
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise RunError(
+            f"{source.name}, cell {error.cell_index + 1}: {error.ename}: {error.evalue} (see {output})"
+        ) from error
+    return output
+
+
+@dataclass
+class _Headline:
+    """Which notebook runs, for how long, and for how long from now by this machine's earlier times."""
+
+    name: str
+    position: int
+    past: list[float | None]
+    begun: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> str:
+        elapsed, ahead = time.monotonic() - self.begun, self.past[self.position :]
+        left = (
+            "first time here" if None in ahead else f"about {clock(max(0, sum(ahead) - elapsed))} left in all"
+        )
+        return f"[{self.position + 1}/{len(self.past)}] {self.name}  {clock(elapsed)}, {left}"
+
+
+def _choose(only: Iterable[str] | None) -> list[Path]:
+    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise DataError(f"There are no notebooks in {NOTEBOOKS}: run from a checkout of the repository.")
+    if only is None:
+        return found
+    only = list(only)
+    names = {path.stem[:2]: path for path in found} | {path.stem: path for path in found}
+    config.reject_unknown("notebook", only, names)
+    return sorted({names[name] for name in only})
+
+
+def _durations(folder: Path) -> dict[str, float]:
+    try:
+        return json.loads((folder / "durations.json").read_text())
+    except (FileNotFoundError, ValueError):  # they are but a guess for the time left
+        return {}

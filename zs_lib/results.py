@@ -1,0 +1,203 @@
+"""Stored runs → tidy tables: one row an observation, read by column name, written as CSV.
+
+    training     arm, seed, step, and what a training step logs
+    evaluation   arm, seed, and what `evaluate` says of each question; arm "start" is the untrained policy
+    fidelity     simulator, way, backbone, questions_from, and what `simulator.fidelity` measures
+    tuning       simulator, step, loss: supervised fine-tuning
+    pairs        how often the judges agree
+    retrieval    subset, hop, questions, recall@3, recall@5 of the real engine
+    seconds      arm, seed, phase, seconds: where the time went
+    provenance   kind, arm, seed, run: which runs a table was made from, with code version and machine
+
+`data/results/<profile>/` holds them as recorded by `record`; figures are redrawn from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from zs_lib import config, evaluate
+from zs_lib.config import EvaluationArm, FidelityArm, Profile
+from zs_lib.errors import DataError
+from zs_lib.runs import Run, RunStore
+
+RECORDS = config.ROOT / "data" / "results"
+TABLES = ("training", "evaluation", "fidelity", "tuning", "pairs", "retrieval", "seconds", "provenance")
+START = "start"
+"""The name of the policy before training among the evaluated arms."""
+QUESTIONS_FROM = ("held out", "test")
+
+FIDELITY_COLUMNS = ["answer_good", "answer_first", "answer_last", "answer_bad", "leak", "short", "words", "distinct_2", "auc"]
+"""What a fidelity table shows to people, in this order."""
+
+Tables = dict[str, pd.DataFrame]
+
+
+# the arms of a study ------------------------------------------------------------------------------------------------
+
+def policy_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of every policy of the study."""
+    return [(arm, seed) for arm in profile.policies for seed in range(profile.seeds)]
+
+
+def fidelity_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of the fidelity of every simulator, on both kinds of questions."""
+    return [(FidelityArm(simulator=arm, questions_from=source, num_questions=profile.evaluation.fidelity_questions), 0)
+            for arm in profile.simulators for source in QUESTIONS_FROM]
+
+
+def evaluation_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of every evaluation: the policies', and once that of what they started from."""
+    start = EvaluationArm.of_backbone(profile.policies[0], profile.evaluation)
+    return [(start, 0)] + [(EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in policy_runs(profile)]
+
+
+# runs → tables ------------------------------------------------------------------------------------------------------
+
+def training(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Metrics of every step of every policy that has begun: complete or not, so that a curve can be watched."""
+    return _stack(run.metrics().assign(arm=arm.name, seed=seed)
+                  for arm, seed in policy_runs(profile) if (run := store.get(arm, seed)))
+
+
+def evaluation(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Scores of every question by every finished evaluation."""
+    return _stack(evaluate.rows(run).assign(arm=arm.name, seed=seed) for arm, seed, run in _finished(evaluation_runs(profile), store))
+
+
+def fidelity(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """One row a simulator and kind of question."""
+    return _stack(pd.DataFrame([{"simulator": arm.simulator.label, "way": arm.simulator.way,
+                                 "backbone": arm.simulator.backbone, "questions_from": arm.questions_from, **run.summary}])
+                  for arm, _, run in _finished(fidelity_runs(profile), store))
+
+
+def tuning(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Loss of every fine-tuned simulator, by step."""
+    return _stack(run.metrics().assign(simulator=arm.label)
+                  for arm, _, run in _finished([(arm, 0) for arm in profile.simulators], store) if arm.way != "prompted")
+
+
+def pairs(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """How the LLM judge and plain containment agree on the training pairs."""
+    from zs_lib.simulator import pairs_arm
+
+    arms = dict.fromkeys(pairs_arm(arm) for arm in profile.simulators if arm.way != "prompted")
+    return _stack(pd.DataFrame([run.summary]) for _, _, run in _finished([(arm, 0) for arm in arms], store))
+
+
+def retrieval(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """What a good query finds with the real engine, on the test questions."""
+    from zs_lib import qa
+    from zs_lib.engines import build_engine
+    from zs_lib.engines.recall import retrieval_recall
+
+    return retrieval_recall(qa.load_questions(split="test"), build_engine(profile.evaluation.engine)).reset_index()
+
+
+def seconds(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Seconds of training by phase."""
+    return _stack(run.timing().drop(columns="step").sum().rename_axis("phase").rename("seconds").reset_index()
+                  .assign(arm=arm.name, seed=seed) for arm, seed, run in _finished(policy_runs(profile), store))
+
+
+def provenance(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """The finished runs behind the tables."""
+    simulators = [(arm, 0) for arm in profile.simulators]
+    wanted = simulators + fidelity_runs(profile) + policy_runs(profile) + evaluation_runs(profile)
+    return pd.DataFrame([{"kind": run.kind, "arm": arm.name, "seed": seed, "run": run.path.name,
+                          "code": run.record.get("code"), "machine": run.record.get("machine"),
+                          "torch": run.record.get("packages", {}).get("torch")}
+                         for arm, seed, run in _finished(wanted, store)])
+
+
+def collect(profile: Profile, store: RunStore) -> Tables:
+    """Every table of the study, from what the store has."""
+    return {name: globals()[name](profile, store) for name in TABLES}
+
+
+def record(profile: Profile, store: RunStore, folder: Path | None = None) -> Path:
+    """Write the tables as CSV files into `data/results/<profile>/` (or `folder`); the maintainers' step."""
+    folder = folder or RECORDS / profile.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in collect(profile, store).items():
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    return folder
+
+
+def load(profile: str, folder: Path | None = None) -> Tables:
+    """The recorded tables of a profile.
+
+    Raises:
+        DataError: nothing was recorded for this profile, or a file is damaged.
+    """
+    folder = folder or RECORDS / profile
+    if not folder.is_dir():
+        recorded = ", ".join(sorted(path.name for path in RECORDS.glob("*") if path.is_dir())) or "none"
+        raise DataError(f"No results are recorded for the profile {profile!r} (recorded: {recorded}): "
+                        f"run `zs reproduce --profile {profile}`, then `zs runs record --profile {profile}`.")
+    return {name: _read(folder / f"{name}.csv") for name in TABLES}
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.name} of the recorded results cannot be read ({error}): "
+                        "restore it with `git checkout`, or record it again.") from error
+
+
+def _finished(wanted: Iterable[tuple], store: RunStore) -> Iterable[tuple[object, int, Run]]:
+    for arm, seed in wanted:
+        run = store.get(arm, seed)
+        if run and run.finished:
+            yield arm, seed, run
+
+
+def _stack(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+# tables for people --------------------------------------------------------------------------------------------------
+
+def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
+    """Held-out `score` by arm: mean over subsets' questions with its 95% interval over seeds and questions, the
+    number of seeds and questions, and the ratio to the start."""
+    from zs_lib.metrics import hierarchical_bootstrap
+
+    rows = {}
+    for arm, part in table.groupby("arm", sort=False):
+        matrix = part.pivot_table(index="seed", columns="id", values=score)
+        mean, low, high = hierarchical_bootstrap(matrix.to_numpy())
+        rows[arm] = {score: mean, "low": low, "high": high, "seeds": matrix.shape[0], "questions": matrix.shape[1],
+                     "searches": part["searches"].mean(), "query_quality": part["query_quality"].mean()}
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
+    if START in frame.index:
+        frame["ratio"] = frame[score] / frame.loc[START, score]
+    return frame
+
+
+def subset_table(table: pd.DataFrame, score: str = "em") -> pd.DataFrame:
+    """Mean `score` by arm and subset, in percent, with the average over subsets: the shape of the paper's Table 3."""
+    frame = 100 * table.pivot_table(index="arm", columns="subset", values=score, sort=False)
+    return frame.assign(Avg=frame.mean(axis=1)).round(1)
+
+
+def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
+    """A training table of one arm as means over `count` equal phases."""
+    columns = ["reward", "em", "turns", "searches", "query_quality", "answer_in_documents", "invalid_actions",
+               "dead_groups", "entropy", "kl", "noise_probability"]
+    phase = pd.cut(table["step"], min(count, table["step"].nunique()), precision=0).rename("steps")
+    return table.groupby(phase, observed=True)[columns].mean().round(3)
+
+
+def warnings(runs: Iterable[Run]) -> pd.DataFrame:
+    """The early warnings of collapse in the summaries of policy runs, one row each."""
+    rows = [{"arm": run.label, "seed": run.seed, **warning} for run in runs for warning in run.summary["warnings"]]
+    return pd.DataFrame(rows, columns=["arm", "seed", "step", "name", "message"])

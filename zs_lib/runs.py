@@ -1,0 +1,498 @@
+"""The run store: one folder for each arm and seed, atomic, resumable, shared by any number of processes.
+
+    policy-3fa0c1d2e4b5-s0/
+        run.json            configuration, seed, package and code versions, machine; written first
+        metrics.jsonl       one line a step: bit-identical however often the run was killed
+        trajectories.jsonl  some trajectories of each step
+        timing.jsonl        seconds: the only thing that two equal runs differ in
+        checkpoint-…/       the last checkpoint: tensors.safetensors, state.json, sha256.json
+        model/              what a finished run leaves: a transformers folder
+        sha256.json         the digests of the files above, for `verify`
+        summary.json        written last, atomically: a run is finished when it has one
+
+Whoever works on a run holds a lock on its folder; when the process dies, however it dies, the lock is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zs_lib import __version__, config
+from zs_lib.errors import RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+LOCK_WAIT_S = 12 * 3600
+"""So long a process waits for another that works on the same run."""
+LOCK_POLL_S = 0.2
+FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
+LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
+PASSING = ("lock", "progress.json", "worker.log")
+"""Files that say how a run is going, not what it is; `verify` takes no notice of them."""
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy", "bm25s")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after `step`: tensors by name, and JSON values."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    state: dict
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `step` of `steps` in its current stage."""
+
+    stage: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something `verify` found: where, what, and what to do about it."""
+
+    path: Path
+    what: str
+    cure: str
+
+
+class RunStore:
+    """All runs under one folder: `root`, else the environment's ZS_RUNS, else data/runs."""
+
+    def __init__(self, root: Path | str | None = None):
+        self.root = Path(root or os.environ.get("ZS_RUNS") or config.ROOT / "data" / "runs").resolve()
+
+    def path(self, arm: Any, seed: int) -> Path:
+        """Where the run of this arm and seed lies, or will."""
+        return self.root / f"{kind_of(arm)}-{config.digest(arm)}-s{seed}"
+
+    def get(self, arm: Any, seed: int) -> Run | None:
+        """The run of this arm and seed, finished or not; None if it was never begun."""
+        run = Run(self.path(arm, seed))
+        return run if (run.path / "run.json").exists() else None
+
+    def ensure(self, arm: Any, seed: int, work: Callable[[Run], dict]) -> Run:
+        """The finished run of this arm and seed: as found, or after `work(run)`, whose result is its summary.
+
+        `work` asks `run.checkpoint()` where to begin (None: at the beginning); what was logged after the
+        checkpoint is gone by then. Another process that wants the same run waits here, and then finds it
+        finished.
+
+        Raises:
+            RunError: the run is damaged, or another process has worked on it for longer than LOCK_WAIT_S.
+        """
+        run = Run(self.path(arm, seed))
+        if run.finished:
+            return run
+        run.path.mkdir(parents=True, exist_ok=True)
+        with run._exclusively():
+            if not run.finished:
+                run._begin(arm, seed)
+                run._finish(work(run))
+        return run
+
+    def list(self) -> list[Run]:
+        """All runs, by folder name; the damaged ones too (reading their parts raises RunError)."""
+        folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        return [Run(path) for path in folders if FOLDER.fullmatch(path.name) and path.is_dir()]
+
+    def find(self, prefix: str) -> Run:
+        """The one run whose folder name or digest begins with `prefix`; RunError if there is none, or
+        several."""
+        found = [
+            run
+            for run in self.list()
+            if prefix and (run.path.name.startswith(prefix) or run.digest.startswith(prefix))
+        ]
+        exact = [run for run in found if run.path.name == prefix]
+        if len(exact or found) == 1:
+            return (exact or found)[0]
+        names = ", ".join(run.path.name for run in found or self.list()) or "none (run `zs reproduce`)"
+        raise RunError(f"{'Several runs are' if found else 'No run is'} called {prefix!r}. "
+                       f"{'They are' if found else 'Known'}: {names}.")  # fmt: skip
+
+    def verify(self) -> list[Problem]:
+        """What is damaged in the store. Unfinished runs are no problem: they go on when they are asked
+        for."""
+        return [problem for run in self.list() for problem in run.verify()]
+
+
+class Run:
+    """One arm, one seed, on disk. Made by `RunStore`; everything is read from the folder when asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        parts = FOLDER.fullmatch(path.name)
+        if parts is None:
+            raise RunError(f"{path} is no run: the folder's name must be like policy-0123456789ab-s0.")
+        self.kind, self.digest, self.seed = parts["kind"], parts["digest"], int(parts["seed"])
+
+    def __repr__(self) -> str:
+        return f"Run({self.path.name}, {'finished' if self.finished else 'unfinished'})"
+
+    # -------------------------------------------------------------------------------- what it is
+
+    @property
+    def record(self) -> dict:
+        """run.json: label, seed, config, packages, code, machine."""
+        return _read_json(self.path / "run.json", self._remove)
+
+    @property
+    def config(self) -> dict:
+        """The arm's `config.identity`."""
+        return self.record["config"]
+
+    @property
+    def label(self) -> str:
+        """The arm's name when the run was begun."""
+        return self.record["label"]
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "summary.json").exists()
+
+    @property
+    def running(self) -> bool:
+        """Whether some process works on it at this moment."""
+        try:
+            with (self.path / "lock").open() as file:
+                fcntl.flock(
+                    file, fcntl.LOCK_SH | fcntl.LOCK_NB
+                )  # shared: those who ask do not see each other
+                return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+
+    @property
+    def summary(self) -> dict:
+        """What the work returned; RunError if the run is not finished."""
+        if not self.finished:
+            raise RunError(
+                f"The run {self.path.name} is not finished: run its notebook or `zs reproduce` again."
+            )
+        return _read_json(self.path / "summary.json", self._remove)
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the finished run's transformers folder is (not every kind of run leaves one)."""
+        return self.path / "model"
+
+    # -------------------------------------------------------------------------------- what it writes
+
+    def log(self, step: int, **metrics: Any) -> None:
+        """Append one line of metrics. Numbers that are not finite become null; no times here: see
+        `log_timing`."""
+        self._append("metrics.jsonl", [{"step": step, **metrics}])
+        if isinstance(steps := self._steps, int):
+            self.progress("training", step, steps)
+
+    def log_timing(self, step: int, **seconds: float) -> None:
+        """Append one line of wall-clock seconds by phase."""
+        self._append("timing.jsonl", [{"step": step, **seconds}])
+
+    def log_trajectories(self, step: int, trajectories: list[dict]) -> None:
+        """Append trajectories as JSON objects for people."""
+        self._append("trajectories.jsonl", [{"step": step, **trajectory} for trajectory in trajectories])
+
+    def progress(self, stage: str, step: int, steps: int) -> None:
+        """Tell who watches how far the run is; `log` does so by itself for arms that have `steps`."""
+        temporary = self.path / "progress.tmp"
+        temporary.write_text(json.dumps({"stage": stage, "step": step, "steps": steps}))
+        temporary.replace(self.path / "progress.json")
+
+    def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        """Keep all that is needed to go on after `step`, in place of the checkpoint before.
+
+        The folder gets its name when it is whole, so a process killed in here leaves the old checkpoint
+        valid.
+        """
+        from safetensors.torch import save_file
+
+        for name in LOGS:  # what was logged up to this step must not be lost after it
+            if (self.path / name).exists():
+                _sync(self.path / name)
+        folder, temporary = self.path / f"checkpoint-{step:08d}", self.path / "checkpoint.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+            temporary / "tensors.safetensors",
+        )
+        (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}, allow_nan=False))
+        (temporary / "sha256.json").write_text(json.dumps(_hashes(temporary)))
+        for path in [*temporary.iterdir(), temporary]:
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        _sync(self.path)
+        for older in self._checkpoints()[:-1]:
+            shutil.rmtree(older)
+
+    # -------------------------------------------------------------------------------- what can be read
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint; None if there is none. RunError, which names file and cure, if it is
+        damaged."""
+        folders = self._checkpoints()
+        if not folders:
+            return None
+        from safetensors.torch import load_file
+
+        cure = f"delete {folders[-1]}, and the run begins again"
+        for name, expected in _read_json(folders[-1] / "sha256.json", cure).items():
+            if _hash(folders[-1] / name, cure) != expected:
+                raise RunError(f"{folders[-1] / name} is damaged (its sha256 has changed): {cure}.")
+        state = _read_json(folders[-1] / "state.json", cure)
+        return Checkpoint(state["step"], load_file(folders[-1] / "tensors.safetensors"), state["state"])
+
+    def metrics(self) -> pd.DataFrame:
+        """One row a logged line, in order; empty (with a `step` column) before the first."""
+        return self._frame("metrics.jsonl")
+
+    def timing(self) -> pd.DataFrame:
+        """One row a line of `log_timing`."""
+        return self._frame("timing.jsonl")
+
+    def trajectories(self) -> list[dict]:
+        """The trajectories kept, each with its `step`."""
+        return [json.loads(line) for line in self._lines("trajectories.jsonl")]
+
+    def read_progress(self) -> Progress | None:
+        """How far the run is, as far as it has said."""
+        try:
+            return Progress(**json.loads((self.path / "progress.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+    def verify(self) -> list[Problem]:
+        """What is damaged in this run."""
+        problems = []
+
+        def check(path: Path, part: Callable[[], Any]) -> None:
+            try:
+                part()
+            except RunError as error:
+                problems.append(Problem(path, str(error), self._remove))
+
+        check(self.path / "run.json", self._check_record)
+        for name in LOGS:
+            check(self.path / name, functools.partial(self._lines, name))
+        if self.finished:
+            check(self.path / "summary.json", lambda: self.summary)
+            check(self.path, self._check_files)
+        elif not self.running:
+            check(self.path, self.checkpoint)
+        return problems
+
+    # -------------------------------------------------------------------------------- inside
+
+    @property
+    def _remove(self) -> str:
+        return f"delete the folder {self.path}, and the run is made again"
+
+    @functools.cached_property
+    def _steps(self) -> Any:
+        return self.config.get("steps")
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Hold the run's lock; wait for another holder, but not for ever."""
+        deadline = time.monotonic() + LOCK_WAIT_S
+        with (self.path / "lock").open("a") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        what = f"Another process still works on {self.path.name}"
+                        raise RunError(f"{what} after {LOCK_WAIT_S / 3600:.0f} h: end it.") from None
+                    time.sleep(LOCK_POLL_S)
+            yield
+
+    def _begin(self, arm: Any, seed: int) -> None:
+        """Write run.json of a new run; of one that was cut off, drop what was logged after the checkpoint."""
+        if (self.path / "run.json").exists():
+            self._check_record()
+            checkpoint = self.checkpoint()
+            for name in LOGS:
+                self._rewind(name, checkpoint.step if checkpoint else -math.inf)
+            return
+        record = {"label": getattr(arm, "name", ""), "seed": seed, "config": config.identity(arm)}
+        write_json(self.path / "run.json", record | _provenance())
+
+    def _rewind(self, name: str, step: float) -> None:
+        path = self.path / name
+        if path.exists():
+            _write(path, "".join(line for line in self._lines(name) if json.loads(line)["step"] <= step))
+
+    def _finish(self, summary: dict) -> None:
+        write_json(self.path / "sha256.json", _hashes(self.path))
+        write_json(self.path / "summary.json", summary)
+        for folder in self.path.glob("checkpoint*"):  # only an unfinished run needs them
+            shutil.rmtree(folder)
+
+    def _append(self, name: str, rows: list[dict]) -> None:
+        # One write a call: a reader, or a kill, finds whole lines and at most one broken one at the end.
+        text = "".join(json.dumps(_plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def _lines(self, name: str) -> list[str]:
+        """The whole lines of a log; a last line without its end was being written, and does not count."""
+        path = self.path / name
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        for number, line in enumerate(lines, 1):
+            try:
+                json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise RunError(f"{path} is damaged in line {number} ({error}): {self._remove}.") from error
+        return [line + "\n" for line in lines]
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        rows = [json.loads(line) for line in self._lines(name)]
+        frame = pd.DataFrame(rows) if rows else pd.DataFrame({"step": []}, dtype=int)
+        return frame.apply(lambda c: pd.to_numeric(c) if c.isna().all() else c)  # all null: NaN, not objects
+
+    def _checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(self.path.glob("checkpoint-[0-9]*"))
+
+    def _check_record(self) -> None:
+        if config.digest(self.record.get("config", {})) != self.digest:
+            raise RunError(
+                f"{self.path / 'run.json'} does not hold the configuration {self.digest}: {self._remove}."
+            )
+
+    def _check_files(self) -> None:
+        for name, expected in _read_json(self.path / "sha256.json", self._remove).items():
+            if _hash(self.path / name, self._remove) != expected:
+                raise RunError(f"{self.path / name} is damaged (its sha256 has changed): {self._remove}.")
+
+
+def kind_of(arm: Any) -> str:
+    """What an arm's runs are called: "policy" for a PolicyArm."""
+    return type(arm).__name__.lower().removesuffix("arm")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically and durably: it is there as a whole, or as it was before."""
+    _write(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value: Any) -> Any:
+    """JSON values: numbers of numpy and torch become Python's, those that are not finite become None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_json(path: Path, cure: str) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: {cure}.") from None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): {cure}.") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is damaged (no JSON object): {cure}.")
+    return value
+
+
+def _hash(path: Path, cure: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: {cure}.") from None
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp")
+    names = {path: path.relative_to(folder) for path in files}
+    kept = (
+        path
+        for path in files
+        if path.name not in PASSING and not names[path].parts[0].startswith("checkpoint")
+    )
+    return {str(names[path]): _hash(path, "") for path in kept}
+
+
+@functools.cache
+def _provenance() -> dict:
+    """Versions of packages and code, and the kind of machine (never its name)."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    sources = hashlib.sha256()
+    for path in sorted((config.ROOT / "zs_lib").rglob("*.py")):
+        sources.update(path.read_bytes())
+    return {
+        "packages": packages,
+        "code": {"version": __version__, "commit": _commit(), "sources": sources.hexdigest()[:12]},
+        "machine": {
+            "python": platform.python_version(),
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": config.available_cores(),
+        },
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit; None outside git."""
+    try:
+        command = ["git", "-C", str(config.ROOT), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,67 @@
+"""A process that makes runs for `reproduce.ensure_arms`: a job a line on stdin, an answer a line on stdout.
+
+It ends when its stdin does, so it cannot outlive the process that started it, however that one dies. A run
+that is cut off like this goes on from its checkpoint when it is asked for again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from zs_lib import config
+from zs_lib.errors import ZeroSearchError
+from zs_lib.runs import RunStore
+
+
+def main() -> None:
+    """Answer jobs until stdin ends. Whatever the work prints goes to stderr, for stdout carries the
+    answers."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent ends its workers itself
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    jobs: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read, args=(jobs,), daemon=True).start()
+    while True:
+        print(json.dumps({"error": _do(json.loads(jobs.get()))}), file=answers)
+
+
+def _read(jobs: queue.Queue[str]) -> None:
+    for line in sys.stdin:
+        jobs.put(line)
+    os._exit(0)
+
+
+def _do(job: dict) -> str | None:
+    """Do one job; returns what went wrong, if anything did."""
+    store = RunStore(job["store"])
+    try:
+        arm = config.from_identity(_named(job["type"]), job["config"])
+        _named(job["work"])(arm, job["seed"], store)
+    except ZeroSearchError as error:
+        return str(error)
+    except Exception as error:
+        path = Path(job["log"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{type(error).__name__}: {error} (traceback: {path})"
+    return None
+
+
+def _named(name: str):
+    """What "module:name" stands for."""
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+if __name__ == "__main__":
+    main()
