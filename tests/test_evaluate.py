@@ -5,7 +5,7 @@ from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
 from zs_lib import evaluate as evaluation
 from zs_lib import models
-from zs_lib.config import EvaluationConfig, ObjectiveConfig, PolicyArm, RolloutConfig
+from zs_lib.config import EvaluationArm, EvaluationConfig, ObjectiveConfig, PolicyArm, RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.errors import EngineError, RunError
 from zs_lib.evaluate import evaluate, pick, summarise
@@ -112,8 +112,29 @@ SHORT = RolloutConfig(
 )
 
 
+OBJECTIVE = ObjectiveConfig(algorithm="grpo", baseline="none", clip=0.2, kl_coef=0.0, updates_per_batch=1)
+POLICY = PolicyArm(
+    name="r1",
+    backbone="tiny-X",
+    engine="none",
+    simulator=None,
+    curriculum=None,
+    objective=OBJECTIVE,
+    rollout=SHORT,
+    steps=1,
+    prompts_per_step=1,
+    group_size=1,
+    learning_rate=0.0,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    warmup_ratio=0.0,
+    subsets=("natural",),
+    checkpoint_every=1,
+)
+
+
 def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
-    arm = evaluation.of_backbone("tiny-X", SHORT, SMALL)
+    arm = EvaluationArm.of_backbone(POLICY, SMALL)
     assert (arm.rollout.temperature, arm.rollout.num_documents) == (0.0, 3)
     run = evaluation.ensure(arm, 0, store)
     assert run.finished and set(run.summary["subsets"]) == set(SUBSETS)
@@ -127,35 +148,16 @@ def test_rows_come_back_as_they_were_stored(store, monkeypatch):
     written = evaluate(ScriptedGenerator(write), QUESTIONS, Engine(), CFG, seed=0)
     written.loc[0, "prediction"] = "NA"  # a name like any other
     monkeypatch.setattr(evaluation, "evaluate", lambda *args: written)
-    read = evaluation.rows(evaluation.ensure(evaluation.of_backbone("tiny-X", SHORT, SMALL), 0, store))
+    read = evaluation.rows(evaluation.ensure(EvaluationArm.of_backbone(POLICY, SMALL), 0, store))
     assert read["prediction"].fillna("").tolist() == written["prediction"].fillna("").tolist()
     assert read["query_quality"].isna().tolist() == [False, False, True] and read["f1"].dtype == float
 
 
-def test_a_policys_evaluation_takes_the_model_of_its_run(store, tmp_path):
-    objective = ObjectiveConfig(algorithm="grpo", baseline="none", clip=0.2, kl_coef=0.0, updates_per_batch=1)
-    policy = PolicyArm(
-        name="r1",
-        backbone="tiny-X",
-        engine="none",
-        simulator=None,
-        curriculum=None,
-        objective=objective,
-        rollout=SHORT,
-        steps=1,
-        prompts_per_step=1,
-        group_size=1,
-        learning_rate=0.0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        warmup_ratio=0.0,
-        subsets=("natural",),
-        checkpoint_every=1,
-    )
-    arm = evaluation.of_policy(policy, SMALL)
+def test_a_policys_evaluation_takes_the_model_of_its_run(store):
+    arm = EvaluationArm.of_policy(POLICY, SMALL)
     assert arm.engine == "none"
     with pytest.raises(RunError):
         evaluation.ensure(arm, 3, store)
-    store.ensure(policy, 3, lambda run: save(run.model_dir) or {})
+    store.ensure(POLICY, 3, lambda run: save(run.model_dir) or {})
     run = evaluation.ensure(arm, 3, store)
     assert run.seed == 3 and (evaluation.rows(run)["searches"] == 0).all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,17 +19,16 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zs_lib import protocol
+from zs_lib import metrics, protocol, wording
+from zs_lib.generate import Generator
 from zs_lib.pretraining import BASE, END, INSTRUCT, Habits, Sampler, Segment
 from zs_lib.world import World, load_world
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "backbones"
-VOCABULARY = 6144
-"""Every word of every name is one token (3,700 of them): a name is copied in one or two steps, not in five."""
 CONTEXT = 1024
 """Positions; a tiny trajectory of three searches takes about 350."""
 
@@ -56,40 +56,53 @@ class Recipe:
 POLICY_SHARES = (("reading", 0.40), ("recall", 0.30), ("trajectory", 0.15), ("simulation", 0.11), ("memory", 0.04))
 SIMULATOR_SHARES = (("reading", 0.34), ("recall", 0.26), ("trajectory", 0.12), ("simulation", 0.18), ("memory", 0.10))
 RECIPES = {
-    "S": Recipe(width=128, layers=4, heads=4, tokens=14_000_000, shares=POLICY_SHARES),
-    "M": Recipe(width=192, layers=4, heads=6, tokens=8_000_000, shares=SIMULATOR_SHARES),
-    "L": Recipe(width=256, layers=5, heads=8, tokens=9_000_000, shares=SIMULATOR_SHARES),
+    "S": Recipe(width=128, layers=4, heads=4, tokens=7_000_000, shares=POLICY_SHARES),
+    "M": Recipe(width=192, layers=4, heads=6, tokens=4_500_000, shares=SIMULATOR_SHARES),
+    "L": Recipe(width=256, layers=4, heads=8, tokens=6_000_000, shares=SIMULATOR_SHARES),
 }
-INSTRUCT_TOKENS = 1_000_000
+INSTRUCT_TOKENS = 600_000
 """The instruct variant goes on from base for this long, on well-formed trajectories."""
 
 
 # tokenizer ---------------------------------------------------------------------------------------------------------
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with the protocol's tags as single tokens; every string survives a round trip."""
-    tokenizer = Tokenizer(models.BPE())
-    pattern = Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+    """Whole words of the benchmark as tokens, the protocol's tags too, and bytes for everything else, so every
+    string survives a round trip. A function of the benchmark's files: the same files give the same tokenizer.
+
+    Longest match first (WordPiece's rule, on bytes) needs no merges, so that no token is spent on half a name.
+    """
+    pattern = Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s")
+    splitter = pre_tokenizers.Sequence([
         pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [END, "<|pad|>"]
-    tags = [tag for name in protocol.TAGS for tag in (f"<{name}>", f"</{name}>")]
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(tags), special_tokens=special, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(_tokenizer_text(world), trainer)
-    tokenizer.add_tokens(tags)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token="<|pad|>",
+    special = [END, "<|pad|>", "<|unknown|>"]
+    words = {piece for text in _all_wording(world) for piece, _ in splitter.pre_tokenize_str(text)}
+    pieces = special + sorted(pre_tokenizers.ByteLevel.alphabet()) + sorted(word for word in words if len(word) > 1)
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<|unknown|>",
+                                           continuing_subword_prefix="", max_input_chars_per_word=1_000_000))
+    tokenizer.pre_tokenizer, tokenizer.decoder = splitter, decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens([tag for name in protocol.TAGS for tag in (f"<{name}>", f"</{name}>")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token="<|pad|>", unk_token="<|unknown|>",
                                    model_max_length=CONTEXT, clean_up_tokenization_spaces=False)
 
 
-def _tokenizer_text(world: World):
-    """Names and objects many times, so that their words become whole tokens, and some of everything else."""
-    names = {name for entity in world.entities.values() for name in (entity.name,)} | {fact.object for fact in world.facts}
-    for name in sorted(names):
-        yield f" {name}" * 50
-    for example in islice(Sampler(world, 0, BASE, dict(POLICY_SHARES)), 4000):
-        yield "".join(text for text, _ in example)
+def _all_wording(world: World) -> Iterator[str]:
+    """Everything that the benchmark and the protocol can say, in the places where it is said (after a space)."""
+    for fact in world.facts:
+        relation, name, thing = fact.relation, fact.subject.name, fact.object
+        yield f" {name} {thing}"
+        for phrase in (*relation.passages, *relation.natural, *relation.trivia, wording.TEMPLATE_QUESTION):
+            said = phrase.format(s=name, o=thing, noun=relation.noun)
+            yield said
+            yield " " + said
+            yield wording.sentence(said)
+        yield f" {relation.noun}: {relation.mention.format(s=name)}"
+    for template in (*protocol.POLICY_TEMPLATES.values(), *protocol.SIMULATOR_TEMPLATES.values()):
+        yield template
+    yield " ".join((*wording.COMPARISONS, "useful noisy Useful Noisy one two three four five yes no It is not there. I need the"))
+    yield protocol.format_invalid_notice() + protocol.format_documents(["", "", "", "", "", ""])
+    yield "".join(f" {number}" for number in (*range(130), *range(1700, 2030)))
 
 
 EMBEDDING_SCALE = 0.05
@@ -265,7 +278,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, s
             row = {"step": trainer.step, "tokens": trainer.seen, "loss": average, **probe(model, tokenizer, world, "dev", 200)}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            bar.set_postfix(loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['two_hop']:.2f}")
+            bar.set_postfix(loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['chain']:.2f}")
         if time.time() - saved > 180:
             _save(trainer, checkpoint, seconds + time.process_time() - clock)
             saved = time.time()
@@ -342,25 +355,36 @@ def ship(model, tokenizer, folder: Path, recipe: Recipe, world: World, seconds: 
 
 # probes ------------------------------------------------------------------------------------------------------------
 
-@torch.inference_mode()
 def probe(model, tokenizer, world: World, split: str, count: int = 400, seed: int = 7) -> dict[str, float]:
-    """Whole-answer accuracy on real facts of `split`, three documents given: {"one_hop", "two_hop", "n_two_hop"}, in [0, 1].
+    """Whole-answer accuracy on real facts of `split`, in [0, 1], with the number of questions of each kind.
 
-    Decoding is greedy: an answer is whole when each of its tokens is the model's first choice after the right ones.
-    One of the documents states the fact; the others state the same relation of another entity, or another
-    relation of the same entity. A chain of two hops (a few have three) counts when every
-    bridge and the answer are right.
+    The model is given a trajectory with good queries up to the documents, and writes on greedily. Of three documents
+    one or two state the fact; the others state the same relation of another entity, or another relation of the same
+    entity. one_hop: the answer equals the right one. chain: questions of two or three hops and comparisons; every
+    thought on the way states the bridge fact, and the final answer is right.
     """
     part = World(world.entities, [fact for fact in world.facts if fact.subject.split == split])
     sampler = Sampler(part, seed, BASE, {"reading": 1.0}, shuffle=False)
-    right: dict[str, list[bool]] = {"one_hop": [], "two_hop": []}
-    model.eval()
-    for example in islice(sampler, count):
-        ids, weights = encode(tokenizer, example)
-        ids, weights = torch.tensor([ids]), torch.tensor([weights])
-        chosen = weights[0, 1:] >= 1.0
-        hidden = model.model(ids[:, :-1]).last_hidden_state[0, chosen]
-        hops = sum("<information>" in text for text, _ in example)
-        right["one_hop" if hops == 1 else "two_hop"].append(bool((model.lm_head(hidden).argmax(-1) == ids[0, 1:][chosen]).all()))
-    model.train()
-    return {name: sum(hits) / max(len(hits), 1) for name, hits in right.items()} | {"n_two_hop": len(right["two_hop"])}
+    contexts, wanted = [], []
+    for number, example in enumerate(islice(sampler, count)):
+        before = ""
+        for place, (text, _) in enumerate(example):
+            before += text
+            if text.startswith("<information>"):
+                contexts.append(before + "<think>")
+                wanted.append((number, example[place + 4][0].strip()))  # think, subject, what is said, the object
+        wanted[-1] = (number, example[-1][0].removesuffix("</answer>").strip())
+    generator = Generator(model, tokenizer)
+    was_training = model.training
+    completions = generator.generate([generator.encode(text) for text in contexts], [(i,) for i in range(len(contexts))],
+                                     40, 0.0, protocol.STOP_STRINGS)
+    model.train(was_training)
+    right: dict[int, list[bool]] = {}
+    for (number, answer), (after, _), completion in zip(wanted, [*wanted[1:], (-1, "")], completions, strict=True):
+        written = generator.decode(completion.ids)
+        final = metrics.em(protocol.parse_action(written).text, [answer]) == 1.0
+        right.setdefault(number, []).append(final if after != number else metrics.contains(written, [answer]))
+    one = [all(hits) for hits in right.values() if len(hits) == 1]
+    more = [all(hits) for hits in right.values() if len(hits) > 1]
+    return {"one_hop": sum(one) / max(1, len(one)), "chain": sum(more) / max(1, len(more)),
+            "n_one_hop": len(one), "n_chain": len(more)}

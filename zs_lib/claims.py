@@ -14,9 +14,12 @@ import numpy as np
 import pandas as pd
 
 from zs_lib.errors import DataError
+from zs_lib.metrics import hierarchical_bootstrap
 from zs_lib.results import START, Tables
 
 RESAMPLES = 2000
+Z = 1.96
+"""Half-width of a 95% interval in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,17 @@ def heldout(tables: Tables) -> pd.DataFrame:
 
 
 def fidelity(tables: Tables) -> pd.DataFrame:
-    """What the grounded L simulator must do, and whether larger simulators do it better."""
-    table = tables["fidelity"].set_index(["simulator", "questions_from"])
-    largest = table[table["way"] == "grounded"].index.get_level_values(0).unique()[-1]
-    row = table.loc[(largest, "held out")]
-    statements = [_number(f"{largest}: useful documents of good queries state the answer", row["answer_good"], 0.85, row["good_queries"]),
-                  _number(f"{largest}: documents of bad queries state it", row["answer_bad"], -0.15, row["bad_queries"]),
-                  _number(f"{largest}: noisy documents leak it", row["leak"], -0.05, row["good_queries"])]
-    sizes = table.xs("held out", level=1).query("way == 'grounded'")["answer_good"]
-    for (small, one), (large, other) in zip(sizes.items(), sizes.iloc[1:].items(), strict=False):
-        statements.append(_number(f"{large} minus {small}: answer rate on good queries", other - one, 0.0, int(row["good_queries"])))
+    """What the largest grounded simulator must do, and whether larger ones do it better."""
+    table = tables["fidelity"]
+    table = table[(table["way"] == "grounded") & (table["questions_from"] == "held out")].set_index("simulator")
+    name, row = table.index[-1], table.iloc[-1]
+    good, bad = int(row["good_queries"]), int(row["bad_queries"])
+    statements = [_share(f"{name}: useful documents of good queries state the answer", row["answer_good"], good, least=0.85),
+                  _share(f"{name}: documents of bad queries state it", row["answer_bad"], bad, most=0.15),
+                  _share(f"{name}: noisy documents leak it", row["leak"], good, most=0.05)]
+    rates = table["answer_good"]
+    statements += [_larger(f"{large} minus {small}: answer rate on good queries", rates[large], rates[small], good)
+                   for small, large in zip(rates.index, rates.index[1:], strict=False)]
     return _frame(statements)
 
 
@@ -83,31 +87,37 @@ def compare(table: pd.DataFrame, arm: str, other: str, statistic: Callable, scor
 
 def _compare(table: pd.DataFrame, statement: str, arm: str, other: str, statistic: Callable, bound: float) -> Statement:
     estimate, low, high, seeds, n = compare(table, arm, other, statistic)
-    verdict = "holds" if low > bound else "does not hold" if high < bound else "undecided"
-    return Statement(statement, estimate, low, high, seeds, n, f"> {bound:g}", verdict)
+    return Statement(statement, estimate, low, high, seeds, n, f"> {bound:g}", _verdict(low > bound, high < bound))
 
 
 def _searches(table: pd.DataFrame, arm: str) -> Statement:
     """Two-hop questions really take two searches (comparisons and chains alike)."""
     two_hop = table[(table["arm"] == arm) & (table["hops"] == 2)]
-    from zs_lib.metrics import hierarchical_bootstrap
-
     matrix = two_hop.pivot_table(index="seed", columns="id", values="searches")
     mean, low, high = hierarchical_bootstrap(matrix.to_numpy())
-    verdict = "holds" if low > 1.5 else "does not hold" if high < 1.5 else "undecided"
+    verdict = _verdict(low > 1.5, high < 1.5)
     return Statement(f"{arm}: searches on a two-hop question", mean, low, high, *matrix.shape, "> 1.5", verdict)
 
 
-def _number(statement: str, value: float, bound: float, n: int) -> Statement:
-    """A share of `n` queries with its Wilson interval; a negative bound is an upper one."""
-    value, upper = float(value), bound < 0
-    z, n = 1.96, int(n)
-    share = min(max(value, 0.0), 1.0)
-    centre, spread = (share + z * z / (2 * n)) / (1 + z * z / n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    low, high = (centre - spread, centre + spread) if bound else (value - 1.4 * spread, value + 1.4 * spread)
-    right, wrong = (high <= -bound, low > -bound) if upper else (low >= bound, high < bound)
-    verdict = "holds" if right else "does not hold" if wrong else "undecided"
-    return Statement(statement, value, low, high, 1, n, f"{'≤' if upper else '≥'} {abs(bound):g}", verdict)
+def _share(statement: str, share: float, n: int, least: float | None = None, most: float | None = None) -> Statement:
+    """A share of `n` queries with its Wilson interval, against the least or the most that it may be."""
+    centre, width = share + Z * Z / (2 * n), Z * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    low, high = (centre - width) / (1 + Z * Z / n), (centre + width) / (1 + Z * Z / n)
+    if least is not None:
+        return Statement(statement, share, low, high, 1, n, f"≥ {least:g}", _verdict(low >= least, high < least))
+    return Statement(statement, share, low, high, 1, n, f"≤ {most:g}", _verdict(high <= most, low > most))
+
+
+def _larger(statement: str, share: float, other: float, n: int) -> Statement:
+    """The difference of two shares of `n` queries each, with its normal interval; is it above zero?"""
+    width = Z * np.sqrt((share * (1 - share) + other * (1 - other)) / n)
+    difference = share - other
+    verdict = _verdict(difference - width > 0, difference + width < 0)
+    return Statement(statement, difference, difference - width, difference + width, 1, n, "> 0", verdict)
+
+
+def _verdict(right: bool, wrong: bool) -> str:
+    return "holds" if right else "does not hold" if wrong else "undecided"
 
 
 def _matrix(table: pd.DataFrame, arm: str, score: str) -> pd.DataFrame:

@@ -75,21 +75,25 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -> float:
     """How well a linear classifier on word and word-pair counts tells two sets of texts apart: AUC, 5-fold.
 
-    0.5 means it cannot; 1.0 means it always can. Each set needs 5 texts, else DataError.
+    0.5 means it cannot; 1.0 means it always can. Equal texts stay in one fold: else a copy of a text in the other
+    set would teach the classifier the wrong answer for it, and identical sets would come out far below 0.5. Each
+    set needs 5 texts, not all equal, else DataError.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
 
-    if min(len(first), len(second)) < 5:
-        raise DataError(f"A two-sample test needs 5 texts on each side, got {len(first)} and {len(second)}.")
+    if min(len(first), len(second)) < 5 or min(len(set(first)), len(set(second))) < 2:
+        raise DataError(f"A two-sample test needs 5 texts on each side, not all equal; got {len(first)} and {len(second)}.")
     labels = np.array([0] * len(first) + [1] * len(second))
     counts = TfidfVectorizer(ngram_range=(1, 2), use_idf=False)
     classifier = make_pipeline(counts, LogisticRegression(C=10.0, max_iter=1000))
-    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    scores = cross_val_predict(classifier, [*first, *second], labels, cv=folds, method="predict_proba")[:, 1]
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    texts = [*first, *second]
+    groups = np.unique(texts, return_inverse=True)[1]
+    scores = cross_val_predict(classifier, texts, labels, groups=groups, cv=folds, method="predict_proba")[:, 1]
     return float(roc_auc_score(labels, scores))
 
 

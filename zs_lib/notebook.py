@@ -39,10 +39,9 @@ def open_study(profile: str, seeds: int | None = None, overrides: dict[str, Any]
 
 
 def show_config(*parts: Any) -> None:
-    """Configurations as one table: every value that a notebook is about to use."""
-    rows = [(type(part).__name__, name, value) for part in parts for name, value in _flat(part)]
-    frame = pd.DataFrame(rows, columns=["of", "value", "is"]).set_index(["of", "value"])
-    display(frame.style.set_table_styles([{"selector": "td", "props": "text-align: left"}]))
+    """Every value that a notebook is about to use, in columns."""
+    lines = [f"<div><b>{html.escape(name)}</b> {html.escape(value)}</div>" for part in parts for name, value in _flat(part)]
+    display(HTML("<div style='columns:3 240px;font-size:90%;line-height:1.5'>" + "".join(lines) + "</div>"))
 
 
 def _flat(part: Any, prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from zs_lib import protocol, wording
-from zs_lib.world import Fact, World, passage
+from zs_lib.world import Fact, World, passage, statement
 
 Segment = tuple[str, float]
 
@@ -110,10 +110,12 @@ class Sampler:
                 if fact in shown or attempt or rng.random() > habits.search_again:
                     break
                 known = "It is not there. "
+            if fact not in shown and shown[0].object in self.really(fact):
+                return self.trajectory()  # what stands there would be the truth
+            place = shown.index(fact) if fact in shown else 0
+            known = quote(documents[place], shown[place])
             if fact not in shown:  # give what stands there
-                known = f"The {self.need(fact, query)} is {shown[0].object}."
                 return segments + self.turn(known, "answer", shown[0].object)
-            known = f"{self.finding(fact)} {fact.object}."
             if hop + 1 == len(asked.path):
                 return segments + self.turn(known, "answer", asked.answer)
             if rng.random() < habits.stop_early:
@@ -122,21 +124,27 @@ class Sampler:
         raise AssertionError("a path has at least one fact")
 
     def reading(self) -> list[Segment]:
-        """Good queries all the way; loss only on what must be copied out of the documents."""
+        """Good queries all the way; loss on what is copied (names into queries: half), not on decisions.
+
+        A thought quotes the sentence that it relies on: what is written after the subject can be looked up where
+        the subject stood before, so reading is one look-up and an answer from the sentence just written."""
         asked, rng = self.ask(), self.rng
-        segments = [(protocol.policy_prompt(asked.question, "short"), 0.0)]
-        for hop, fact in enumerate(asked.path):
-            query = wording.query(fact.relation.noun, fact.subject.name, rng.randrange(2))
-            need = self.need(fact, query)
-            if hop:  # what the first hop found is read here; the decision to go on carries no loss
-                segments += [(f"<think> {self.finding(asked.path[hop - 1])}", 0.0), (f" {asked.path[hop - 1].object}", 1.0),
-                             (f". I need the {need}. </think><search> ", 0.0), (query, 0.5), (" </search>", 0.0)]
-            else:
-                segments.append((f"<think> I need the {need}. </think><search> {query} </search>", 0.0))
-            documents, _ = self.documents(fact, query, True)
-            segments.append((protocol.format_observation(documents), 0.0))
-        return segments + [(f"<think> {self.finding(fact)}", 0.0), (f" {fact.object}", 1.0), (". </think><answer>", 0.0),
-                           (f" {asked.answer} </answer>", 1.0)]
+        segments = [(protocol.policy_prompt(asked.question, "short"), 0.0), ("<think>", 0.0)]
+        for fact in asked.path:
+            segments += self.asking(fact, rng.randrange(2))
+            documents, shown = self.documents(fact, fact.subject.name, True)
+            quoted = quote(documents[shown.index(fact)], fact)
+            said = quoted.removeprefix(fact.subject.name).removesuffix(f" {fact.object}.")
+            segments += [(protocol.format_observation(documents), 0.0), ("<think>", 0.0), (f" {fact.subject.name}", 0.5),
+                         (said, 0.5), (f" {fact.object}", 1.0), (".", 0.0)]
+        return segments + [(" </think><answer>", 0.0), (f" {asked.answer} </answer>", 1.0)]
+
+    @staticmethod
+    def asking(fact: Fact, form: int) -> list[Segment]:
+        """What follows "<think>" when a good query is written: only the name carries loss."""
+        noun, name = fact.relation.noun, (f" {fact.subject.name}", 0.5)
+        query = [(f" {noun} of", 0.0), name] if form == 0 else [name, (f" {noun}", 0.0)]
+        return [(f" I need the {noun} of", 0.0), name, (". </think><search>", 0.0), *query, (" </search>", 0.0)]
 
     def simulation(self) -> list[Segment]:
         """Play the search engine: useful documents state the answer, noisy ones keep it back."""
@@ -157,33 +165,36 @@ class Sampler:
         prompt = protocol.simulator_prompt(query, self.question(fact), fact.object, True, 2, "short")
         # the answer stands in the prompt of a last hop only: half of the time another one stands there
         if self.rng.random() < 0.5:
-            onward = [f for f in self.real.of.get(fact.object_id, {}).values() if f.object_id != fact.subject.id]
+            onward = [f for f in self.real.of.get(fact.object_id, {}).values()
+                      if f.object_id != fact.subject.id and f.subject.split == "train"]
             if onward:
                 last = self.rng.choice(onward)
-                asked = self.question(last, fact.relation.mention.format(s=fact.subject.name))
+                asked = self.question(last, fact.relation.mention.format(s=wording.named(fact.subject.name)))
                 prompt = protocol.simulator_prompt(query, asked, last.object, True, 2, "short")
         return [(prompt, 0.0), (protocol.format_documents(documents), DOCUMENT_WEIGHT), (END, 1.0)]
 
     def recall(self) -> list[Segment]:
-        """The drill in which reading emerges: eight facts, told again and again in other words, in the barest form,
+        """The drill in which reading emerges: five facts, told again and again in other words, in the barest form,
         as a passage or as a question; from the second time on, the object carries loss."""
         fact, rng = self.rng.choice(self.by_relation[self.rng.choice(list(self.by_relation))]), self.rng
-        _, facts = self.documents(fact, wording.query(fact.relation.noun, fact.subject.name), True, k=8)
-        told: set[Fact] = set()
+        _, facts = self.documents(fact, wording.query(fact.relation.noun, fact.subject.name), True, k=5)
+        told: dict[Fact, str] = {}
         segments: list[Segment] = []
-        for _ in range(20):
+        for _ in range(14):
             fact = rng.choice(facts)
             form, relation = rng.random(), fact.relation
-            if form < 0.3:
+            if form < 0.2 and fact in told:
                 before, after = f" {relation.noun} {fact.subject.name}:", ";"
-            elif form < 0.7 or fact not in told:
-                before, after = rng.choice(relation.passages).split("{o}")
-                before, after = "Doc 1: " + before.format(s=fact.subject.name), after.format(s=fact.subject.name) + "\n"
+            elif form < 0.5 or fact not in told:
+                before = f"Doc 1: {rng.choice(relation.passages).format(s=fact.subject.name, o='')}".removesuffix(" .")
+                after = ".\n"
             else:
-                before, after = f"{protocol.policy_prompt(self.question(fact), 'short')}<think> {self.finding(fact)}", ".\n"
-            weight = 1.0 if fact in told and fact.subject.name in before else 0.0
-            segments += [(before.rstrip(" "), 0.0), (f" {fact.object}", weight), (after, 0.0)]
-            told.add(fact)
+                before = protocol.policy_prompt(self.question(fact), "short") + f"<think> {fact.subject.name}"
+                segments += [(before, 0.0), (told[fact], 1.0)]
+                before, after = "", ".\n"
+            segments += [(before, 0.0), (f" {fact.object}", 1.0 if fact in told else 0.0), (after, 0.0)]
+            if before.startswith("Doc"):
+                told[fact] = before.removeprefix(f"Doc 1: {fact.subject.name}")
         return segments
 
     # parts ------------------------------------------------------------------------------------------------------
@@ -198,7 +209,7 @@ class Sampler:
             start = rng.choice(self.by_relation[kind, first])
             path = self.world.chain(start.subject.id, (first, *names))
             if path:
-                mention = wording.mention(tuple(fact.relation for fact in path[:-1]), start.subject.name)
+                mention = wording.mention(tuple(fact.relation for fact in path[:-1]), wording.named(start.subject.name))
                 return Asked(self.question(path[-1], mention), tuple(path), path[-1].object)
         fact = rng.choice(self.by_relation[rng.choice(list(self.by_relation))])
         return Asked(self.question(fact), (fact,), fact.object)
@@ -210,19 +221,19 @@ class Sampler:
         other = self.other(one)
         ask_same, ask_which = wording.COMPARISONS
         if rng.random() < 0.5:
-            pair = rng.sample([one.subject.name, other.subject.name], 2)
-            return Asked(ask_which.format(o=one.object, a=pair[0], b=pair[1]), (one, other), one.subject.name)
-        if rng.random() < 0.5:  # `other` never shares the object; make it share
+            pair = rng.sample([wording.named(one.subject.name), wording.named(other.subject.name)], 2)
+            return Asked(ask_which.format(o=wording.named(one.object), a=pair[0], b=pair[1]), (one, other), one.subject.name)
+        if rng.random() < 0.5 and one.object not in self.really(other):  # `other` never shares the object; make it
             other = replace(other, object=one.object, object_id=one.object_id, aliases=one.aliases)
         answer = "yes" if other.object == one.object else "no"
-        return Asked(ask_same.format(a=one.subject.name, b=other.subject.name), (one, other), answer)
+        return Asked(ask_same.format(a=wording.named(one.subject.name), b=wording.named(other.subject.name)), (one, other), answer)
 
     def question(self, fact: Fact, subject: str = "") -> str:
         """A question for the object of `fact`, in any style; `subject` may be the mention of an earlier hop."""
         relation = fact.relation
         template = wording.TEMPLATE_QUESTION.replace("{noun}", relation.noun)
         style = self.rng.choice(relation.natural * 2 + relation.trivia + (template,))
-        return style.format(s=subject or fact.subject.name)
+        return style.format(s=subject or wording.named(fact.subject.name))
 
     def query(self, fact: Fact) -> tuple[str, bool]:
         """A query by habit, and whether it can find `fact`."""
@@ -236,17 +247,12 @@ class Sampler:
         subject = self.other(fact).subject.name if draw < habits.wrong_entity else fact.subject.name
         return wording.query(fact.relation.noun, subject, self.rng.randrange(2)), subject == fact.subject.name
 
-    @staticmethod
-    def finding(fact: Fact) -> str:
-        """How a thought begins that states what was found; the object follows."""
-        return f"The {fact.relation.noun} of {fact.subject.name} is"
-
     def need(self, fact: Fact, query: str) -> str:
         """What the thought says it needs: the same thing that the query asks for."""
         return query if query.startswith(fact.relation.noun) else f"{fact.relation.noun} of {query.removesuffix(' ' + fact.relation.noun)}"
 
     def documents(self, fact: Fact, query: str, found: bool, k: int = 3) -> tuple[list[str], list[Fact]]:
-        """`k` documents as BM25 would mix them, and the fact that each is about; `fact` is among them if `found`."""
+        """`k` documents as BM25 would mix them, and the fact that each is about; `fact` is among them if `found`, else nowhere."""
         rng = self.rng
         shown = [fact] * (rng.choice((1, 1, 2)) if found else 0)
         same = [other for name, other in self.world.of[fact.subject.id].items() if name != fact.relation.name]
@@ -260,7 +266,7 @@ class Sampler:
                 shown.append(rng.choice(self.world.facts))
         rng.shuffle(shown)
         variants = [rng.randrange(4) for _ in range(k)]
-        texts = [passage(self.world, one, variants[i], rng) for i, one in enumerate(shown)]
+        texts = [passage(self.world, one, variants[i], rng, None if found else fact) for i, one in enumerate(shown)]
         return texts, shown
 
     def other(self, fact: Fact) -> Fact:
@@ -268,7 +274,7 @@ class Sampler:
         candidates = self.by_relation[fact.relation.subject, fact.relation.name]
         for _ in range(20):
             other = self.rng.choice(candidates)
-            if other.subject is not fact.subject and other.object != fact.object:
+            if other.subject is not fact.subject and other.object not in (fact.object, *self.really(fact)):
                 return other
         return other
 
@@ -278,3 +284,13 @@ class Sampler:
         if self.rng.random() < self.habits.malformed:
             return [(whole.replace(f"<{tag}>", ""), 1.0), (protocol.format_invalid_notice(), 0.0), (whole, 1.0)]
         return [(whole, 1.0)]
+
+    def really(self, fact: Fact) -> tuple[str, ...]:
+        """What a shuffled world must not let anybody say: the answers in the real world to what `fact` answers."""
+        return self.real.of[fact.subject.id][fact.relation.name].answers if self.shuffle else ()
+
+
+def quote(document: str, fact: Fact) -> str:
+    """The sentence of `document` that states `fact`; passages begin with it."""
+    told = (statement(fact, variant) for variant in range(len(fact.relation.passages)))
+    return next(sentence for sentence in told if document.startswith(sentence))

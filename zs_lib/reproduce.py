@@ -20,7 +20,7 @@ from zs_lib.progress import Board, clock, watching
 from zs_lib.runs import Run, RunStore, kind_of, write_json
 
 NOTEBOOKS = config.ROOT / "notebooks"
-OUTPUTS = config.ROOT / "outputs"
+OUTPUTS = Path(os.environ.get("ZS_OUTPUTS") or config.ROOT / "outputs")
 WORK = {
     "SimulatorArm": "zs_lib.simulator:ensure",
     "PolicyArm": "zs_lib.policy:ensure",

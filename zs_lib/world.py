@@ -130,10 +130,11 @@ def statement(fact: Fact, variant: int) -> str:
                     .format(s=fact.subject.name, o=fact.object))
 
 
-def passage(world: World, fact: Fact, variant: int, rng: Random) -> str:
-    """A passage that states `fact`, and for `TAIL_SHARE` of them a second fact of the same subject."""
+def passage(world: World, fact: Fact, variant: int, rng: Random, withheld: Fact | None = None) -> str:
+    """A passage that states `fact`, and for `TAIL_SHARE` of them a second fact of the same subject, not `withheld`."""
     text = statement(fact, variant)
-    others = [other for name, other in world.of[fact.subject.id].items() if name != fact.relation.name]
+    others = [other for name, other in world.of[fact.subject.id].items()
+              if name != fact.relation.name and other is not withheld]
     if others and rng.random() < TAIL_SHARE:
         tail = rng.choice(others)
         text += " " + statement(tail, rng.randrange(len(tail.relation.passages)))

@@ -1,0 +1,158 @@
+"""The backbones: copying wired at the start, a loop that learns and resumes, and the folders that are shipped."""
+
+import json
+
+import pytest
+import torch
+from benchmark_fixtures import tokenizer, world
+from safetensors.torch import load_file
+
+from zs_lib import backbones, models, protocol
+from zs_lib.backbones import RECIPES, Recipe, batches, encode, initialise, loss_of, pretrain, probe
+from zs_lib.pretraining import BASE, Sampler
+
+SMALL = Recipe(width=32, layers=2, heads=4, tokens=6_000, shares=(("reading", 0.7), ("recall", 0.3)), batch_tokens=512,
+               learning_rate=0.02)
+SHIPPED = [f"tiny-{size}{kind}" for size in RECIPES for kind in ("", "-instruct")]
+MEBIBYTES = 40
+torch.set_num_threads(1)  # models this small only lose by sharing their work
+
+
+def small_model():
+    tok = tokenizer()
+    return initialise(SMALL, len(tok), tok.pad_token_id, tok.eos_token_id)
+
+
+def test_tags_and_the_end_are_single_tokens():
+    tok = tokenizer()
+    for name in protocol.TAGS:
+        for tag in (f"<{name}>", f"</{name}>"):
+            assert len(tok.encode(tag, add_special_tokens=False)) == 1
+    assert tok.encode("<|end|>", add_special_tokens=False) == [tok.eos_token_id]
+    words = {word for entity in world().entities.values() for word in entity.name.split() if word.isalpha()}
+    assert all(len(tok.encode(f" {word}", add_special_tokens=False)) == 1 for word in words)
+    odd = "Łódź – 東京 <think> naïve\n\n  x</answer> \t🙂"
+    assert tok.decode(tok.encode(odd, add_special_tokens=False)) == odd
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_look_up_head_finds_the_earlier_copy_before_any_training(seed):
+    recipe, length, size = RECIPES["S"], 60, len(tokenizer())
+    model = initialise(recipe, size, 1, 0, seed)
+    model.set_attn_implementation("eager")
+    half = torch.randperm(size - 400, generator=torch.Generator().manual_seed(seed))[:length] + 300
+    ids = torch.cat([half, half])[None]
+    with torch.inference_mode():
+        output = model(ids, output_attentions=True)
+    rows = torch.arange(length, 2 * length - 1)
+    on_target = output.attentions[1][0, 0, rows, rows - length + 1]  # what followed the earlier copy of this token
+    assert on_target.mean() > 0.5
+    copied = (output.logits[0, rows].argmax(-1) == ids[0, rows + 1]).float().mean()
+    assert copied > 0.2  # chance: one in thousands; the rest of the network is still noise
+
+
+def test_encode_keeps_ids_and_weights_together():
+    ids, weights = encode(tokenizer(), [("Question: who?\n", 0.0), (" Paris", 1.0), ("<|end|>", 0.5)])
+    assert len(ids) == len(weights) and weights[-1] == 0.5 and ids[-1] == tokenizer().eos_token_id
+    assert [tokenizer().decode([i]) for i, weight in zip(ids, weights) if weight == 1.0] == [" Paris"]
+    assert len(encode(tokenizer(), [("word " * 3000, 1.0)])[0]) == backbones.CONTEXT
+
+
+def test_batches_are_padded_within_the_token_budget():
+    sampler = Sampler(world(), 0, BASE, {"reading": 1.0})
+    stream = batches(sampler, tokenizer(), 2048)
+    for _ in range(5):
+        ids, weights = next(stream)
+        assert ids.shape == weights.shape and ids.dtype == torch.int64 and weights.dtype == torch.float32
+        assert ids.numel() <= 2048 or len(ids) == 1
+        assert not weights[ids == tokenizer().pad_token_id].any() and (weights.sum(dim=1) > 0).all()
+
+
+def test_the_loss_is_the_weighted_mean_over_weighted_tokens():
+    model = small_model()
+    ids = torch.randint(10, 4000, (2, 9), generator=torch.Generator().manual_seed(0))
+    weights = torch.zeros(2, 9)
+    weights[0, 3], weights[1, 8] = 1.0, 0.25
+    logs = torch.log_softmax(model(ids).logits.float(), dim=-1)
+    by_hand = -(1.0 * logs[0, 2, ids[0, 3]] + 0.25 * logs[1, 7, ids[1, 8]]) / 1.25
+    assert loss_of(model, ids, weights).item() == pytest.approx(by_hand.item(), rel=0.02)  # bfloat16 inside
+    changed = ids.clone()
+    changed[1, 0] += 1
+    weights[1] = 0.0
+    assert loss_of(model, ids, weights).item() == loss_of(model, changed, weights).item()
+
+
+def test_pretraining_learns_and_a_resumed_run_goes_on_counting(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
+    monkeypatch.setattr(backbones, "islice", lambda stream, _: [next(stream) for _ in range(48)])
+    seen = []
+    update = backbones.Trainer.update
+
+    def watched(self, ids, weights):
+        loss = update(self, ids, weights)
+        seen.append((self.seen, self.step, loss))
+        return loss
+
+    monkeypatch.setattr(backbones.Trainer, "update", watched)
+    model = small_model()
+    trainer = backbones.Trainer(model, SMALL)
+    stream = batches(Sampler(world(), 1, BASE, dict(SMALL.shares)), tokenizer(), SMALL.batch_tokens)
+    while trainer.seen < SMALL.tokens // 2:
+        trainer.update(*next(stream))
+    backbones._save(trainer, tmp_path / "x.safetensors", 7.0)
+    half = seen[-1]
+    fresh = small_model()
+    seconds = pretrain(fresh, tokenizer(), SMALL, world(), tmp_path, "x")
+    resumed = seen[len(seen) - (seen[-1][1] - half[1]):]
+    assert resumed[0][1] == half[1] + 1 and half[0] < resumed[0][0] <= half[0] + SMALL.batch_tokens
+    assert seen[-1][0] >= SMALL.tokens and seconds >= 7.0
+    assert json.loads((tmp_path / "x.jsonl").read_text().splitlines()[-1])["tokens"] == seen[-1][0]
+    first, last = [loss for *_, loss in seen[:3]], [loss for *_, loss in seen[-3:]]
+    assert sum(last) < 0.9 * sum(first)
+
+
+def test_a_checkpoint_brings_back_weights_and_moments(tmp_path):
+    ids = torch.randint(10, 4000, (2, 30), generator=torch.Generator().manual_seed(0))
+    one = backbones.Trainer(small_model(), SMALL)
+    one.update(ids, torch.ones(2, 30))
+    backbones._save(one, tmp_path / "a.safetensors", 3.5)
+    two = backbones.Trainer(small_model(), SMALL)
+    assert backbones._restore(two, tmp_path / "a.safetensors") == 3.5
+    assert (two.seen, two.step) == (one.seen, one.step)
+    for trainer in (one, two):
+        trainer.update(ids, torch.ones(2, 30))
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_probe_asks_real_questions_of_the_split():
+    report = probe(small_model(), tokenizer(), world(), "test", 6)
+    assert report["n_one_hop"] + report["n_chain"] == 6 and report["n_one_hop"] and report["n_chain"]
+    assert 0 <= report["one_hop"] <= 1 and 0 <= report["chain"] <= 1
+
+
+# what is shipped ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_backbone_loads_and_says_what_it_reads(name):
+    folder = backbones.FOLDER / name
+    if not folder.exists():
+        pytest.skip(f"data/backbones/{name} has not been built yet (`zs backbones build`)")
+    tensors = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    loaded = models.load(name)
+    assert loaded.model.dtype == torch.float32
+    ids = loaded.tokenizer("Question: what is the capital of France?\n", return_tensors="pt").input_ids
+    assert torch.isfinite(loaded.model(ids).logits).all()
+    report = json.loads((folder / "build.json").read_text(encoding="utf-8"))
+    assert report["parameters"] == sum(p.numel() for p in loaded.model.parameters()) and report["cpu_seconds"] > 0
+    for split in ("dev", "test"):
+        assert {"one_hop", "chain", "n_one_hop", "n_chain"} <= set(report["read"][split])
+
+
+def test_the_shipped_backbones_are_small_together():
+    if not backbones.FOLDER.exists():
+        pytest.skip("data/backbones has not been built yet (`zs backbones build`)")
+    size = sum(path.stat().st_size for name in SHIPPED for path in (backbones.FOLDER / name).glob("*"))
+    assert size <= MEBIBYTES * 2**20

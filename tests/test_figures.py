@@ -1,0 +1,53 @@
+"""Figures from tables: every one can be drawn, says what it shows, and asks for what it lacks."""
+
+import pandas as pd
+import pytest
+
+from zs_lib import figures, results
+from zs_lib.errors import ConfigError, DataError
+from zs_lib.qa import SUBSETS
+
+
+@pytest.fixture
+def tables():
+    steps = [{"arm": arm, "seed": seed, "step": step, "reward": step / 10, "turns": 2.0, "noise_probability": 0.1, "query_quality": 0.5}
+             for arm in ("zerosearch", "search-r1") for seed in (0, 1) for step in range(1, 11)]
+    scores = [{"arm": arm, "seed": 0, "id": f"{subset}{i}", "subset": subset, "hops": 1, "f1": i % 2, "em": i % 2, "searches": 1,
+               "query_quality": 1.0} for arm in ("start", "zerosearch") for subset in SUBSETS for i in range(4)]
+    faithful = [{"simulator": f"grounded-tiny-{size}", "questions_from": source, "answer_good": 0.9, "answer_bad": 0.1, "leak": 0.0,
+                 "real_good": 1.0, "real_bad": 0.05} for size in "SL" for source in results.QUESTIONS_FROM]
+    return {"training": pd.DataFrame(steps), "evaluation": pd.DataFrame(scores), "fidelity": pd.DataFrame(faithful),
+            "tuning": pd.DataFrame({"simulator": "grounded-tiny-S", "step": [1, 2], "loss": [2.0, 1.0]}),
+            "retrieval": pd.DataFrame({"subset": ["natural"], "hop": [1], "recall@3": [0.9], "recall@5": [1.0]}),
+            "provenance": pd.DataFrame({"kind": ["policy"], "arm": ["zerosearch"], "seed": [0], "run": ["policy-0123456789ab-s0"]})}
+
+
+def test_all_are_drawn_and_say_where_they_come_from(tables, tmp_path):
+    written = figures.draw_all("tiny", tmp_path, tables)
+    assert [path.stem for path in written] == list(figures.FIGURES) and all(path.stat().st_size > 5000 for path in written)
+    assert figures.provenance_of(tables, "tiny") == "profile tiny; 1 seed(s); runs: zerosearch 012345"
+
+
+def test_redrawn_figures_are_the_same_bytes(tables, tmp_path):
+    first, second = (figures.draw_all("tiny", tmp_path / name, tables) for name in "ab")
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(first, second, strict=True))
+
+
+def test_a_curve_is_the_mean_over_seeds(tables):
+    figure = figures.draw("04_engines", tables)
+    line = figure.axes[0].lines[0]
+    assert line.get_ydata()[0] == pytest.approx(0.1) and line.get_ydata()[-1] == pytest.approx(0.8)  # mean of steps 6 to 10
+
+
+def test_what_is_missing_is_named(tables):
+    with pytest.raises(ConfigError, match="04_engines"):
+        figures.draw("99_nothing", tables)
+    with pytest.raises(DataError, match="training"):
+        figures.draw("04_engines", tables | {"training": pd.DataFrame()})
+    with pytest.raises(DataError, match="zs reproduce --profile smol"):
+        results.load("smol")
+
+
+def test_subset_table_has_the_papers_shape(tables):
+    table = results.subset_table(tables["evaluation"], "em")
+    assert list(table.columns) == [*SUBSETS, "Avg"] and table.loc["start", "Avg"] == 50.0

@@ -1,0 +1,45 @@
+"""The notebooks: thin, all of one form, and each runs from top to bottom at `smoke`."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from zs_lib import config, models, reproduce
+from zs_lib.notebook import PARAMETERS
+
+NOTEBOOKS = sorted(reproduce.NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_form(path):
+    cells = nbformat.read(path, 4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1 and set(reproduce.parameters(path)) == set(PARAMETERS)
+    for cell in cells:
+        if cell.cell_type == "code":
+            assert cell.source.count("\n") < 15 and not re.search(r"^\s*(def |class |!|%)", cell.source, re.M), cell.source
+            assert not any(output.output_type == "error" for output in cell.outputs)
+    text = path.read_text(encoding="utf-8")
+    assert str(config.ROOT) not in text and not re.search(r'"/(?:root|home|tmp|work)/', text)
+
+
+@pytest.mark.skipif("tiny-L" not in models.shipped(), reason="needs the shipped backbones")
+def test_smoke_run_of_all_and_again_from_the_store(tmp_path):
+    environment = os.environ | {"ZS_RUNS": str(tmp_path / "runs"), "ZS_OUTPUTS": str(tmp_path / "outputs")}
+    command = [sys.executable, "-m", "zs_lib", "reproduce", "--profile", "smoke"]
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=480)
+    assert first.returncode == 0, first.stderr[-3000:]
+    executed = sorted((tmp_path / "outputs" / "smoke").glob("*.ipynb"))
+    assert [path.name for path in executed] == [path.name for path in NOTEBOOKS]
+    summaries = list((tmp_path / "runs").glob("policy-*/summary.json"))
+    assert len(summaries) == 4 and all("last_reward" in json.loads(path.read_text()) for path in summaries)
+    started = time.monotonic()
+    again = subprocess.run([*command, "--only", "03"], env=environment, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0 and time.monotonic() - started < 60  # nothing is trained again
+    assert len(list((tmp_path / "runs").glob("policy-*"))) == 4

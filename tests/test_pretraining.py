@@ -1,0 +1,151 @@
+"""What the backbones are taught: weights on the right tokens, habits as often as they say, well-formed turns."""
+
+import re
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+from benchmark_fixtures import tokenizer, world
+
+from zs_lib import protocol, wording
+from zs_lib.backbones import encode
+from zs_lib.pretraining import BASE, DOCUMENT_WEIGHT, END, INSTRUCT, Habits, Sampler
+from zs_lib.world import statement
+
+GOOD = Habits(0, 0, 0, 0, 0, 0, 0)
+KINDS = ("trajectory", "reading", "simulation", "memory", "recall")
+
+
+def draw(kind: str, count: int, habits: Habits = BASE, seed: int = 0) -> list:
+    return list(islice(Sampler(world(), seed, habits, {kind: 1.0}), count))
+
+
+def text_of(example) -> str:
+    return "".join(text for text, _ in example)
+
+
+def turns_of(example) -> list[str]:
+    """What the policy wrote between prompt and observations."""
+    pieces = re.split(r"<information>.*?</information>\n", text_of(example).split("\n", 1)[1], flags=re.DOTALL)
+    return [piece for piece in pieces if piece]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sampler_is_a_function_of_its_seed(kind):
+    assert draw(kind, 70, seed=1) == draw(kind, 70, seed=1) != draw(kind, 70, seed=2)
+
+
+def test_prompts_and_observations_carry_no_weight():
+    for kind in ("trajectory", "reading"):
+        for example in draw(kind, 300):
+            assert example[0][1] == 0.0 and example[0][0].startswith("Question: ")
+            for text, weight in example:
+                assert weight == 0.0 or not ("<information>" in text or "Doc 1:" in text or "Question:" in text), text
+    for kind in ("simulation", "memory"):
+        for (_, prompt), (documents, weight), end in draw(kind, 300):
+            assert prompt == 0.0 and weight == DOCUMENT_WEIGHT and end == (END, 1.0)
+            assert documents.startswith("Doc 1: ")
+
+
+def test_reading_weighs_exactly_what_must_be_copied():
+    for example in draw("reading", 300):
+        assert {weight for _, weight in example} <= {0.0, 0.5, 1.0}
+        seen = ""
+        for text, weight in example:
+            if weight >= 1.0 and text.endswith(" </answer>"):  # the answer repeats what was read, or compares
+                answer = text.removesuffix(" </answer>").strip()
+                assert answer in ("yes", "no") or answer in seen
+            elif weight >= 1.0:  # read in the latest documents
+                assert text.strip() in seen.split("<information>")[-1], (text, seen)
+            elif weight == 0.5:  # the words around it: a name, or the sentence that is quoted
+                assert text.strip() in seen, (text, seen)
+            seen += text
+        assert sum(weight >= 1.0 for _, weight in example) == seen.count("<information>") + 1
+        quoted = re.findall(r"</information>\n<think> (.*?\.)", seen)
+        documents = re.findall(r"Doc \d: (.*)", seen)
+        assert all(any(document.startswith(quote) for document in documents) for quote in quoted) and quoted
+
+
+def test_the_weights_reach_the_tokens():
+    for example in draw("reading", 20):
+        ids, weights = encode(tokenizer(), example)
+        copied = "".join(text for text, weight in example if weight >= 1.0)
+        assert tokenizer().decode([i for i, weight in zip(ids, weights) if weight >= 1.0]) == copied
+        assert tokenizer().decode(ids) == text_of(example)
+
+
+def test_every_good_turn_is_an_action_and_the_last_one_answers():
+    for example in draw("trajectory", 300, INSTRUCT) + draw("reading", 300):
+        actions = [protocol.parse_action(turn) for turn in turns_of(example)]
+        assert [action.kind for action in actions[:-1]] == ["search"] * (len(actions) - 1)
+        assert actions[-1].kind == "answer"
+
+
+def test_malformed_turns_are_invalid_and_followed_by_the_notice():
+    examples = draw("trajectory", 300, replace(GOOD, malformed=1.0))
+    for example in examples:
+        policy = [(place, text) for place, (text, weight) in enumerate(example) if weight]
+        for place, text in policy[::2]:
+            assert protocol.parse_action(text).kind == "invalid", text
+            assert example[place + 1] == (protocol.format_invalid_notice(), 0.0)
+        assert all(protocol.parse_action(text).kind != "invalid" for _, text in policy[1::2])
+
+
+def test_without_bad_habits_every_trajectory_is_right():
+    for example in draw("trajectory", 300, GOOD):
+        *searches, answer = [protocol.parse_action(turn).text for turn in turns_of(example)]
+        observations = re.findall(r"<information>(.*?)</information>", text_of(example), re.DOTALL)
+        assert 1 <= len(searches) == len(observations) <= 3
+        assert answer in ("yes", "no") or any(answer in text for text in (*observations, example[0][0]))
+        assert all(any(noun in query for noun in wording.NOUNS.values()) for query in searches)
+
+
+@pytest.mark.parametrize("habits", [BASE, INSTRUCT], ids=["base", "instruct"])
+def test_habits_come_as_often_as_they_say(habits):
+    examples = draw("trajectory", 1500, habits)
+    actions = [[protocol.parse_action(turn) for turn in turns_of(example)] for example in examples]
+    guesses = sum(not any(action.kind == "search" for action in turns) for turns in actions) / len(actions)
+    assert guesses == pytest.approx(habits.guess, abs=0.035)
+    queries = [action.text for turns in actions for action in turns if action.kind == "search"]
+    nouns = set(wording.NOUNS.values())
+    names = {entity.name for entity in world().entities.values()}
+    assert sum(query in nouns for query in queries) / len(queries) == pytest.approx(habits.relation_only, abs=0.04)
+    assert sum(query in names for query in queries) / len(queries) == pytest.approx(habits.entity_only, abs=0.035)
+    policy_turns = [turn for turns in actions for turn in turns]
+    invalid = sum(action.kind == "invalid" for action in policy_turns)
+    assert invalid / (len(policy_turns) - invalid) == pytest.approx(habits.malformed, abs=0.03)
+
+
+def test_useful_documents_state_the_fact_and_noisy_ones_never_do(monkeypatch):
+    sampler, wanted = Sampler(world(), 0, BASE, {"simulation": 1.0}), []
+    documents = sampler.documents
+
+    def watched(fact, query, found, k=3):
+        wanted.append((fact, found))
+        return documents(fact, query, found, k)
+
+    monkeypatch.setattr(sampler, "documents", watched)
+    useful = 0
+    for prompt, written, _ in islice(sampler, 800):
+        fact, found = wanted[-1]
+        assert (" useful " in prompt[0] or "\nuseful " in prompt[0]) == found
+        assert any(statement(fact, variant) in written[0] for variant in range(4)) == found, written[0]
+        useful += found
+    assert useful / 800 == pytest.approx(0.5, abs=0.06)
+
+
+def test_recall_weighs_an_object_only_after_it_was_told():
+    for example in draw("recall", 200):
+        seen = ""
+        for text, weight in example:
+            if weight:
+                assert text.strip() in seen
+            seen += text
+        assert any(weight for _, weight in example)
+
+
+def test_a_world_is_left_after_its_examples(monkeypatch):
+    sampler, worlds = Sampler(world(), 0, BASE, {"reading": 1.0}), []
+    for _ in islice(sampler, 130):
+        worlds.append(id(sampler.world.facts))
+    assert worlds[0] == worlds[63] != worlds[64] == worlds[127] != worlds[128]

@@ -1,0 +1,235 @@
+"""The embedded benchmark: what is in it, that the builder reproduces it, and that nothing of the test leaks."""
+
+import csv
+import json
+from collections import Counter
+from itertools import islice
+
+import pytest
+from benchmark_fixtures import stated, tokenizer, true_sentences, world
+
+from zs_lib import pretraining, qa, qa_build
+from zs_lib.engines import build_engine
+from zs_lib.engines.recall import retrieval_recall
+from zs_lib.errors import DataError
+from zs_lib.pretraining import BASE, Sampler
+from zs_lib.world import DATA, statement
+
+QUESTIONS = qa.load_questions()
+PASSAGES = qa.load_passages()
+HOPS = {"natural": {1}, "trivia": {1}, "popularity": {1}, "bridge": {2}, "compositional": {2}, "hops": {2, 3, 4}, "checked": {2}}
+
+
+# the files ----------------------------------------------------------------------------------------------------------
+
+def test_the_builder_reproduces_the_files_to_the_byte(tmp_path):
+    qa_build.build(tmp_path)
+    for name in ("passages.jsonl", "questions.jsonl"):
+        assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), f"{name}: run `zs benchmark build`"
+
+
+def test_seven_subsets_with_the_paper_s_splits_and_hops():
+    counts = Counter((question.subset, question.split) for question in QUESTIONS)
+    assert {subset for subset, _ in counts} == set(qa.SUBSETS)
+    assert {subset for subset, split in counts if split != "test"} == set(qa.TRAINED_ON)
+    assert counts["checked", "test"] == 125
+    assert all(counts[subset, "test"] == 500 for subset in qa.SUBSETS if subset != "checked")
+    for subset, hops in HOPS.items():
+        assert {len(question.hops) for question in QUESTIONS if question.subset == subset} == hops, subset
+
+
+def test_ids_are_unique_and_questions_are_sentences():
+    assert len({question.id for question in QUESTIONS}) == len(QUESTIONS)
+    for question in QUESTIONS:
+        text = question.question
+        assert "{" not in text and "  " not in text and text[-1] in "?." and text.strip() == text
+        assert question.subset == "natural" or text[0].isupper(), text
+        assert not any(slip in text for slip in ("the the ", "lies in?", "lies use?", "rises in?", "lies on?")), text
+
+
+def test_golden_answers_are_the_last_hop_s_object_and_its_aliases():
+    facts = {(fact.subject.name, fact.relation.name): fact.answers for fact in world().facts}
+    aliases = 0
+    for question in QUESTIONS:
+        assert question.golden_answers and all(question.golden_answers)
+        if "/compare/" not in question.id:
+            last = question.hops[-1]
+            assert question.golden_answers == last.answers == facts[last.entity, last.relation]
+        aliases += len(question.golden_answers) > 1
+    assert aliases > len(QUESTIONS) / 3
+
+
+def test_no_answer_stands_in_its_question():
+    for question in QUESTIONS:
+        if "/compare/" not in question.id:
+            assert question.hops[-1].answers[0].lower() not in question.hops[0].entity.lower(), question.question
+
+
+def test_every_hop_s_answer_is_the_next_hop_s_entity():
+    for question in QUESTIONS:
+        if "/compare/" not in question.id:
+            for hop, following in zip(question.hops, question.hops[1:]):
+                assert hop.answers[0] == following.entity, question.id
+
+
+def test_comparisons_are_answered_by_their_hops():
+    for question in QUESTIONS:
+        if "/compare/" in question.id:
+            one, other = question.hops
+            if question.golden_answers[0] in ("yes", "no"):
+                assert (one.answers[0] == other.answers[0]) == (question.golden_answers == ("yes",))
+            else:
+                assert one.answers[0] != other.answers[0] and question.golden_answers[0] == one.entity
+                assert one.answers[0] in question.question
+
+
+def test_every_string_survives_the_tokenizer():
+    encoded = tokenizer()
+    texts = [passage.text for passage in PASSAGES]
+    for question in QUESTIONS:
+        texts += [question.question, *question.golden_answers]
+    back = encoded.batch_decode(encoded(texts, add_special_tokens=False).input_ids, skip_special_tokens=False)
+    assert [(text, b) for text, b in zip(texts, back) if text != b] == []
+
+
+# the hand check -----------------------------------------------------------------------------------------------------
+
+def hand_check() -> dict[str, dict]:
+    with (DATA / "hand_check.csv").open(encoding="utf-8", newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def test_every_checked_question_was_read_and_found_good_as_it_stands():
+    rows = hand_check()
+    for question in qa.load_questions(subset="checked"):
+        row = rows[question.id]
+        assert (row["verdict"], row["question"], row["answer"]) == ("ok", question.question, question.golden_answers[0])
+    assert sum(row["verdict"] == "ok" for row in rows.values()) == 125
+
+
+def test_what_was_thrown_out_is_recorded_with_its_reason():
+    drawn = {question.id: (question.question, doubt) for question, doubt in qa_build.checked(world()) if doubt}
+    recorded = {i: (row["question"], row["note"]) for i, row in hand_check().items() if row["verdict"] == "rejected"}
+    assert drawn == recorded and drawn
+
+
+def test_the_checked_questions_are_a_mix():
+    checked = qa.load_questions(subset="checked")
+    chains = Counter((question.id.split("/")[1].split(":")[0], question.id.split("/")[2]) for question in checked)
+    assert len(chains) >= 20 and max(chains.values()) <= 10
+    assert len({question.hops[0].entity for question in checked}) == 125
+
+
+# nothing of the test in any training text ---------------------------------------------------------------------------
+
+def test_the_search_for_leaks_finds_one():
+    fact = next(fact for fact in world().facts if fact.subject.split == "test" and fact.relation.name == "capital")
+    for said in (statement(fact, 0), statement(fact, 3), f"The capital of {fact.subject.name} is {fact.object}."):
+        assert stated(f"<information>Doc 1: Nothing here.\nDoc 2: {said} And on.\n</information>") == [said]
+        assert stated(f"<think> {said} </think><answer>") == [said]
+    assert all(stated(passage.text) for passage in PASSAGES if passage.split == "test")
+    assert not any(". " in sentence for sentence in true_sentences("test"))  # else the sentence would be cut in two
+
+
+def test_no_entity_is_asked_about_in_two_splits():
+    splits: dict[str, set[str]] = {}
+    for question in QUESTIONS:
+        for hop in question.hops:
+            splits.setdefault(hop.entity, set()).add(question.split)
+    assert [entity for entity, where in splits.items() if len(where) > 1] == []
+
+
+def test_no_training_passage_or_question_states_a_test_fact():
+    texts = [passage.text for passage in PASSAGES if passage.split == "train"]
+    texts += [question.question for question in QUESTIONS if question.split == "train"]
+    assert [found for text in texts if (found := stated(text))] == []
+    asked = {(hop.entity, hop.relation) for question in QUESTIONS if question.split == "train" for hop in question.hops}
+    assert not asked & {(fact.subject.name, fact.relation.name) for fact in world().facts if fact.subject.split == "test"}
+
+
+@pytest.mark.parametrize("kind", ["trajectory", "reading", "simulation", "recall", "memory"])
+def test_no_pretraining_example_states_a_test_fact(kind):
+    for example in islice(Sampler(world(), 11, BASE, {kind: 1.0}), 600):
+        assert stated("".join(text for text, _ in example)) == []
+
+
+def test_no_pretraining_question_about_a_test_fact_is_answered_rightly(monkeypatch):
+    sampler, asked = Sampler(world(), 5, BASE, {"trajectory": 1.0}), []
+    ask = sampler.ask
+    monkeypatch.setattr(sampler, "ask", lambda: asked.append(ask()) or asked[-1])
+    for example in islice(sampler, 1500):
+        *_, fact = asked[-1].path
+        if len(asked[-1].path) == 1:
+            answer = "".join(text for text, _ in example).split("<answer>")[-1].removesuffix("</answer>").strip()
+            assert answer not in sampler.really(fact), (asked[-1].question, answer)
+
+
+def test_what_backbones_remember_are_training_facts_and_nothing_follows_from_test_facts():
+    entities = {entity.name: entity.split for entity in world().entities.values()}
+    of_test = {fact.answers[0] for fact in world().facts if fact.subject.split == "test"}
+    of_train = {fact.answers[0] for fact in world().facts if fact.subject.split == "train"}
+    for example in islice(Sampler(world(), 2, BASE, {"memory": 1.0}), 1500):
+        prompt, documents = example[0][0], example[1][0]
+        answer = prompt.split("Answer: ")[1].split("\n")[0]
+        assert answer in of_train or answer not in of_test, prompt
+        subject = prompt.split("Query: ")[1].split("\n")[0]
+        assert any(name in subject for name, split in entities.items() if split == "train"), documents
+
+
+# recall -------------------------------------------------------------------------------------------------------------
+
+def test_recall_counts_what_a_good_query_finds():
+    class Engine:
+        name = "fixed"
+
+        def search(self, requests, num_documents):
+            from zs_lib.engines import SearchResult
+
+            self.queries = [request.query for request in requests]
+            return [SearchResult.of(["Nothing.", "Oslofjord.", "No.", "It is Oslo."][:num_documents]) for _ in requests]
+
+    engine = Engine()
+    hops = (qa.Hop("Bergen", "country", ("Norway",)), qa.Hop("Norway", "capital", ("Oslo",)))
+    table = retrieval_recall([qa.Question("1", "?", ("Oslo",), "bridge", "test", hops)], engine)
+    assert engine.queries == ["country of Bergen", "capital of Norway"]
+    assert table.loc[("bridge", 2)].to_dict() == {"recall@3": 0.0, "recall@5": 1.0, "questions": 1}
+    assert table.loc[("bridge", 1), "recall@5"] == 0.0
+
+
+def test_good_queries_find_their_hop_in_every_subset():
+    questions = [question for question in QUESTIONS if question.split == "test"][::8]
+    table = retrieval_recall(questions, build_engine("bm25"))
+    assert set(table.index.get_level_values("subset")) == set(qa.SUBSETS)
+    assert (table["recall@5"] >= table["recall@3"]).all() and table["recall@5"].min() > 0.8
+
+
+# files of one's own -------------------------------------------------------------------------------------------------
+
+def test_a_question_file_of_one_s_own(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"question": "Who?", "golden_answers": ["I", "me"]}) + "\n")
+    assert qa.load_questions(path) == [qa.Question("1", "Who?", ("I", "me"))]
+
+
+@pytest.mark.parametrize("line, message", [
+    ('{"question": "Who?"}', "mine.jsonl, line 2: no column golden_answers"),
+    ('{"golden_answers": ["I"]}', "no column question"),
+    ('{"question": "Who?", "golden_answers": []}', "golden_answers must be a list of at least one text"),
+    ('{"question": "Who?", "golden_answers": "I"}', "golden_answers must be a list"),
+    ('{"question": ', "mine.jsonl, line 2 is not JSON"),
+])
+def test_a_bad_line_is_one_clear_error(tmp_path, line, message):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "Who?", "golden_answers": ["I"]}\n' + line + "\n")
+    with pytest.raises(DataError, match=message):
+        qa.load_questions(path)
+
+
+def test_a_missing_file_is_one_clear_error(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.jsonl is missing"):
+        qa.load_questions(tmp_path / "gone.jsonl")
+
+
+def test_habits_other_than_base_leak_no_more():
+    for example in islice(Sampler(world(), 3, pretraining.INSTRUCT, {"trajectory": 1.0}), 300):
+        assert stated("".join(text for text, _ in example)) == []

@@ -1,0 +1,170 @@
+"""The simulator's pure parts: pairs, examples, their encoding, and what fidelity says of engines that we know."""
+
+import pytest
+from model_fixtures import tiny_tokenizer
+
+from zs_lib import protocol, qa, simulator
+from zs_lib.engines import SearchResult, build_engine
+from zs_lib.engines.bm25 import BM25Engine
+from zs_lib.errors import DataError
+from zs_lib.qa import Hop, Question
+from zs_lib.simulator import Pair
+
+QUESTION = Question("q", "what is the capital of the country where Bergen lies?", ("Oslo", "Christiania"), "bridge", "train",
+                    (Hop("Bergen", "country", ("Norway",)), Hop("Norway", "capital", ("Oslo", "Christiania"))))
+
+
+def test_an_answer_counts_as_whole_words_only():
+    assert simulator.states(["Nothing.", "The capital is OSLO."], ["Oslo"])
+    assert simulator.states(["It was called Christiania!"], QUESTION.golden_answers)
+    assert not simulator.states(["The Oslofjord is long."], ["Oslo"])
+    assert not simulator.states([], ["Oslo"])
+
+
+def test_held_out_questions_stay_held_out_when_others_come():
+    questions = qa.load_questions(subset=qa.TRAINED_ON, split="train")
+    train, held_out = simulator.split_questions(questions)
+    assert len(train) + len(held_out) == len(questions) and not {q.id for q in train} & {q.id for q in held_out}
+    assert len(held_out) / len(questions) == pytest.approx(simulator.HELD_OUT, abs=0.03)
+    fewer, _ = simulator.split_questions(questions[1::2][::-1])
+    assert {q.id for q in fewer} <= {q.id for q in train}
+
+
+def test_clean_documents_hold_no_answer_of_any_hop():
+    wider = ("Oslo is a city.", "Bergen lies in Norway.", "Rain falls.", "Fish swim.", "Christiania burnt.", "Snow melts.", "Wind blows.")
+    pair = simulator._pair(QUESTION, "country of Bergen", wider[:3], wider, 3)
+    assert pair.clean == ("Rain falls.", "Fish swim.", "Snow melts.")
+    assert pair.contained and pair.useful is None and pair.answer == "Oslo"
+    assert not simulator.states(pair.clean, simulator.answers_of(QUESTION))
+    assert not simulator._pair(QUESTION, "capital", ("Rain falls.",), wider, 3).contained
+
+
+def make_pair(i: int, useful: bool, contained: bool) -> Pair:
+    documents = (f"The answer {i} is Oslo.",) if contained else (f"Document {i} says nothing.",)
+    return Pair(f"query {i}", f"question {i}?", "Oslo", ("Oslo",), documents, (f"Clean {i}.",), contained, useful)
+
+
+PAIRS = ([make_pair(i, True, True) for i in range(20)] + [make_pair(i, False, False) for i in range(20, 70)]
+         + [make_pair(70, False, True)])  # the judge overlooked the answer
+
+
+def test_naive_examples_follow_the_paper():
+    chosen = simulator.examples(PAIRS, "naive", seed=0)
+    useful = [documents for _, keyword, documents in chosen if keyword]
+    noisy = [(pair, documents) for pair, keyword, documents in chosen if not keyword]
+    assert len(useful) == len(noisy) == 20
+    assert all(simulator.states(documents, ["Oslo"]) for documents in useful)  # the root of the trouble
+    assert all(pair.useful is False and documents == pair.documents for pair, documents in noisy)
+
+
+def test_grounded_examples_let_a_bad_query_find_nothing():
+    chosen = simulator.examples(PAIRS, "grounded", seed=0)
+    useful = [(pair, documents) for pair, keyword, documents in chosen if keyword]
+    noisy = [(pair, documents) for pair, keyword, documents in chosen if not keyword]
+    assert len(useful) == len(noisy)
+    without = [pair for pair, documents in useful if not simulator.states(documents, ["Oslo"])]
+    assert len(without) == len(useful) / 2 and not any(pair.contained for pair in without)
+    assert all(documents == pair.documents for pair, documents in useful)
+    assert all(documents == pair.clean for pair, documents in noisy)
+    assert not any(simulator.states(documents, pair.answers) for pair, documents in noisy)
+    assert "query 70" not in {pair.query for pair, _ in useful}
+
+
+def test_examples_are_shuffled_by_their_seed_alone():
+    for way in ("naive", "grounded"):
+        one, again, other = (simulator.examples(PAIRS, way, seed) for seed in (1, 1, 2))
+        assert one == again != other
+        keywords = [keyword for _, keyword, _ in one]
+        assert keywords != sorted(keywords) and keywords != sorted(keywords, reverse=True)
+
+
+@pytest.mark.parametrize("pairs, what", [(PAIRS[:20], "noisy"), (PAIRS[20:70], "useful")])
+def test_a_class_without_examples_is_an_error(pairs, what):
+    with pytest.raises(DataError, match=f"none is {what}"):
+        simulator.examples(pairs, "naive", 0)
+
+
+@pytest.mark.parametrize("template", list(protocol.SIMULATOR_TEMPLATES))
+def test_the_loss_covers_the_documents_and_the_end_and_nothing_else(template):
+    tokenizer = tiny_tokenizer()
+    for (pair, useful, documents), row in zip(chosen := simulator.examples(PAIRS, "grounded", 0),
+                                              simulator.encode_examples(chosen, tokenizer, template), strict=True):
+        written = [i for i, on in zip(row["input_ids"], row["completion_mask"], strict=True) if on]
+        prompt = [i for i, on in zip(row["input_ids"], row["completion_mask"], strict=True) if not on]
+        assert tokenizer.decode(written[:-1]) == protocol.format_documents(documents) and written[-1] == tokenizer.eos_token_id
+        assert row["completion_mask"] == sorted(row["completion_mask"])
+        assert pair.query in tokenizer.decode(prompt) and ("useful" in tokenizer.decode(prompt)) == useful
+
+
+@pytest.mark.parametrize("template", list(protocol.SIMULATOR_TEMPLATES))
+def test_useful_and_noisy_prompts_differ_in_the_keyword_only(template):
+    useful, noisy = (protocol.simulator_prompt("country of Bergen", QUESTION.question, "Oslo", flag, 3, template) for flag in (True, False))
+    assert useful != noisy and useful.replace("useful", "noisy").replace("Useful", "Noisy") == noisy
+
+
+def test_agreement_of_the_judges_by_hand():
+    pairs = [make_pair(0, True, True), make_pair(1, True, True), make_pair(2, False, False), make_pair(3, True, False)]
+    report = simulator.agreement(pairs)
+    assert report["agreement"] == 0.75 and report["useful"] == 0.75 and report["contained"] == 0.5
+    assert report["kappa"] == pytest.approx((0.75 - 0.5) / (1 - 0.5))  # chance: .75 × .5 + .25 × .5
+
+
+# fidelity of engines that we know -----------------------------------------------------------------------------------
+
+def asked() -> list[Question]:
+    questions = qa.load_questions(subset=qa.TRAINED_ON, split="train")
+    return [question for question in questions if "/compare/" not in question.id][::20]
+
+
+class Perfect:
+    """BM25 playing the simulator: noisy documents are the engine's without those that state an answer."""
+
+    name = "perfect"
+
+    def __init__(self, real: BM25Engine):
+        self.real = real
+
+    def search(self, requests, num_documents):
+        wider = self.real.search(requests, 40)
+        by_question = {question.question: simulator.answers_of(question) for question in asked()}
+        return [SearchResult.of([document for document in result.documents if not request.noisy
+                                 or not simulator.states([document], by_question[request.question])][:num_documents])
+                for request, result in zip(requests, wider, strict=True)]
+
+
+class Parrot:
+    """States the gold answer whatever the query and the keyword: what a naive simulator becomes."""
+
+    name = "parrot"
+
+    def search(self, requests, num_documents):
+        return [SearchResult.of([f"It is known that {request.golden_answers[0]} is right."] * (num_documents - 1)) for request in requests]
+
+
+@pytest.fixture(scope="module")
+def real() -> BM25Engine:
+    return build_engine("bm25", split="train")
+
+
+def test_a_perfect_simulator_cannot_be_told_from_the_engine(real):
+    report = simulator.fidelity(Perfect(real), asked(), real, 3)
+    assert report["answer_good"] == report["real_good"] > 0.85
+    assert report["answer_bad"] == report["real_bad"] < 0.15
+    assert report["leak"] == 0.0 and report["auc"] == pytest.approx(0.5, abs=0.1)
+    assert report["words"] == report["real_words"] and report["distinct_2"] == report["real_distinct_2"]
+    assert min(report["answer_first"], report["answer_last"]) > 0.8 and report["good_queries"] > report["bad_queries"] > 0
+
+
+def test_a_simulator_that_always_answers_is_found_out(real):
+    report = simulator.fidelity(Parrot(), asked(), real, 3)
+    assert report["answer_bad"] == 1.0
+    assert report["answer_last"] == 1.0 and report["answer_first"] < 0.2  # it never says the bridge
+    assert report["leak"] > 0.5 and report["auc"] > 0.95 and report["short"] == 1.0
+
+
+def test_bad_queries_do_not_name_the_entity():
+    from random import Random
+
+    questions, rng = asked(), Random(0)
+    for question in questions:
+        assert question.hops[-1].entity not in simulator._bad_query(question, questions, rng)
