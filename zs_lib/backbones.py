@@ -57,10 +57,10 @@ POLICY_SHARES = (("reading", 0.40), ("recall", 0.30), ("trajectory", 0.15), ("si
 SIMULATOR_SHARES = (("reading", 0.34), ("recall", 0.26), ("trajectory", 0.12), ("simulation", 0.18), ("memory", 0.10))
 RECIPES = {
     "S": Recipe(width=128, layers=4, heads=4, tokens=7_000_000, shares=POLICY_SHARES),
-    "M": Recipe(width=192, layers=4, heads=6, tokens=4_500_000, shares=SIMULATOR_SHARES),
-    "L": Recipe(width=256, layers=4, heads=8, tokens=6_000_000, shares=SIMULATOR_SHARES),
+    "M": Recipe(width=192, layers=4, heads=6, tokens=2_600_000, shares=SIMULATOR_SHARES),
+    "L": Recipe(width=256, layers=4, heads=8, tokens=4_900_000, shares=SIMULATOR_SHARES),
 }
-INSTRUCT_TOKENS = 600_000
+INSTRUCT_TOKENS = 300_000
 """The instruct variant goes on from base for this long, on well-formed trajectories."""
 
 
