@@ -42,9 +42,16 @@ def test_prompts_and_observations_carry_no_weight():
             for text, weight in example:
                 assert weight == 0.0 or not ("<information>" in text or "Doc 1:" in text or "Question:" in text), text
     for kind in ("simulation", "memory"):
-        for (_, prompt), (documents, weight), end in draw(kind, 300):
-            assert prompt == 0.0 and weight == DOCUMENT_WEIGHT and end == (END, 1.0)
-            assert documents.startswith("Doc 1: ")
+        for (_, prompt), *documents, end in draw(kind, 300):
+            assert prompt == 0.0 and end == (END, 1.0)
+            assert "".join(text for text, _ in documents).startswith("Doc 1: ")
+            assert {weight for _, weight in documents} <= {DOCUMENT_WEIGHT, 1.0}
+
+
+def test_a_simulator_is_graded_fully_on_the_names_of_its_prompt():
+    for (prompt, _), *documents, _ in draw("simulation", 300):
+        names = [text.strip() for text, weight in documents if weight == 1.0]
+        assert all(name in prompt for name in names), (prompt, names)
 
 
 def test_reading_weighs_exactly_what_must_be_copied():

@@ -23,8 +23,7 @@ from zs_lib.wording import NOUNS, query
 def heldout_questions(count: int) -> list[Question]:
     """`count` test questions of one and of two hops in turn, drawn by id: the same ones every time."""
     one = pick(qa.load_questions(subset="natural", split="test"), count)
-    two = pick([question for question in qa.load_questions(subset="bridge", split="test")
-                if question.golden_answers[0] not in ("yes", "no")], count)
+    two = pick([question for question in qa.load_questions(subset="bridge", split="test") if qa.is_chain(question)], count)
     return [question for pair in zip(one, two, strict=False) for question in pair][:count]
 
 

@@ -11,6 +11,7 @@ the weight is that of their tokens in the loss.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
@@ -58,9 +59,9 @@ class Habits:
     """Break the format: a tag missing, so the action is invalid."""
 
 
-BASE = Habits(guess=0.20, relation_only=0.40, entity_only=0.15, wrong_entity=0.10, search_again=0.3, stop_early=0.65, malformed=0.15)
+BASE = Habits(guess=0.25, relation_only=0.50, entity_only=0.10, wrong_entity=0.10, search_again=0.3, stop_early=0.50, malformed=0.15)
 """Most searches lack the entity: greedy decoding of a base backbone finds little, sampling finds the good query."""
-INSTRUCT = Habits(guess=0.15, relation_only=0.35, entity_only=0.15, wrong_entity=0.10, search_again=0.3, stop_early=0.60, malformed=0.0)
+INSTRUCT = Habits(guess=0.20, relation_only=0.45, entity_only=0.10, wrong_entity=0.10, search_again=0.3, stop_early=0.50, malformed=0.0)
 """Well-formed throughout, and hardly wiser: the difference between base and instruct is the format (Figures 4a-b)."""
 
 
@@ -152,10 +153,10 @@ class Sampler:
         fact = rng.choice(asked.path)
         query = wording.query(fact.relation.noun, fact.subject.name, rng.randrange(2))
         useful = rng.random() < 0.5
-        documents, _ = self.documents(fact, query, useful)
+        documents, _ = self.documents(fact, query, useful, ranked=True)
         template = "paper" if rng.random() < 0.3 else "short"
         prompt = protocol.simulator_prompt(query, asked.question, asked.answer, useful, len(documents), template)
-        return [(prompt, 0.0), (protocol.format_documents(documents), DOCUMENT_WEIGHT), (END, 1.0)]
+        return [(prompt, 0.0), *emphasised(documents, (fact.subject.name, asked.answer)), (END, 1.0)]
 
     def memory(self) -> list[Segment]:
         """What an LLM knows of the world: real facts of training entities, written as documents."""
@@ -171,7 +172,7 @@ class Sampler:
                 last = self.rng.choice(onward)
                 asked = self.question(last, fact.relation.mention.format(s=wording.named(fact.subject.name)))
                 prompt = protocol.simulator_prompt(query, asked, last.object, True, 2, "short")
-        return [(prompt, 0.0), (protocol.format_documents(documents), DOCUMENT_WEIGHT), (END, 1.0)]
+        return [(prompt, 0.0), *emphasised(documents, (fact.subject.name, fact.object)), (END, 1.0)]
 
     def recall(self) -> list[Segment]:
         """The drill in which reading emerges: five facts, told again and again in other words, in the barest form,
@@ -251,7 +252,7 @@ class Sampler:
         """What the thought says it needs: the same thing that the query asks for."""
         return query if query.startswith(fact.relation.noun) else f"{fact.relation.noun} of {query.removesuffix(' ' + fact.relation.noun)}"
 
-    def documents(self, fact: Fact, query: str, found: bool, k: int = 3) -> tuple[list[str], list[Fact]]:
+    def documents(self, fact: Fact, query: str, found: bool, k: int = 3, ranked: bool = False) -> tuple[list[str], list[Fact]]:
         """`k` documents as BM25 would mix them, and the fact that each is about; `fact` is among them if `found`, else nowhere."""
         rng = self.rng
         shown = [fact] * (rng.choice((1, 1, 2)) if found else 0)
@@ -264,7 +265,8 @@ class Sampler:
                 shown.append(self.other(fact))
             else:
                 shown.append(rng.choice(self.world.facts))
-        rng.shuffle(shown)
+        if not ranked:  # an engine puts the best first; a reader must find it anywhere
+            rng.shuffle(shown)
         variants = [rng.randrange(4) for _ in range(k)]
         texts = [passage(self.world, one, variants[i], rng, None if found else fact) for i, one in enumerate(shown)]
         return texts, shown
@@ -288,6 +290,13 @@ class Sampler:
     def really(self, fact: Fact) -> tuple[str, ...]:
         """What a shuffled world must not let anybody say: the answers in the real world to what `fact` answers."""
         return self.real.of[fact.subject.id][fact.relation.name].answers if self.shuffle else ()
+
+
+def emphasised(documents: list[str], names: tuple[str, ...]) -> list[Segment]:
+    """A simulator's output; full weight on `names`, which must be copied from its prompt, less on the rest."""
+    wanted = "|".join(re.escape(f" {name}") for name in names)
+    found = re.split(rf"({wanted})(?!\w)", protocol.format_documents(documents))
+    return [(piece, 1.0 if place % 2 else DOCUMENT_WEIGHT) for place, piece in enumerate(found) if piece]
 
 
 def quote(document: str, fact: Fact) -> str:

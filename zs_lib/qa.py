@@ -96,6 +96,11 @@ def table(questions: list[Question]) -> pd.DataFrame:
     return counts.reindex(columns=["train", "dev", "test"], fill_value=0).reindex(list(SUBSETS), level="subset")
 
 
+def is_chain(question: Question) -> bool:
+    """Whether the last hop finds the answer (a comparison's answer is yes, no, or one of two names)."""
+    return bool(question.hops) and question.hops[-1].answers == question.golden_answers
+
+
 def samples(questions: list[Question], each: int) -> pd.DataFrame:
     """`each` test questions of every subset, with their answers and hops, for people to read."""
     rows = []

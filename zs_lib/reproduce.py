@@ -244,14 +244,19 @@ def reproduce(
 ) -> list[Path]:
     """Run the numbered notebooks with a profile, in order; returns the executed ones, in outputs/<profile>/.
 
-    `only`: numbers ("02") or names of notebooks. `seeds` and `jobs` go to those that take them.
+    `only`: numbers ("02") or names of notebooks. `seeds` and `jobs` go to those that take them. Without `only`,
+    all runs of the study are made first, side by side, so that no core waits for a notebook that needs one arm.
 
     Raises:
-        ConfigError: unknown profile or notebook. RunError: a cell failed.
+        ConfigError: unknown profile or notebook. RunError: a run or a cell failed.
     """
+    from zs_lib.results import study_runs
+
     overrides = {} if seeds is None else {"seeds": seeds}
-    config.load_profile(profile, overrides)  # a wrong name or value is told now, not after the first notebook
+    study = config.load_profile(profile, overrides)  # a wrong name or value is told now, not by the first notebook
     chosen = _choose(only)
+    if only is None:
+        ensure_arms(study_runs(study), jobs)
     values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
     folder = OUTPUTS / profile
     folder.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,12 @@ def evaluation_runs(profile: Profile) -> list[tuple]:
     return [(start, 0)] + [(EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in policy_runs(profile)]
 
 
+def study_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of everything: the policies first, for they take longest."""
+    return (policy_runs(profile) + [(arm, 0) for arm in profile.simulators] + fidelity_runs(profile)
+            + evaluation_runs(profile))
+
+
 # runs → tables ------------------------------------------------------------------------------------------------------
 
 def training(profile: Profile, store: RunStore) -> pd.DataFrame:

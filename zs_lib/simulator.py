@@ -325,7 +325,7 @@ def ensure_fidelity(arm: FidelityArm, seed: int, store: RunStore) -> Run:
             questions = qa.load_questions(subset=qa.TRAINED_ON, split="test")
         else:
             questions = split_questions(qa.load_questions(subset=qa.TRAINED_ON, split="train"))[1]
-        questions = [question for question in questions if question.golden_answers[0] not in ("yes", "no")]
+        questions = [question for question in questions if qa.is_chain(question)]
         questions = Random("fidelity").sample(questions, min(arm.num_questions, len(questions)))
         simulator = ensure(arm.simulator, seed, store)
         engine = build_engine("simulated", model=simulator.model_dir, arm=arm.simulator)
