@@ -127,16 +127,16 @@ def test_useful_documents_state_the_fact_and_noisy_ones_never_do(monkeypatch):
     sampler, wanted = Sampler(world(), 0, BASE, {"simulation": 1.0}), []
     documents = sampler.documents
 
-    def watched(fact, query, found, k=3):
+    def watched(fact, query, found, **options):
         wanted.append((fact, found))
-        return documents(fact, query, found, k)
+        return documents(fact, query, found, **options)
 
     monkeypatch.setattr(sampler, "documents", watched)
     useful = 0
-    for prompt, written, _ in islice(sampler, 800):
-        fact, found = wanted[-1]
+    for prompt, *pieces, _ in islice(sampler, 800):
+        (fact, found), written = wanted[-1], "".join(text for text, _ in pieces)
         assert (" useful " in prompt[0] or "\nuseful " in prompt[0]) == found
-        assert any(statement(fact, variant) in written[0] for variant in range(4)) == found, written[0]
+        assert any(statement(fact, variant) in written for variant in range(4)) == found, written
         useful += found
     assert useful / 800 == pytest.approx(0.5, abs=0.06)
 
