@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("show", _runs_show, "one run: configuration, summary, where it is", runs)
     sub.add_argument("run", metavar="RUN", help="the beginning of a run's name or digest")
     add("verify", _runs_verify, "look for damage", runs)
+    sub = add("record", _runs_record, "write the study's tables into data/results/PROFILE", runs)
+    _add_profile(sub)
+    sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
 
     sub = add("search", _search, "what a search engine finds")
     sub.add_argument("query", metavar="QUERY")
@@ -181,6 +184,15 @@ def _runs_verify(arguments: argparse.Namespace) -> int:
     if not problems:
         print(f"{len(store.list())} runs, no damage.")
     return int(bool(problems))
+
+
+def _runs_record(arguments: argparse.Namespace) -> None:
+    overrides = {} if arguments.seeds is None else {"seeds": arguments.seeds}
+    study = config.load_profile(arguments.profile, overrides)
+    from zs_lib import results
+    from zs_lib.runs import RunStore
+
+    print(results.record(study, RunStore()))
 
 
 # ------------------------------------------------------------------------------------------ search and ask

@@ -21,7 +21,7 @@ import pandas as pd
 
 from zs_lib import config, evaluate
 from zs_lib.config import EvaluationArm, FidelityArm, Profile
-from zs_lib.errors import DataError
+from zs_lib.errors import DataError, RunError
 from zs_lib.runs import Run, RunStore
 
 RECORDS = config.ROOT / "data" / "results"
@@ -126,7 +126,16 @@ def collect(profile: Profile, store: RunStore) -> Tables:
 
 
 def record(profile: Profile, store: RunStore, folder: Path | None = None) -> Path:
-    """Write the tables as CSV files into `data/results/<profile>/` (or `folder`); the maintainers' step."""
+    """Write the tables as CSV files into `data/results/<profile>/` (or `folder`); the maintainers' step.
+
+    Raises:
+        RunError: a run of the study is not finished.
+    """
+    missing = [f"{arm.name} s{seed}" for arm, seed in study_runs(profile)
+               if not ((run := store.get(arm, seed)) and run.finished)]
+    if missing:
+        raise RunError(f"{len(missing)} runs are not finished ({', '.join(missing[:4])}, …): "
+                       f"`zs reproduce --profile {profile.name} --seeds {profile.seeds}` makes them.")
     folder = folder or RECORDS / profile.name
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in collect(profile, store).items():
