@@ -35,6 +35,7 @@ def load(name: str | Path) -> LoadedModel:
     """
     name = str(name)
     source, local_only = _resolve(name)
+    (logging.disable_progress_bar if local_only else logging.enable_progress_bar)()  # a local one loads in no time
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
         model = AutoModelForCausalLM.from_pretrained(
