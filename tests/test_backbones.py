@@ -1,6 +1,7 @@
 """The backbones: copying wired at the start, a loop that learns and resumes, and the folders that are shipped."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from benchmark_fixtures import tokenizer, world
 from safetensors.torch import load_file
 
 from zs_lib import backbones, models, protocol
-from zs_lib.backbones import RECIPES, Recipe, batches, encode, initialise, loss_of, pretrain, probe
+from zs_lib.backbones import RECIPES, Recipe, batches, encode, grow, initialise, loss_of, pretrain, probe
+from zs_lib.errors import ModelError
 from zs_lib.pretraining import BASE, Sampler
 
 SMALL = Recipe(width=32, layers=2, heads=4, tokens=6_000, shares=(("reading", 0.7), ("recall", 0.3)), batch_tokens=512,
@@ -49,6 +51,35 @@ def test_the_look_up_head_finds_the_earlier_copy_before_any_training(seed):
     assert on_target.mean() > 0.5
     copied = (output.logits[0, rows].argmax(-1) == ids[0, rows + 1]).float().mean()
     assert copied > 0.2  # chance: one in thousands; the rest of the network is still noise
+
+
+@pytest.mark.parametrize("size", ["M", "L"])
+def test_a_grown_model_computes_what_the_small_one_did_and_can_learn_more(size):
+    small = initialise(RECIPES["S"], len(tokenizer()), 1, 0)
+    with torch.no_grad():
+        for parameter in small.parameters():  # as after some training: nothing is zero any more
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    large = grow(small, RECIPES[size])
+    ids = torch.randint(0, 6000, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(large(ids).logits, small(ids).logits, atol=0.02)
+    loss_of(large, ids, torch.ones(2, 40)).backward()
+    width = small.config.hidden_size
+    assert large.model.layers[0].self_attn.o_proj.weight.grad[:, width:].abs().max() > 0  # through the new heads
+    assert large.model.embed_tokens.weight.grad[:, width:].abs().max() > 0  # and the new dimensions
+    with pytest.raises(ModelError, match="heads"):
+        grow(small, SMALL)
+
+
+def test_rare_words_stay_apart_while_frequent_ones_are_learnt():
+    model, vocabulary = small_model(), len(tokenizer())
+    trainer = backbones.Trainer(model, replace(SMALL, tokens=10**6))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):  # text of forty words; thousands are never seen
+        ids = torch.randint(10, 50, (8, 40), generator=generator)
+        trainer.update(ids, torch.ones(8, 40))
+    rare = torch.nn.functional.normalize(model.model.embed_tokens.weight[vocabulary // 2:].detach(), dim=1)
+    assert rare.mean(0).norm() < 0.5  # 1: they all point the same way, as Adam would have it
 
 
 def test_encode_keeps_ids_and_weights_together():

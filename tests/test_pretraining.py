@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 from benchmark_fixtures import tokenizer, world
 
-from zs_lib import protocol, wording
+from zs_lib import pretraining, protocol, wording
 from zs_lib.backbones import encode
 from zs_lib.pretraining import BASE, DOCUMENT_WEIGHT, END, INSTRUCT, Habits, Sampler
 from zs_lib.world import statement
@@ -41,22 +41,37 @@ def test_prompts_and_observations_carry_no_weight():
             assert example[0][1] == 0.0 and example[0][0].startswith("Question: ")
             for text, weight in example:
                 assert weight == 0.0 or not ("<information>" in text or "Doc 1:" in text or "Question:" in text), text
-    for kind in ("simulation", "memory"):
-        for (_, prompt), *documents, end in draw(kind, 300):
-            assert prompt == 0.0 and end == (END, 1.0)
-            assert "".join(text for text, _ in documents).startswith("Doc 1: ")
-            assert {weight for _, weight in documents} <= {DOCUMENT_WEIGHT, 1.0}
+    for (_, prompt), *documents, end in draw("simulation", 300):
+        assert prompt == 0.0 and end == (END, 1.0)
+        assert "".join(text for text, _ in documents).startswith("Doc 1: ")
+        assert {weight for _, weight in documents} <= {DOCUMENT_WEIGHT, 1.0}
 
 
-def test_a_simulator_is_graded_fully_on_the_names_of_its_prompt():
+def test_a_simulator_is_graded_fully_on_what_stands_in_its_prompt_or_can_be_known(monkeypatch):
+    known = {(fact.subject.name, fact.object) for fact in world().facts if fact.subject.split == "train"}
+    bridges = 0
     for (prompt, _), *documents, _ in draw("simulation", 300):
-        names = [text.strip() for text, weight in documents if weight == 1.0]
-        assert all(name in prompt for name in names), (prompt, names)
+        names = {text.strip() for text, weight in documents if weight == 1.0}
+        for name in names - {name for name in names if name in prompt}:
+            assert any(subject in prompt and thing == name for subject, thing in known), (prompt, name)
+            bridges += 1
+    assert bridges > 10  # the first hop of two: its answer is not in the prompt
+    monkeypatch.setattr(pretraining, "REAL_SHARE", 0.0)
+    for (prompt, _), *documents, _ in draw("simulation", 300):
+        assert all(text.strip() in prompt for text, weight in documents if weight == 1.0)
+
+
+def test_memory_holds_facts_of_training_entities_only():
+    told = {statement(fact, variant) for fact in world().facts if fact.subject.split == "train" for variant in range(4)}
+    for example in draw("memory", 50):
+        lines = text_of(example).splitlines()
+        assert len(lines) == 20 and all(line.split(": ", 1)[1] in told for line in lines)
+        assert [weight for _, weight in example] == [0.0, 1.0, 0.0] * 20
 
 
 def test_reading_weighs_exactly_what_must_be_copied():
     for example in draw("reading", 300):
-        assert {weight for _, weight in example} <= {0.0, 0.5, 1.0}
+        assert {weight for _, weight in example} <= {0.0, 0.2, 0.5, 1.0}
         seen = ""
         for text, weight in example:
             if weight >= 1.0 and text.endswith(" </answer>"):  # the answer repeats what was read, or compares
@@ -64,13 +79,17 @@ def test_reading_weighs_exactly_what_must_be_copied():
                 assert answer in ("yes", "no") or answer in seen
             elif weight >= 1.0:  # read in the latest documents
                 assert text.strip() in seen.split("<information>")[-1], (text, seen)
-            elif weight == 0.5:  # the words around it: a name, or the sentence that is quoted
+            elif weight == 0.2:
+                assert text.removeprefix(" The ").removesuffix(" of") in seen  # the relation, as the query names it
+            elif weight == 0.5:  # a name that is copied
                 assert text.strip() in seen, (text, seen)
             seen += text
         assert sum(weight >= 1.0 for _, weight in example) == seen.count("<information>") + 1
-        quoted = re.findall(r"</information>\n<think> (.*?\.)", seen)
-        documents = re.findall(r"Doc \d: (.*)", seen)
-        assert all(any(document.startswith(quote) for document in documents) for quote in quoted) and quoted
+        thoughts = re.findall(r"</information>\n<think> The (.*?) of (.*?) is (.*?)\. ", seen.replace(" </think>", "  </think>"))
+        asked = re.findall(r"<search> (.*?) </search>", seen)
+        assert len(thoughts) == len(asked) and thoughts
+        for (noun, subject, thing), query in zip(thoughts, asked, strict=True):
+            assert noun in query and subject in query and re.search(rf"Doc \d:.*{re.escape(subject)}.*{re.escape(thing)}", seen)
 
 
 def test_the_weights_reach_the_tokens():

@@ -1,7 +1,7 @@
 """Backbones S, M, L: the small pre-trained language models of the `tiny` profile, built from nothing.
 
-Three Llama configurations with tied embeddings and one tokenizer, trained on shuffled worlds (see `pretraining`)
-and shipped in `data/backbones/` as ordinary transformers folders. `build` is the one command that made them; it
+Three Llama configurations with tied embeddings and one tokenizer, grown from one trunk, trained on shuffled worlds
+(see `pretraining`) and shipped in `data/backbones/` as ordinary transformers folders. `build` is the one command that made them; it
 resumes, and says what it cost. Everything else loads them through `models`.
 """
 
@@ -24,7 +24,9 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zs_lib import metrics, protocol, wording
+from zs_lib.errors import ModelError
 from zs_lib.generate import Generator
+from zs_lib.models import training_attention
 from zs_lib.pretraining import BASE, END, INSTRUCT, Habits, Sampler, Segment
 from zs_lib.world import World, load_world
 
@@ -47,19 +49,24 @@ class Recipe:
     habits: Habits = BASE
     batch_tokens: int = 4096
     learning_rate: float = 3e-3
-    """AdamW on embeddings, norms and biases; Muon on the matrices takes `muon_rate`."""
+    """AdamW on norms and biases; Muon on the matrices takes `muon_rate`, on the embeddings `embedding_rate`."""
     muon_rate: float = 0.02
+    embedding_rate: float = 0.005
     warmup: float = 0.02
-    """Share of the training that the rate takes to rise; the rate falls linearly to zero over the last 40%."""
+    """Share of the training in which the rate rises."""
+    decay: float = 0.4
+    """Share of the training, at its end, in which the rate falls to zero."""
 
 
-POLICY_SHARES = (("reading", 0.40), ("recall", 0.30), ("trajectory", 0.15), ("simulation", 0.11), ("memory", 0.04))
-SIMULATOR_SHARES = (("reading", 0.34), ("recall", 0.26), ("trajectory", 0.12), ("simulation", 0.18), ("memory", 0.10))
-# Tokens: the totals of the shipped files, which were made in two rounds (see their build.json); more will read better.
+TRUNK_SHARES = (("match", 0.40), ("reading", 0.25), ("recall", 0.15), ("trajectory", 0.10), ("simulation", 0.10))
+POLICY_SHARES = (("reading", 0.44), ("match", 0.12), ("recall", 0.12), ("trajectory", 0.20), ("simulation", 0.08), ("memory", 0.04))
+SIMULATOR_SHARES = (("reading", 0.26), ("match", 0.08), ("recall", 0.08), ("trajectory", 0.12), ("simulation", 0.24), ("memory", 0.22))
+TRUNK = Recipe(width=128, layers=4, heads=4, tokens=2_200_000, shares=TRUNK_SHARES, decay=0.0)
+"""The model that all sizes grow from, so that matching and copying, the slow part, are learnt once."""
 RECIPES = {
-    "S": Recipe(width=128, layers=4, heads=4, tokens=10_200_000, shares=POLICY_SHARES),
-    "M": Recipe(width=192, layers=4, heads=6, tokens=2_600_000, shares=SIMULATOR_SHARES),
-    "L": Recipe(width=256, layers=4, heads=8, tokens=6_800_000, shares=SIMULATOR_SHARES),
+    "S": Recipe(width=128, layers=4, heads=4, tokens=6_000_000, shares=POLICY_SHARES),
+    "M": Recipe(width=192, layers=4, heads=6, tokens=4_000_000, shares=SIMULATOR_SHARES),
+    "L": Recipe(width=256, layers=4, heads=8, tokens=6_000_000, shares=SIMULATOR_SHARES),
 }
 INSTRUCT_TOKENS = 300_000
 """The instruct variant goes on from base for this long, on well-formed trajectories."""
@@ -107,22 +114,25 @@ def _all_wording(world: World) -> Iterator[str]:
 
 
 EMBEDDING_SCALE = 0.05
-MATCH_GAIN, COPY_GAIN = 2.0, 0.3
-"""Chosen on repeated random tokens: 0.88 of the look-up attention falls on the right place before any training."""
+FINAL_GAIN = 3.0
+"""So that logits of embeddings this short can tell one word of thousands from all others."""
+MATCH_GAIN, COPY_GAIN = 3.0, 0.3
+"""Chosen on repeated random tokens: 0.65 of the look-up attention falls on the right place before any training."""
 
 
 # initialisation ----------------------------------------------------------------------------------------------------
 
 def initialise(recipe: Recipe, vocabulary: int, pad: int, end: int, seed: int = 0) -> LlamaForCausalLM:
     """A Llama in which copying is already wired: layer 0 looks one to three tokens back, layer 1 looks up what
-    followed an earlier copy of the present token (induction heads). From a default initialisation reading hardly
+    followed an earlier copy of the present token (induction heads), or what stood near an earlier copy of the last. From a default initialisation reading hardly
     emerges in the time that a laptop has."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=recipe.width, intermediate_size=recipe.width * 8 // 3 // 16 * 16,
         num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
         max_position_embeddings=CONTEXT, tie_word_embeddings=True, attention_bias=True,
-        pad_token_id=pad, eos_token_id=end, bos_token_id=None)
+        pad_token_id=pad, eos_token_id=end, bos_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6})  # slow enough to compare tokens hundreds apart
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -133,18 +143,28 @@ def initialise(recipe: Recipe, vocabulary: int, pad: int, end: int, seed: int = 
         embedding = model.model.embed_tokens.weight
         embedding *= EMBEDDING_SCALE * recipe.width**0.5
         embedding[:, recipe.width // 2:] *= 0.1  # the other half is for what layer 0 writes
-        _look_back(model, offsets=(1, 2, 3, 1))
+        model.model.norm.weight.fill_(FINAL_GAIN)
+        _look_back(model)
         _look_up(model)
     return model
 
 
-def _look_back(model: LlamaForCausalLM, offsets: tuple[int, ...], strength: float = 4.0) -> None:
-    """Layer 0, head h attends `offsets[h]` tokens back: constant key, query rotated by the offset. Heads 0 and 1
-    leave what they saw in the free half of the residual stream."""
+BACK = (1, 2, 3)
+"""Layer 0: head h attends so many tokens back, and leaves what it saw in its own block of the free half."""
+LOOK_UPS = ((0, 1), (1, 2), (1, 3))
+"""Layer 1: head h matches the token `a` back from here with the token `b` back from there, and copies what stands
+there. (0, 1) goes on copying a name; the others find the object a word or two after "France" when "France is" was
+just written."""
+
+
+def _look_back(model: LlamaForCausalLM, strength: float = 4.0) -> None:
+    """Constant key, query rotated by the offset: the score peaks `offset` tokens back. All heads read one code of
+    the tokens, so that what two of them saw can be compared."""
     attention, width = model.model.layers[0].self_attn, model.config.hidden_size
     size = width // model.config.num_attention_heads
     frequency = model.model.rotary_emb.inv_freq[: size // 4]  # the fastest: they tell neighbours apart
-    for head, offset in enumerate(offsets):
+    code = torch.nn.init.orthogonal_(torch.empty(size, width // 2))
+    for head, offset in enumerate(BACK):
         rows = slice(head * size, (head + 1) * size)
         attention.q_proj.weight[rows] *= 0.1
         attention.k_proj.weight[rows] *= 0.1
@@ -154,31 +174,67 @@ def _look_back(model: LlamaForCausalLM, offsets: tuple[int, ...], strength: floa
         query[fast] = strength * torch.cos(-offset * frequency)
         query[paired] = strength * torch.sin(-offset * frequency)
         attention.k_proj.bias[rows], attention.q_proj.bias[rows] = key, query
-    attention.v_proj.weight[: 2 * size, width // 2:] = 0
-    torch.nn.init.orthogonal_(attention.v_proj.weight[: 2 * size, : width // 2])
-    free = width // 2 // 2
-    for head in (0, 1):
+        attention.v_proj.weight[rows] = 0
+        attention.v_proj.weight[rows, : width // 2] = code
+        free = width // 2 // len(BACK)
         block = torch.nn.init.orthogonal_(torch.empty(free, size), gain=EMBEDDING_SCALE)
-        attention.o_proj.weight[width // 2 + head * free: width // 2 + (head + 1) * free, head * size: (head + 1) * size] = block
+        start = width // 2 + head * free
+        attention.o_proj.weight[start: start + free, rows] = block
 
 
 def _look_up(model: LlamaForCausalLM) -> None:
-    """Layer 1, heads 0 and 1: match the present token with what layer-0 head 0 or 1 saw one or two tokens back,
-    and copy the token that stands there into the prediction."""
+    """Queries and keys that are the codes of two tokens, in the dimensions that rotate slowly."""
     width = model.config.hidden_size
     size = width // model.config.num_attention_heads
     first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
     slow = torch.cat([torch.arange(size // 4, size // 2), torch.arange(size // 4, size // 2) + size // 2])
-    copies = torch.zeros(2 * size, width)
+    copies = torch.zeros(len(LOOK_UPS) * size, width)
     torch.nn.init.orthogonal_(copies[:, : width // 2])
-    for head in (0, 1):
+
+    def seen(offset: int) -> torch.Tensor:
+        """(size, width): reads the code of the token `offset` back out of the stream."""
+        if offset == 0:
+            return first.v_proj.weight[:size]
+        rows = slice((offset - 1) * size, offset * size)
+        return first.o_proj.weight[:, rows].T / EMBEDDING_SCALE
+
+    for head, (here, there) in enumerate(LOOK_UPS):
         rows = slice(head * size, (head + 1) * size)
         second.q_proj.weight[rows] = 0
         second.k_proj.weight[rows] = 0
-        second.q_proj.weight[rows.start + slow] = MATCH_GAIN * first.v_proj.weight[rows][slow]
-        second.k_proj.weight[rows.start + slow] = MATCH_GAIN * first.o_proj.weight[:, rows].T[slow] / EMBEDDING_SCALE
+        second.q_proj.weight[rows.start + slow] = MATCH_GAIN * seen(here)[slow]
+        second.k_proj.weight[rows.start + slow] = MATCH_GAIN * seen(there)[slow]
         second.v_proj.weight[rows] = copies[rows]
         second.o_proj.weight[:, rows] = COPY_GAIN * copies[rows].T
+
+
+def grow(small: LlamaForCausalLM, recipe: Recipe) -> LlamaForCausalLM:
+    """A model of `recipe`'s shape that computes what `small` does, to rounding, with room to learn more: the new
+    heads, units, layers and dimensions of the stream read, but nothing is written through them yet."""
+    old, ids = small.config, (small.config.vocab_size, small.config.pad_token_id, small.config.eos_token_id)
+    if recipe.width // recipe.heads != old.hidden_size // old.num_attention_heads:
+        raise ModelError("A backbone can only grow into one whose heads are of the same size.")
+    large = initialise(recipe, *ids)
+    scale = (old.hidden_size / recipe.width) ** 0.5  # the norms divide by the mean square over more dimensions
+    with torch.no_grad():
+        source, target = small.state_dict(), large.state_dict()
+        for name, new in target.items():
+            if new.ndim == 1 and name.endswith("bias"):
+                new.zero_()
+            elif name.endswith(("embed_tokens.weight", "lm_head.weight", "o_proj.weight", "down_proj.weight")):
+                new.zero_()  # what writes into the stream
+            if name not in source:
+                continue  # a new layer: it reads at random and writes nothing
+            kept = source[name]
+            if new.ndim == 1:
+                new[: len(kept)] = kept
+            else:
+                new[: kept.shape[0], kept.shape[1]:] = 0
+                new[: kept.shape[0], : kept.shape[1]] = kept
+            if "norm" in name:
+                new[len(kept):] = kept.mean()
+                new *= scale
+    return large
 
 
 # training ----------------------------------------------------------------------------------------------------------
@@ -232,22 +288,28 @@ class Trainer:
     def __init__(self, model: LlamaForCausalLM, recipe: Recipe):
         self.model, self.recipe, self.seen, self.step = model, recipe, 0, 0
         matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-        others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+        vectors = [p for p in model.parameters() if p.ndim != 2]
+        # Adam moves the row of a rare word as far as that of a frequent one, always away from what is predicted:
+        # within minutes all names shared one direction (effective rank 2 of 128) and could not be told apart by a
+        # look-up. An orthogonalised update keeps them apart (effective rank 79).
         self.optimizers = [torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.0, momentum=0.95),
-                           torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
-        self.peaks = (recipe.muon_rate, recipe.learning_rate)
+                           torch.optim.Muon([model.model.embed_tokens.weight], lr=recipe.embedding_rate, weight_decay=0.0,
+                                            momentum=0.95),
+                           torch.optim.AdamW(vectors, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+        self.peaks = (recipe.muon_rate, recipe.embedding_rate, recipe.learning_rate)
 
     def rate(self) -> float:
-        """Share of the peak rate at the present token count: up, flat, and down to zero over the last 40%."""
-        done = self.seen / self.recipe.tokens
-        return max(1e-3, min(1.0, done / self.recipe.warmup, (1 - done) / 0.4))
+        """Share of the peak rate at the present token count: up, flat, and down to zero."""
+        done, recipe = self.seen / self.recipe.tokens, self.recipe
+        return max(1e-3, min(1.0, done / recipe.warmup, (1 - done) / recipe.decay if recipe.decay else 1.0))
 
     def update(self, ids: torch.Tensor, weights: torch.Tensor) -> float:
         """One optimiser step; returns the loss in nats."""
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * self.rate()
-        loss = loss_of(self.model, ids, weights)
-        loss.backward()
+        with training_attention(self.model):
+            loss = loss_of(self.model, ids, weights)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -283,6 +345,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, s
         if time.time() - saved > 180:
             _save(trainer, checkpoint, seconds + time.process_time() - clock)
             saved = time.time()
+    _save(trainer, checkpoint, seconds + time.process_time() - clock)
     return seconds + time.process_time() - clock
 
 
@@ -322,21 +385,23 @@ def _restore(trainer: Trainer, path: Path) -> float:
 def build(sizes: tuple[str, ...] = ("S", "M", "L"), folder: Path = FOLDER, scratch: Path | None = None) -> None:
     """Make the backbones of `sizes`, base and instruct, from nothing; says what each cost.
 
-    Takes hours on one CPU core each (start the sizes as processes of their own); a killed build goes on from its
-    last checkpoint in `scratch`.
+    Takes about half an hour of one CPU core each, after the trunk's ten minutes (start the sizes as processes of
+    their own once the trunk is there); a killed build goes on from its last checkpoint in `scratch`.
     """
     torch.set_num_threads(1)
     scratch = scratch or folder / ".build"
     scratch.mkdir(parents=True, exist_ok=True)
     world = load_world()
     tokenizer = build_tokenizer(world)
+    trunk = initialise(TRUNK, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    before = pretrain(trunk, tokenizer, TRUNK, world, scratch, "trunk")
     for size in sizes:
         recipe = RECIPES[size]
-        model = initialise(recipe, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
-        seconds = pretrain(model, tokenizer, recipe, world, scratch, f"tiny-{size}")
+        model = grow(trunk, recipe)
+        seconds = before + pretrain(model, tokenizer, recipe, world, scratch, f"tiny-{size}")
         ship(model, tokenizer, folder / f"tiny-{size}", recipe, world, seconds)
         later = replace(recipe, tokens=INSTRUCT_TOKENS, habits=INSTRUCT, learning_rate=recipe.learning_rate / 5,
-                        muon_rate=recipe.muon_rate / 5)
+                        muon_rate=recipe.muon_rate / 5, embedding_rate=recipe.embedding_rate / 5)
         seconds += pretrain(model, tokenizer, later, world, scratch, f"tiny-{size}-instruct")
         ship(model, tokenizer, folder / f"tiny-{size}-instruct", later, world, seconds)
 
@@ -373,7 +438,7 @@ def probe(model, tokenizer, world: World, split: str, count: int = 400, seed: in
             before += text
             if text.startswith("<information>"):
                 contexts.append(before + "<think>")
-                wanted.append((number, example[place + 4][0].strip()))  # think, subject, what is said, the object
+                wanted.append((number, example[place + 5][0].strip()))  # think, relation, subject, "is", the object
         wanted[-1] = (number, example[-1][0].removesuffix("</answer>").strip())
     generator = Generator(model, tokenizer)
     was_training = model.training

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zs_lib.config import PolicyArm
 from zs_lib.errors import ModelError, RunError
+from zs_lib.models import training_attention
 from zs_lib.objectives import policy_loss
 from zs_lib.rollout import Trajectory
 
@@ -137,8 +138,9 @@ class Learner:
             rows = [row for row in rows if row.advantage != 0]
         batches = micro_batches(rows, self.accelerator.device)
         totals: Counter = Counter()
-        for _ in range(objective.updates_per_batch if batches else 0):
-            totals.update(self._one_update(step, batches, normalizer))
+        with training_attention(self.model):
+            for _ in range(objective.updates_per_batch if batches else 0):
+                totals.update(self._one_update(step, batches, normalizer))
         means = {name: total / objective.updates_per_batch for name, total in totals.items()}
         return {
             "kl": None if self.reference is None else means.get("kl", 0.0),
@@ -173,7 +175,7 @@ class Learner:
         if batch.old is None:  # the first update: still the policy that sampled
             batch.old = logp.detach()
             if self.reference is not None:
-                with torch.no_grad():
+                with torch.no_grad(), training_attention(self.reference):
                     batch.reference = token_logprobs(self.reference, batch, temperature)
         everywhere = torch.ones_like(logp, dtype=torch.bool)  # the batch holds trained tokens only
         return policy_loss(

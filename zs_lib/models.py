@@ -6,6 +6,8 @@ finished run's `model/` is one), the hub cache, the hub.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from transformers.utils import logging
 from zs_lib.errors import ModelError
 
 BACKBONES = Path(__file__).resolve().parent.parent / "data" / "backbones"
+
+SAMPLING_ATTENTION = "sdpa"
+"""The implementation that takes the masks of `generate`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def load(name: str | Path) -> LoadedModel:
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,
-            attn_implementation="sdpa",  # the one that takes the masks of `generate`
+            attn_implementation=SAMPLING_ATTENTION,
             local_files_only=local_only,
         )
     except (
@@ -54,6 +59,20 @@ def load(name: str | Path) -> LoadedModel:
 def shipped() -> list[str]:
     """Names of the backbones in `data/backbones/`."""
     return sorted(path.parent.name for path in BACKBONES.glob("*/config.json"))
+
+
+@contextmanager
+def training_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, forward and backward of causal rows are a quarter faster on a CPU (measured at 128 to 256 wide and
+    300 tokens: plain matrix products beat the fused kernel's backward); elsewhere nothing changes."""
+    if model.device.type != "cpu":
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(SAMPLING_ATTENTION)
 
 
 def _resolve(name: str) -> tuple[str, bool]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 from zs_lib import protocol, wording
@@ -32,6 +32,8 @@ CHAINS = tuple((first, (last,)) for first in PLACES for last in OF_COUNTRY) + (
 LONG_CHAINS = tuple((("airport", "city"), ("country", last)) for last in OF_COUNTRY) + tuple(
     (first, ("capital", "time_zone")) for first in PLACES)
 """Of three."""
+REAL_SHARE = 0.8
+"""Of the simulator's examples: those in the real world, of training entities."""
 DOCUMENT_WEIGHT = 0.3
 """Document tokens outnumber answer tokens by ten; unweighted they would own the loss."""
 
@@ -79,16 +81,12 @@ class Sampler:
 
     def __init__(self, world: World, seed: int, habits: Habits, shares: dict[str, float], shuffle: bool = True):
         self.real, self.rng, self.habits, self.shares, self.shuffle = world, Random(seed), habits, shares, shuffle
-        self.known = [fact for fact in world.facts if fact.subject.split == "train"]
-        self.by_relation: dict[tuple[str, str], list[Fact]] = {}
+        self.known = World(world.entities, [fact for fact in world.facts if fact.subject.split == "train"])
 
     def __iter__(self) -> Iterator[list[Segment]]:
         kinds, weights = zip(*self.shares.items())
         while True:
             self.world = self.real.shuffled(self.rng) if self.shuffle else self.real
-            self.by_relation = {}
-            for fact in self.world.facts:
-                self.by_relation.setdefault((fact.relation.subject, fact.relation.name), []).append(fact)
             for _ in range(EXAMPLES_A_WORLD):
                 yield getattr(self, self.rng.choices(kinds, weights)[0])()
 
@@ -114,7 +112,7 @@ class Sampler:
             if fact not in shown and shown[0].object in self.really(fact):
                 return self.trajectory()  # what stands there would be the truth
             place = shown.index(fact) if fact in shown else 0
-            known = quote(documents[place], shown[place])
+            known = statement(shown[place], 0)
             if fact not in shown:  # give what stands there
                 return segments + self.turn(known, "answer", shown[0].object)
             if hop + 1 == len(asked.path):
@@ -127,17 +125,15 @@ class Sampler:
     def reading(self) -> list[Segment]:
         """Good queries all the way; loss on what is copied (names into queries: half), not on decisions.
 
-        A thought quotes the sentence that it relies on: what is written after the subject can be looked up where
-        the subject stood before, so reading is one look-up and an answer from the sentence just written."""
+        A thought tells the fact in the words of its query ("The capital of France is …"), so that reading is one
+        look-up, of what follows this subject and relation in the documents, and the answer is what was just said."""
         asked, rng = self.ask(), self.rng
         segments = [(protocol.policy_prompt(asked.question, "short"), 0.0), ("<think>", 0.0)]
         for fact in asked.path:
             segments += self.asking(fact, rng.randrange(2))
             documents, shown = self.documents(fact, fact.subject.name, True)
-            quoted = quote(documents[shown.index(fact)], fact)
-            said = quoted.removeprefix(fact.subject.name).removesuffix(f" {fact.object}.")
-            segments += [(protocol.format_observation(documents), 0.0), ("<think>", 0.0), (f" {fact.subject.name}", 0.5),
-                         (said, 0.5), (f" {fact.object}", 1.0), (".", 0.0)]
+            segments += [(protocol.format_observation(documents), 0.0), ("<think>", 0.0), (f" The {fact.relation.noun} of", 0.2),
+                         (f" {fact.subject.name}", 0.5), (" is", 0.0), (f" {fact.object}", 1.0), (".", 0.0)]
         return segments + [(" </think><answer>", 0.0), (f" {asked.answer} </answer>", 1.0)]
 
     @staticmethod
@@ -148,38 +144,38 @@ class Sampler:
         return [(f" I need the {noun} of", 0.0), name, (". </think><search>", 0.0), *query, (" </search>", 0.0)]
 
     def simulation(self) -> list[Segment]:
-        """Play the search engine: useful documents state the answer, noisy ones keep it back."""
-        asked, rng = self.ask(), self.rng
-        fact = rng.choice(asked.path)
+        """Play the search engine: useful documents state the answer, noisy ones keep it back. Mostly in the real
+        world, where what bridges two hops can be known; in a shuffled one only what stands in the prompt can."""
+        rng, imagined, real = self.rng, self.world, self.rng.random() < REAL_SHARE
+        self.world = self.known if real else imagined
+        asked = self.ask()
+        fact = rng.choice(asked.path) if real else asked.path[-1]
+        graded = (fact.subject.name, asked.answer, *([fact.object] if real else []))
         query = wording.query(fact.relation.noun, fact.subject.name, rng.randrange(2))
         useful = rng.random() < 0.5
         documents, _ = self.documents(fact, query, useful, ranked=True)
+        self.world = imagined
         template = "paper" if rng.random() < 0.3 else "short"
         prompt = protocol.simulator_prompt(query, asked.question, asked.answer, useful, len(documents), template)
-        return [(prompt, 0.0), *emphasised(documents, (fact.subject.name, asked.answer)), (END, 1.0)]
+        return [(prompt, 0.0), *emphasised(documents, graded), (END, 1.0)]
 
     def memory(self) -> list[Segment]:
-        """What an LLM knows of the world: real facts of training entities, written as documents."""
-        fact = self.rng.choice(self.known)
-        query = wording.query(fact.relation.noun, fact.subject.name, self.rng.randrange(2))
-        documents = [passage(self.real, fact, variant, self.rng) for variant in self.rng.sample(range(4), 2)]
-        prompt = protocol.simulator_prompt(query, self.question(fact), fact.object, True, 2, "short")
-        # the answer stands in the prompt of a last hop only: half of the time another one stands there
-        if self.rng.random() < 0.5:
-            onward = [f for f in self.real.of.get(fact.object_id, {}).values()
-                      if f.object_id != fact.subject.id and f.subject.split == "train"]
-            if onward:
-                last = self.rng.choice(onward)
-                asked = self.question(last, fact.relation.mention.format(s=wording.named(fact.subject.name)))
-                prompt = protocol.simulator_prompt(query, asked, last.object, True, 2, "short")
-        return [(prompt, 0.0), *emphasised(documents, (fact.subject.name, fact.object)), (END, 1.0)]
+        """What an LLM knows of the world: facts of training entities as bare documents, the object in the loss;
+        half of them are places, which bridge two hops."""
+        segments: list[Segment] = []
+        for number in range(1, 21):
+            facts = self.known.by_relation[self.rng.choice(PLACES)] if self.rng.random() < 0.5 else self.known.facts
+            fact = self.rng.choice(facts)
+            told = statement(fact, self.rng.randrange(len(fact.relation.passages))).removesuffix(f" {fact.object}.")
+            segments += [(f"Doc {number % 3 + 1}: {told}", 0.0), (f" {fact.object}", 1.0), (".\n", 0.0)]
+        return segments
 
     def recall(self) -> list[Segment]:
         """The drill in which reading emerges: five facts, told again and again in other words, in the barest form,
         as a passage or as a question; from the second time on, the object carries loss."""
-        fact, rng = self.rng.choice(self.by_relation[self.rng.choice(list(self.by_relation))]), self.rng
+        fact, rng = self.rng.choice(self.world.by_relation[self.rng.choice(list(self.world.by_relation))]), self.rng
         _, facts = self.documents(fact, wording.query(fact.relation.noun, fact.subject.name), True, k=5)
-        told: dict[Fact, str] = {}
+        told: set[Fact] = set()
         segments: list[Segment] = []
         for _ in range(14):
             fact = rng.choice(facts)
@@ -187,15 +183,25 @@ class Sampler:
             if form < 0.2 and fact in told:
                 before, after = f" {relation.noun} {fact.subject.name}:", ";"
             elif form < 0.5 or fact not in told:
-                before = f"Doc 1: {rng.choice(relation.passages).format(s=fact.subject.name, o='')}".removesuffix(" .")
+                before = f"Doc 1: {statement(fact, rng.randrange(4))}".removesuffix(f" {fact.object}.")
                 after = ".\n"
             else:
-                before = protocol.policy_prompt(self.question(fact), "short") + f"<think> {fact.subject.name}"
-                segments += [(before, 0.0), (told[fact], 1.0)]
-                before, after = "", ".\n"
+                before = protocol.policy_prompt(self.question(fact), "short") + f"<think> The {relation.noun} of {fact.subject.name} is"
+                after = ".\n"
             segments += [(before, 0.0), (f" {fact.object}", 1.0 if fact in told else 0.0), (after, 0.0)]
-            if before.startswith("Doc"):
-                told[fact] = before.removeprefix(f"Doc 1: {fact.subject.name}")
+            told.add(fact)
+        return segments
+
+    def match(self) -> list[Segment]:
+        """Eight facts of one relation, told in any words and then asked for in the words of a thought: nothing but
+        the subject says which object is meant. Without this drill the relation alone is matched, and a reader picks
+        at random among documents that state the same relation of other entities."""
+        rng, relation = self.rng, self.rng.choice(list(self.world.by_relation))
+        facts = list({fact.object: fact for fact in rng.sample(self.world.by_relation[relation], 12)}.values())[:8]
+        segments: list[Segment] = [(f"Doc {number}: {statement(fact, rng.randrange(4))}\n", 0.0)
+                                   for number, fact in enumerate(facts, 1)]
+        for fact in rng.sample(facts, len(facts)):
+            segments += [(f" The {fact.relation.noun} of {fact.subject.name} is", 0.0), (f" {fact.object}", 1.0), (".", 0.0)]
         return segments
 
     # parts ------------------------------------------------------------------------------------------------------
@@ -207,25 +213,27 @@ class Sampler:
             return self.comparison()
         if draw < 0.5:
             (kind, first), names = rng.choice(CHAINS if draw < 0.46 else LONG_CHAINS)
-            start = rng.choice(self.by_relation[kind, first])
+            start = rng.choice(self.world.by_relation[kind, first])
             path = self.world.chain(start.subject.id, (first, *names))
             if path:
                 mention = wording.mention(tuple(fact.relation for fact in path[:-1]), wording.named(start.subject.name))
                 return Asked(self.question(path[-1], mention), tuple(path), path[-1].object)
-        fact = rng.choice(self.by_relation[rng.choice(list(self.by_relation))])
+        fact = rng.choice(self.world.by_relation[rng.choice(list(self.world.by_relation))])
         return Asked(self.question(fact), (fact,), fact.object)
 
     def comparison(self) -> Asked:
         """Two places: are they in the same country, or which of the two lies in this one?"""
         rng = self.rng
-        one = rng.choice(self.by_relation[rng.choice((("city", "country"), ("site", "country")))])
+        one = rng.choice(self.world.by_relation[rng.choice((("city", "country"), ("site", "country")))])
         other = self.other(one)
         ask_same, ask_which = wording.COMPARISONS
         if rng.random() < 0.5:
             pair = rng.sample([wording.named(one.subject.name), wording.named(other.subject.name)], 2)
             return Asked(ask_which.format(o=wording.named(one.object), a=pair[0], b=pair[1]), (one, other), one.subject.name)
-        if rng.random() < 0.5 and one.object not in self.really(other):  # `other` never shares the object; make it
-            other = replace(other, object=one.object, object_id=one.object_id, aliases=one.aliases)
+        alike = [fact for fact in self.world.by_relation[one.relation.subject, one.relation.name]
+                 if fact.object == one.object and fact.subject is not one.subject]
+        if alike and rng.random() < 0.5:  # `other` never shares the object
+            other = rng.choice(alike)
         answer = "yes" if other.object == one.object else "no"
         return Asked(ask_same.format(a=wording.named(one.subject.name), b=wording.named(other.subject.name)), (one, other), answer)
 
@@ -273,7 +281,7 @@ class Sampler:
 
     def other(self, fact: Fact) -> Fact:
         """The same relation of another entity: the hardest kind of distractor."""
-        candidates = self.by_relation[fact.relation.subject, fact.relation.name]
+        candidates = self.world.by_relation[fact.relation.subject, fact.relation.name]
         for _ in range(20):
             other = self.rng.choice(candidates)
             if other.subject is not fact.subject and other.object not in (fact.object, *self.really(fact)):
@@ -297,9 +305,3 @@ def emphasised(documents: list[str], names: tuple[str, ...]) -> list[Segment]:
     wanted = "|".join(re.escape(f" {name}") for name in names)
     found = re.split(rf"({wanted})(?!\w)", protocol.format_documents(documents))
     return [(piece, 1.0 if place % 2 else DOCUMENT_WEIGHT) for place, piece in enumerate(found) if piece]
-
-
-def quote(document: str, fact: Fact) -> str:
-    """The sentence of `document` that states `fact`; passages begin with it."""
-    told = (statement(fact, variant) for variant in range(len(fact.relation.passages)))
-    return next(sentence for sentence in told if document.startswith(sentence))

@@ -54,14 +54,16 @@ class Fact:
 
 
 class World:
-    """Entities by id, and the facts of each by relation name."""
+    """Entities by id, the facts of each by relation name, and all facts by (type of subject, relation name)."""
 
     def __init__(self, entities: dict[str, Entity], facts: list[Fact]):
         self.entities = entities
         self.facts = facts
         self.of: dict[str, dict[str, Fact]] = {}
+        self.by_relation: dict[tuple[str, str], list[Fact]] = {}
         for fact in facts:
             self.of.setdefault(fact.subject.id, {})[fact.relation.name] = fact
+            self.by_relation.setdefault((fact.relation.subject, fact.relation.name), []).append(fact)
 
     def chain(self, subject: str, names: tuple[str, ...]) -> list[Fact] | None:
         """The facts met when following `names` from entity `subject`, or None where the chain breaks."""
