@@ -13,7 +13,7 @@ from zs_lib.pretraining import BASE, DOCUMENT_WEIGHT, END, INSTRUCT, Habits, Sam
 from zs_lib.world import statement
 
 GOOD = Habits(0, 0, 0, 0, 0, 0, 0)
-KINDS = ("trajectory", "reading", "simulation", "memory", "recall")
+KINDS = ("trajectory", "reading", "simulation", "memory", "recall", "match")
 
 
 def draw(kind: str, count: int, habits: Habits = BASE, seed: int = 0) -> list:
@@ -158,6 +158,17 @@ def test_useful_documents_state_the_fact_and_noisy_ones_never_do(monkeypatch):
         assert any(statement(fact, variant) in written for variant in range(4)) == found, written
         useful += found
     assert useful / 800 == pytest.approx(0.5, abs=0.06)
+
+
+def test_only_the_subject_tells_which_object_a_match_is_about():
+    for example in draw("match", 50):
+        told = re.findall(r"Doc \d: (.*)", text_of(example))
+        asked = [(example[place - 1][0], text.strip()) for place, (text, weight) in enumerate(example) if weight]
+        assert len(told) == len(asked) == len({thing for _, thing in asked}) > 3
+        assert len({re.sub(r" of .* is$", "", question) for question, _ in asked}) == 1  # one relation
+        for question, thing in asked:
+            subject = re.fullmatch(r" The .*? of (.*) is", question).group(1)
+            assert any(subject in line and line.endswith(f" {thing}.") for line in told)
 
 
 def test_recall_weighs_an_object_only_after_it_was_told():
