@@ -13,7 +13,7 @@ from zs_lib.backbones import RECIPES, Recipe, batches, encode, grow, initialise,
 from zs_lib.errors import ModelError
 from zs_lib.pretraining import BASE, Sampler
 
-SMALL = Recipe(width=32, layers=2, heads=4, tokens=6_000, shares=(("reading", 0.7), ("recall", 0.3)), batch_tokens=512,
+SMALL = Recipe(width=32, layers=2, heads=4, tokens=20_000, shares=(("reading", 0.7), ("recall", 0.3)), batch_tokens=512,
                learning_rate=0.02)
 SHIPPED = [f"tiny-{size}{kind}" for size in RECIPES for kind in ("", "-instruct")]
 MEBIBYTES = 40
@@ -63,10 +63,11 @@ def test_a_grown_model_computes_what_the_small_one_did_and_can_learn_more(size):
     ids = torch.randint(0, 6000, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(large(ids).logits, small(ids).logits, atol=0.02)
-    loss_of(large, ids, torch.ones(2, 40)).backward()
-    width = small.config.hidden_size
-    assert large.model.layers[0].self_attn.o_proj.weight.grad[:, width:].abs().max() > 0  # through the new heads
-    assert large.model.embed_tokens.weight.grad[:, width:].abs().max() > 0  # and the new dimensions
+    trainer, width = backbones.Trainer(large, RECIPES[size]), small.config.hidden_size
+    for _ in range(2):  # the new heads write after the first step, so the new dimensions are moved by the second
+        trainer.update(ids, torch.ones(2, 40))
+    assert large.model.layers[0].self_attn.o_proj.weight[:, width:].abs().max() > 0
+    assert large.model.embed_tokens.weight[:, width:].abs().max() > 0
     with pytest.raises(ModelError, match="heads"):
         grow(small, SMALL)
 
@@ -140,6 +141,25 @@ def test_pretraining_learns_and_a_resumed_run_goes_on_counting(tmp_path, monkeyp
     assert json.loads((tmp_path / "x.jsonl").read_text().splitlines()[-1])["tokens"] == seen[-1][0]
     first, last = [loss for *_, loss in seen[:3]], [loss for *_, loss in seen[-3:]]
     assert sum(last) < 0.9 * sum(first)
+
+
+def test_build_grows_the_sizes_from_one_trunk_and_a_second_call_only_ships(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
+    monkeypatch.setattr(backbones, "islice", lambda stream, _: [next(stream) for _ in range(16)])
+    monkeypatch.setattr(backbones, "TRUNK", replace(SMALL, tokens=1_000, decay=0.0))
+    monkeypatch.setattr(backbones, "RECIPES", {"S": replace(SMALL, tokens=1_000), "M": replace(SMALL, tokens=1_000, width=48, heads=6)})
+    monkeypatch.setattr(backbones, "INSTRUCT_TOKENS", 600)
+    backbones.build(("S", "M"), tmp_path)
+    made = {path.parent.name: load_file(path) for path in tmp_path.glob("tiny-*/model.safetensors")}
+    assert set(made) == {"tiny-S", "tiny-S-instruct", "tiny-M", "tiny-M-instruct"}
+    assert made["tiny-M"]["model.embed_tokens.weight"].shape[1] == 48
+    assert not torch.equal(made["tiny-S"]["model.norm.weight"], made["tiny-S-instruct"]["model.norm.weight"])
+    cost = json.loads((tmp_path / "tiny-M-instruct" / "build.json").read_text())
+    assert cost["cpu_seconds"] >= json.loads((tmp_path / "tiny-M" / "build.json").read_text())["cpu_seconds"]
+    monkeypatch.setattr(backbones.Trainer, "update", lambda *_: pytest.fail("trained again"))
+    backbones.build(("S", "M"), tmp_path)
+    again = {path.parent.name: load_file(path) for path in tmp_path.glob("tiny-*/model.safetensors")}
+    assert all(torch.equal(made[name][key], again[name][key]) for name in made for key in made[name])
 
 
 def test_a_checkpoint_brings_back_weights_and_moments(tmp_path):
