@@ -39,7 +39,7 @@ def test_tags_and_the_end_are_single_tokens():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_look_up_head_finds_the_earlier_copy_before_any_training(seed):
-    recipe, length, size = RECIPES["S"], 60, len(tokenizer())
+    recipe, length, size = RECIPES["S"][0], 60, len(tokenizer())
     model = initialise(recipe, size, 1, 0, seed)
     model.set_attn_implementation("eager")
     half = torch.randperm(size - 400, generator=torch.Generator().manual_seed(seed))[:length] + 300
@@ -55,15 +55,15 @@ def test_the_look_up_head_finds_the_earlier_copy_before_any_training(seed):
 
 @pytest.mark.parametrize("size", ["M", "L"])
 def test_a_grown_model_computes_what_the_small_one_did_and_can_learn_more(size):
-    small = initialise(RECIPES["S"], len(tokenizer()), 1, 0)
+    small = initialise(RECIPES["S"][0], len(tokenizer()), 1, 0)
     with torch.no_grad():
         for parameter in small.parameters():  # as after some training: nothing is zero any more
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    large = grow(small, RECIPES[size])
+    large = grow(small, RECIPES[size][0])
     ids = torch.randint(0, 6000, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(large(ids).logits, small(ids).logits, atol=0.02)
-    trainer, width = backbones.Trainer(large, RECIPES[size]), small.config.hidden_size
+    trainer, width = backbones.Trainer(large, RECIPES[size][0]), small.config.hidden_size
     for _ in range(2):  # the new heads write after the first step, so the new dimensions are moved by the second
         trainer.update(ids, torch.ones(2, 40))
     assert large.model.layers[0].self_attn.o_proj.weight[:, width:].abs().max() > 0
@@ -147,7 +147,8 @@ def test_build_grows_the_sizes_from_one_trunk_and_a_second_call_only_ships(tmp_p
     monkeypatch.setattr(backbones, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
     monkeypatch.setattr(backbones, "islice", lambda stream, _: [next(stream) for _ in range(16)])
     monkeypatch.setattr(backbones, "TRUNK", replace(SMALL, tokens=1_000, decay=0.0))
-    monkeypatch.setattr(backbones, "RECIPES", {"S": replace(SMALL, tokens=1_000), "M": replace(SMALL, tokens=1_000, width=48, heads=6)})
+    monkeypatch.setattr(backbones, "RECIPES", {
+        "S": (replace(SMALL, tokens=1_000), replace(SMALL, tokens=800)), "M": (replace(SMALL, tokens=1_000, width=48, heads=6),)})
     monkeypatch.setattr(backbones, "INSTRUCT_TOKENS", 600)
     backbones.build(("S", "M"), tmp_path)
     made = {path.parent.name: load_file(path) for path in tmp_path.glob("tiny-*/model.safetensors")}

@@ -63,11 +63,17 @@ POLICY_SHARES = (("reading", 0.44), ("match", 0.12), ("recall", 0.12), ("traject
 SIMULATOR_SHARES = (("reading", 0.26), ("match", 0.08), ("recall", 0.08), ("trajectory", 0.12), ("simulation", 0.24), ("memory", 0.22))
 TRUNK = Recipe(width=128, layers=4, heads=4, tokens=2_200_000, shares=TRUNK_SHARES, decay=0.0)
 """The model that all sizes grow from, so that matching and copying, the slow part, are learnt once."""
+CHAIN_SHARES = (("reading", 0.50), ("match", 0.08), ("recall", 0.08), ("trajectory", 0.22), ("simulation", 0.07), ("memory", 0.05))
+ENGINE_SHARES = (("reading", 0.24), ("match", 0.05), ("trajectory", 0.10), ("simulation", 0.46), ("memory", 0.15))
+_S = Recipe(width=128, layers=4, heads=4, tokens=6_000_000, shares=POLICY_SHARES)
+_M = Recipe(width=192, layers=4, heads=6, tokens=4_000_000, shares=SIMULATOR_SHARES)
+_L = Recipe(width=256, layers=4, heads=8, tokens=6_000_000, shares=SIMULATOR_SHARES)
 RECIPES = {
-    "S": Recipe(width=128, layers=4, heads=4, tokens=6_000_000, shares=POLICY_SHARES),
-    "M": Recipe(width=192, layers=4, heads=6, tokens=4_000_000, shares=SIMULATOR_SHARES),
-    "L": Recipe(width=256, layers=4, heads=8, tokens=6_000_000, shares=SIMULATOR_SHARES),
+    "S": (_S, replace(_S, tokens=6_000_000, shares=CHAIN_SHARES, muon_rate=0.012)),
+    "M": (_M,),
+    "L": (_L, replace(_L, tokens=2_400_000, shares=ENGINE_SHARES, muon_rate=0.012)),
 }
+"""Size → its rounds of training, one after another: the second rounds were added where the first fell short."""
 INSTRUCT_TOKENS = 300_000
 """The instruct variant goes on from base for this long, on well-formed trajectories."""
 
@@ -124,8 +130,8 @@ MATCH_GAIN, COPY_GAIN = 3.0, 0.3
 
 def initialise(recipe: Recipe, vocabulary: int, pad: int, end: int, seed: int = 0) -> LlamaForCausalLM:
     """A Llama in which copying is already wired: layer 0 looks one to three tokens back, layer 1 looks up what
-    followed an earlier copy of the present token (induction heads), or what stood near an earlier copy of the last. From a default initialisation reading hardly
-    emerges in the time that a laptop has."""
+    followed an earlier copy of the present token (induction heads), or what stood near an earlier copy of the last.
+    From a default initialisation reading hardly emerges in the time that a laptop has."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=recipe.width, intermediate_size=recipe.width * 8 // 3 // 16 * 16,
@@ -396,9 +402,9 @@ def build(sizes: tuple[str, ...] = ("S", "M", "L"), folder: Path = FOLDER, scrat
     trunk = initialise(TRUNK, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
     before = pretrain(trunk, tokenizer, TRUNK, world, scratch, "trunk")
     for size in sizes:
-        recipe = RECIPES[size]
-        model = grow(trunk, recipe)
-        seconds = before + pretrain(model, tokenizer, recipe, world, scratch, f"tiny-{size}")
+        model, seconds = grow(trunk, RECIPES[size][0]), before
+        for number, recipe in enumerate(RECIPES[size], 1):
+            seconds += pretrain(model, tokenizer, recipe, world, scratch, f"tiny-{size}-{number}")
         ship(model, tokenizer, folder / f"tiny-{size}", recipe, world, seconds)
         later = replace(recipe, tokens=INSTRUCT_TOKENS, habits=INSTRUCT, learning_rate=recipe.learning_rate / 5,
                         muon_rate=recipe.muon_rate / 5, embedding_rate=recipe.embedding_rate / 5)
