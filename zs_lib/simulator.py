@@ -251,7 +251,8 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
         train_sampling_strategy="group_by_length", dataset_num_proc=None)
     trainer = SFTTrainer(loaded.model, config, train_dataset=datasets.Dataset.from_list(rows),
                          processing_class=loaded.tokenizer, callbacks=[Log()])
-    outcome = trainer.train()
+    with models.training_attention(loaded.model):
+        outcome = trainer.train()
     return {"steps": arm.steps, "final_loss": outcome.training_loss, "tokens": sum(len(row["input_ids"]) for row in rows)}
 
 
