@@ -63,6 +63,7 @@ POLICY_SHARES = (("reading", 0.44), ("match", 0.12), ("recall", 0.12), ("traject
 SIMULATOR_SHARES = (("reading", 0.26), ("match", 0.08), ("recall", 0.08), ("trajectory", 0.12), ("simulation", 0.24), ("memory", 0.22))
 TRUNK = Recipe(width=128, layers=4, heads=4, tokens=2_200_000, shares=TRUNK_SHARES, decay=0.0)
 """The model that all sizes grow from, so that matching and copying, the slow part, are learnt once."""
+BOTH_SHARES = (("reading", 0.40), ("match", 0.08), ("recall", 0.06), ("trajectory", 0.18), ("simulation", 0.18), ("memory", 0.10))
 CHAIN_SHARES = (("reading", 0.50), ("match", 0.08), ("recall", 0.08), ("trajectory", 0.22), ("simulation", 0.07), ("memory", 0.05))
 ENGINE_SHARES = (("reading", 0.24), ("match", 0.05), ("trajectory", 0.10), ("simulation", 0.46), ("memory", 0.15))
 _S = Recipe(width=128, layers=4, heads=4, tokens=6_000_000, shares=POLICY_SHARES)
@@ -70,7 +71,7 @@ _M = Recipe(width=192, layers=4, heads=6, tokens=4_000_000, shares=SIMULATOR_SHA
 _L = Recipe(width=256, layers=4, heads=8, tokens=6_000_000, shares=SIMULATOR_SHARES)
 RECIPES = {
     "S": (_S, replace(_S, tokens=6_000_000, shares=CHAIN_SHARES, muon_rate=0.012)),
-    "M": (_M,),
+    "M": (_M, replace(_M, tokens=4_000_000, shares=BOTH_SHARES, muon_rate=0.012)),
     "L": (_L, replace(_L, tokens=2_400_000, shares=ENGINE_SHARES, muon_rate=0.012)),
 }
 """Size → its rounds of training, one after another: the second rounds were added where the first fell short."""

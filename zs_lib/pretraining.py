@@ -34,9 +34,10 @@ LONG_CHAINS = tuple((("airport", "city"), ("country", last)) for last in OF_COUN
 """Of three."""
 REAL_SHARE = 0.8
 """Of the simulator's examples: those in the real world, of training entities."""
-DOCUMENT_WEIGHT = 0.3
-"""Document tokens outnumber answer tokens by ten; unweighted they would own the loss. Noisy documents count in full:
-what they must not say shows in no single token, and at this weight the keyword was hardly heeded."""
+DOCUMENT_WEIGHT = 0.15
+"""Document tokens outnumber the names that decide what a document says by ten; unweighted they would own the loss."""
+PAPER_SHARE = 0.7
+"""Of the simulator's prompts: those in the paper's template, which fine-tuned simulators use."""
 
 EXAMPLES_A_WORLD = 64
 """Then everything is shuffled anew: no false fact is seen often enough to be remembered."""
@@ -151,14 +152,16 @@ class Sampler:
         self.world = self.known if real else imagined
         asked = self.ask()
         fact = rng.choice(asked.path) if real else asked.path[-1]
-        graded = (fact.subject.name, asked.answer, *([fact.object] if real else []))
         query = wording.query(fact.relation.noun, fact.subject.name, rng.randrange(2))
         useful = rng.random() < 0.5
-        documents, _ = self.documents(fact, query, useful, ranked=True)
+        documents, shown = self.documents(fact, query, useful, ranked=True)
         self.world = imagined
-        template = "paper" if rng.random() < 0.3 else "short"
+        # What a keyword decides is of whom the documents tell: with less weight on that it was hardly heeded.
+        known = [fact.object] if real else []
+        graded = (fact.subject.name, asked.answer, *known) if useful else tuple(told.subject.name for told in shown)
+        template = "paper" if rng.random() < PAPER_SHARE else "short"
         prompt = protocol.simulator_prompt(query, asked.question, asked.answer, useful, len(documents), template)
-        return [(prompt, 0.0), *emphasised(documents, graded, DOCUMENT_WEIGHT if useful else 1.0), (END, 1.0)]
+        return [(prompt, 0.0), *emphasised(documents, graded), (END, 1.0)]
 
     def memory(self) -> list[Segment]:
         """What an LLM knows of the world: facts of training entities as bare documents, the object in the loss;
@@ -301,8 +304,8 @@ class Sampler:
         return self.real.of[fact.subject.id][fact.relation.name].answers if self.shuffle else ()
 
 
-def emphasised(documents: list[str], names: tuple[str, ...], weight: float) -> list[Segment]:
-    """A simulator's output; full weight on `names`, which must be copied from its prompt, `weight` on the rest."""
+def emphasised(documents: list[str], names: tuple[str, ...]) -> list[Segment]:
+    """A simulator's output; full weight on `names`, less on the rest."""
     wanted = "|".join(re.escape(f" {name}") for name in names)
     found = re.split(rf"({wanted})(?!\w)", protocol.format_documents(documents))
-    return [(piece, 1.0 if place % 2 else weight) for place, piece in enumerate(found) if piece]
+    return [(piece, 1.0 if place % 2 else DOCUMENT_WEIGHT) for place, piece in enumerate(found) if piece]
