@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from zs_lib.config import from_identity
 from zs_lib.errors import ModelError
 from zs_lib.runs import Run, RunStore
+from zs_lib.values import from_identity
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from benchmark_fixtures import tokenizer, world
 from safetensors.torch import load_file
 
 from zs_lib import backbones, models, protocol
-from zs_lib.backbones import RECIPES, Recipe, batches, encode, grow, initialise, loss_of, pretrain, probe
+from zs_lib.backbones import RECIPES, Recipe, batches, encode, loss_of, pretrain, probe
 from zs_lib.errors import ModelError
 from zs_lib.pretraining import BASE, Sampler
+from zs_lib.wiring import CONTEXT, Shape, grow, initialise
 
-SMALL = Recipe(width=32, layers=2, heads=4, tokens=20_000, shares=(("reading", 0.7), ("recall", 0.3)), batch_tokens=512,
+SMALL = Recipe(Shape(width=32, layers=2, heads=4), tokens=20_000, shares=(("reading", 0.7), ("recall", 0.3)), batch_tokens=512,
                learning_rate=0.02)
 SHIPPED = [f"tiny-{size}{kind}" for size in RECIPES for kind in ("", "-instruct")]
 MEBIBYTES = 40
@@ -22,7 +23,7 @@ torch.set_num_threads(1)  # models this small only lose by sharing their work
 
 def small_model():
     tok = tokenizer()
-    return initialise(SMALL, len(tok), tok.pad_token_id, tok.eos_token_id)
+    return initialise(SMALL.shape, len(tok), tok.pad_token_id, tok.eos_token_id)
 
 
 def test_tags_and_the_end_are_single_tokens():
@@ -39,8 +40,8 @@ def test_tags_and_the_end_are_single_tokens():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_look_up_head_finds_the_earlier_copy_before_any_training(seed):
-    recipe, length, size = RECIPES["S"][0], 60, len(tokenizer())
-    model = initialise(recipe, size, 1, 0, seed)
+    shape, length, size = RECIPES["S"][0].shape, 60, len(tokenizer())
+    model = initialise(shape, size, 1, 0, seed)
     model.set_attn_implementation("eager")
     half = torch.randperm(size - 400, generator=torch.Generator().manual_seed(seed))[:length] + 300
     ids = torch.cat([half, half])[None]
@@ -55,11 +56,11 @@ def test_the_look_up_head_finds_the_earlier_copy_before_any_training(seed):
 
 @pytest.mark.parametrize("size", ["M", "L"])
 def test_a_grown_model_computes_what_the_small_one_did_and_can_learn_more(size):
-    small = initialise(RECIPES["S"][0], len(tokenizer()), 1, 0)
+    small = initialise(RECIPES["S"][0].shape, len(tokenizer()), 1, 0)
     with torch.no_grad():
         for parameter in small.parameters():  # as after some training: nothing is zero any more
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    large = grow(small, RECIPES[size][0])
+    large = grow(small, RECIPES[size][0].shape)
     ids = torch.randint(0, 6000, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(large(ids).logits, small(ids).logits, atol=0.02)
@@ -69,7 +70,7 @@ def test_a_grown_model_computes_what_the_small_one_did_and_can_learn_more(size):
     assert large.model.layers[0].self_attn.o_proj.weight[:, width:].abs().max() > 0
     assert large.model.embed_tokens.weight[:, width:].abs().max() > 0
     with pytest.raises(ModelError, match="heads"):
-        grow(small, SMALL)
+        grow(small, SMALL.shape)
 
 
 def test_rare_words_stay_apart_while_frequent_ones_are_learnt():
@@ -87,7 +88,7 @@ def test_encode_keeps_ids_and_weights_together():
     ids, weights = encode(tokenizer(), [("Question: who?\n", 0.0), (" Paris", 1.0), ("<|end|>", 0.5)])
     assert len(ids) == len(weights) and weights[-1] == 0.5 and ids[-1] == tokenizer().eos_token_id
     assert [tokenizer().decode([i]) for i, weight in zip(ids, weights) if weight == 1.0] == [" Paris"]
-    assert len(encode(tokenizer(), [("word " * 3000, 1.0)])[0]) == backbones.CONTEXT
+    assert len(encode(tokenizer(), [("word " * 3000, 1.0)])[0]) == CONTEXT
 
 
 def test_batches_are_padded_within_the_token_budget():
@@ -148,7 +149,7 @@ def test_build_grows_the_sizes_from_one_trunk_and_a_second_call_only_ships(tmp_p
     monkeypatch.setattr(backbones, "islice", lambda stream, _: [next(stream) for _ in range(16)])
     monkeypatch.setattr(backbones, "TRUNK", replace(SMALL, tokens=1_000, decay=0.0))
     monkeypatch.setattr(backbones, "RECIPES", {
-        "S": (replace(SMALL, tokens=1_000), replace(SMALL, tokens=800)), "M": (replace(SMALL, tokens=1_000, width=48, heads=6),)})
+        "S": (replace(SMALL, tokens=1_000), replace(SMALL, tokens=800)), "M": (replace(SMALL, tokens=1_000, shape=Shape(width=48, layers=2, heads=6)),)})
     monkeypatch.setattr(backbones, "INSTRUCT_TOKENS", 600)
     backbones.build(("S", "M"), tmp_path)
     made = {path.parent.name: load_file(path) for path in tmp_path.glob("tiny-*/model.safetensors")}

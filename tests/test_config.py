@@ -13,12 +13,10 @@ from zs_lib.config import (
     CurriculumConfig,
     PolicyArm,
     SimulatorArm,
-    digest,
-    from_identity,
-    identity,
     load_profile,
 )
 from zs_lib.errors import ConfigError, RunError
+from zs_lib.values import digest, from_identity, identity
 
 
 @pytest.mark.parametrize("name", ["smoke", "tiny", "smol", "paper"])
@@ -151,7 +149,7 @@ def notebook(tmp_path, monkeypatch):
         'profile = "tiny"\nseeds = None', metadata={"tags": ["parameters"]}
     )
     resolve = nbformat.v4.new_code_cell(
-        "from zs_lib.config import check_parameters\n"
+        "from zs_lib.notebook import check_parameters\n"
         "check_parameters(['profile', 'seeds'])\nprint(profile, seeds)"
     )
     path = tmp_path / "03_example.ipynb"

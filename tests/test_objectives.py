@@ -12,7 +12,14 @@ from torch import tensor
 
 from zs_lib.config import ObjectiveConfig
 from zs_lib.errors import ConfigError
-from zs_lib.objectives import BASELINES, advantage_kind, dead_groups, group_advantages, kl_k3, policy_loss
+from zs_lib.objectives import (
+    BASELINES,
+    advantage_kind,
+    dead_groups,
+    group_advantages,
+    kl_k3,
+    policy_loss,
+)
 
 NAN = float("nan")
 # The second group is dead.

@@ -17,6 +17,7 @@ from run_fixtures import CountingArm, ensure
 from zs_lib import config, reproduce, runs
 from zs_lib.errors import RunError
 from zs_lib.runs import RunStore
+from zs_lib.values import digest, from_identity, identity
 
 PATHS = os.pathsep.join([str(config.ROOT), str(Path(__file__).parent)])
 ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
@@ -25,7 +26,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 def start(store: RunStore, arm: CountingArm, seed: int = 0) -> subprocess.Popen:
     script = Path(__file__).with_name("run_fixtures.py")
     return subprocess.Popen(
-        [sys.executable, str(script), str(store.root), json.dumps(config.identity(arm)), str(seed)],
+        [sys.executable, str(script), str(store.root), json.dumps(identity(arm)), str(seed)],
         env=ENVIRONMENT,
     )
 
@@ -41,7 +42,7 @@ def root(store):
 
 def test_a_run_is_a_folder(store):
     run = ensure(CountingArm(), 3, store)
-    assert run.path.name == f"counting-{config.digest(CountingArm())}-s3" and run.finished and not run.running
+    assert run.path.name == f"counting-{digest(CountingArm())}-s3" and run.finished and not run.running
     assert run.label == "counting-10" and run.config["steps"] == 10 and run.seed == 3
     assert {"packages", "code", "machine"} <= set(run.record) and "torch" in run.record["packages"]
     assert run.summary == {"total": run.metrics()["total"].iloc[-1]}
@@ -289,8 +290,8 @@ def test_what_needs_a_failed_run_fails_with_its_name(store):
 def test_a_job_survives_the_way_to_a_worker():
     profile = config.load_profile("tiny")
     arm = config.EvaluationArm.of_policy(profile.policy("zerosearch"), profile.evaluation)
-    plain = json.loads(json.dumps(config.identity(arm, labels=True)))
-    assert config.from_identity(config.EvaluationArm, plain) == arm
+    plain = json.loads(json.dumps(identity(arm, labels=True)))
+    assert from_identity(config.EvaluationArm, plain) == arm
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])

@@ -21,29 +21,26 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zs_lib import metrics, protocol, wording
-from zs_lib.errors import ModelError
 from zs_lib.generate import Generator
 from zs_lib.models import training_attention
 from zs_lib.pretraining import BASE, END, INSTRUCT, Habits, Sampler, Segment
+from zs_lib.wiring import CONTEXT, Shape, grow, initialise
 from zs_lib.world import World, load_world
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "backbones"
-CONTEXT = 1024
-"""Positions; a tiny trajectory of three searches takes about 350."""
+
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Shape and training of one backbone."""
 
-    width: int
-    layers: int
-    heads: int
+    shape: Shape
     tokens: int
-    """Training tokens of the base variant, padding excluded."""
+    """Training tokens, padding included."""
     shares: tuple[tuple[str, float], ...]
     """Chance of each kind of example in `pretraining.Sampler`."""
     habits: Habits = BASE
@@ -61,14 +58,14 @@ class Recipe:
 TRUNK_SHARES = (("match", 0.40), ("reading", 0.25), ("recall", 0.15), ("trajectory", 0.10), ("simulation", 0.10))
 POLICY_SHARES = (("reading", 0.44), ("match", 0.12), ("recall", 0.12), ("trajectory", 0.20), ("simulation", 0.08), ("memory", 0.04))
 SIMULATOR_SHARES = (("reading", 0.26), ("match", 0.08), ("recall", 0.08), ("trajectory", 0.12), ("simulation", 0.24), ("memory", 0.22))
-TRUNK = Recipe(width=128, layers=4, heads=4, tokens=2_200_000, shares=TRUNK_SHARES, decay=0.0)
+TRUNK = Recipe(Shape(width=128, layers=4, heads=4), tokens=2_200_000, shares=TRUNK_SHARES, decay=0.0)
 """The model that all sizes grow from, so that matching and copying, the slow part, are learnt once."""
 BOTH_SHARES = (("reading", 0.40), ("match", 0.08), ("recall", 0.06), ("trajectory", 0.18), ("simulation", 0.18), ("memory", 0.10))
 CHAIN_SHARES = (("reading", 0.50), ("match", 0.08), ("recall", 0.08), ("trajectory", 0.22), ("simulation", 0.07), ("memory", 0.05))
 ENGINE_SHARES = (("reading", 0.24), ("match", 0.05), ("trajectory", 0.10), ("simulation", 0.46), ("memory", 0.15))
-_S = Recipe(width=128, layers=4, heads=4, tokens=6_000_000, shares=POLICY_SHARES)
-_M = Recipe(width=192, layers=4, heads=6, tokens=4_000_000, shares=SIMULATOR_SHARES)
-_L = Recipe(width=256, layers=4, heads=8, tokens=6_000_000, shares=SIMULATOR_SHARES)
+_S = Recipe(Shape(width=128, layers=4, heads=4), tokens=6_000_000, shares=POLICY_SHARES)
+_M = Recipe(Shape(width=192, layers=4, heads=6), tokens=4_000_000, shares=SIMULATOR_SHARES)
+_L = Recipe(Shape(width=256, layers=4, heads=8), tokens=6_000_000, shares=SIMULATOR_SHARES)
 RECIPES = {
     "S": (_S, replace(_S, tokens=6_000_000, shares=CHAIN_SHARES, muon_rate=0.012)),
     "M": (_M, replace(_M, tokens=4_000_000, shares=BOTH_SHARES, muon_rate=0.012)),
@@ -118,130 +115,6 @@ def _all_wording(world: World) -> Iterator[str]:
     yield " ".join((*wording.COMPARISONS, "useful noisy Useful Noisy one two three four five yes no It is not there. I need the"))
     yield protocol.format_invalid_notice() + protocol.format_documents(["", "", "", "", "", ""])
     yield "".join(f" {number}" for number in (*range(130), *range(1700, 2030)))
-
-
-EMBEDDING_SCALE = 0.05
-FINAL_GAIN = 3.0
-"""So that logits of embeddings this short can tell one word of thousands from all others."""
-MATCH_GAIN, COPY_GAIN = 3.0, 0.3
-"""Chosen on repeated random tokens: 0.65 of the look-up attention falls on the right place before any training."""
-
-
-# initialisation ----------------------------------------------------------------------------------------------------
-
-def initialise(recipe: Recipe, vocabulary: int, pad: int, end: int, seed: int = 0) -> LlamaForCausalLM:
-    """A Llama in which copying is already wired: layer 0 looks one to three tokens back, layer 1 looks up what
-    followed an earlier copy of the present token (induction heads), or what stood near an earlier copy of the last.
-    From a default initialisation reading hardly emerges in the time that a laptop has."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=recipe.width, intermediate_size=recipe.width * 8 // 3 // 16 * 16,
-        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
-        max_position_embeddings=CONTEXT, tie_word_embeddings=True, attention_bias=True,
-        pad_token_id=pad, eos_token_id=end, bos_token_id=None,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6})  # slow enough to compare tokens hundreds apart
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.zero_()  # a block starts as the identity, so it adds no noise to the circuit below
-            elif parameter.ndim == 2:
-                parameter.normal_(0, recipe.width**-0.5)
-        embedding = model.model.embed_tokens.weight
-        embedding *= EMBEDDING_SCALE * recipe.width**0.5
-        embedding[:, recipe.width // 2:] *= 0.1  # the other half is for what layer 0 writes
-        model.model.norm.weight.fill_(FINAL_GAIN)
-        _look_back(model)
-        _look_up(model)
-    return model
-
-
-BACK = (1, 2, 3)
-"""Layer 0: head h attends so many tokens back, and leaves what it saw in its own block of the free half."""
-LOOK_UPS = ((0, 1), (1, 2), (1, 3))
-"""Layer 1: head h matches the token `a` back from here with the token `b` back from there, and copies what stands
-there. (0, 1) goes on copying a name; the others find the object a word or two after "France" when "France is" was
-just written."""
-
-
-def _look_back(model: LlamaForCausalLM, strength: float = 4.0) -> None:
-    """Constant key, query rotated by the offset: the score peaks `offset` tokens back. All heads read one code of
-    the tokens, so that what two of them saw can be compared."""
-    attention, width = model.model.layers[0].self_attn, model.config.hidden_size
-    size = width // model.config.num_attention_heads
-    frequency = model.model.rotary_emb.inv_freq[: size // 4]  # the fastest: they tell neighbours apart
-    code = torch.nn.init.orthogonal_(torch.empty(size, width // 2))
-    for head, offset in enumerate(BACK):
-        rows = slice(head * size, (head + 1) * size)
-        attention.q_proj.weight[rows] *= 0.1
-        attention.k_proj.weight[rows] *= 0.1
-        key, query = torch.zeros(size), torch.zeros(size)
-        fast, paired = torch.arange(size // 4), torch.arange(size // 4) + size // 2
-        key[fast] = strength
-        query[fast] = strength * torch.cos(-offset * frequency)
-        query[paired] = strength * torch.sin(-offset * frequency)
-        attention.k_proj.bias[rows], attention.q_proj.bias[rows] = key, query
-        attention.v_proj.weight[rows] = 0
-        attention.v_proj.weight[rows, : width // 2] = code
-        free = width // 2 // len(BACK)
-        block = torch.nn.init.orthogonal_(torch.empty(free, size), gain=EMBEDDING_SCALE)
-        start = width // 2 + head * free
-        attention.o_proj.weight[start: start + free, rows] = block
-
-
-def _look_up(model: LlamaForCausalLM) -> None:
-    """Queries and keys that are the codes of two tokens, in the dimensions that rotate slowly."""
-    width = model.config.hidden_size
-    size = width // model.config.num_attention_heads
-    first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
-    slow = torch.cat([torch.arange(size // 4, size // 2), torch.arange(size // 4, size // 2) + size // 2])
-    copies = torch.zeros(len(LOOK_UPS) * size, width)
-    torch.nn.init.orthogonal_(copies[:, : width // 2])
-
-    def seen(offset: int) -> torch.Tensor:
-        """(size, width): reads the code of the token `offset` back out of the stream."""
-        if offset == 0:
-            return first.v_proj.weight[:size]
-        rows = slice((offset - 1) * size, offset * size)
-        return first.o_proj.weight[:, rows].T / EMBEDDING_SCALE
-
-    for head, (here, there) in enumerate(LOOK_UPS):
-        rows = slice(head * size, (head + 1) * size)
-        second.q_proj.weight[rows] = 0
-        second.k_proj.weight[rows] = 0
-        second.q_proj.weight[rows.start + slow] = MATCH_GAIN * seen(here)[slow]
-        second.k_proj.weight[rows.start + slow] = MATCH_GAIN * seen(there)[slow]
-        second.v_proj.weight[rows] = copies[rows]
-        second.o_proj.weight[:, rows] = COPY_GAIN * copies[rows].T
-
-
-def grow(small: LlamaForCausalLM, recipe: Recipe) -> LlamaForCausalLM:
-    """A model of `recipe`'s shape that computes what `small` does, to rounding, with room to learn more: the new
-    heads, units, layers and dimensions of the stream read, but nothing is written through them yet."""
-    old, ids = small.config, (small.config.vocab_size, small.config.pad_token_id, small.config.eos_token_id)
-    if recipe.width // recipe.heads != old.hidden_size // old.num_attention_heads:
-        raise ModelError("A backbone can only grow into one whose heads are of the same size.")
-    large = initialise(recipe, *ids)
-    scale = (old.hidden_size / recipe.width) ** 0.5  # the norms divide by the mean square over more dimensions
-    with torch.no_grad():
-        source, target = small.state_dict(), large.state_dict()
-        for name, new in target.items():
-            if new.ndim == 1 and name.endswith("bias"):
-                new.zero_()
-            elif name.endswith(("embed_tokens.weight", "lm_head.weight", "o_proj.weight", "down_proj.weight")):
-                new.zero_()  # what writes into the stream
-            if name not in source:
-                continue  # a new layer: it reads at random and writes nothing
-            kept = source[name]
-            if new.ndim == 1:
-                new[: len(kept)] = kept
-            else:
-                new[: kept.shape[0], kept.shape[1]:] = 0
-                new[: kept.shape[0], : kept.shape[1]] = kept
-            if "norm" in name:
-                new[len(kept):] = kept.mean()
-                new *= scale
-    return large
 
 
 # training ----------------------------------------------------------------------------------------------------------
@@ -296,9 +169,8 @@ class Trainer:
         self.model, self.recipe, self.seen, self.step = model, recipe, 0, 0
         matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
         vectors = [p for p in model.parameters() if p.ndim != 2]
-        # Adam moves the row of a rare word as far as that of a frequent one, always away from what is predicted:
-        # within minutes all names shared one direction (effective rank 2 of 128) and could not be told apart by a
-        # look-up. An orthogonalised update keeps them apart (effective rank 79).
+        # Adam moves the row of a rare word as far as that of a frequent one, always away from what is predicted: soon
+        # all names share one direction, and a look-up cannot tell them apart. An orthogonalised update keeps them apart.
         self.optimizers = [torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.0, momentum=0.95),
                            torch.optim.Muon([model.model.embed_tokens.weight], lr=recipe.embedding_rate, weight_decay=0.0,
                                             momentum=0.95),
@@ -392,31 +264,32 @@ def _restore(trainer: Trainer, path: Path) -> float:
 def build(sizes: tuple[str, ...] = ("S", "M", "L"), folder: Path = FOLDER, scratch: Path | None = None) -> None:
     """Make the backbones of `sizes`, base and instruct, from nothing; says what each cost.
 
-    Takes about half an hour of one CPU core each, after the trunk's ten minutes (start the sizes as processes of
-    their own once the trunk is there); a killed build goes on from its last checkpoint in `scratch`.
+    Takes half an hour (S, M) to an hour (L) of one CPU core each, minutes of it for the trunk (start the sizes as
+    processes of their own once the trunk is there); a killed build goes on from its last checkpoint in `scratch`.
     """
     torch.set_num_threads(1)
     scratch = scratch or folder / ".build"
     scratch.mkdir(parents=True, exist_ok=True)
     world = load_world()
     tokenizer = build_tokenizer(world)
-    trunk = initialise(TRUNK, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    trunk = initialise(TRUNK.shape, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
     before = pretrain(trunk, tokenizer, TRUNK, world, scratch, "trunk")
     for size in sizes:
-        model, seconds = grow(trunk, RECIPES[size][0]), before
+        model, seconds = grow(trunk, RECIPES[size][0].shape), before
         for number, recipe in enumerate(RECIPES[size], 1):
             seconds += pretrain(model, tokenizer, recipe, world, scratch, f"tiny-{size}-{number}")
-        ship(model, tokenizer, folder / f"tiny-{size}", recipe, world, seconds)
+        rounds = (TRUNK, *RECIPES[size])
+        ship(model, tokenizer, folder / f"tiny-{size}", rounds, world, seconds)
         later = replace(recipe, tokens=INSTRUCT_TOKENS, habits=INSTRUCT, learning_rate=recipe.learning_rate / 5,
                         muon_rate=recipe.muon_rate / 5, embedding_rate=recipe.embedding_rate / 5)
         seconds += pretrain(model, tokenizer, later, world, scratch, f"tiny-{size}-instruct")
-        ship(model, tokenizer, folder / f"tiny-{size}-instruct", later, world, seconds)
+        ship(model, tokenizer, folder / f"tiny-{size}-instruct", (*rounds, later), world, seconds)
 
 
-def ship(model, tokenizer, folder: Path, recipe: Recipe, world: World, seconds: float) -> dict:
-    """Save in half precision as a transformers folder, with `build.json`: recipe, cost and what it can read."""
+def ship(model, tokenizer, folder: Path, rounds: tuple[Recipe, ...], world: World, seconds: float) -> dict:
+    """Save in half precision as a transformers folder, with `build.json`: rounds, cost and what it can read."""
     report = {"parameters": sum(p.numel() for p in model.parameters()), "cpu_seconds": round(seconds),
-              "recipe": asdict(recipe), "read": {split: probe(model, tokenizer, world, split, 1000) for split in ("dev", "test")}}
+              "rounds": [asdict(recipe) for recipe in rounds], "read": {split: probe(model, tokenizer, world, split, 1000) for split in ("dev", "test")}}
     half = LlamaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
     half.to(torch.float16).save_pretrained(folder)

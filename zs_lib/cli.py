@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zs_lib import config
 from zs_lib.errors import RunError, ZeroSearchError
+from zs_lib.values import from_identity
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -257,7 +258,7 @@ def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, config
     run = RunStore().find(name)
     if run.kind != "policy" or not run.finished:
         raise RunError(f"{run.path.name} is no finished policy: choose another (`zs runs list`).")
-    return run.model_dir, config.from_identity(config.PolicyArm, run.config).rollout
+    return run.model_dir, from_identity(config.PolicyArm, run.config).rollout
 
 
 def _finished(arm: config.PolicyArm | config.SimulatorArm):

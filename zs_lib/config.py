@@ -1,4 +1,4 @@
-"""Profiles (TOML) → frozen dataclasses, and the digest by which a configuration is known.
+"""What a study is made of, as frozen dataclasses, and the profiles (TOML) that state their values.
 
 A profile states every value; nothing else in the library asks which profile runs. Layout of the file:
 
@@ -13,28 +13,19 @@ A policy's `simulator` is the label of one of the simulators: "<way>-<backbone>"
 
 from __future__ import annotations
 
-import ast
 import copy
-import hashlib
-import json
 import math
-import os
-import sys
 import tomllib
-import types
-import typing
-from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from zs_lib.errors import ConfigError
+from zs_lib.values import LABEL, among, build, pick, within
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: notebooks/, data/ and figures/ lie here."""
 PROFILES = Path(__file__).resolve().parent / "profiles"
-LABEL = {"label": True}
-"""Field metadata: a name for people, which does not enter the digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +38,7 @@ class Sampling:
     """At most so many tokens a text."""
 
     def __post_init__(self):
-        _within(self, temperature=(0, 10), max_tokens=(1, math.inf))
+        within(self, temperature=(0, 10), max_tokens=(1, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +59,7 @@ class RolloutConfig:
     """Prompt, turns and observations together; a turn for which there is no room is not begun."""
 
     def __post_init__(self):
-        _within(self, max_searches=(0, 100), num_documents=(1, 100), max_turn_tokens=(1, math.inf),
+        within(self, max_searches=(0, 100), num_documents=(1, 100), max_turn_tokens=(1, math.inf),
                 temperature=(0, 10), max_context_tokens=(1, math.inf))  # fmt: skip
 
 
@@ -86,8 +77,8 @@ class CurriculumConfig:
     """b of p_i = p_s + (b^(i/m) - 1)/(b - 1) (p_e - p_s); the paper takes 4. 1 is a straight line."""
 
     def __post_init__(self):
-        _among(self, schedule=("exponential", "constant"))
-        _within(self, p_start=(0, 1), p_end=(0, 1), base=(1e-6, math.inf))
+        among(self, schedule=("exponential", "constant"))
+        within(self, p_start=(0, 1), p_end=(0, 1), base=(1e-6, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +116,10 @@ class SimulatorArm:
     """Where the questions come from (set by the profile)."""
 
     def __post_init__(self):
-        _among(self, way=("naive", "grounded", "prompted"))
-        _within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
-        _within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
-        _within(self, temperature=(0, 10), max_tokens=(1, math.inf))
+        among(self, way=("naive", "grounded", "prompted"))
+        within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
+        within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
+        within(self, temperature=(0, 10), max_tokens=(1, math.inf))
 
     @property
     def label(self) -> str:
@@ -158,9 +149,9 @@ class ObjectiveConfig:
     """Document tokens stay out of the loss (paper, Table 7); False is the ablation."""
 
     def __post_init__(self):
-        _among(self, algorithm=("reinforce", "grpo"),
+        among(self, algorithm=("reinforce", "grpo"),
                baseline=("group_mean", "batch_mean", "leave_one_out", "none"))  # fmt: skip
-        _within(self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100))
+        within(self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +193,8 @@ class PolicyArm:
     """Where the questions come from (set by the profile)."""
 
     def __post_init__(self):
-        _among(self, engine=("simulated", "none", *REAL_ENGINES))
-        _within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
+        among(self, engine=("simulated", "none", *REAL_ENGINES))
+        within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
                 learning_rate=(0, 1), weight_decay=(0, 1), max_grad_norm=(0, math.inf), warmup_ratio=(0, 1),
                 checkpoint_every=(1, math.inf))  # fmt: skip
         if self.engine == "simulated" and self.simulator is None:
@@ -230,8 +221,8 @@ class EvaluationConfig:
     """Questions on which a simulator's fidelity is measured."""
 
     def __post_init__(self):
-        _among(self, engine=REAL_ENGINES)
-        _within(
+        among(self, engine=REAL_ENGINES)
+        within(
             self, questions_per_subset=(1, math.inf), num_documents=(1, 100), fidelity_questions=(1, math.inf)
         )
 
@@ -247,7 +238,7 @@ class FidelityArm:
     """Questions, each with a good query for every hop, and a bad one."""
 
     def __post_init__(self):
-        _among(self, questions_from=("held out", "test"))
+        among(self, questions_from=("held out", "test"))
 
     @property
     def name(self) -> str:
@@ -305,15 +296,15 @@ class Profile:
     evaluation: EvaluationConfig
 
     def __post_init__(self):
-        _within(self, seeds=(1, 1000))
+        within(self, seeds=(1, 1000))
 
     def policy(self, name: str) -> PolicyArm:
         """The policy arm of this name; ConfigError, which lists the names, if there is none."""
-        return _pick("policy", name, {arm.name: arm for arm in self.policies})
+        return pick("policy", name, {arm.name: arm for arm in self.policies})
 
     def simulator(self, label: str) -> SimulatorArm:
         """The simulator of this label; ConfigError, which lists the labels, if there is none."""
-        return _pick("simulator", label, {arm.label: arm for arm in self.simulators})
+        return pick("simulator", label, {arm.label: arm for arm in self.simulators})
 
 
 def profiles() -> list[str]:
@@ -347,75 +338,7 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         raise ConfigError(f"Profile '{name}': {error}") from error
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# ------------------------------------------------------------------------------------------ digests and JSON
-
-
-def identity(value: Any, *, labels: bool = False) -> Any:
-    """A configuration as JSON values: every field, and its type's name as "type"; labels if asked for."""
-    if is_dataclass(value):
-        hints = typing.get_type_hints(type(value))
-        kept = {
-            f.name: getattr(value, f.name) for f in fields(value) if labels or not f.metadata.get("label")
-        }
-        plain = {
-            key: float(v) if hints[key] is float else identity(v, labels=labels)  # 1 and 1.0 are one value
-            for key, v in kept.items()
-        }
-        return {"type": type(value).__name__} | plain
-    if isinstance(value, (list, tuple)):
-        return [identity(item, labels=labels) for item in value]
-    return value
-
-
-def digest(value: Any) -> str:
-    """12 hex digits that stand for a configuration (a dataclass, or its `identity`); field order does not
-    matter."""
-    plain = identity(value) if is_dataclass(value) else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()[:12]
-
-
-def from_identity(cls: type, plain: dict) -> Any:
-    """The `cls` whose `identity` this is: the inverse; a label of `cls` itself may be missing."""
-    labels = {f.name: "" for f in fields(cls) if f.metadata.get("label")}
-    return _build(cls, labels | plain, cls.__name__)
-
-
-# ------------------------------------------------------------------------------------------ notebooks
-
-
-def check_parameters(known: Iterable[str]) -> None:
-    """Fail on a parameter that the running notebook does not have.
-
-    papermill only warns, and puts the unknown name into the cell of values that it injects ("# Parameters").
-    IPython keeps the source of every cell that it ran, so that cell can be read here, wherever the notebook
-    runs.
-    """
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    cells = shell.user_ns.get("In", []) if shell else []
-    injected = [name for cell in cells if cell.startswith("# Parameters\n") for name in _assigned(cell)]
-    reject_unknown("parameter", injected, known)
-
-
-def reject_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """ConfigError, which lists the known names, if one of the given names is not among them."""
-    known = list(known)
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ConfigError(f"Unknown {kind} {unknown[0]!r}. Known: {', '.join(known) or 'none'}.")
-
-
-def _assigned(source: str) -> list[str]:
-    targets = (node.targets for node in ast.parse(source).body if isinstance(node, ast.Assign))
-    return [target.id for group in targets for target in group if isinstance(target, ast.Name)]
-
-
-# ------------------------------------------------------------------------------------------ TOML →
-# dataclasses
+# ------------------------------------------------------------------------------------------ TOML → dataclasses
 
 
 def _override(table: dict, dotted: str, value: Any) -> None:
@@ -451,7 +374,7 @@ def _profile(table: dict) -> Profile:
     table = copy.deepcopy(table)
     of_study = {"benchmark": table["benchmark"]} if "benchmark" in table else {}
     rows = _rows(table, "simulator", of_study)
-    simulators = tuple(_build(SimulatorArm, row, f"simulators[{i}]") for i, row in enumerate(rows))
+    simulators = tuple(build(SimulatorArm, row, f"simulators[{i}]") for i, row in enumerate(rows))
     labels = {arm.label: arm for arm in simulators}
     if len(labels) < len(simulators):
         raise ConfigError("two simulators have the same way and backbone: remove one of them.")
@@ -460,11 +383,11 @@ def _profile(table: dict) -> Profile:
         if row.get("engine") != "simulated":  # the shared values are for simulated search
             row |= {"simulator": None, "curriculum": None}
         elif row["simulator"] is not None:
-            row["simulator"] = _pick("simulator", row["simulator"], labels)
-        policies.append(_build(PolicyArm, row, f"policy '{row.get('name')}'"))
+            row["simulator"] = pick("simulator", row["simulator"], labels)
+        policies.append(build(PolicyArm, row, f"policy '{row.get('name')}'"))
     if len({arm.name for arm in policies}) < len(policies):
         raise ConfigError("two policies have the same name: rename one of them.")
-    return _build(Profile, table | {"simulators": simulators, "policies": tuple(policies)}, "the profile")
+    return build(Profile, table | {"simulators": simulators, "policies": tuple(policies)}, "the profile")
 
 
 def _rows(table: dict, kind: str, defaults: dict) -> list[dict]:
@@ -480,51 +403,3 @@ def _merge(below: dict, above: dict) -> dict:
         if isinstance(v, dict) and isinstance(below.get(k), dict)
     }
     return copy.deepcopy(below) | above | nested
-
-
-def _build(cls: type, values: dict, where: str) -> Any:
-    """A dataclass from plain values, each checked against the type of its field."""
-    values = {key: value for key, value in values.items() if key != "type"}
-    reject_unknown(f"key of {where}", values, [f.name for f in fields(cls)])
-    missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}: add it.")
-    hints = typing.get_type_hints(cls)
-    return cls(**{key: _convert(value, hints[key], f"{where}, {key}") for key, value in values.items()})
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):  # only `X | None` is used
-        return None if value is None else _convert(value, hint.__args__[0], where)
-    if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(item, hint.__args__[0], where) for item in value)
-    if is_dataclass(hint) and isinstance(value, dict):
-        return _build(hint, value, where)
-    if hint is float and type(value) is int:
-        return float(value)
-    if typing.get_origin(hint) is None and type(value) is hint:  # `type`, for True is an int to isinstance
-        return value
-    raise ConfigError(f"{where}: {value!r} is no {getattr(hint, '__name__', hint)}.")
-
-
-def _within(value: Any, **ranges: tuple[float, float]) -> None:
-    for name, (low, high) in ranges.items():
-        number = getattr(value, name)
-        if not low <= number <= high:
-            raise ConfigError(
-                f"{type(value).__name__}.{name} = {number} is out of range ({low:g} to {high:g})."
-            )
-
-
-def _among(value: Any, **choices: tuple[str, ...]) -> None:
-    for name, known in choices.items():
-        given = getattr(value, name)
-        if given not in known:
-            what = f"{type(value).__name__}.{name} = {given!r}"
-            raise ConfigError(f"{what} is unknown. Known: {', '.join(known)}.")
-
-
-def _pick(kind: str, name: str, known: dict[str, Any]) -> Any:
-    if name not in known:
-        raise ConfigError(f"Unknown {kind} {name!r}. Known: {', '.join(known) or 'none'}.")
-    return known[name]

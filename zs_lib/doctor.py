@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zs_lib import config
+from zs_lib.provenance import available_cores
 
 NEEDED = ("questions.jsonl", "passages.jsonl")
 BACKBONES = [f"tiny-{size}{kind}" for size in "SML" for kind in ("", "-instruct")]
@@ -120,7 +121,7 @@ def _data() -> list[Finding]:
 
 
 def _cores() -> Finding:
-    cores = config.available_cores()
+    cores = available_cores()
     return Finding("cores", cores >= 2, f"{cores}", "one core works, at half the speed", "optional")
 
 

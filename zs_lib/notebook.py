@@ -5,14 +5,15 @@ Everything that shows text of documents or models escapes it.
 
 from __future__ import annotations
 
+import ast
 import html
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from IPython.display import HTML, display
 
 from zs_lib import config, figures, reproduce, results
@@ -20,6 +21,7 @@ from zs_lib.config import Profile
 from zs_lib.engines import SearchResult
 from zs_lib.rollout import Trajectory
 from zs_lib.runs import Run, RunStore
+from zs_lib.values import reject_unknown
 
 PARAMETERS = ("profile", "seeds", "jobs", "overrides")
 """What every notebook's parameters cell holds."""
@@ -34,8 +36,26 @@ def open_study(profile: str, seeds: int | None = None, overrides: dict[str, Any]
     Raises:
         ConfigError: an unknown parameter, profile or override; it lists the known ones.
     """
-    config.check_parameters(PARAMETERS)
+    check_parameters(PARAMETERS)
     return config.load_profile(profile, dict(overrides or {}) | ({} if seeds is None else {"seeds": seeds}))
+
+
+def check_parameters(known: Iterable[str]) -> None:
+    """Fail on a parameter that the running notebook does not have.
+
+    papermill only warns, and puts the unknown name into the cell of values that it injects ("# Parameters").
+    IPython keeps the source of every cell that it ran, so that cell can be read here, wherever the notebook
+    runs.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    cells = shell.user_ns.get("In", []) if shell else []
+    injected = [name for cell in cells if cell.startswith("# Parameters\n") for name in _assigned(cell)]
+    reject_unknown("parameter", injected, known)
+
+
+def _assigned(source: str) -> list[str]:
+    targets = (node.targets for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    return [target.id for group in targets for target in group if isinstance(target, ast.Name)]
 
 
 def show_config(*parts: Any) -> None:

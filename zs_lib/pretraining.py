@@ -156,7 +156,7 @@ class Sampler:
         useful = rng.random() < 0.5
         documents, shown = self.documents(fact, query, useful, ranked=True)
         self.world = imagined
-        # What a keyword decides is of whom the documents tell: with less weight on that it was hardly heeded.
+        # What the keyword decides is of whom the documents tell.
         known = [fact.object] if real else []
         graded = (fact.subject.name, asked.answer, *known) if useful else tuple(told.subject.name for told in shown)
         template = "paper" if rng.random() < PAPER_SHARE else "short"
@@ -170,8 +170,7 @@ class Sampler:
         for number in range(1, 21):
             facts = self.known.by_relation[self.rng.choice(PLACES)] if self.rng.random() < 0.5 else self.known.facts
             fact = self.rng.choice(facts)
-            told = statement(fact, self.rng.randrange(len(fact.relation.passages))).removesuffix(f" {fact.object}.")
-            segments += [(f"Doc {number % 3 + 1}: {told}", 0.0), (f" {fact.object}", 1.0), (".\n", 0.0)]
+            segments += [(f"Doc {number % 3 + 1}: {lead(fact, self.rng.randrange(4))}", 0.0), (f" {fact.object}", 1.0), (".\n", 0.0)]
         return segments
 
     def recall(self) -> list[Segment]:
@@ -187,10 +186,10 @@ class Sampler:
             if form < 0.2 and fact in told:
                 before, after = f" {relation.noun} {fact.subject.name}:", ";"
             elif form < 0.5 or fact not in told:
-                before = f"Doc 1: {statement(fact, rng.randrange(4))}".removesuffix(f" {fact.object}.")
+                before = f"Doc 1: {lead(fact, rng.randrange(4))}"
                 after = ".\n"
             else:
-                before = protocol.policy_prompt(self.question(fact), "short") + f"<think> The {relation.noun} of {fact.subject.name} is"
+                before = protocol.policy_prompt(self.question(fact), "short") + f"<think> {lead(fact)}"
                 after = ".\n"
             segments += [(before, 0.0), (f" {fact.object}", 1.0 if fact in told else 0.0), (after, 0.0)]
             told.add(fact)
@@ -205,7 +204,7 @@ class Sampler:
         segments: list[Segment] = [(f"Doc {number}: {statement(fact, rng.randrange(4))}\n", 0.0)
                                    for number, fact in enumerate(facts, 1)]
         for fact in rng.sample(facts, len(facts)):
-            segments += [(f" The {fact.relation.noun} of {fact.subject.name} is", 0.0), (f" {fact.object}", 1.0), (".", 0.0)]
+            segments += [(f" {lead(fact)}", 0.0), (f" {fact.object}", 1.0), (".", 0.0)]
         return segments
 
     # parts ------------------------------------------------------------------------------------------------------
@@ -302,6 +301,11 @@ class Sampler:
     def really(self, fact: Fact) -> tuple[str, ...]:
         """What a shuffled world must not let anybody say: the answers in the real world to what `fact` answers."""
         return self.real.of[fact.subject.id][fact.relation.name].answers if self.shuffle else ()
+
+
+def lead(fact: Fact, variant: int = 0) -> str:
+    """The statement of `fact` up to its object; variant 0 is how a thought tells it."""
+    return statement(fact, variant).removesuffix(f" {fact.object}.")
 
 
 def emphasised(documents: list[str], names: tuple[str, ...]) -> list[Segment]:

@@ -16,8 +16,11 @@ from typing import Any
 
 from zs_lib import config
 from zs_lib.errors import ConfigError, DataError, RunError
+from zs_lib.files import write_json
 from zs_lib.progress import Board, clock, watching
-from zs_lib.runs import Run, RunStore, kind_of, write_json
+from zs_lib.provenance import available_cores
+from zs_lib.runs import Run, RunStore, kind_of
+from zs_lib.values import identity, reject_unknown
 
 NOTEBOOKS = config.ROOT / "notebooks"
 OUTPUTS = Path(os.environ.get("ZS_OUTPUTS") or config.ROOT / "outputs")
@@ -53,7 +56,7 @@ def ensure_arms(
         RunError: some runs failed; it names each with its cause.
     """
     store, wanted = store or RunStore(), list(arms)
-    jobs = config.available_cores() if jobs is None else jobs
+    jobs = available_cores() if jobs is None else jobs
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: at least one process is needed.")
     queue = _Queue(store, wanted)
@@ -194,7 +197,7 @@ class _Worker:
         job = {
             "work": WORK[cls.__name__],
             "type": f"{cls.__module__}:{cls.__name__}",
-            "config": config.identity(task.arm, labels=True),
+            "config": identity(task.arm, labels=True),
             "seed": task.seed,
             "store": str(self.store.root),
             "log": str(self.store.path(task.arm, task.seed) / "worker.log"),
@@ -283,7 +286,7 @@ def run_notebook(source: Path, output: Path, values: dict[str, Any]) -> Path:
     """Run one notebook in the Python that runs this; ConfigError on a parameter that it does not have."""
     import papermill
 
-    config.reject_unknown(f"parameter of {source.name}", values, parameters(source))
+    reject_unknown(f"parameter of {source.name}", values, parameters(source))
     os.environ.setdefault(
         "JUPYTER_PREFER_ENV_PATH", "1"
     )  # this environment's kernel, not one in the user's home
@@ -324,7 +327,7 @@ def _choose(only: Iterable[str] | None) -> list[Path]:
         return found
     only = list(only)
     names = {path.stem[:2]: path for path in found} | {path.stem: path for path in found}
-    config.reject_unknown("notebook", only, names)
+    reject_unknown("notebook", only, names)
     return sorted({names[name] for name in only})
 
 

@@ -17,15 +17,11 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +29,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zs_lib import __version__, config
+from zs_lib import config
 from zs_lib.errors import RunError
+from zs_lib.files import (
+    hash_file,
+    hashes,
+    plain,
+    read_json,
+    sync,
+    write_json,
+    write_text,
+)
+from zs_lib.provenance import provenance
+from zs_lib.values import digest, identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +54,6 @@ FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
 LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
 PASSING = ("lock", "progress.json", "worker.log")
 """Files that say how a run is going, not what it is; `verify` takes no notice of them."""
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy", "bm25s")
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class RunStore:
 
     def path(self, arm: Any, seed: int) -> Path:
         """Where the run of this arm and seed lies, or will."""
-        return self.root / f"{kind_of(arm)}-{config.digest(arm)}-s{seed}"
+        return self.root / f"{kind_of(arm)}-{digest(arm)}-s{seed}"
 
     def get(self, arm: Any, seed: int) -> Run | None:
         """The run of this arm and seed, finished or not; None if it was never begun."""
@@ -156,11 +162,11 @@ class Run:
     @property
     def record(self) -> dict:
         """run.json: label, seed, config, packages, code, machine."""
-        return _read_json(self.path / "run.json", self._remove)
+        return read_json(self.path / "run.json", self._remove)
 
     @property
     def config(self) -> dict:
-        """The arm's `config.identity`."""
+        """The arm's `values.identity`."""
         return self.record["config"]
 
     @property
@@ -193,7 +199,7 @@ class Run:
             raise RunError(
                 f"The run {self.path.name} is not finished: run its notebook or `zs reproduce` again."
             )
-        return _read_json(self.path / "summary.json", self._remove)
+        return read_json(self.path / "summary.json", self._remove)
 
     @property
     def model_dir(self) -> Path:
@@ -233,7 +239,7 @@ class Run:
 
         for name in LOGS:  # what was logged up to this step must not be lost after it
             if (self.path / name).exists():
-                _sync(self.path / name)
+                sync(self.path / name)
         folder, temporary = self.path / f"checkpoint-{step:08d}", self.path / "checkpoint.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -242,12 +248,12 @@ class Run:
             temporary / "tensors.safetensors",
         )
         (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}, allow_nan=False))
-        (temporary / "sha256.json").write_text(json.dumps(_hashes(temporary)))
+        (temporary / "sha256.json").write_text(json.dumps(hashes(temporary)))
         for path in [*temporary.iterdir(), temporary]:
-            _sync(path)
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-        _sync(self.path)
+        sync(self.path)
         for older in self._checkpoints()[:-1]:
             shutil.rmtree(older)
 
@@ -262,10 +268,10 @@ class Run:
         from safetensors.torch import load_file
 
         cure = f"delete {folders[-1]}, and the run begins again"
-        for name, expected in _read_json(folders[-1] / "sha256.json", cure).items():
-            if _hash(folders[-1] / name, cure) != expected:
+        for name, expected in read_json(folders[-1] / "sha256.json", cure).items():
+            if hash_file(folders[-1] / name, cure) != expected:
                 raise RunError(f"{folders[-1] / name} is damaged (its sha256 has changed): {cure}.")
-        state = _read_json(folders[-1] / "state.json", cure)
+        state = read_json(folders[-1] / "state.json", cure)
         return Checkpoint(state["step"], load_file(folders[-1] / "tensors.safetensors"), state["state"])
 
     def metrics(self) -> pd.DataFrame:
@@ -341,23 +347,23 @@ class Run:
             for name in LOGS:
                 self._rewind(name, checkpoint.step if checkpoint else -math.inf)
             return
-        record = {"label": getattr(arm, "name", ""), "seed": seed, "config": config.identity(arm)}
-        write_json(self.path / "run.json", record | _provenance())
+        record = {"label": getattr(arm, "name", ""), "seed": seed, "config": identity(arm)}
+        write_json(self.path / "run.json", record | provenance())
 
     def _rewind(self, name: str, step: float) -> None:
         path = self.path / name
         if path.exists():
-            _write(path, "".join(line for line in self._lines(name) if json.loads(line)["step"] <= step))
+            write_text(path, "".join(line for line in self._lines(name) if json.loads(line)["step"] <= step))
 
     def _finish(self, summary: dict) -> None:
-        write_json(self.path / "sha256.json", _hashes(self.path))
+        write_json(self.path / "sha256.json", hashes(self.path, PASSING))
         write_json(self.path / "summary.json", summary)
         for folder in self.path.glob("checkpoint*"):  # only an unfinished run needs them
             shutil.rmtree(folder)
 
     def _append(self, name: str, rows: list[dict]) -> None:
         # One write a call: a reader, or a kill, finds whole lines and at most one broken one at the end.
-        text = "".join(json.dumps(_plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(text)
 
@@ -386,113 +392,17 @@ class Run:
         return sorted(self.path.glob("checkpoint-[0-9]*"))
 
     def _check_record(self) -> None:
-        if config.digest(self.record.get("config", {})) != self.digest:
+        if digest(self.record.get("config", {})) != self.digest:
             raise RunError(
                 f"{self.path / 'run.json'} does not hold the configuration {self.digest}: {self._remove}."
             )
 
     def _check_files(self) -> None:
-        for name, expected in _read_json(self.path / "sha256.json", self._remove).items():
-            if _hash(self.path / name, self._remove) != expected:
+        for name, expected in read_json(self.path / "sha256.json", self._remove).items():
+            if hash_file(self.path / name, self._remove) != expected:
                 raise RunError(f"{self.path / name} is damaged (its sha256 has changed): {self._remove}.")
 
 
 def kind_of(arm: Any) -> str:
     """What an arm's runs are called: "policy" for a PolicyArm."""
     return type(arm).__name__.lower().removesuffix("arm")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically and durably: it is there as a whole, or as it was before."""
-    _write(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _plain(value: Any) -> Any:
-    """JSON values: numbers of numpy and torch become Python's, those that are not finite become None."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read_json(path: Path, cure: str) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing: {cure}.") from None
-    except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}): {cure}.") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{path} is damaged (no JSON object): {cure}.")
-    return value
-
-
-def _hash(path: Path, cure: str) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing: {cure}.") from None
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp")
-    names = {path: path.relative_to(folder) for path in files}
-    kept = (
-        path
-        for path in files
-        if path.name not in PASSING and not names[path].parts[0].startswith("checkpoint")
-    )
-    return {str(names[path]): _hash(path, "") for path in kept}
-
-
-@functools.cache
-def _provenance() -> dict:
-    """Versions of packages and code, and the kind of machine (never its name)."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    sources = hashlib.sha256()
-    for path in sorted((config.ROOT / "zs_lib").rglob("*.py")):
-        sources.update(path.read_bytes())
-    return {
-        "packages": packages,
-        "code": {"version": __version__, "commit": _commit(), "sources": sources.hexdigest()[:12]},
-        "machine": {
-            "python": platform.python_version(),
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "cores": config.available_cores(),
-        },
-    }
-
-
-def _commit() -> str | None:
-    """The checkout's commit; None outside git."""
-    try:
-        command = ["git", "-C", str(config.ROOT), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

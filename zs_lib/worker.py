@@ -16,9 +16,9 @@ import threading
 import traceback
 from pathlib import Path
 
-from zs_lib import config
 from zs_lib.errors import ZeroSearchError
 from zs_lib.runs import RunStore
+from zs_lib.values import from_identity
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def _do(job: dict) -> str | None:
     """Do one job; returns what went wrong, if anything did."""
     store = RunStore(job["store"])
     try:
-        arm = config.from_identity(_named(job["type"]), job["config"])
+        arm = from_identity(_named(job["type"]), job["config"])
         _named(job["work"])(arm, job["seed"], store)
     except ZeroSearchError as error:
         return str(error)
