@@ -7,10 +7,10 @@ from zs_lib import claims
 from zs_lib.errors import DataError
 
 
-def evaluation(**scores) -> pd.DataFrame:
+def evaluation(seeds=2, **scores) -> pd.DataFrame:
     """Arms with constant F1 on 40 questions and two seeds, two of the hops' kinds."""
     return pd.DataFrame([{"arm": arm, "seed": seed, "id": str(i), "hops": 1 + i % 2, "f1": f1, "searches": float(1 + i % 2)}
-                         for arm, f1 in scores.items() for seed in (0, 1) for i in range(40)])
+                         for arm, f1 in scores.items() for seed in range(seeds) for i in range(40)])
 
 
 def test_constant_scores_decide_exactly():
@@ -24,6 +24,12 @@ def test_constant_scores_decide_exactly():
 def test_a_lower_score_does_not_hold():
     table = claims.heldout({"evaluation": evaluation(start=0.4, zerosearch=0.6, r1=0.7, **{"search-r1": 0.9, "zerosearch-naive": 0.8})})
     assert table["verdict"].tolist()[:5] == ["does not hold"] * 3 + ["holds", "does not hold"]
+
+
+def test_one_seed_decides_nothing():
+    arms = dict(start=0.2, zerosearch=0.6, r1=0.1, **{"search-r1": 0.6, "zerosearch-naive": 0.3})
+    table = claims.heldout({"evaluation": evaluation(seeds=1, **arms)})
+    assert table["verdict"].eq("undecided").all() and table.iloc[0]["estimate"] == 3.0
 
 
 def test_a_missing_arm_is_named():

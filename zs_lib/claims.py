@@ -1,8 +1,8 @@
 """What the study must show, each statement tested over stored results: estimate, interval, n and a verdict.
 
 A verdict is "holds" where the whole 95% interval is on the right side of the bound, "does not hold" where it is on
-the wrong side, "undecided" between. A statement about one number without repetitions has no interval, and is
-decided by the number.
+the wrong side, "undecided" between. What rests on training is undecided with one seed, whatever the interval over
+questions: how much seeds differ is not known then.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def compare(table: pd.DataFrame, arm: str, other: str, statistic: Callable, scor
 
 def _compare(table: pd.DataFrame, statement: str, arm: str, other: str, statistic: Callable, bound: float) -> Statement:
     estimate, low, high, seeds, n = compare(table, arm, other, statistic)
-    return Statement(statement, estimate, low, high, seeds, n, f"> {bound:g}", _verdict(low > bound, high < bound))
+    verdict = _verdict(low > bound, high < bound, seeds)
+    return Statement(statement, estimate, low, high, seeds, n, f"> {bound:g}", verdict)
 
 
 def _searches(table: pd.DataFrame, arm: str) -> Statement:
@@ -95,7 +96,7 @@ def _searches(table: pd.DataFrame, arm: str) -> Statement:
     two_hop = table[(table["arm"] == arm) & (table["hops"] == 2)]
     matrix = two_hop.pivot_table(index="seed", columns="id", values="searches")
     mean, low, high = hierarchical_bootstrap(matrix.to_numpy())
-    verdict = _verdict(low > 1.5, high < 1.5)
+    verdict = _verdict(low > 1.5, high < 1.5, len(matrix))
     return Statement(f"{arm}: searches on a two-hop question", mean, low, high, *matrix.shape, "> 1.5", verdict)
 
 
@@ -116,7 +117,9 @@ def _larger(statement: str, share: float, other: float, n: int) -> Statement:
     return Statement(statement, difference, difference - width, difference + width, 1, n, "> 0", verdict)
 
 
-def _verdict(right: bool, wrong: bool) -> str:
+def _verdict(right: bool, wrong: bool, seeds: int = 2) -> str:
+    if seeds < 2:
+        return "undecided"
     return "holds" if right else "does not hold" if wrong else "undecided"
 
 

@@ -27,6 +27,13 @@ def heldout_questions(count: int) -> list[Question]:
     return [question for pair in zip(one, two, strict=False) for question in pair][:count]
 
 
+def training_questions(each: int) -> list[Question]:
+    """`each` questions of one hop and of two about training entities, which a simulator serves, though no pair was
+    made from them."""
+    _, held_out = simulator.split_questions(qa.load_questions(subset=qa.TRAINED_ON, split="train"))
+    return pick([question for question in held_out if qa.is_chain(question)], each)
+
+
 def before_and_after(arm: PolicyArm, run: Run, questions: Sequence[Question],
                      evaluation: EvaluationConfig) -> dict[str, list[Trajectory]]:
     """Greedy trajectories: before training, after it, and after it without an engine."""

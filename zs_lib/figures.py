@@ -22,7 +22,7 @@ from zs_lib.results import START, Tables
 
 FOLDER = config.ROOT / "figures"
 WINDOW = 5
-"""Steps of the moving mean of a training curve: one step is the mean of only tens of rollouts."""
+"""Points of the moving mean of a training curve: one step is the mean of only tens of rollouts."""
 LABELS = {START: "before RL", "zerosearch": "ZeroSearch (grounded simulator)", "zerosearch-naive": "ZeroSearch (naive simulator)",
           "search-r1": "Search-R1 (real engine)", "r1": "R1 (no search)"}
 COLORS = {START: "#9a9a9a", "zerosearch": "#1f6fb4", "zerosearch-naive": "#e08214", "search-r1": "#2a9d5c", "r1": "#8a4fa3"}
@@ -81,8 +81,8 @@ def draw_retrieval(tables: Tables, figure: Figure) -> None:
     table = table.assign(row=table["subset"] + "\nhop " + table["hop"].astype(str)).set_index("row")
     _bars(axes, table, {"recall@3": ("recall@3", "#1f6fb4"), "recall@5": ("recall@5", "#a6cee3")})
     axes.set(ylim=(0, 1.05), ylabel="share of good queries", title="BM25 finds the fact that a good query asks for")
-    axes.tick_params(axis="x", labelsize=7.5)
-    axes.legend(loc="lower left", ncols=2)
+    axes.tick_params(axis="x", labelsize=7)
+    figure.legend(loc="outside upper right", ncols=2)
 
 
 def draw_fidelity(tables: Tables, figure: Figure) -> None:
@@ -100,14 +100,16 @@ def draw_fidelity(tables: Tables, figure: Figure) -> None:
         axes.set(ylim=(0, 1.05), title=f"questions: {source}")
         axes.tick_params(axis="x", labelsize=7.5)
     figure.axes[0].set_ylabel("share of searches that state the answer")
-    figure.axes[0].legend(loc="upper right", fontsize=8, title="dotted: real engine", title_fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=8,
+                  title="dotted: real engine", title_fontsize=8)
 
 
 def draw_tuning(tables: Tables, figure: Figure) -> None:
     """Loss of the simulators' supervised fine-tuning."""
     axes = figure.subplots()
     for simulator, part in tables["tuning"].groupby("simulator", sort=False):
-        axes.plot(part["step"], part["loss"], label=simulator, lw=1.6, ls="--" if simulator.startswith("naive") else "-")
+        loss = part["loss"].rolling(WINDOW, min_periods=1).mean()  # batches of like length come in waves
+        axes.plot(part["step"], loss, label=simulator, lw=1.6, ls="--" if simulator.startswith("naive") else "-")
     axes.set(xlabel="fine-tuning step", ylabel="loss (nats a token)", title="Simulators learn to write documents")
     axes.legend(ncols=2, fontsize=8)
 
@@ -138,7 +140,7 @@ def draw_engines(tables: Tables, figure: Figure) -> None:
 
 
 def draw_query_quality(tables: Tables, figure: Figure) -> None:
-    """Whether queries name what they must: the naive simulator rewards those that do not."""
+    """Whether queries name what they must, by what answered them in training."""
     axes = figure.subplots()
     curve(tables["training"], "query_quality", axes, ("zerosearch", "zerosearch-naive", "search-r1"))
     axes.set(ylabel="share of queries that name\nthe entity they must", title="Query quality during training", ylim=(0, 1))
@@ -152,8 +154,8 @@ def draw_heldout(tables: Tables, figure: Figure) -> None:
     errors = [frame["f1"] - frame["low"], frame["high"] - frame["f1"]]
     axes.barh([_label(arm) for arm in frame.index], frame["f1"], xerr=errors, height=0.62, capsize=3,
               color=[_color(arm) for arm in frame.index], error_kw={"lw": 1.2})
-    for place, value in enumerate(frame["f1"]):
-        axes.text(0.01, place, f"{value:.2f}", va="center", color="white", fontweight="bold")
+    for place, (value, high) in enumerate(zip(frame["f1"], frame["high"], strict=True)):
+        axes.text(high + 0.02, place, f"{value:.2f}", va="center", fontweight="bold")
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="F1 on held-out entities, real engine (95% interval over seeds and questions)", xlim=(0, 1),
              title="What was learnt")
@@ -177,7 +179,7 @@ def draw_subsets(tables: Tables, figure: Figure) -> None:
 
 
 FIGURES = {
-    "01_retrieval": Drawing(draw_retrieval, (8.6, 3.4), ("retrieval",)),
+    "01_retrieval": Drawing(draw_retrieval, (10.4, 3.4), ("retrieval",)),
     "02_tuning": Drawing(draw_tuning, (6.2, 3.4), ("tuning",)),
     "02_fidelity": Drawing(draw_fidelity, (11.0, 3.8), ("fidelity",)),
     "03_curriculum": Drawing(draw_curriculum, (9.0, 3.4), ("training",)),

@@ -2,8 +2,8 @@
 
 Two ways to make the training pairs. `naive` follows the paper: documents judged useful are shown under the keyword
 "useful", the others under "noisy". Then the useful documents of the training set always hold the answer, which
-stands in the prompt; so the simulator learns to write it whatever the query was, and a policy trained on it
-unlearns to search. `grounded` repairs this: "useful" means what the real engine gives for this query, with or
+stands in the prompt; so the simulator may learn to write it whatever the query was, and a policy trained on it to
+search badly. `grounded` guards against this: "useful" means what the real engine gives for this query, with or
 without the answer, and "noisy" means the engine's documents with those that hold the answer taken out.
 """
 
