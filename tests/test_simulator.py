@@ -30,12 +30,13 @@ def test_held_out_questions_stay_held_out_when_others_come():
     assert {q.id for q in fewer} <= {q.id for q in train}
 
 
-def test_clean_documents_hold_no_answer_of_any_hop():
-    wider = ("Oslo is a city.", "Bergen lies in Norway.", "Rain falls.", "Fish swim.", "Christiania burnt.", "Snow melts.", "Wind blows.")
+def test_clean_documents_hold_no_answer_of_any_hop_and_none_of_its_entities():
+    wider = ("Oslo is a city.", "Bergen lies in Norway.", "Rain falls.", "Ships visit Bergen.", "Fish swim.", "Christiania burnt.",
+             "Snow melts.", "Wind blows.")
     pair = simulator._pair(QUESTION, "country of Bergen", wider[:3], wider, 3)
-    assert pair.clean == ("Rain falls.", "Fish swim.", "Snow melts.")
+    assert len(set(pair.clean)) == 3 and set(pair.clean) < {"Rain falls.", "Fish swim.", "Snow melts.", "Wind blows."}
+    assert pair == simulator._pair(QUESTION, "country of Bergen", wider[:3], wider, 3)
     assert pair.contained and pair.useful is None and pair.answer == "Oslo"
-    assert not simulator.states(pair.clean, simulator.answers_of(QUESTION))
     assert not simulator._pair(QUESTION, "capital", ("Rain falls.",), wider, 3).contained
 
 

@@ -62,16 +62,19 @@ TRUNK = Recipe(Shape(width=128, layers=4, heads=4), tokens=2_200_000, shares=TRU
 """The model that all sizes grow from, so that matching and copying, the slow part, are learnt once."""
 BOTH_SHARES = (("reading", 0.40), ("match", 0.08), ("recall", 0.06), ("trajectory", 0.18), ("simulation", 0.18), ("memory", 0.10))
 CHAIN_SHARES = (("reading", 0.50), ("match", 0.08), ("recall", 0.08), ("trajectory", 0.22), ("simulation", 0.07), ("memory", 0.05))
+LAST_SHARES = (("reading", 0.36), ("match", 0.06), ("trajectory", 0.12), ("simulation", 0.36), ("memory", 0.10))
 ENGINE_SHARES = (("reading", 0.24), ("match", 0.05), ("trajectory", 0.10), ("simulation", 0.46), ("memory", 0.15))
 _S = Recipe(Shape(width=128, layers=4, heads=4), tokens=6_000_000, shares=POLICY_SHARES)
 _M = Recipe(Shape(width=192, layers=4, heads=6), tokens=4_000_000, shares=SIMULATOR_SHARES)
 _L = Recipe(Shape(width=256, layers=4, heads=8), tokens=6_000_000, shares=SIMULATOR_SHARES)
 RECIPES = {
     "S": (_S, replace(_S, tokens=6_000_000, shares=CHAIN_SHARES, muon_rate=0.012)),
-    "M": (_M, replace(_M, tokens=4_000_000, shares=BOTH_SHARES, muon_rate=0.012)),
-    "L": (_L, replace(_L, tokens=2_400_000, shares=ENGINE_SHARES, muon_rate=0.012)),
+    "M": (_M, replace(_M, tokens=4_000_000, shares=BOTH_SHARES, muon_rate=0.012),
+          replace(_M, tokens=2_400_000, shares=LAST_SHARES, muon_rate=0.012)),
+    "L": (_L, replace(_L, tokens=2_400_000, shares=ENGINE_SHARES, muon_rate=0.012),
+          replace(_L, tokens=2_400_000, shares=LAST_SHARES, muon_rate=0.012)),
 }
-"""Size → its rounds of training, one after another: the second rounds were added where the first fell short."""
+"""Size → its rounds of training, one after another: later rounds were added where the first fell short."""
 INSTRUCT_TOKENS = 300_000
 """The instruct variant goes on from base for this long, on well-formed trajectories."""
 

@@ -32,7 +32,7 @@ CHAINS = tuple((first, (last,)) for first in PLACES for last in OF_COUNTRY) + (
 LONG_CHAINS = tuple((("airport", "city"), ("country", last)) for last in OF_COUNTRY) + tuple(
     (first, ("capital", "time_zone")) for first in PLACES)
 """Of three."""
-REAL_SHARE = 0.8
+REAL_SHARE = 0.7
 """Of the simulator's examples: those in the real world, of training entities."""
 DOCUMENT_WEIGHT = 0.15
 """Document tokens outnumber the names that decide what a document says by ten; unweighted they would own the loss."""
@@ -146,15 +146,18 @@ class Sampler:
         return [(f" I need the {noun} of", 0.0), name, (". </think><search>", 0.0), *query, (" </search>", 0.0)]
 
     def simulation(self) -> list[Segment]:
-        """Play the search engine: useful documents state the answer, noisy ones keep it back. Mostly in the real
-        world, where what bridges two hops can be known; in a shuffled one only what stands in the prompt can."""
+        """Play the search engine: useful documents state the answer, noisy ones tell of anything but what the query
+        names. Mostly in the real world, where what bridges two hops can be known; in a shuffled one only what stands in
+        the prompt can."""
         rng, imagined, real = self.rng, self.world, self.rng.random() < REAL_SHARE
         self.world = self.known if real else imagined
         asked = self.ask()
         fact = rng.choice(asked.path) if real else asked.path[-1]
         query = wording.query(fact.relation.noun, fact.subject.name, rng.randrange(2))
         useful = rng.random() < 0.5
-        documents, shown = self.documents(fact, query, useful, ranked=True)
+        # "Of another entity" is one decision. "Of this entity but another relation" would make the keyword, the relation
+        # and the name decide together, which models of this size do not learn: half of their noisy documents leaked.
+        documents, shown = self.documents(fact, query if useful else "", useful, ranked=True)
         self.world = imagined
         # What the keyword decides is of whom the documents tell.
         known = [fact.object] if real else []

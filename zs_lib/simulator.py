@@ -4,7 +4,8 @@ Two ways to make the training pairs. `naive` follows the paper: documents judged
 "useful", the others under "noisy". Then the useful documents of the training set always hold the answer, which
 stands in the prompt; so the simulator may learn to write it whatever the query was, and a policy trained on it to
 search badly. `grounded` guards against this: "useful" means what the real engine gives for this query, with or
-without the answer, and "noisy" means the engine's documents with those that hold the answer taken out.
+without the answer, and "noisy" means what it gave for other questions: documents that neither hold the answer nor
+tell of what the question is about.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -30,14 +32,12 @@ Progress = Callable[[int, int, dict], None]
 PAIRS = "pairs.jsonl"
 HELD_OUT = 0.2
 """Share of the training questions that no pair is made from: fidelity is measured on them."""
-
-
 @dataclass(frozen=True)
 class Pair:
     """A query that a policy wrote, what the real engine answered, and what the judges say.
 
-    `clean` holds documents for the same query without those that state an answer. `useful` is the LLM judge's
-    verdict, `contained` whether a right answer stands in the documents as text.
+    `clean` holds documents of other queries, which state no answer and name none of the question's entities. `useful` is
+    the LLM judge's verdict, `contained` whether a right answer stands in the documents as text.
     """
 
     query: str
@@ -81,20 +81,20 @@ def collect(arm: SimulatorArm, questions: Sequence[Question], collector: Generat
         for turn in trajectory.turns:
             if turn.query and turn.documents:
                 found[trajectory.question.id, turn.query] = (trajectory.question, turn)
-    more = engine.search([_request(question, turn.query) for question, turn in found.values()], 5 * arm.num_documents)
-    return [_pair(question, turn.query, turn.documents, wider.documents, arm.num_documents)
-            for (question, turn), wider in zip(found.values(), more, strict=True)]
+    pool = list(dict.fromkeys(document for _, turn in found.values() for document in turn.documents))
+    return [_pair(question, turn.query, turn.documents, pool) for question, turn in found.values()]
 
 
-def _request(question: Question, query: str) -> SearchRequest:
-    return SearchRequest(query, question.question, question.golden_answers)
-
-
-def _pair(question: Question, query: str, documents, wider, k: int) -> Pair:
+def _pair(question: Question, query: str, documents: Sequence[str], pool: Sequence[str]) -> Pair:
     answers = answers_of(question)
-    clean = tuple(document for document in wider if not states([document], answers))[:k]
-    return Pair(query, question.question, question.golden_answers[0], answers, tuple(documents), clean,
-                states(documents, answers))
+    # Without those that name the entity, too: "not of this entity" is one decision, which a small simulator learns.
+    # Told of the entity's other relations it leaked half of all answers, and told the same relation of others every
+    # eighth, for many countries share a language or a continent.
+    kept_back = (*answers, *(hop.entity for hop in question.hops))
+    drawn = Random(f"{question.id}/{query}").sample(pool, len(pool))
+    others = (document for document in drawn if not states([document], kept_back))
+    return Pair(query, question.question, question.golden_answers[0], answers, tuple(documents),
+                tuple(islice(others, len(documents))), states(documents, answers))
 
 
 def judge(pairs: Sequence[Pair], generator: Generator) -> list[Pair]:
@@ -131,7 +131,7 @@ def examples(pairs: Sequence[Pair], way: str, seed: int) -> list[tuple[Pair, boo
     else:
         good = [(pair, True, pair.documents) for pair in pairs if pair.useful]
         bad = [(pair, True, pair.documents) for pair in pairs if not pair.useful and not pair.contained]
-        noisy = [(pair, False, pair.clean) for pair in pairs if pair.clean]
+        noisy = [(pair, False, pair.clean) for pair in pairs if len(pair.clean) == len(pair.documents)]
         rng = Random(f"{seed}/balance")
         useful = good + rng.sample(bad, min(len(bad), len(good)))
     if not useful or not noisy:
