@@ -180,6 +180,24 @@ def test_run_notebook_refuses_an_unknown_parameter(notebook, tmp_path):
     assert not (tmp_path / "out.ipynb").exists()
 
 
+def test_outputs_are_stored_in_the_notebook_and_nothing_else_is(notebook, tmp_path, monkeypatch, store):
+    monkeypatch.setattr(reproduce, "NOTEBOOKS", notebook.parent)
+    monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
+    with pytest.raises(RunError, match="zs reproduce --profile smoke"):
+        reproduce.store_outputs("smoke")
+    before = nbformat.read(notebook, as_version=4)
+    reproduce.reproduce("smoke", seeds=2, only=["03"], jobs=1)
+    assert reproduce.store_outputs("smoke") == [notebook]
+    after = nbformat.read(notebook, as_version=4)
+    assert after["cells"][-1]["outputs"][0]["text"] == "smoke 2\n"
+    assert [cell["source"] for cell in after["cells"]] == [cell["source"] for cell in before["cells"]]
+    assert after["metadata"] == before["metadata"] and str(tmp_path) not in notebook.read_text()
+    after["cells"][-1]["source"] += "\n"
+    nbformat.write(after, notebook)
+    with pytest.raises(RunError, match="other cells"):
+        reproduce.store_outputs("smoke")
+
+
 def test_reproduce(notebook, tmp_path, monkeypatch, store, capsys):
     monkeypatch.setattr(reproduce, "NOTEBOOKS", notebook.parent)
     monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")

@@ -143,12 +143,14 @@ def test_habits_come_as_often_as_they_say(habits):
 
 
 def test_useful_documents_state_the_fact_and_noisy_ones_never_do(monkeypatch):
-    sampler, wanted = Sampler(world(), 0, BASE, {"simulation": 1.0}), []
+    sampler, wanted, shown = Sampler(world(), 0, BASE, {"simulation": 1.0}), [], []
     documents = sampler.documents
 
     def watched(fact, query, found, **options):
         wanted.append((fact, found))
-        return documents(fact, query, found, **options)
+        texts, facts = documents(fact, query, found, **options)
+        shown.append(facts)
+        return texts, facts
 
     monkeypatch.setattr(sampler, "documents", watched)
     useful = 0
@@ -156,6 +158,8 @@ def test_useful_documents_state_the_fact_and_noisy_ones_never_do(monkeypatch):
         (fact, found), written = wanted[-1], "".join(text for text, _ in pieces)
         assert (" useful " in prompt[0] or "\nuseful " in prompt[0]) == found
         assert any(statement(fact, variant) in written for variant in range(4)) == found, written
+        told = {other.subject.name for other in shown[-1]}
+        assert found or fact.subject.name not in told  # a noisy document is about something else
         useful += found
     assert useful / 800 == pytest.approx(0.5, abs=0.06)
 

@@ -64,9 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("show", _runs_show, "one run: configuration, summary, where it is", runs)
     sub.add_argument("run", metavar="RUN", help="the beginning of a run's name or digest")
     add("verify", _runs_verify, "look for damage", runs)
-    sub = add("record", _runs_record, "write the study's tables into data/results/PROFILE", runs)
+    sub = add("record", _runs_record, "maintainers: write the study's tables into data/results/PROFILE", runs)
     _add_profile(sub)
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
+
+    notebooks = group("notebooks", "the notebooks' own files")
+    sub = add("store", _notebooks_store, "maintainers: keep the outputs of the last run in the notebooks", notebooks)
+    _add_profile(sub)
 
     sub = add("search", _search, "what a search engine finds")
     sub.add_argument("query", metavar="QUERY")
@@ -194,6 +198,13 @@ def _runs_record(arguments: argparse.Namespace) -> None:
     from zs_lib.runs import RunStore
 
     print(results.record(study, RunStore()))
+
+
+def _notebooks_store(arguments: argparse.Namespace) -> None:
+    from zs_lib.reproduce import store_outputs
+
+    for path in store_outputs(arguments.profile):
+        print(path)
 
 
 # ------------------------------------------------------------------------------------------ search and ask

@@ -302,6 +302,31 @@ def run_notebook(source: Path, output: Path, values: dict[str, Any]) -> Path:
     return output
 
 
+def store_outputs(profile: str = "tiny") -> list[Path]:
+    """Put the outputs of outputs/<profile>/ into the notebooks themselves, for visitors; the maintainers' step.
+
+    Only outputs and their numbers: what papermill adds (paths, times, a cell of values) stays out.
+
+    Raises:
+        RunError: a notebook was not executed, or has changed since.
+    """
+    import nbformat
+
+    sources = _choose(None)
+    for source in sources:
+        executed = OUTPUTS / profile / source.name
+        stored = nbformat.read(source, 4)
+        done = {cell.id: cell for cell in nbformat.read(executed, 4).cells} if executed.exists() else {}
+        for cell in stored.cells:
+            if cell.cell_type != "code":
+                continue
+            if cell.id not in done or done[cell.id].source != cell.source:
+                raise RunError(f"{executed} is missing or was made from other cells: `zs reproduce --profile {profile}` makes it.")
+            cell.outputs, cell.execution_count = done[cell.id].outputs, done[cell.id].execution_count
+        nbformat.write(stored, source)
+    return sources
+
+
 @dataclass
 class _Headline:
     """Which notebook runs, for how long, and for how long from now by this machine's earlier times."""
