@@ -33,11 +33,11 @@ def test_held_out_questions_stay_held_out_when_others_come():
 def test_clean_documents_hold_no_answer_of_any_hop_and_none_of_its_entities():
     wider = ("Oslo is a city.", "Bergen lies in Norway.", "Rain falls.", "Ships visit Bergen.", "Fish swim.", "Christiania burnt.",
              "Snow melts.", "Wind blows.")
-    pair = simulator._pair(QUESTION, "country of Bergen", wider[:3], wider, 3)
+    pair = simulator._pair(QUESTION, "country of Bergen", wider[:3], wider)
     assert len(set(pair.clean)) == 3 and set(pair.clean) < {"Rain falls.", "Fish swim.", "Snow melts.", "Wind blows."}
-    assert pair == simulator._pair(QUESTION, "country of Bergen", wider[:3], wider, 3)
+    assert pair == simulator._pair(QUESTION, "country of Bergen", wider[:3], wider)
     assert pair.contained and pair.useful is None and pair.answer == "Oslo"
-    assert not simulator._pair(QUESTION, "capital", ("Rain falls.",), wider, 3).contained
+    assert not simulator._pair(QUESTION, "capital", ("Rain falls.",), wider).contained
 
 
 def make_pair(i: int, useful: bool, contained: bool) -> Pair:
