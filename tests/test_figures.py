@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from zs_lib import figures, results
+from zs_lib import config, figures, results
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.qa import SUBSETS
 
@@ -51,3 +51,12 @@ def test_what_is_missing_is_named(tables):
 def test_subset_table_has_the_papers_shape(tables):
     table = results.subset_table(tables["evaluation"], "em")
     assert list(table.columns) == [*SUBSETS, "Avg"] and table.loc["start", "Avg"] == 50.0
+
+
+def test_the_recorded_study_has_three_seeds_of_every_arm_and_all_its_figures():
+    tables = results.load("tiny")
+    trained = tables["evaluation"].groupby("arm")["seed"].nunique().drop(results.START)
+    assert set(trained.index) == {arm.name for arm in config.load_profile("tiny").policies} and trained.min() >= 3
+    assert {path.stem for path in figures.FOLDER.glob("*.png")} == set(figures.FIGURES)
+    for name in figures.FIGURES:
+        assert figures.draw(name, tables).axes
