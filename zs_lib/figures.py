@@ -157,7 +157,7 @@ def draw_heldout(tables: Tables, figure: Figure) -> None:
     for place, (value, high) in enumerate(zip(frame["f1"], frame["high"], strict=True)):
         axes.text(high + 0.02, place, f"{value:.2f}", va="center", fontweight="bold")
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="F1 on held-out entities, real engine (95% interval over seeds and questions)", xlim=(0, 1),
+    axes.set(xlabel="F1 on held-out entities, real engine (95% interval)", xlim=(0, 1),
              title="What was learnt")
 
 

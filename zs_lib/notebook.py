@@ -14,6 +14,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from IPython.display import HTML, display
 
 from zs_lib import config, figures, reproduce, results
@@ -28,6 +29,8 @@ PARAMETERS = ("profile", "seeds", "jobs", "overrides")
 CURVE_S = 5.0
 """Seconds between two drawings of the live curve."""
 KINDS = {"think": "#777777", "search": "#1f6fb4", "information": "#2a9d5c", "answer": "#b03a2e"}
+
+pd.options.display.max_colwidth = None  # warnings and claims are sentences
 
 
 def open_study(profile: str, seeds: int | None = None, overrides: dict[str, Any] | None = None) -> Profile:
