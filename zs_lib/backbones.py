@@ -33,7 +33,6 @@ from zs_lib.world import World, load_world
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "backbones"
 
 
-
 @dataclass(frozen=True)
 class Recipe:
     """Shape and training of one backbone."""

@@ -179,7 +179,7 @@ def draw_subsets(tables: Tables, figure: Figure) -> None:
 
 
 FIGURES = {
-    "01_retrieval": Drawing(draw_retrieval, (10.4, 3.4), ("retrieval",)),
+    "01_retrieval": Drawing(draw_retrieval, (12.0, 3.4), ("retrieval",)),
     "02_tuning": Drawing(draw_tuning, (6.2, 3.4), ("tuning",)),
     "02_fidelity": Drawing(draw_fidelity, (11.0, 3.8), ("fidelity",)),
     "03_curriculum": Drawing(draw_curriculum, (9.0, 3.4), ("training",)),

@@ -156,7 +156,7 @@ class Sampler:
         query = wording.query(fact.relation.noun, fact.subject.name, rng.randrange(2))
         useful = rng.random() < 0.5
         # "Of another entity" is one decision. "Of this entity but another relation" would make the keyword, the relation
-        # and the name decide together, which models of this size do not learn: half of their noisy documents leaked.
+        # and the name decide together, which models of this size do not learn.
         documents, shown = self.documents(fact, query if useful else "", useful, ranked=True)
         self.world = imagined
         # What the keyword decides is of whom the documents tell.

@@ -88,8 +88,8 @@ def collect(arm: SimulatorArm, questions: Sequence[Question], collector: Generat
 def _pair(question: Question, query: str, documents: Sequence[str], pool: Sequence[str]) -> Pair:
     answers = answers_of(question)
     # Without those that name the entity, too: "not of this entity" is one decision, which a small simulator learns.
-    # Told of the entity's other relations it leaked half of all answers, and told the same relation of others every
-    # eighth, for many countries share a language or a continent.
+    # Shown the entity's other relations it leaks answers; shown the same relation of others it does by coincidence,
+    # for many countries share a language or a continent.
     kept_back = (*answers, *(hop.entity for hop in question.hops))
     drawn = Random(f"{question.id}/{query}").sample(pool, len(pool))
     others = (document for document in drawn if not states([document], kept_back))
