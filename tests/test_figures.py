@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from zs_lib import config, figures, results
+from zs_lib import config, figures, readme, results
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.qa import SUBSETS
 
@@ -60,3 +60,15 @@ def test_the_recorded_study_has_three_seeds_of_every_arm_and_all_its_figures():
     assert {path.stem for path in figures.FOLDER.glob("*.png")} == set(figures.FIGURES)
     for name in figures.FIGURES:
         assert figures.draw(name, tables).axes
+
+
+def test_the_readme_says_what_is_recorded(tmp_path):
+    assert readme.section(results.load("tiny")) in readme.README.read_text(encoding="utf-8")
+    stale = tmp_path / "README.md"
+    stale.write_text(f"before\n{readme.BEGIN}\nF1 is 0.99\n{readme.END}\nafter\n")
+    readme.update(results.load("tiny"), stale)
+    text = stale.read_text()
+    assert "0.99" not in text and text.startswith("before\n") and text.endswith("\nafter\n") and "| verdict |" in text
+    stale.write_text("no marks")
+    with pytest.raises(DataError, match="end of results"):
+        readme.update(results.load("tiny"), stale)

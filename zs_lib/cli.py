@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("show", _runs_show, "one run: configuration, summary, where it is", runs)
     sub.add_argument("run", metavar="RUN", help="the beginning of a run's name or digest")
     add("verify", _runs_verify, "look for damage", runs)
-    sub = add("record", _runs_record, "maintainers: write the study's tables into data/results/PROFILE", runs)
+    sub = add("record", _runs_record, "maintainers: write the study's tables into data/results/PROFILE, and tiny's into README", runs)
     _add_profile(sub)
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
 
@@ -194,10 +194,12 @@ def _runs_verify(arguments: argparse.Namespace) -> int:
 def _runs_record(arguments: argparse.Namespace) -> None:
     overrides = {} if arguments.seeds is None else {"seeds": arguments.seeds}
     study = config.load_profile(arguments.profile, overrides)
-    from zs_lib import results
+    from zs_lib import readme, results
     from zs_lib.runs import RunStore
 
     print(results.record(study, RunStore()))
+    if study.name == "tiny":  # the study that README tells of
+        readme.update(results.load(study.name))
 
 
 def _notebooks_store(arguments: argparse.Namespace) -> None:
