@@ -28,6 +28,7 @@ PARAMETERS = ("profile", "seeds", "jobs", "overrides")
 """What every notebook's parameters cell holds."""
 CURVE_S = 5.0
 """Seconds between two drawings of the live curve."""
+CONFIG_COLUMNS = 4
 KINDS = {"think": "#777777", "search": "#1f6fb4", "information": "#2a9d5c", "answer": "#b03a2e"}
 
 pd.options.display.max_colwidth = None  # warnings and claims are sentences
@@ -63,8 +64,12 @@ def _assigned(source: str) -> list[str]:
 
 def show_config(*parts: Any) -> None:
     """Every value that a notebook is about to use, in columns."""
-    lines = [f"<div><b>{html.escape(name)}</b> {html.escape(value)}</div>" for part in parts for name, value in _flat(part)]
-    display(HTML("<div style='columns:3 240px;font-size:90%;line-height:1.5'>" + "".join(lines) + "</div>"))
+    lines = [f"<b>{html.escape(name)}</b> {html.escape(value)}" for part in parts for name, value in _flat(part)]
+    rows = -(-len(lines) // CONFIG_COLUMNS)
+    columns = (lines[start : start + rows] for start in range(0, len(lines), rows))
+    # A table: JupyterLab takes CSS columns out of the outputs of notebooks that it does not trust yet.
+    cells = "".join(f"<td style='vertical-align:top;text-align:left'>{'<br>'.join(column)}</td>" for column in columns)
+    display(HTML(f"<table><tr>{cells}</tr></table>"))
 
 
 def _flat(part: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
