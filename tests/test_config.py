@@ -36,7 +36,7 @@ def test_rows_override_shared_values():
     assert tiny.policy("zerosearch").simulator is tiny.simulator("grounded-tiny-L")
     assert tiny.policy("zerosearch-naive").simulator.way == "naive"
     assert tiny.policy("search-r1").simulator is None and tiny.policy("search-r1").curriculum is None
-    paper = load_profile("paper").policy("zerosearch-llama-3b")
+    paper = load_profile("paper").policy("zerosearch/backbone=Llama-3.2-3B")
     assert (
         paper.curriculum == CurriculumConfig(p_start=0.25, p_end=0.5)
         and paper.backbone == "meta-llama/Llama-3.2-3B"
@@ -51,7 +51,7 @@ def test_overrides_reach_every_arm():
         (7, 1.0, "none")
     }
     assert (
-        load_profile("paper", {"policy.curriculum.p_end": 0.1}).policy("zerosearch-qwen-7b").curriculum.p_end
+        load_profile("paper", {"policy.curriculum.p_end": 0.1}).policy("zerosearch/backbone=Qwen2.5-7B").curriculum.p_end
         == 0.1
     )
 
@@ -68,7 +68,7 @@ def test_overrides_reach_every_arm():
         ({"policy.subsets": "natural"}, "is no tuple"),
         ({"policy.rollout.temperature": float("nan")}, "out of range"),
         ({"policy.simulator": "grounded-tiny-XL"}, "grounded-tiny-L"),
-        ({"policy.objective.algorithm": "ppo"}, "reinforce, grpo"),
+        ({"policy.objective.algorithm": "dapo"}, "grpo, ppo"),
         ({"evaluation.engine": "simulated"}, "bm25"),
         ({"seeds": 0}, "out of range"),
     ],
@@ -122,6 +122,8 @@ def test_digest():
         dataclasses.replace(arm, simulator=load_profile("tiny").simulator("naive-tiny-L"))
     )
     assert digest(CurriculumConfig(p_start=0, p_end=1)) == digest(CurriculumConfig(p_start=0.0, p_end=1.0))
+    assert "real_share" not in identity(arm) and "gamma" not in identity(arm)["objective"]  # runs from before keep theirs
+    assert digest(arm) != digest(dataclasses.replace(arm, real_share=0.5))
     plain = json.loads(json.dumps(identity(arm)))
     assert digest(dict(reversed(plain.items()))) == digest(arm) and len(digest(arm)) == 12
     assert (

@@ -47,3 +47,12 @@ def test_constant_noise_stays():
 def test_a_step_outside_the_schedule_is_an_error(step, total):
     with pytest.raises(ConfigError, match="outside"):
         noise_probability(step, total, CurriculumConfig(schedule="constant", p_start=0.5, p_end=0.5))
+
+
+def test_adaptive_noise_follows_the_reward_and_stays_in_bounds():
+    cfg = CurriculumConfig(schedule="adaptive", p_start=0.1, p_end=0.3, band_low=0.4, band_high=0.6, gain=0.15)
+    assert noise_probability(1, 10, cfg) == 0.1
+    noise = [0.1]
+    for reward in (0.7, 0.5, 0.7, 0.3, 0.1, 0.1):
+        noise.append(noise_probability(2, 10, cfg, {"reward": reward, "noise_probability": noise[-1]}))
+    assert noise == pytest.approx([0.1, 0.25, 0.25, 0.3, 0.15, 0.1, 0.1])

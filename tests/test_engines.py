@@ -5,6 +5,7 @@ from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
 from zs_lib.engines import SearchRequest, SearchResult, build_engine
 from zs_lib.engines.bm25 import BM25Engine
+from zs_lib.engines.mixed import MixedEngine
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import EngineError
 from zs_lib.generate import Generator
@@ -86,3 +87,21 @@ def test_unknown_engines_are_refused_with_the_known_ones():
 def test_training_searches_the_passages_of_its_split_only():
     everything, train = build_engine("bm25"), build_engine("bm25", split="train")
     assert 0 < len(train._texts) < len(everything._texts) and build_engine("bm25", split="train") is train
+
+
+def test_a_mixed_engine_asks_the_real_one_for_its_share(bm25):
+    class Marked(BM25Engine):
+        tokens = 7
+
+        def search(self, requests, num_documents):
+            return [SearchResult((f"simulated {request.query}",), "ok") for request in requests]
+
+    simulated = Marked([Passage("0", TEXTS[0], "train")])
+    requests = [ask("Lyon", key=(i,)) for i in range(400)]
+    mixed = MixedEngine(simulated, bm25, 0.25)
+    results = mixed.search(requests, 1)
+    real = [result.documents[0] == TEXTS[2] for result in results]
+    assert mixed.real_searches == sum(real) and 70 < sum(real) < 130 and mixed.tokens == 7
+    assert mixed.search(requests[200:], 1) == results[200:]  # by its key alone, whatever else is asked
+    assert {r.documents[0] for r, true in zip(results, real, strict=True) if not true} == {"simulated Lyon"}
+    assert MixedEngine(simulated, bm25, 0.0).search(requests[:3], 1)[0].documents == ("simulated Lyon",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from torch import tensor
 from zs_lib.config import ObjectiveConfig
 from zs_lib.errors import ConfigError
 from zs_lib.objectives import (
-    BASELINES,
+    KINDS,
     advantage_kind,
     dead_groups,
+    gae,
     group_advantages,
     kl_k3,
     policy_loss,
+    value_loss,
 )
 
 NAN = float("nan")
@@ -39,6 +42,9 @@ def objective(**changes) -> ObjectiveConfig:
         ("group_mean", [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0]]),
         ("leave_one_out", [[2 / 3, -2 / 3, -2 / 3, 2 / 3], [0, 0, 0, 0]]),  # 1 - 1/3 and 0 - 2/3
         ("grpo", [[0.86587, -0.86587, -0.86587, 0.86587], [0, 0, 0, 0]]),  # 0.5 / (sqrt(1/3) + 1e-4)
+        # mean 0.35; squares 2 * 0.65^2 + 2 * 0.35^2 + 4 * 0.15^2 = 1.18; deviation sqrt(1.18 / 7) + 1e-4 = 0.41067
+        ("reinforce++", [[1.58276, -0.85226, -0.85226, 1.58276], [-0.36525] * 4]),
+        ("ppo", [[1, 0, 0, 1], [0.2, 0.2, 0.2, 0.2]]),
     ],
 )
 def test_advantages_by_hand(kind, expected):
@@ -55,6 +61,7 @@ def test_advantages_by_hand(kind, expected):
         ("group_mean", [0.3, 0.0, -0.3]),
         ("leave_one_out", [0.6, 0.0, -0.6]),
         ("grpo", [0.3 / (0.3 * math.sqrt(2) + 1e-4), 0.0, -0.3 / (0.3 * math.sqrt(2) + 1e-4)]),
+        ("reinforce++", [0.3 / (0.3 * math.sqrt(2) + 1e-4), 0.0, -0.3 / (0.3 * math.sqrt(2) + 1e-4)]),
     ],
 )
 def test_a_rollout_that_left_the_batch_counts_in_no_mean(kind, expected):
@@ -73,13 +80,33 @@ def test_dead_groups_are_those_with_one_reward():
 
 
 def test_an_unknown_baseline_names_the_known_ones():
-    with pytest.raises(ConfigError, match=", ".join(BASELINES)):
+    with pytest.raises(ConfigError, match=re.escape(", ".join(KINDS))):
         group_advantages(REWARDS, "mean")
 
 
 def test_grpo_brings_its_own_baseline():
     assert advantage_kind(objective(algorithm="grpo", baseline="none")) == "grpo"
     assert advantage_kind(objective(baseline="leave_one_out")) == "leave_one_out"
+
+
+def test_gae_by_hand():
+    values = tensor([0.1, 0.2, 0.3])
+    torch.testing.assert_close(gae(values, 1.0, 1.0, 1.0), tensor([0.9, 0.8, 0.7]))  # reward - V
+    # deltas 0.9 * 0.2 - 0.1, 0.9 * 0.3 - 0.2, 1 - 0.3; each takes 0.45 of the next advantage with it
+    torch.testing.assert_close(gae(values, 1.0, 0.9, 0.5), tensor([0.25325, 0.385, 0.7]))
+    torch.testing.assert_close(gae(values, 1.0, 0.9, 0.0), tensor([0.08, 0.07, 0.7]))
+
+
+def test_the_value_loss_by_hand():
+    values, old, returns = tensor([0.5, 0.5]), tensor([0.1, 0.45]), tensor([1.0, 0.0])
+    # the first may only go to 0.3: max(0.5^2, 0.7^2); the second is within 0.2 of before: 0.5^2
+    assert value_loss(values, old, returns, 0.2, 2).item() == pytest.approx((0.49 + 0.25) / 4)
+
+
+def test_a_value_beyond_the_clip_is_not_pushed_further():
+    values = tensor([0.5], requires_grad=True)
+    value_loss(values, tensor([0.1]), tensor([1.0]), 0.2, 1).backward()
+    assert values.grad.item() == 0
 
 
 def test_kl_estimator_by_hand():

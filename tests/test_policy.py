@@ -83,7 +83,13 @@ def arm(**changes) -> PolicyArm:
     return PolicyArm(**(values | changes))
 
 
-KILLED_ARM = arm(engine="bm25", curriculum=CurriculumConfig(schedule="exponential", p_start=0.0, p_end=0.75))
+PPO = dataclasses.replace(arm().objective, algorithm="ppo", updates_per_batch=2)
+KILLED = {
+    "reinforce": arm(engine="bm25", curriculum=CurriculumConfig(schedule="exponential", p_start=0.0, p_end=0.75)),
+    # what has most to remember: a critic, its optimizer, and a curriculum that follows the rewards
+    "ppo": arm(engine="bm25", objective=PPO, curriculum=CurriculumConfig(
+        schedule="adaptive", p_start=0.0, p_end=0.5, band_low=0.1, band_high=0.1)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +160,15 @@ def test_rl_raises_the_reward_and_leaves_an_ordinary_model(backbone, tmp_path):
     assert PreTrainedTokenizerFast.from_pretrained(run.model_dir).get_vocab()
 
 
-def test_a_killed_and_resumed_run_ends_bit_identical(backbone, tmp_path):
-    whole = train(backbone, tmp_path / "whole", KILLED_ARM, LookupEngine())
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_and_resumed_run_ends_bit_identical(name, backbone, tmp_path):
+    whole = train(backbone, tmp_path / "whole", KILLED[name], LookupEngine())
+    assert whole.metrics()["noise_probability"].nunique() > 2
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
-    command = [sys.executable, __file__, str(backbone), str(tmp_path / "killed")]
+    command = [sys.executable, __file__, str(backbone), str(tmp_path / "killed"), name]
     assert subprocess.run(command, env=environment, timeout=120).returncode == -signal.SIGKILL
     killed = tmp_path / "killed" / whole.path.name
     assert (
@@ -170,13 +178,13 @@ def test_a_killed_and_resumed_run_ends_bit_identical(backbone, tmp_path):
 
     seen = []
     resumed = train(
-        backbone, tmp_path / "killed", KILLED_ARM, LookupEngine(), progress=lambda *event: seen.append(event)
+        backbone, tmp_path / "killed", KILLED[name], LookupEngine(), progress=lambda *event: seen.append(event)
     )
     assert [event[0] for event in seen] == [5, 6, 7, 8, 9]  # from the checkpoint of step 4
-    for name in ("metrics.jsonl", "trajectories.jsonl"):
-        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
+    for log in ("metrics.jsonl", "trajectories.jsonl"):
+        assert (resumed.path / log).read_bytes() == (whole.path / log).read_bytes()
     ours, theirs = (load_file(run.model_dir / "model.safetensors") for run in (resumed, whole))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(ours[weights], theirs[weights]) for weights in theirs)
     assert resumed.summary == whole.summary and whole.summary["last_reward"] > 0
 
 
@@ -302,7 +310,7 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(backbone, batch):
         ):
             if mine:
                 expected.append(logits[place].log_softmax(-1)[token])
-    torch.testing.assert_close(learner.token_logprobs(model, micro, 0.7), torch.stack(expected))
+    torch.testing.assert_close(learner.token_logprobs(model, learner.trained_states(model, micro), micro, 0.7), torch.stack(expected))
 
 
 def test_document_tokens_are_trained_only_when_asked(batch):
@@ -321,7 +329,7 @@ def test_a_step_makes_good_tokens_likelier_and_bad_ones_less_likely(backbone):
     def likelihoods():
         rows = learner.make_rows([good, bad], [1.0, -1.0], True)
         (micro,) = learner.micro_batches(rows, torch.device("cpu"))
-        return learner.token_logprobs(learn.model, micro, 1.0).detach().view(2, 2).sum(1)
+        return learner.token_logprobs(learn.model, learner.trained_states(learn.model, micro), micro, 1.0).detach().view(2, 2).sum(1)
 
     before = likelihoods()
     learn.update(1, [good, bad], [1.0, -1.0])
@@ -344,6 +352,32 @@ def test_a_batch_without_advantages_changes_nothing(backbone, batch):
     state, stats = updated(backbone, (batch[0], [0.0] * 6))
     assert all(torch.equal(state[f"model.{name}"], p) for name, p in load(backbone)[0].named_parameters())
     assert stats["grad_norm"] == stats["update_tokens"] == 0 and stats["kl"] is None
+
+
+def test_the_critic_sees_policy_tokens_only_and_learns_the_reward(backbone, batch):
+    learn = Learner(load(backbone)[0], arm(objective=PPO), Accelerator(cpu=True))
+    rewards = [1.0, 0.0, 0.0, 1.0, 0.5, 0.0]
+    micro = learner.micro_batches(learner.make_rows(batch[0], rewards, True), torch.device("cpu"))
+    learn._estimate_advantages(micro)
+    assert sum(len(part.values) for part in micro) == sum(sum(t.mask) for t in batch[0])
+    returns = torch.cat([part.returns for part in micro])
+    assert sorted(set(returns.tolist())) == [0.0, 0.5, 1.0]  # gamma = lambda = 1: each trajectory's reward, at every token
+    assert torch.cat([part.advantages for part in micro]).mean().abs() < 1e-6
+    losses = [learn.update(9, batch[0], rewards)["value_loss"] for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_document_moves_no_weight_of_ppo_but_through_attention(backbone):
+    """The first turn's tokens come before the document: with no token trained after it, nothing it says matters."""
+    def moved(document):
+        trajectory = written([2, 3], [4, 5, 6, *document], [True] * 3 + [False] * len(document))
+        other = written([2, 3], [7, 8], [True] * 2)
+        learn = Learner(load(backbone)[0], arm(objective=PPO), Accelerator(cpu=True))
+        learn.update(1, [trajectory, other], [1.0, 0.0])
+        return learn.state()
+
+    first, second = moved([9, 10, 11]), moved([12, 13, 14, 15])
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_learning_rate_warms_up_and_stays(backbone):
@@ -460,5 +494,5 @@ def kill_at_six(step, *_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":  # the process that is killed: test_policy.py BACKBONE STORE
-    train(Path(sys.argv[1]), Path(sys.argv[2]), KILLED_ARM, LookupEngine(), progress=kill_at_six)
+if __name__ == "__main__":  # the process that is killed: test_policy.py BACKBONE STORE NAME
+    train(Path(sys.argv[1]), Path(sys.argv[2]), KILLED[sys.argv[3]], LookupEngine(), progress=kill_at_six)

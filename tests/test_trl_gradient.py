@@ -104,7 +104,7 @@ def our_gradient(folder, cfg, trajectories, advantages, old, reference):
     ):
         rows = learner.make_rows([t], [advantage], cfg.mask_documents)
         (batch,) = learner.micro_batches(rows, torch.device("cpu"))
-        logp = learner.token_logprobs(model, batch, TEMPERATURE)
+        logp = learner.token_logprobs(model, learner.trained_states(model, batch), batch, TEMPERATURE)
         mine = torch.tensor(t.mask)
         old_logp, ref_logp = old_row[: len(mine)][mine], reference_row[: len(mine)][mine]
         everywhere = torch.ones_like(logp, dtype=torch.bool)

@@ -2,7 +2,7 @@
 
 A profile states every value; nothing else in the library asks which profile runs. Layout of the file:
 
-    name, seeds, benchmark, backbones                 of the whole study
+    name, seeds, benchmark, backbones, instructs      of the whole study
     [simulator]  values that all simulators share     [[simulators]]  one row an arm: what differs
     [policy]     values that all policies share       [[policies]]    one row an arm: what differs
                  (with [policy.objective], [policy.rollout], [policy.curriculum])
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from zs_lib.errors import ConfigError
-from zs_lib.values import LABEL, among, build, pick, within
+from zs_lib.values import LABEL, among, build, later, pick, within
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: notebooks/, data/ and figures/ lie here."""
@@ -68,17 +68,25 @@ class CurriculumConfig:
     """The probability of noisy documents over the training."""
 
     schedule: str = "exponential"
-    """"exponential" (the paper's) or "constant" (p_start throughout; the ablation of Table 6)."""
+    """"exponential" (the paper's), "constant" (p_start throughout; the ablation of Table 6) or "adaptive" (ours:
+    one `gain` up after a step whose mean reward was above the band, down below it, within p_start and p_end)."""
     p_start: float
     """p_s: at the beginning."""
     p_end: float
     """p_e: at the last step."""
     base: float = 4.0
     """b of p_i = p_s + (b^(i/m) - 1)/(b - 1) (p_e - p_s); the paper takes 4. 1 is a straight line."""
+    band_low: float = later(0.4)
+    """Of "adaptive": with a lower mean reward there is too little to learn from."""
+    band_high: float = later(0.6)
+    """Of "adaptive": with a higher one it is too easy."""
+    gain: float = later(0.02)
+    """Of "adaptive": from 0 to 0.5 takes at least 25 steps."""
 
     def __post_init__(self):
-        among(self, schedule=("exponential", "constant"))
-        within(self, p_start=(0, 1), p_end=(0, 1), base=(1e-6, math.inf))
+        among(self, schedule=("exponential", "constant", "adaptive"))
+        within(self, p_start=(0, 1), p_end=(0, 1), base=(1e-6, math.inf), gain=(0, 1))
+        within(self, band_low=(0, self.band_high), band_high=(self.band_low, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +144,9 @@ class ObjectiveConfig:
     """The loss of a policy update (`objectives`)."""
 
     algorithm: str
-    """"reinforce" (the paper's default) or "grpo"."""
+    """"reinforce" (the paper's default), "reinforce++", "grpo" or "ppo"."""
     baseline: str
-    """What REINFORCE subtracts from a reward; GRPO has its own."""
+    """What REINFORCE subtracts from a reward; the others have their own."""
     clip: float
     """The ratio of new to old probability is clipped to 1 ± clip; the paper takes 0.2."""
     kl_coef: float
@@ -147,11 +155,23 @@ class ObjectiveConfig:
     """Optimizer steps on each batch of trajectories; with 1 the ratio is 1 and nothing is clipped."""
     mask_documents: bool = True
     """Document tokens stay out of the loss (paper, Table 7); False is the ablation."""
+    gamma: float = later(1.0)
+    """PPO's discount a token; the paper takes 1."""
+    gae_lambda: float = later(1.0)
+    """PPO's lambda of generalised advantage estimation; the paper takes 1."""
+    value_coef: float = later(0.1)
+    """PPO: weight of the value loss. The paper's critic is a model of its own; ours is a head on the policy, and a
+    larger weight would train the shared layers for the critic's sake."""
+    value_clip: float = later(0.2)
+    """PPO: a value may move so far from the one before the update; as `clip`."""
+    value_rate_factor: float = later(10.0)
+    """PPO: the value head's learning rate over the policy's; the paper: 1e-5 over 1e-6."""
 
     def __post_init__(self):
-        among(self, algorithm=("reinforce", "grpo"),
+        among(self, algorithm=("reinforce", "reinforce++", "grpo", "ppo"),
                baseline=("group_mean", "batch_mean", "leave_one_out", "none"))  # fmt: skip
-        within(self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100))
+        within(self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100), gamma=(0, 1), gae_lambda=(0, 1))
+        within(self, value_coef=(0, 10), value_clip=(0, math.inf), value_rate_factor=(0, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +183,8 @@ class PolicyArm:
     backbone: str
     """The policy before training, which is the reference policy too."""
     engine: str
-    """Who answers queries in training: "simulated", a real engine, or "none" (the paper's R1)."""
+    """Who answers queries in training: "simulated", a real engine, "mixed" (simulated, and a share of the queries
+    by BM25), or "none" (the paper's R1)."""
     simulator: SimulatorArm | None
     """The simulator of engine "simulated"; all seeds of the policy share its run of seed 0, as in the
     paper."""
@@ -191,18 +212,22 @@ class PolicyArm:
     """Steps between checkpoints: what a killed run loses at most."""
     benchmark: str = "embedded"
     """Where the questions come from (set by the profile)."""
+    real_share: float = later(0.0)
+    """The share of queries that the engine "mixed" hands to the real engine."""
 
     def __post_init__(self):
-        among(self, engine=("simulated", "none", *REAL_ENGINES))
+        among(self, engine=("none", *SIMULATING, *REAL_ENGINES))
         within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
                 learning_rate=(0, 1), weight_decay=(0, 1), max_grad_norm=(0, math.inf), warmup_ratio=(0, 1),
-                checkpoint_every=(1, math.inf))  # fmt: skip
-        if self.engine == "simulated" and self.simulator is None:
-            raise ConfigError(f"policy '{self.name}': the engine 'simulated' needs a simulator.")
-        if self.engine != "simulated" and self.simulator is not None:
+                checkpoint_every=(1, math.inf), real_share=(0, 1))  # fmt: skip
+        if self.engine in SIMULATING and self.simulator is None:
+            raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' needs a simulator.")
+        if self.engine not in SIMULATING and self.simulator is not None:
             raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' has no simulator.")
 
 
+SIMULATING = ("simulated", "mixed")
+"""Engines in which a simulator writes documents."""
 REAL_ENGINES = ("bm25", "serpapi")
 """Engines that find documents instead of writing them."""
 
@@ -290,7 +315,9 @@ class Profile:
     benchmark: str
     """"embedded" (facts shipped in data/benchmark), or hub data sets."""
     backbones: tuple[str, ...]
-    """The models of the study, smallest first."""
+    """The base models of the study, smallest first."""
+    instructs: tuple[str, ...]
+    """Their instruct variants, which have seen well-formed trajectories or follow instructions."""
     simulators: tuple[SimulatorArm, ...]
     policies: tuple[PolicyArm, ...]
     evaluation: EvaluationConfig
@@ -380,7 +407,7 @@ def _profile(table: dict) -> Profile:
         raise ConfigError("two simulators have the same way and backbone: remove one of them.")
     policies = []
     for row in _rows(table, "policy", {"simulator": None, "curriculum": None} | of_study):
-        if row.get("engine") != "simulated":  # the shared values are for simulated search
+        if row.get("engine") not in SIMULATING:  # the shared values are for simulated search
             row |= {"simulator": None, "curriculum": None}
         elif row["simulator"] is not None:
             row["simulator"] = pick("simulator", row["simulator"], labels)

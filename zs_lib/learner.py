@@ -15,7 +15,7 @@ from torch import Tensor
 from zs_lib.config import PolicyArm
 from zs_lib.errors import ModelError, RunError
 from zs_lib.models import training_attention
-from zs_lib.objectives import policy_loss
+from zs_lib.objectives import gae, policy_loss, standardise, value_loss
 from zs_lib.rollout import Trajectory
 
 MICRO_BATCH_TOKENS = 1024  # padded tokens in one forward and backward pass, few enough for a CPU's cache (30% faster than 4096)
@@ -29,7 +29,7 @@ class Row:
     ids: list[int]
     trained: list[bool]
     sampled: list[float]  # log-probability when it was sampled; NaN where the policy did not write
-    advantage: float
+    advantage: float  # PPO: the reward
 
 
 @dataclass
@@ -43,6 +43,8 @@ class MicroBatch:
     sampled: Tensor  # (N,) float
     old: Tensor | None = None  # (N,) log-probabilities before the first update
     reference: Tensor | None = None  # (N,) the reference policy's; None without a KL term
+    values: Tensor | None = None  # (N,) the critic's before the first update; None without a critic
+    returns: Tensor | None = None  # (N,) what it should have said
 
 
 def make_rows(
@@ -94,18 +96,21 @@ def _micro_batch(rows: list[Row], device: torch.device) -> MicroBatch:
     return MicroBatch(ids[:, :-1], trained, ids[:, 1:][trained], advantages[trained], sampled[trained])
 
 
-def token_logprobs(model, batch: MicroBatch, temperature: float) -> Tensor:
-    """(N,) log-probabilities of the trained tokens under softmax(logits / temperature), as they were sampled.
+def trained_states(model, batch: MicroBatch) -> Tensor:
+    """(N, width) last hidden states where the next token is trained: what the output head, the dearest layer of a
+    small model, and a critic need run on."""
+    return model.base_model(input_ids=batch.inputs, use_cache=False).last_hidden_state[batch.places]
 
-    The output head, the dearest layer of a small model, runs on the trained positions only.
-    """
-    hidden = model.base_model(input_ids=batch.inputs, use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[batch.places]).float() / temperature
+
+def token_logprobs(model, states: Tensor, batch: MicroBatch, temperature: float) -> Tensor:
+    """(N,) log-probabilities of the trained tokens under softmax(logits / temperature), as they were sampled."""
+    logits = model.get_output_embeddings()(states).float() / temperature
     return -torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
 
 
 class Learner:
-    """A policy with its optimizer, its frozen reference (if there is a KL term) and one `update` a step."""
+    """A policy with its optimizer, its frozen reference (if there is a KL term), its critic (PPO: one linear layer on
+    the policy's last states, so that both come from one forward pass) and one `update` a step."""
 
     def __init__(self, model, arm: PolicyArm, accelerator: Accelerator):
         self.arm, self.accelerator = arm, accelerator
@@ -114,9 +119,19 @@ class Learner:
         self.parameters = dict(self.model.named_parameters())  # tied weights once
         has_kl = arm.objective.kl_coef > 0
         self.reference = copy.deepcopy(self.model).requires_grad_(False) if has_kl else None
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=arm.learning_rate, weight_decay=arm.weight_decay
-        )
+        groups = [{"params": list(self.parameters.values()), "factor": 1.0}]
+        self.critic = self._new_critic() if arm.objective.algorithm == "ppo" else None
+        if self.critic:
+            mine = {f"critic.{name}": parameter for name, parameter in self.critic.named_parameters()}
+            self.parameters |= mine
+            groups.append({"params": list(mine.values()), "factor": arm.objective.value_rate_factor})
+        self.optimizer = torch.optim.AdamW(groups, lr=arm.learning_rate, weight_decay=arm.weight_decay)
+
+    def _new_critic(self) -> torch.nn.Linear:
+        critic = torch.nn.Linear(self.model.config.hidden_size, 1, device=self.accelerator.device)
+        for parameter in critic.parameters():
+            torch.nn.init.zeros_(parameter)  # it begins by expecting nothing, whatever the seed
+        return critic
 
     def learning_rate(self, step: int) -> float:
         """The rate at step 1 … steps: up in a straight line over the warm-up's steps, then constant."""
@@ -125,31 +140,50 @@ class Learner:
     def update(self, step: int, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> dict:
         """Train on one batch: `objective.updates_per_batch` optimizer steps, each on all of it.
 
-        Returns kl (None without a reference), clip_fraction, grad_norm (before clipping) and sampler_gap
-        (mean distance of the sampler's log-probabilities from ours, in nats a token), means over the updates,
-        and update_tokens (tokens in forward passes). With nothing to learn from (all groups dead, no KL) the
-        weights stay as they are, and the statistics are 0.
+        `advantages` are rewards if there is a critic. Returns kl (None without a reference), value_loss (None
+        without a critic), clip_fraction, grad_norm (before clipping) and sampler_gap (mean distance of the
+        sampler's log-probabilities from ours, in nats a token), means over the updates, and update_tokens (tokens
+        in forward passes). With nothing to learn from (all groups dead, no KL) the weights stay as they are, and
+        the statistics are 0.
         """
         objective = self.arm.objective
         rows = make_rows(trajectories, advantages, objective.mask_documents)
         # Counted before rows are dropped, so that dropping them does not change the gradient.
         normalizer = sum(sum(row.trained) for row in rows)
-        if self.reference is None:
+        if self.reference is None and self.critic is None:
             rows = [row for row in rows if row.advantage != 0]
         batches = micro_batches(rows, self.accelerator.device)
         totals: Counter = Counter()
         with training_attention(self.model):
+            if self.critic:
+                self._estimate_advantages(batches)
             for _ in range(objective.updates_per_batch if batches else 0):
                 totals.update(self._one_update(step, batches, normalizer))
         means = {name: total / objective.updates_per_batch for name, total in totals.items()}
         return {
             "kl": None if self.reference is None else means.get("kl", 0.0),
+            "value_loss": None if self.critic is None else means.get("value_loss", 0.0),
             "clip_fraction": means.get("clip_fraction", 0.0),
             "grad_norm": means.get("grad_norm", 0.0),
             "sampler_gap": self._sampler_gap(batches),
             "learning_rate": self.learning_rate(step),
             "update_tokens": sum(len(row.ids) for row in rows) * objective.updates_per_batch,
         }
+
+    @torch.no_grad()
+    def _estimate_advantages(self, batches: list[MicroBatch]) -> None:
+        """From rewards to PPO's advantages: estimated trajectory by trajectory, then standardised over the batch."""
+        objective = self.arm.objective
+        for batch in batches:
+            batch.values = self.critic(trained_states(self.model, batch)).squeeze(-1)
+            lengths = batch.places.sum(1).tolist()
+            rows = zip(batch.values.split(lengths), batch.advantages.split(lengths), strict=True)
+            estimates = [gae(values, rewards[0].item(), objective.gamma, objective.gae_lambda) for values, rewards in rows]
+            batch.advantages = torch.cat(estimates)
+            batch.returns = batch.advantages + batch.values
+        everywhere = standardise(torch.cat([batch.advantages for batch in batches]))
+        for batch, part in zip(batches, everywhere.split([len(batch.advantages) for batch in batches]), strict=True):
+            batch.advantages = part
 
     def _one_update(self, step: int, batches: list[MicroBatch], normalizer: int) -> dict[str, float]:
         totals: Counter = Counter()
@@ -164,23 +198,30 @@ class Learner:
                 "or raise kl_coef."
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = self.learning_rate(step) * group["factor"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {**totals, "grad_norm": norm}
 
     def _loss(self, batch: MicroBatch, normalizer: int) -> tuple[Tensor, dict[str, Tensor]]:
         objective, temperature = self.arm.objective, self.arm.rollout.temperature
-        logp = token_logprobs(self.model, batch, temperature)
+        states = trained_states(self.model, batch)
+        logp = token_logprobs(self.model, states, batch, temperature)
         if batch.old is None:  # the first update: still the policy that sampled
             batch.old = logp.detach()
             if self.reference is not None:
                 with torch.no_grad(), training_attention(self.reference):
-                    batch.reference = token_logprobs(self.reference, batch, temperature)
+                    theirs = trained_states(self.reference, batch)
+                    batch.reference = token_logprobs(self.reference, theirs, batch, temperature)
         everywhere = torch.ones_like(logp, dtype=torch.bool)  # the batch holds trained tokens only
-        return policy_loss(
+        loss, stats = policy_loss(
             logp, batch.old, batch.reference, batch.advantages, everywhere, objective, normalizer
         )
+        if self.critic:
+            values = self.critic(states).squeeze(-1)
+            stats["value_loss"] = value_loss(values, batch.values, batch.returns, objective.value_clip, normalizer)
+            loss = loss + objective.value_coef * stats["value_loss"]
+        return loss, stats
 
     def _sampler_gap(self, batches: list[MicroBatch]) -> float:
         """Mean distance between trainer and sampler, in nats a token: a large one means two policies."""

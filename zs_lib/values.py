@@ -7,7 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from typing import Any
 
 from zs_lib.errors import ConfigError
@@ -16,13 +16,18 @@ LABEL = {"label": True}
 """Field metadata: a name for people, which does not enter the digest."""
 
 
+def later(default: Any) -> Any:
+    """A dataclass field that was added after runs had been stored. At its default it is left out of the identity, so
+    those runs keep their digests; what the default means must never change."""
+    return field(default=default, metadata={"later": True})
+
+
 def identity(value: Any, *, labels: bool = False) -> Any:
-    """A configuration as JSON values: every field, and its type's name as "type"; labels if asked for."""
+    """A configuration as JSON values: its fields (see `later`), and its type's name as "type"; labels if asked
+    for."""
     if is_dataclass(value):
         hints = typing.get_type_hints(type(value))
-        kept = {
-            f.name: getattr(value, f.name) for f in fields(value) if labels or not f.metadata.get("label")
-        }
+        kept = {f.name: getattr(value, f.name) for f in fields(value) if _tells(f, value, labels)}
         plain = {
             key: float(v) if hints[key] is float else identity(v, labels=labels)  # 1 and 1.0 are one value
             for key, v in kept.items()
@@ -31,6 +36,12 @@ def identity(value: Any, *, labels: bool = False) -> Any:
     if isinstance(value, (list, tuple)):
         return [identity(item, labels=labels) for item in value]
     return value
+
+
+def _tells(f: Field, value: Any, labels: bool) -> bool:
+    if f.metadata.get("later"):
+        return getattr(value, f.name) != f.default
+    return labels or not f.metadata.get("label")
 
 
 def digest(value: Any) -> str:

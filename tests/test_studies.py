@@ -1,0 +1,48 @@
+"""Studies: arms that differ in one thing, each once, from every profile."""
+
+from dataclasses import fields
+
+import pytest
+
+from zs_lib import config, studies
+from zs_lib.errors import ConfigError
+from zs_lib.values import digest
+
+
+@pytest.mark.parametrize("name", config.profiles())
+def test_every_profile_has_every_study(name):
+    profile = config.load_profile(name)
+    whole = studies.full(profile)
+    names, contents = [arm.name for arm in whole.policies], [digest(arm) for arm in whole.policies]
+    assert len(set(names)) == len(names) and len(set(contents)) == len(contents)
+    assert whole.policies[: len(profile.policies)] == profile.policies  # the core first
+    assert {arm for study in studies.STUDIES.values() for arm in study(profile).policies} <= set(whole.policies)
+
+
+def test_a_variant_differs_in_what_its_name_says():
+    profile = config.load_profile("tiny")
+    main = profile.policy("zerosearch")
+    for arm in (*studies.algorithms(profile).policies, *studies.masks(profile).policies, *studies.curricula(profile).policies):
+        changed = {f.name for f in fields(arm) if getattr(arm, f.name) != getattr(main, f.name)} - {"name"}
+        assert changed == (set() if arm is main else {"curriculum"} if "curriculum" in arm.name else {"objective"}), arm.name
+
+
+def test_an_arm_equal_to_a_core_arm_is_that_arm():
+    profile = config.load_profile("tiny")
+    assert [arm.name for arm in studies.simulators(profile).policies if "/" not in arm.name] == ["zerosearch", "zerosearch-naive", "search-r1"]
+
+
+def test_a_backbone_keeps_the_papers_noise():
+    arms = {arm.name: arm for arm in studies.methods(config.load_profile("paper")).policies}
+    noise = arms["zerosearch/backbone=Llama-3.2-3B"].curriculum
+    assert (noise.p_start, noise.p_end) == (0.25, 0.5) and len(arms) == 18
+    assert arms["search-r1/backbone=Qwen2.5-7B"].engine == "serpapi"
+
+
+def test_a_new_arm_is_a_line_and_a_wrong_value_is_told():
+    main = config.load_profile("tiny").policy("zerosearch")
+    arm = studies.variant(main, "group", 12, group_size=12, rollout={"max_searches": 1})
+    assert (arm.name, arm.group_size, arm.rollout.max_searches) == ("zerosearch/group=12", 12, 1)
+    assert arm.rollout.num_documents == main.rollout.num_documents and digest(arm) != digest(main)
+    with pytest.raises(ConfigError, match="bm25"):
+        studies.variant(main, "engine", "nothing", engine="nothing")
