@@ -62,7 +62,7 @@ class ScriptedGenerator:
     """Stands in for `Generator` in tests of the loop around it; `write(context, key)` is the policy."""
 
     def __init__(self, write: Callable[[str, tuple], str]):
-        self.write, self.tokenizer, self.calls = write, tiny_tokenizer(), []
+        self.write, self.tokenizer, self.calls, self.tokens = write, tiny_tokenizer(), [], 0
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -78,4 +78,5 @@ class ScriptedGenerator:
             self.encode(self.write(self.decode(prompt), key))
             for prompt, key in zip(prompts, keys, strict=True)
         ]
+        self.tokens += sum(map(len, written))
         return [Completion(ids, [-0.5] * len(ids), "stop") for ids in written]

@@ -64,7 +64,8 @@ def test_reproduce_passes_its_arguments(monkeypatch, capsys):
     chosen = ("--profile", "smoke", "--only", "02,03", "--seeds", "2", "--jobs", "1")
     assert zs(capsys, "reproduce", *chosen)[1] == "x.ipynb\n"
     assert zs(capsys, "reproduce")[0] == 0
-    assert calls == [("smoke", ["02", "03"], 2, 1), ("tiny", None, None, None)]
+    assert zs(capsys, "reproduce", "--full")[0] == 0
+    assert calls == [("smoke", ["02", "03"], 2, 1, False), ("tiny", None, None, None, False), ("tiny", None, None, None, True)]
 
 
 def test_help_comes_at_once():

@@ -47,9 +47,10 @@ def _parser() -> argparse.ArgumentParser:
             required=True, metavar="COMMAND"
         )
 
-    sub = add("reproduce", _reproduce, "run the study: all numbered notebooks, into outputs/PROFILE")
+    sub = add("reproduce", _reproduce, "run the study: numbered notebooks, into outputs/PROFILE")
     _add_profile(sub)
     sub.add_argument("--only", metavar="02,03", help="these notebooks, by number or name")
+    sub.add_argument("--full", action="store_true", help="every study and notebook (hours), not the core alone")
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
     sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a core)")
 
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("record", _runs_record, "maintainers: write the study's tables into data/results/PROFILE, and tiny's into README", runs)
     _add_profile(sub)
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
+    sub.add_argument("--full", action="store_true", help="every study, not the core alone")
 
     notebooks = group("notebooks", "the notebooks' own files")
     sub = add("store", _notebooks_store, "maintainers: keep the outputs of the last run in the notebooks", notebooks)
@@ -116,7 +118,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     from zs_lib.reproduce import reproduce
 
     only = arguments.only.split(",") if arguments.only is not None else None
-    for path in reproduce(arguments.profile, only, arguments.seeds, arguments.jobs):
+    for path in reproduce(arguments.profile, only, arguments.seeds, arguments.jobs, arguments.full):
         print(path)
 
 
@@ -194,9 +196,10 @@ def _runs_verify(arguments: argparse.Namespace) -> int:
 def _runs_record(arguments: argparse.Namespace) -> None:
     overrides = {} if arguments.seeds is None else {"seeds": arguments.seeds}
     study = config.load_profile(arguments.profile, overrides)
-    from zs_lib import readme, results
+    from zs_lib import readme, results, studies
     from zs_lib.runs import RunStore
 
+    study = studies.full(study) if arguments.full else study
     print(results.record(study, RunStore()))
     if study.name == "tiny":  # the study that README tells of
         readme.update(results.load(study.name))

@@ -244,6 +244,8 @@ class EvaluationConfig:
     """Documents a search."""
     fidelity_questions: int = 200
     """Questions on which a simulator's fidelity is measured."""
+    baselines: tuple[str, ...] = ("search",)
+    """Methods by which each backbone is evaluated untrained; "search" is what policies start from."""
 
     def __post_init__(self):
         among(self, engine=REAL_ENGINES)
@@ -284,6 +286,8 @@ class EvaluationArm:
     """As in `EvaluationConfig`."""
     rollout: RolloutConfig
     """As in training, but for the temperature: evaluation is greedy."""
+    method: str = later("search")
+    """How the model answers: a name of `methods.METHODS`."""
 
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
@@ -296,13 +300,13 @@ class EvaluationArm:
         )
 
     @classmethod
-    def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
-        """The evaluation of what an arm starts from, with the real engine."""
-        return replace(cls.of_policy(arm, cfg), policy=None, engine=cfg.engine)
+    def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:
+        """The evaluation of what an arm starts from, by some method with the real engine."""
+        return replace(cls.of_policy(arm, cfg), policy=None, engine=cfg.engine, method=method)
 
     @property
     def name(self) -> str:
-        return self.policy.name if self.policy else "start"
+        return self.policy.name if self.policy else "start" if self.method == "search" else self.method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,14 @@ from statistics import fmean
 
 import pandas as pd
 
-from zs_lib import metrics, models, qa, signals
+from zs_lib import metrics, models, qa, signals, values
 from zs_lib.config import EvaluationArm, RolloutConfig
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.generate import Generator, uniform
+from zs_lib.methods import METHODS
 from zs_lib.qa import Question
-from zs_lib.rollout import Trajectory, rollout
+from zs_lib.rollout import Trajectory
 from zs_lib.runs import Run, RunStore
 
 ROWS = "rows.csv"
@@ -36,7 +37,7 @@ def ensure(arm: EvaluationArm, seed: int, store: RunStore) -> Run:
         engine = None if arm.engine == "none" else build_engine(arm.engine)
         questions = pick(qa.load_questions(split="test"), arm.questions_per_subset)
         generator = Generator(loaded.model, loaded.tokenizer)
-        table = evaluate(generator, questions, engine, arm.rollout, seed)
+        table = evaluate(generator, questions, engine, arm.rollout, seed, arm.method)
         table.to_csv(run.path / ROWS, index=False)
         return summarise(table)
 
@@ -62,29 +63,32 @@ def evaluate(
     engine: SearchEngine | None,
     cfg: RolloutConfig,
     seed: int,
+    method: str = "search",
 ) -> pd.DataFrame:
-    """Scores of greedy rollouts, one row per question.
+    """Scores of greedy rollouts by a method of `methods.METHODS`, one row per question.
 
     Columns: id, subset, hops (number, 0 if not known), prediction (empty without an answer), em, cover_em, f1
-    (in [0, 1]), searches, turns, query_quality (share of this question's searches; empty if there is none to
-    judge), answer_in_documents, stop_reason, policy_tokens, seconds (wall time per question of the whole
-    batch).
+    (in [0, 1]), searches, documents (that it was shown), turns, query_quality (share of this question's searches;
+    empty if there is none to judge), answer_in_documents, stop_reason, policy_tokens and seconds (tokens written
+    and wall time a question, means of the whole batch).
 
     Greedy, because the original samples at validation, so that its scores move from one validation to the
     next. `seed` reaches a simulated engine only. Raises EngineError if a search failed: its question cannot
     be scored, and leaving it out would compare policies on different questions.
     """
-    started = time.perf_counter()
+    started, written = time.perf_counter(), generator.tokens
     keys = [(seed, question.id) for question in questions]
-    trajectories = rollout(questions, generator, engine, replace(cfg, temperature=0.0), keys)
+    answer = values.pick("method", method, METHODS)
+    trajectories = answer(questions, generator, engine, replace(cfg, temperature=0.0), keys)
     seconds = (time.perf_counter() - started) / max(1, len(questions))
     failed = [t for t in trajectories if t.stop_reason == "engine_failed"]
     if failed:
-        cause = failed[0].turns[-1].error
+        cause = next(turn.error for turn in failed[0].turns if turn.error)
         raise EngineError(
             f"The search engine failed {len(failed)} of {len(questions)} questions ({cause}): try again."
         )
-    return pd.DataFrame([_row(trajectory) | {"seconds": seconds} for trajectory in trajectories])
+    means = {"policy_tokens": (generator.tokens - written) / max(1, len(questions)), "seconds": seconds}
+    return pd.DataFrame([_row(trajectory) | means for trajectory in trajectories])
 
 
 def pick(questions: Sequence[Question], per_subset: int) -> list[Question]:
@@ -116,11 +120,11 @@ def _row(trajectory: Trajectory) -> dict:
         "cover_em": metrics.cover_em(trajectory.answer, question.golden_answers),
         "f1": metrics.f1(trajectory.answer, question.golden_answers),
         "searches": trajectory.num_searches,
+        "documents": sum(len(turn.documents) for turn in trajectory.turns),
         "turns": len(trajectory.turns),
         "query_quality": fmean(quality) if quality else None,
         "answer_in_documents": signals.answer_in_documents(trajectory),
         "stop_reason": trajectory.stop_reason,
-        "policy_tokens": sum(trajectory.mask),
     }
 
 

@@ -34,6 +34,8 @@ WORK = {
 SIMULATOR_SEED = 0
 """All policies share the one run of their simulator, as in the paper."""
 KERNEL_START_S = 120
+CORE = ("00", "01", "02", "03", "04")
+"""The notebooks that need the core arms only."""
 
 
 # ------------------------------------------------------------------------------------------ runs side by side
@@ -244,22 +246,25 @@ def reproduce(
     only: Iterable[str] | None = None,
     seeds: int | None = None,
     jobs: int | None = None,
+    full: bool = False,
 ) -> list[Path]:
     """Run the numbered notebooks with a profile, in order; returns the executed ones, in outputs/<profile>/.
 
-    `only`: numbers ("02") or names of notebooks. `seeds` and `jobs` go to those that take them. Without `only`,
-    all runs of the study are made first, side by side, so that no core waits for a notebook that needs one arm.
+    `only`: numbers ("02") or names of notebooks; by default those of the core, or with `full` all. `seeds` and
+    `jobs` go to those that take them. Without `only`, all runs are made first, side by side, so that no core waits
+    for a notebook that needs one arm.
 
     Raises:
         ConfigError: unknown profile or notebook. RunError: a run or a cell failed.
     """
+    from zs_lib import studies
     from zs_lib.results import study_runs
 
     overrides = {} if seeds is None else {"seeds": seeds}
     study = config.load_profile(profile, overrides)  # a wrong name or value is told now, not by the first notebook
-    chosen = _choose(only)
+    chosen = _choose(only if only is not None or full else CORE)
     if only is None:
-        ensure_arms(study_runs(study), jobs)
+        ensure_arms(study_runs(studies.full(study) if full else study), jobs)
     values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
     folder = OUTPUTS / profile
     folder.mkdir(parents=True, exist_ok=True)

@@ -49,10 +49,17 @@ def fidelity_runs(profile: Profile) -> list[tuple]:
             for arm in profile.simulators for source in QUESTIONS_FROM]
 
 
+def baseline_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of the evaluations without training: of every backbone that a policy starts from, by each method."""
+    first = {arm.backbone: arm for arm in reversed(profile.policies)}
+    backbones = dict.fromkeys(arm.backbone for arm in profile.policies)
+    return [(EvaluationArm.of_backbone(first[backbone], profile.evaluation, method), 0)
+            for backbone in backbones for method in profile.evaluation.baselines]
+
+
 def evaluation_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of every evaluation: the policies', and once that of what they started from."""
-    start = EvaluationArm.of_backbone(profile.policies[0], profile.evaluation)
-    return [(start, 0)] + [(EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in policy_runs(profile)]
+    """(arm, seed) of every evaluation: the backbones', and the policies'."""
+    return baseline_runs(profile) + [(EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in policy_runs(profile)]
 
 
 def study_runs(profile: Profile) -> list[tuple]:
@@ -71,7 +78,15 @@ def training(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 def evaluation(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Scores of every question by every finished evaluation."""
-    return _stack(evaluate.rows(run).assign(arm=arm.name, seed=seed) for arm, seed, run in _finished(evaluation_runs(profile), store))
+    return _stack(evaluate.rows(run).assign(arm=_name(arm, profile), seed=seed)
+                  for arm, seed, run in _finished(evaluation_runs(profile), store))
+
+
+def _name(arm: EvaluationArm, profile: Profile) -> str:
+    """The arm's name; of an untrained backbone other than the first policy's, with the backbone, as `studies` writes it."""
+    if arm.policy or arm.backbone == profile.policies[0].backbone:
+        return arm.name
+    return f"{arm.name}/backbone={arm.backbone.rsplit('/', 1)[-1]}"
 
 
 def fidelity(profile: Profile, store: RunStore) -> pd.DataFrame:

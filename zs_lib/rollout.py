@@ -98,18 +98,21 @@ def rollout(
     cfg: RolloutConfig,
     keys: Sequence[Key],
     noise_probability: float = 0.0,
+    contexts: Sequence[str] | None = None,
+    opening: str = "",
 ) -> list[Trajectory]:
     """One trajectory per question, in order; all randomness is a function of each rollout's key.
 
     There are at most `cfg.max_searches` + 1 turns (without an engine: one), and the last one cannot search. A
     turn begins only where the context has room for all of it. Each search asks for noisy documents with the
     given probability (the simulated engine's curriculum; real engines take no notice).
+
+    Methods that write for the policy (`methods`) give `contexts`, a text after each prompt that is never parsed, and
+    an `opening`, with which the first turn begins; both count as prompt, and are not trained.
     """
     rollouts = [
-        _Rollout(
-            question, key, generator.encode_prompt(protocol.policy_prompt(question.question, cfg.template))
-        )
-        for question, key in zip(questions, keys, strict=True)
+        _Rollout(question, key, generator.encode_prompt(protocol.policy_prompt(question.question, cfg.template) + context + opening))
+        for question, key, context in zip(questions, keys, contexts or [""] * len(questions), strict=True)
     ]
     last = cfg.max_searches if engine else 0
     for turn in range(last + 1):
@@ -127,7 +130,7 @@ def rollout(
             protocol.STOP_STRINGS,
         )
         for rolling, completion in zip(going, completions, strict=True):
-            _write(rolling, completion, generator, cfg, is_last=turn == last)
+            _write(rolling, completion, opening if turn == 0 else "", generator, cfg, is_last=turn == last)
         _search(_going(rollouts), turn, generator, engine, cfg, noise_probability)
     return [rolling.finish() for rolling in rollouts]
 
@@ -136,10 +139,10 @@ def _going(rollouts: Sequence[_Rollout]) -> list[_Rollout]:
     return [rolling for rolling in rollouts if rolling.stop_reason is None]
 
 
-def _write(rolling: _Rollout, completion: Completion, generator, cfg: RolloutConfig, is_last: bool) -> None:
+def _write(rolling: _Rollout, completion: Completion, opening: str, generator, cfg: RolloutConfig, is_last: bool) -> None:
     """Append the policy's turn and act on it; a search that may be made is left to `_search`."""
     rolling.append(completion.ids, completion.logprobs)
-    text = generator.decode(completion.ids)
+    text = opening + generator.decode(completion.ids)
     action = protocol.parse_action(text)
     rolling.turns.append(Turn(text, action))
     if action.kind == "answer":

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from zs_lib.config import PolicyArm, Profile
+from zs_lib.methods import METHODS
 from zs_lib.values import digest
 
 RANDOM_NOISE = 0.5
@@ -63,10 +64,11 @@ def masks(profile: Profile) -> Profile:
 
 
 def methods(profile: Profile) -> Profile:
-    """Table 3, what is trained of it: R1, Search-R1 and ZeroSearch from every backbone. Figures 4a-b are its base and
-    instruct rows."""
-    return _study(profile, [variant(profile.policy(name), "backbone", backbone.rsplit("/", 1)[-1], backbone=backbone)
-                            for backbone in profile.backbones + profile.instructs for name in ("r1", "search-r1", MAIN)])
+    """Table 3: every backbone by the methods that are not trained, and trained as R1, Search-R1 and ZeroSearch. Figures
+    4a-b are its base and instruct rows."""
+    arms = [variant(profile.policy(name), "backbone", backbone.rsplit("/", 1)[-1], backbone=backbone)
+            for backbone in profile.backbones + profile.instructs for name in ("r1", "search-r1", MAIN)]
+    return _study(_with_baselines(profile), arms)
 
 
 def engines(profile: Profile) -> Profile:
@@ -93,7 +95,11 @@ def full(profile: Profile) -> Profile:
     for study in (lambda same: same, *STUDIES.values()):
         for arm in study(profile).policies:
             arms.setdefault(digest(arm), arm)
-    return replace(profile, policies=tuple(arms.values()))
+    return replace(_with_baselines(profile), policies=tuple(arms.values()))
+
+
+def _with_baselines(profile: Profile) -> Profile:
+    return replace(profile, evaluation=replace(profile.evaluation, baselines=tuple(METHODS)))
 
 
 def _study(profile: Profile, arms: list[PolicyArm]) -> Profile:
