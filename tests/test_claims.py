@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from zs_lib import claims
+from zs_lib import claims, config, results, studies
 from zs_lib.errors import DataError
 
 
@@ -49,3 +49,66 @@ def test_fidelity_bounds_and_order():
     assert table.iloc[3]["estimate"] == pytest.approx(0.45)
     # Wilson's interval of 0.95 of 400, by hand: centre 0.9457, half-width 0.0216
     assert (table.iloc[0]["low"], table.iloc[0]["high"]) == (pytest.approx(0.924, abs=1e-3), pytest.approx(0.967, abs=1e-3))
+
+
+# the paper's claims, on tables whose every answer is known ------------------------------------------------------------
+
+ROWS = results.study_rows(studies.full(config.load_profile("tiny")), None)
+UNTRAINED = ("start", "direct", "cot", "rag", "search-o1")
+
+
+def whole_study(f1=None, rewards=None, seeds=3):
+    """Every arm of the full study: constant F1 (0.5; untrained 0.1) and rewards that rise evenly from 0.1, but for those given."""
+    arms = list(dict.fromkeys([*UNTRAINED, *ROWS["arm"]]))
+    scores = {arm: 0.1 if arm in UNTRAINED else 0.5 for arm in arms} | (f1 or {})
+    evaluation = [{"arm": arm, "seed": seed, "id": f"{subset}{i}", "subset": subset, "f1": scores[arm]}
+                  for arm in arms for seed in range(seeds) for subset in ("natural", "trivia") for i in range(5)]
+    training = [{"arm": arm, "seed": seed, "step": step, "turns": abs(step - 20) / 10 + seed / 100,
+                 "reward": (rewards or {}).get(arm, lambda step: 0.1 + step / 100)(step) + seed / 1000}
+                for arm in arms if arm not in UNTRAINED for seed in range(seeds) for step in range(1, 41)]
+    fidelity = [{"simulator": f"grounded-tiny-{size}", "questions_from": "held out", "answer_good": good, "leak": 0.0, "good_queries": 400}
+                for size, good in zip("SML", (0.5, 0.7, 0.9), strict=True)]
+    return {"study_rows": ROWS, "evaluation": pd.DataFrame(evaluation), "training": pd.DataFrame(training), "fidelity": pd.DataFrame(fidelity)}
+
+
+def verdicts(tables):
+    return claims.verdicts(claims.paper_claims(tables))["here"].to_dict()
+
+
+def test_every_claim_is_tested_where_its_runs_are():
+    tested = claims.paper_claims(whole_study())
+    assert set(tested.index.get_level_values("claim")) == set(range(1, 13)) and "no runs" not in set(tested["verdict"])
+    found = verdicts(whole_study())
+    assert found[1] == "holds" and found[7] == "holds" and found[12] == "holds"  # 0.5 over 0.1; turns fall and rise
+    assert found[9] == found[10] == found[3] == "undecided"  # no difference at all
+
+
+def test_a_better_arm_decides_its_claim_and_no_other():
+    before = verdicts(whole_study())
+    better = verdicts(whole_study(f1={"zerosearch/curriculum=random": 0.4}))
+    assert better[9] == "holds" and {k for k in better if better[k] != before[k]} == {9}
+    worse = verdicts(whole_study(f1={"zerosearch/mask_documents=off": 0.6}))
+    assert worse[10] == "does not hold" and {k for k in worse if worse[k] != before[k]} == {10}
+
+
+def test_curves_decide_theirs():
+    rough = {"search-r1": lambda step: 0.05 + step / 100 + 0.02 * (step % 2)}
+    assert verdicts(whole_study(rewards=rough))[6] == "holds"
+    unstable = {f"zerosearch/algorithm={name}": lambda step: 0.1 + step / 100 + 0.05 * (step % 2) for name in ("grpo", "ppo")}
+    assert verdicts(whole_study(rewards=unstable))[8] == "holds"
+
+
+def test_what_is_not_stored_is_named_with_its_cure():
+    tables = whole_study()
+    tables["study_rows"] = ROWS[ROWS["study"] != "masks"]
+    tables["evaluation"] = tables["evaluation"].query("arm != 'rag'")
+    tested = claims.paper_claims(tables)
+    assert set(tested.loc[10, "verdict"]) == set(tested.loc[5, "verdict"]) == {"no runs"}
+    assert "'masks'" in tested.loc[10].index[0] and "'rag'" in tested.loc[5].index[0] and "zs reproduce --full" in tested.loc[5].index[0]
+
+
+def test_the_detectable_effect_by_hand():
+    row = claims._seeds("a minus b", [0.4, 0.5, 0.6], [0.1, 0.2, 0.3])
+    # equal variances 0.01: standard error sqrt(0.02 / 3) = 0.08165, t(4) = 2.7764
+    assert (row.estimate, row.low, row.high) == (pytest.approx(0.3), pytest.approx(0.0733, abs=1e-3), pytest.approx(0.5267, abs=1e-3))
+    assert row.detectable == pytest.approx(2.8 * 2.7764 * 0.08165 / 1.96, rel=1e-3) and row.verdict == "holds"

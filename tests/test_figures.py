@@ -3,33 +3,35 @@
 import pandas as pd
 import pytest
 
-from zs_lib import config, figures, readme, results
+from zs_lib import config, figures, readme, results, studies
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.qa import SUBSETS
 
 
 @pytest.fixture
 def tables():
+    rows = results.study_rows(studies.full(config.load_profile("tiny")), None)
+    arms = ["zerosearch", "search-r1"] + [arm for arm in rows["arm"].drop_duplicates() if "/" in arm]
     steps = [{"arm": arm, "seed": seed, "step": step, "reward": step / 10, "turns": 2.0, "noise_probability": 0.1, "query_quality": 0.5}
-             for arm in ("zerosearch", "search-r1") for seed in (0, 1) for step in range(1, 11)]
+             for arm in arms for seed in (0, 1) for step in range(1, 11)]
     scores = [{"arm": arm, "seed": 0, "id": f"{subset}{i}", "subset": subset, "hops": 1, "f1": i % 2, "em": i % 2, "searches": 1,
-               "query_quality": 1.0} for arm in ("start", "zerosearch") for subset in SUBSETS for i in range(4)]
+               "query_quality": 1.0} for arm in ("start", "direct", "rag/backbone=tiny-M", *arms) for subset in SUBSETS for i in range(4)]
     faithful = [{"simulator": f"grounded-tiny-{size}", "questions_from": source, "answer_good": 0.9, "answer_bad": 0.1, "leak": 0.0,
                  "real_good": 1.0, "real_bad": 0.05} for size in "SL" for source in results.QUESTIONS_FROM]
-    return {"training": pd.DataFrame(steps), "evaluation": pd.DataFrame(scores), "fidelity": pd.DataFrame(faithful),
+    return {"study_rows": rows, "training": pd.DataFrame(steps), "evaluation": pd.DataFrame(scores), "fidelity": pd.DataFrame(faithful),
             "tuning": pd.DataFrame({"simulator": "grounded-tiny-S", "step": [1, 2], "loss": [2.0, 1.0]}),
             "retrieval": pd.DataFrame({"subset": ["natural"], "hop": [1], "recall@3": [0.9], "recall@5": [1.0]}),
             "provenance": pd.DataFrame({"kind": ["policy"], "arm": ["zerosearch"], "seed": [0], "run": ["policy-0123456789ab-s0"]})}
 
 
 def test_all_are_drawn_and_say_where_they_come_from(tables, tmp_path):
-    written = figures.draw_all("tiny", tmp_path, tables)
-    assert [path.stem for path in written] == list(figures.FIGURES) and all(path.stat().st_size > 5000 for path in written)
+    written, lacking = figures.draw_all("tiny", tmp_path, tables)
+    assert not lacking and [path.stem for path in written] == list(figures.FIGURES) and all(path.stat().st_size > 5000 for path in written)
     assert figures.provenance_of(tables, "tiny") == "profile tiny; 1 seed(s); runs: zerosearch 012345"
 
 
 def test_redrawn_figures_are_the_same_bytes(tables, tmp_path):
-    first, second = (figures.draw_all("tiny", tmp_path / name, tables) for name in "ab")
+    (first, _), (second, _) = (figures.draw_all("tiny", tmp_path / name, tables) for name in "ab")
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(first, second, strict=True))
 
 
@@ -44,6 +46,9 @@ def test_what_is_missing_is_named(tables):
         figures.draw("99_nothing", tables)
     with pytest.raises(DataError, match="training"):
         figures.draw("04_engines", tables | {"training": pd.DataFrame()})
+    core = tables | {"study_rows": tables["study_rows"].query("study != 'masks'")}
+    with pytest.raises(DataError, match="06_choices.*'masks'.*--full"):
+        figures.draw("06_choices", core)
     with pytest.raises(DataError, match="zs reproduce --profile smol"):
         results.load("smol")
 
@@ -51,14 +56,32 @@ def test_what_is_missing_is_named(tables):
 def test_subset_table_has_the_papers_shape(tables):
     table = results.subset_table(tables["evaluation"], "em")
     assert list(table.columns) == [*SUBSETS, "Avg"] and table.loc["start", "Avg"] == 50.0
+    assert list(results.core(tables["evaluation"])["arm"].unique()) == ["start", "zerosearch", "search-r1"]
+
+
+def test_a_study_table_has_its_rows_in_order(tables):
+    table = results.study_table(tables, "algorithms")
+    assert list(table.index) == ["REINFORCE", "REINFORCE++", "GRPO", "PPO"]
+    assert list(table.columns) == [*SUBSETS, "Avg", "interval", "seeds"] and (table["Avg"] == 50.0).all()
+    with pytest.raises(DataError, match="'none'"):
+        results.study_table(tables, "none")
+
+
+def test_the_main_table_knows_method_and_backbone_of_every_arm(tables):
+    table = results.methods_table(tables)
+    assert [("tiny-S", "Direct Answer"), ("tiny-S", "RA-Agent"), ("tiny-S", "Search-R1"), ("tiny-S", "ZeroSearch")] == [
+        key for key in table.index if key[0] == "tiny-S"]
+    assert ("tiny-M", "RAG") in table.index and ("tiny-L-instruct", "R1") in table.index
+    assert not any("algorithm" in part for key in table.index for part in key)
 
 
 def test_the_recorded_study_has_three_seeds_of_every_arm_and_all_its_figures():
     tables = results.load("tiny")
-    trained = tables["evaluation"].groupby("arm")["seed"].nunique().drop(results.START)
+    trained = results.core(tables["evaluation"]).groupby("arm")["seed"].nunique().drop(results.START)
     assert set(trained.index) == {arm.name for arm in config.load_profile("tiny").policies} and trained.min() >= 3
-    assert {path.stem for path in figures.FOLDER.glob("*.png")} == set(figures.FIGURES)
-    for name in figures.FIGURES:
+    drawn = {path.stem for path in figures.FOLDER.glob("*.png")}
+    assert drawn and drawn <= set(figures.FIGURES)
+    for name in drawn:
         assert figures.draw(name, tables).axes
 
 

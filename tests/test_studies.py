@@ -16,24 +16,31 @@ def test_every_profile_has_every_study(name):
     names, contents = [arm.name for arm in whole.policies], [digest(arm) for arm in whole.policies]
     assert len(set(names)) == len(names) and len(set(contents)) == len(contents)
     assert whole.policies[: len(profile.policies)] == profile.policies  # the core first
-    assert {arm for study in studies.STUDIES.values() for arm in study(profile).policies} <= set(whole.policies)
+    assert {arm for study in studies.STUDIES for arm in studies.rows(profile, study).values()} <= set(whole.policies)
 
 
 def test_a_variant_differs_in_what_its_name_says():
     profile = config.load_profile("tiny")
     main = profile.policy("zerosearch")
-    for arm in (*studies.algorithms(profile).policies, *studies.masks(profile).policies, *studies.curricula(profile).policies):
+    made = studies.select(profile, "algorithms", "masks", "curricula").policies
+    assert made[: len(profile.policies)] == profile.policies and len(made) == len(profile.policies) + 9
+    for arm in (main, *made[len(profile.policies) :]):
         changed = {f.name for f in fields(arm) if getattr(arm, f.name) != getattr(main, f.name)} - {"name"}
         assert changed == (set() if arm is main else {"curriculum"} if "curriculum" in arm.name else {"objective"}), arm.name
 
 
 def test_an_arm_equal_to_a_core_arm_is_that_arm():
     profile = config.load_profile("tiny")
-    assert [arm.name for arm in studies.simulators(profile).policies if "/" not in arm.name] == ["zerosearch", "zerosearch-naive", "search-r1"]
+    rows = studies.rows(profile, "simulators")
+    assert {label: arm.name for label, arm in rows.items() if "/" not in arm.name} == {
+        "grounded-tiny-L": "zerosearch", "naive-tiny-L": "zerosearch-naive", "real engine": "search-r1"}
+    assert studies.select(profile, "simulators").evaluation == profile.evaluation
+    with pytest.raises(ConfigError, match="curricula"):
+        studies.rows(profile, "nothing")
 
 
 def test_a_backbone_keeps_the_papers_noise():
-    arms = {arm.name: arm for arm in studies.methods(config.load_profile("paper")).policies}
+    arms = {arm.name: arm for arm in studies.rows(config.load_profile("paper"), "methods").values()}
     noise = arms["zerosearch/backbone=Llama-3.2-3B"].curriculum
     assert (noise.p_start, noise.p_end) == (0.25, 0.5) and len(arms) == 18
     assert arms["search-r1/backbone=Qwen2.5-7B"].engine == "serpapi"

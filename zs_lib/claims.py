@@ -1,18 +1,20 @@
-"""What the study must show, each statement tested over stored results: estimate, interval, n and a verdict.
+"""What the study must show, and the paper's twelve claims, tested over stored results: estimate, interval, n, verdict.
 
 A verdict is "holds" where the whole 95% interval is on the right side of the bound, "does not hold" where it is on
 the wrong side, "undecided" between. What rests on training is undecided with one seed, whatever the interval over
-questions: how much seeds differ is not known then.
+questions: how much seeds differ is not known then. `detectable` is the smallest distance from the bound that a design
+with an interval of this width finds four times in five.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pandas as pd
 
+from zs_lib import paper
 from zs_lib.errors import DataError
 from zs_lib.metrics import hierarchical_bootstrap
 from zs_lib.results import START, Tables
@@ -20,6 +22,12 @@ from zs_lib.results import START, Tables
 RESAMPLES = 2000
 Z = 1.96
 """Half-width of a 95% interval in standard errors."""
+POWER = 2.8
+"""Standard errors to the smallest detectable effect: 1.96 for the 95% interval, and 0.84 for a power of 80%."""
+MARGIN = 0.05
+"""F1 points within which two methods count as on a par."""
+ENDS = 10
+"""Training steps that make the beginning or the end of a curve."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,10 @@ class Statement:
     n: int
     bound: str
     verdict: str
+    detectable: float = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "detectable", POWER * (self.high - self.low) / (2 * Z))
 
 
 def heldout(tables: Tables) -> pd.DataFrame:
@@ -63,6 +75,198 @@ def fidelity(tables: Tables) -> pd.DataFrame:
                    for small, large in zip(rates.index, rates.index[1:], strict=False)]
     return _frame(statements)
 
+
+# the paper's claims ---------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper: what it says, where, and how it is tested (a function over stored results)."""
+
+    says: str
+    where: str
+    test: Callable[[Tables], list[Statement]]
+
+
+def small_simulator(tables: Tables) -> list[Statement]:
+    label, arm = _fine_tuned(tables)[0]
+    return [_difference(tables, f"trained with {label}, minus its start", arm, START)]
+
+
+def as_good_as_real(tables: Tables) -> list[Statement]:
+    (middle, arm), (largest, top) = _fine_tuned(tables, 2)[1], _fine_tuned(tables, 2)[-1]
+    return [_difference(tables, f"trained with {middle}, minus with the real engine", arm, "search-r1", -MARGIN),
+            _difference(tables, f"trained with {largest}, minus with the real engine", top, "search-r1")]
+
+
+def tuned_beats_prompted(tables: Tables) -> list[Statement]:
+    pairs = zip(_fine_tuned(tables), _simulators(tables, "prompted"), strict=True)
+    return [_difference(tables, f"trained with {label}, minus with {other}", arm, theirs) for (label, arm), (other, theirs) in pairs]
+
+
+def larger_is_better(tables: Tables) -> list[Statement]:
+    tuned = _fine_tuned(tables, 2)
+    trained = [_difference(tables, f"trained with {large}, minus with {small}", arm, theirs)
+               for (small, theirs), (large, arm) in zip(tuned, tuned[1:], strict=False)]
+    table = tables["fidelity"]
+    table = table[table["questions_from"] == "held out"].set_index("simulator")
+    # how clearly useful is told from noisy: answers under the one keyword less answers under the other
+    gap = {label: table.loc[label, "answer_good"] - table.loc[label, "leak"] for label, _ in tuned}
+    n = int(table["good_queries"].iloc[0])
+    told = [_larger(f"useful minus noisy answers: {large} minus {small}", gap[large], gap[small], n)
+            for (small, _), (large, _) in zip(tuned, tuned[1:], strict=False)]
+    return trained + told
+
+
+def beats_everything(tables: Tables) -> list[Statement]:
+    table = tables["evaluation"]
+    inside = table["subset"].isin(["natural", "bridge", "nq", "hotpotqa"])
+    others = ("direct", "cot", "rag", START, "search-o1", "r1")
+    statements = [_difference(tables, f"ZeroSearch minus {other}", "zerosearch", other) for other in others]
+    for where, part in (("on the sets trained on", table[inside]), ("on the others", table[~inside]), ("on all", table)):
+        statements.append(_difference(tables | {"evaluation": part}, f"ZeroSearch minus Search-R1 {where}", "zerosearch", "search-r1"))
+    return statements
+
+
+def curve(tables: Tables) -> list[Statement]:
+    table = tables["training"]
+    last = _by_seed(table, "reward", lambda curve: curve.tail(_ends(curve)).mean())
+    rough = _by_seed(table, "reward", lambda curve: curve.diff().std())
+    return [_seeds("last rewards: ZeroSearch minus Search-R1", last["zerosearch"], last["search-r1"]),
+            _seeds("step-to-step variation: Search-R1 minus ZeroSearch", rough["search-r1"], rough["zerosearch"])]
+
+
+def turns(tables: Tables) -> list[Statement]:
+    smooth = _by_seed(tables["training"], "turns", lambda curve: curve.rolling(_ends(curve)).mean().dropna().reset_index(drop=True))["zerosearch"]
+    first, least, last = ([pick(curve) for curve in smooth] for pick in (lambda c: c.iloc[0], min, lambda c: c.iloc[-1]))
+    return [_seeds("turns at the beginning minus at their least", first, least), _seeds("turns at the end minus at their least", last, least)]
+
+
+def every_algorithm(tables: Tables) -> list[Statement]:
+    arms = _labels(tables, "algorithms")
+    rough = _by_seed(tables["training"], "reward", lambda curve: curve.diff().std())
+    learnt = [_difference(tables, f"{label} minus the start", arm, START) for label, arm in arms.items()]
+    stable = [_seeds(f"step-to-step variation: {label} minus REINFORCE", rough[arm], rough[arms["REINFORCE"]])
+              for label, arm in arms.items() if label in ("GRPO", "PPO")]
+    return learnt + stable
+
+
+def curriculum(tables: Tables) -> list[Statement]:
+    arms = _labels(tables, "curricula")
+    return [_difference(tables, "curriculum minus constant noise", arms["curriculum"], arms["random"])]
+
+
+def mask(tables: Tables) -> list[Statement]:
+    arms = _labels(tables, "masks")
+    return [_difference(tables, "documents masked minus not", arms["with mask"], arms["without mask"])]
+
+
+def base_and_instruct(tables: Tables) -> list[Statement]:
+    table, main = tables["training"], "zerosearch"
+    instruct = next((arm for arm in _labels(tables, "methods").values() if arm.startswith(f"{main}/") and arm.lower().endswith("instruct")), "")
+    gain = _by_seed(table, "reward", lambda curve: curve.tail(_ends(curve)).mean() - curve.head(_ends(curve)).mean())
+    if instruct not in gain:
+        raise DataError(f"No training of the arm {instruct!r} is stored: `zs reproduce --full` makes it.")
+    return [_seeds("gain of the reward: base minus instruct", gain[main], gain[instruct]),
+            _difference(tables, "base minus instruct, after training", main, instruct, -MARGIN)]
+
+
+def cost(tables: Tables) -> list[Statement]:
+    """From the paper's own table: arithmetic, with nothing of ours in it."""
+    table = paper.load("cost").set_index("search_engine")["total_usd"]
+    saved = 1 - table["SFT-14B"] / table["Google"]
+    return [Statement("saved with the 14B simulator (the paper's dollars)", saved, saved, saved, 1, 1, "≥ 0.88", "holds" if round(saved, 2) >= 0.88 else "does not hold")]
+
+
+CLAIMS = {
+    1: Claim("A 3B simulator already teaches the policy to search.", "Table 4", small_simulator),
+    2: Claim("A 7B simulator is on a par with the real engine, 14B above it.", "Table 4", as_good_as_real),
+    3: Claim("Fine-tuned simulators beat prompted ones of the same size.", "Table 4", tuned_beats_prompted),
+    4: Claim("Larger simulators are better, and tell useful from noisy more cleanly.", "Tables 4 and 10", larger_is_better),
+    5: Claim("ZeroSearch beats Search-R1 and every baseline, in and out of domain.", "Table 3", beats_everything),
+    6: Claim("Its reward ends above the real engine's, and is smoother.", "Figures 2a-b, 3", curve),
+    7: Claim("Turns drop first, then rise.", "Figure 2c", turns),
+    8: Claim("REINFORCE, GRPO and PPO all work; REINFORCE is the most stable.", "Table 5", every_algorithm),
+    9: Claim("Easy to hard beats a constant noise of 0.5.", "Table 6", curriculum),
+    10: Claim("Masking document tokens helps.", "Table 7, Figure 4c", mask),
+    11: Claim("Base models gain more and reach instruct models.", "Figures 4a-b", base_and_instruct),
+    12: Claim("It costs 88% less than the search API.", "Table 8", cost),
+}
+"""The paper's claims by their number in the notes of notebook 10; sizes S, M, L stand for its 3B, 7B, 14B."""
+
+
+def paper_claims(tables: Tables, *numbers: int) -> pd.DataFrame:
+    """The statements of these claims (of all by default), one row each: claim, statement, estimate, interval, n, verdict. A claim whose runs are
+    not stored has one row, which says what is missing and what makes it."""
+    frames = []
+    for number in numbers or CLAIMS:
+        try:
+            statements = CLAIMS[number].test(tables)
+        except DataError as error:
+            statements = [Statement(str(error), np.nan, np.nan, np.nan, 0, 0, "", "no runs")]
+        frames.append(_frame(statements).reset_index().assign(claim=number))
+    return pd.concat(frames, ignore_index=True).set_index(["claim", "statement"])
+
+
+def verdicts(tested: pd.DataFrame) -> pd.DataFrame:
+    """One row a claim: it holds if all its statements do, and does not if one does not."""
+    rows = {}
+    for number, part in tested.groupby(level="claim"):
+        found = set(part["verdict"])
+        verdict = "does not hold" if "does not hold" in found else "holds" if found == {"holds"} else min(found - {"holds"})
+        rows[number] = {"claim of the paper": CLAIMS[number].says, "where": CLAIMS[number].where, "here": verdict}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
+
+
+def _labels(tables: Tables, study: str) -> dict[str, str]:
+    """label → arm of a study's rows."""
+    table = tables["study_rows"]
+    part = table[table["study"] == study]
+    if part.empty:
+        raise DataError(f"The study '{study}' is not stored: `zs reproduce --full` makes its runs.")
+    return dict(zip(part["label"], part["arm"], strict=True))
+
+
+def _simulators(tables: Tables, way: str) -> list[tuple[str, str]]:
+    return [(label, arm) for label, arm in _labels(tables, "simulators").items() if label.startswith(f"{way}-")]
+
+
+def _fine_tuned(tables: Tables, sizes: int = 1) -> list[tuple[str, str]]:
+    """(label, arm) by size: the grounded simulators, or where there are none, the naive ones; at least so many sizes."""
+    found = _simulators(tables, "grounded") or _simulators(tables, "naive")
+    if len(found) < sizes:
+        raise DataError(f"The profile has {len(found)} fine-tuned simulator(s), and the claim compares {sizes} sizes.")
+    return found
+
+
+def _difference(tables: Tables, statement: str, arm: str, other: str, bound: float = 0.0) -> Statement:
+    return _compare(tables["evaluation"], f"F1: {statement}", arm, other, lambda a, b: a - b, bound)
+
+
+def _ends(curve: pd.Series) -> int:
+    """Steps of a curve's beginning or end: ENDS, or a third of a shorter curve."""
+    return max(1, min(ENDS, len(curve) // 3))
+
+
+def _by_seed(table: pd.DataFrame, column: str, summary: Callable) -> dict[str, list]:
+    """arm → what `summary` makes of each seed's curve."""
+    ordered = table.sort_values("step")
+    return {arm: [summary(curve[column]) for _, curve in part.groupby("seed")] for arm, part in ordered.groupby("arm")}
+
+
+def _seeds(statement: str, first: list[float], second: list[float]) -> Statement:
+    """Whether the mean over seeds differs: Welch's interval, for seeds are all that was drawn."""
+    from scipy import stats
+
+    a, b = np.asarray(first), np.asarray(second)
+    difference, seeds = a.mean() - b.mean(), min(len(a), len(b))
+    if seeds < 2:
+        return Statement(statement, difference, difference, difference, seeds, seeds, "> 0", "undecided")
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    verdict = _verdict(interval.low > 0, interval.high < 0, seeds)
+    return Statement(statement, difference, interval.low, interval.high, seeds, seeds, "> 0", verdict)
+
+
+# how statements are tested --------------------------------------------------------------------------------------------
 
 def compare(table: pd.DataFrame, arm: str, other: str, statistic: Callable, score: str = "f1", seed: int = 0):
     """(estimate, low, high, seeds, questions) of `statistic(mean of arm, mean of other)`.
@@ -126,7 +330,7 @@ def _verdict(right: bool, wrong: bool, seeds: int = 2) -> str:
 def _matrix(table: pd.DataFrame, arm: str, score: str) -> pd.DataFrame:
     part = table[table["arm"] == arm]
     if part.empty:
-        raise DataError(f"No evaluation of the arm {arm!r} is stored (stored: {', '.join(table['arm'].unique())}).")
+        raise DataError(f"No evaluation of the arm {arm!r} is stored: `zs reproduce --full` makes it.")
     return part.pivot_table(index="seed", columns="id", values=score)
 
 

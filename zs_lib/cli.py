@@ -60,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=config.ROOT / "figures", metavar="DIR", help="(default: figures)"
     )
 
+    sub = add("claims", _claims, "the paper's claims, tested on the recorded results")
+    _add_profile(sub)
+    sub.add_argument("--json", action="store_true", help="every statement, as JSON")
+
     runs = group("runs", "what is in the run store")
     add("list", _runs_list, "all runs", runs)
     sub = add("show", _runs_show, "one run: configuration, summary, where it is", runs)
@@ -126,8 +130,25 @@ def _figures(arguments: argparse.Namespace) -> None:
     config.load_profile(arguments.profile)
     from zs_lib import figures
 
-    for path in figures.draw_all(arguments.profile, arguments.out) or ():
+    written, lacking = figures.draw_all(arguments.profile, arguments.out)
+    for path in written:
         print(path)
+    for name, reason in lacking.items():
+        print(f"{name} is not drawn: {reason}", file=sys.stderr)
+
+
+def _claims(arguments: argparse.Namespace) -> None:
+    from zs_lib import claims, results
+
+    tested = claims.paper_claims(results.load(arguments.profile))
+    if arguments.json:
+        print(tested.reset_index().to_json(orient="records", indent=1, force_ascii=False))
+        return
+    for number, row in claims.verdicts(tested).iterrows():
+        print(f"{number:>2}  {row['here']:<14} {row['claim of the paper']} ({row['where']})")
+        for statement, part in tested.loc[number].iterrows():
+            interval = f"{part['estimate']:+.3f} ({part['low']:+.3f} to {part['high']:+.3f}), {part['seeds']} seeds: {part['verdict']}"
+            print(f"    {statement}{': ' + interval if part['n'] else ''}")
 
 
 def _benchmark_build(arguments: argparse.Namespace) -> None:
@@ -195,12 +216,15 @@ def _runs_verify(arguments: argparse.Namespace) -> int:
 
 def _runs_record(arguments: argparse.Namespace) -> None:
     overrides = {} if arguments.seeds is None else {"seeds": arguments.seeds}
-    study = config.load_profile(arguments.profile, overrides)
+    core = config.load_profile(arguments.profile, overrides)
     from zs_lib import readme, results, studies
     from zs_lib.runs import RunStore
 
-    study = studies.full(study) if arguments.full else study
-    print(results.record(study, RunStore()))
+    study = studies.full(core) if arguments.full else core
+    missing = results.record(study, RunStore(), core)
+    print(results.RECORDS / study.name)
+    if missing:
+        print(f"{len(missing)} runs are not finished and left out ({missing[0]}, …).", file=sys.stderr)
     if study.name == "tiny":  # the study that README tells of
         readme.update(results.load(study.name))
 

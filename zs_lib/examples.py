@@ -1,16 +1,16 @@
-"""What the quick start shows: a policy before and after training on a few held-out questions, and documents of
-every kind for the same query."""
+"""Examples to read: a policy before and after training, cases chosen by rule, and documents of every kind for one query."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
-from zs_lib import models, qa, simulator
-from zs_lib.config import EvaluationConfig, PolicyArm
-from zs_lib.engines import SearchRequest, SearchResult, build_engine
+from zs_lib import metrics, models, qa, signals, simulator
+from zs_lib.config import EvaluationConfig, PolicyArm, RolloutConfig, SimulatorArm
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import ConfigError
 from zs_lib.evaluate import pick
 from zs_lib.generate import Generator
@@ -63,6 +63,48 @@ def documents_for(arm: PolicyArm, question: Question, store: RunStore | None = N
     real, = build_engine("bm25").search([request(good, False)], k)
     useful, noisy, off = engine.search([request(good, False), request(good, True), request(bad, False)], k)
     return {f"BM25: {good}": real, f"useful: {good}": useful, f"noisy: {good}": noisy, f"useful: {bad}": off}
+
+
+def cases(model: str | Path, engine: SearchEngine | None, cfg: RolloutConfig, count: int = 40) -> dict[str, Trajectory]:
+    """The first trajectory of each kind among `count` held-out questions of two hops, in an order that their ids alone
+    decide:
+
+    - "success": the right answer (EM)
+    - "failure": a wrong answer, or none, though a document stated the right one
+    - "repaired": the right answer although the first search found no hop's answer
+    A kind that does not come is left out.
+    """
+    questions = pick([q for q in qa.load_questions(subset=("bridge", "compositional"), split="test") if qa.is_chain(q)], count)
+    loaded = models.load(model)
+    keys = [("case", question.id) for question in questions]
+    trajectories = rollout(questions, Generator(loaded.model, loaded.tokenizer), engine, replace(cfg, temperature=0.0), keys)
+    found: dict[str, Trajectory] = {}
+    for trajectory in trajectories:
+        for kind in _kinds(trajectory):
+            found.setdefault(kind, trajectory)
+    return found
+
+
+def _kinds(trajectory: Trajectory) -> list[str]:
+    right = metrics.em(trajectory.answer, trajectory.question.golden_answers) == 1
+    if not right:
+        return ["failure"] if signals.answer_in_documents(trajectory) else []
+    searches = [turn for turn in trajectory.turns if turn.query is not None]
+    answers = [answer for hop in trajectory.question.hops for answer in hop.answers]
+    helped = bool(searches) and any(metrics.contains(document, answers) for document in searches[0].documents)
+    return ["success"] if helped or len(searches) < 2 else ["success", "repaired"]
+
+
+def documents_by_simulator(simulators: Sequence[SimulatorArm], question: Question, noisy: bool) -> dict[str, SearchResult]:
+    """What each simulator writes for the good query of the question's last hop (Table 10)."""
+    hop, store = question.hops[-1], RunStore()
+    asked = query(NOUNS[hop.relation], hop.entity)
+    request = SearchRequest(asked, question.question, question.golden_answers, noisy, ("example", asked))
+    written = {}
+    for arm in simulators:
+        engine = build_engine("simulated", model=simulator.ensure(arm, 0, store).model_dir, arm=arm)
+        written[f"{arm.label}: {asked}"], = engine.search([request], arm.num_documents)
+    return written
 
 
 def check_quick_start(run: Run) -> pd.DataFrame:

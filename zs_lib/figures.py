@@ -26,6 +26,8 @@ WINDOW = 5
 LABELS = {START: "before RL", "zerosearch": "ZeroSearch (grounded simulator)", "zerosearch-naive": "ZeroSearch (naive simulator)",
           "search-r1": "Search-R1 (real engine)", "r1": "R1 (no search)"}
 COLORS = {START: "#9a9a9a", "zerosearch": "#1f6fb4", "zerosearch-naive": "#e08214", "search-r1": "#2a9d5c", "r1": "#8a4fa3"}
+SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+"""Of lines that are no core arm: told apart by those who do not see red and green (Okabe and Ito)."""
 STYLE = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "legend.frameon": False, "axes.titlesize": 10.5,
          "axes.titleweight": "bold", "axes.titlelocation": "left", "figure.constrained_layout.use": True}
@@ -33,11 +35,12 @@ STYLE = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 9.5, "axes.spines.t
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure: what draws it, how large it is in inches, and the tables that it needs."""
+    """A figure: what draws it, how large it is in inches, the tables that it needs, and the studies."""
 
     draw: Callable[[Tables, Figure], None]
     size: tuple[float, float]
     needs: tuple[str, ...]
+    studies: tuple[str, ...] = ()
 
 
 # parts ---------------------------------------------------------------------------------------------------------------
@@ -134,7 +137,7 @@ def draw_curriculum(tables: Tables, figure: Figure) -> None:
 def draw_engines(tables: Tables, figure: Figure) -> None:
     """Training reward with real and simulated engines: Figures 2a and 2b of the paper."""
     axes = figure.subplots()
-    curve(tables["training"], "reward", axes)
+    curve(results.core(tables["training"]), "reward", axes)
     axes.set(ylabel="training reward (F1)", title="Each arm's reward from its own engine", ylim=(0, 1))
     axes.legend(loc="upper left", fontsize=8)
 
@@ -150,7 +153,7 @@ def draw_query_quality(tables: Tables, figure: Figure) -> None:
 def draw_heldout(tables: Tables, figure: Figure) -> None:
     """Held-out F1 with the real engine, over all subsets, with 95% intervals."""
     axes = figure.subplots()
-    frame = results.heldout_table(tables["evaluation"]).iloc[::-1]
+    frame = results.heldout_table(results.core(tables["evaluation"])).iloc[::-1]
     errors = [frame["f1"] - frame["low"], frame["high"] - frame["f1"]]
     axes.barh([_label(arm) for arm in frame.index], frame["f1"], xerr=errors, height=0.62, capsize=3,
               color=[_color(arm) for arm in frame.index], error_kw={"lw": 1.2})
@@ -164,18 +167,88 @@ def draw_heldout(tables: Tables, figure: Figure) -> None:
 def draw_subsets(tables: Tables, figure: Figure) -> None:
     """Held-out F1 by subset, two of which were trained on."""
     axes = figure.subplots()
-    frame = results.subset_table(tables["evaluation"], "f1") / 100
+    frame = results.subset_table(results.core(tables["evaluation"]), "f1") / 100
     frame.columns = [f"{name}\n({SUBSETS[name]})" if name in SUBSETS else name for name in frame.columns]
-    image = axes.imshow(frame, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
+    _heat(axes, frame.rename(index=_label))
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.set_title("F1 by subset")
+
+
+def _forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]]) -> None:
+    """Mean and interval of each row of `scores`, top down; `marks` (label → value, colour) are lines across."""
+    places = range(len(scores))[::-1]
+    errors = [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
+    colors = [_color(arm.partition("/")[0]) for arm in scores["arm"]]
+    for place, value, below, above, color in zip(places, scores["f1"], *errors, colors, strict=True):
+        axes.errorbar(value, place, xerr=[[below], [above]], fmt="o", color=color, capsize=3, lw=1.4, ms=5)
+        axes.text(value, place + 0.2, f"{value:.2f}", ha="center", va="bottom", fontsize=8)
+    for label, (value, color) in marks.items():
+        axes.axvline(value, color=color, ls=":", lw=1.4, label=label)
+    axes.set_yticks(places, scores.index)
+    axes.set(ylim=(-0.6, len(scores) - 0.3), xlabel="held-out F1, real engine (95% interval)")
+    axes.grid(axis="y", visible=False)
+    if marks:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, fontsize=8)
+
+
+def _marks(tables: Tables, *arms: str) -> dict[str, tuple[float, str]]:
+    means = tables["evaluation"].groupby("arm")["f1"].mean()
+    return {_label(arm): (means[arm], _color(arm)) for arm in arms if arm in means}
+
+
+def draw_simulators(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 by the simulator of training: Table 4 of the paper."""
+    axes = figure.subplots()
+    _forest(axes, results.study_scores(tables, "simulators"), _marks(tables, START, "search-r1"))
+    axes.set_title("Trained with this simulator")
+
+
+CHOICES = {"algorithms": "Algorithm", "curricula": "Noise", "masks": "Document tokens", "engines": "Engine", "lengths": "RL steps"}
+
+
+def draw_choices(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 by algorithm, curriculum and document mask: Tables 5 to 7 of the paper, and arms beyond it."""
+    panels = figure.subplots(1, len(CHOICES), sharex=True)
+    for axes, (study, title) in zip(panels, CHOICES.items(), strict=True):
+        _forest(axes, results.study_scores(tables, study), {})
+        axes.set(title=title, xlabel="held-out F1")
+
+
+def draw_learning(tables: Tables, figure: Figure) -> None:
+    """Training rewards by algorithm, by curriculum, with and without document mask, from base and instruct models:
+    Figures 4a to 4c of the paper."""
+    panels = figure.subplots(2, 2, sharey=True).flat
+    rows = tables["study_rows"]
+    for axes, (study, title) in zip(panels, {"algorithms": "Algorithm", "curricula": "Noise", "masks": "Document tokens",
+                                             "methods": "Base and instruct"}.items(), strict=True):
+        part = rows[rows["study"] == study].set_index("label")["arm"]
+        if study == "methods":
+            part = part[part.str.match(r"zerosearch($|/.*[iI]nstruct$)")].iloc[:2]  # the core's backbone and its instruct
+        for number, (label, arm) in enumerate(part.items()):
+            wide = tables["training"].query("arm == @arm").pivot_table(index="step", columns="seed", values="reward")
+            mean = wide.rolling(WINDOW, min_periods=1).mean().mean(axis=1)
+            axes.plot(mean.index, mean, color=SERIES[number % len(SERIES)], lw=1.6, label=label)
+        axes.set(title=title, ylim=(0, 1), xlabel="RL step", ylabel="training reward (F1)")
+        axes.legend(fontsize=7.5, ncols=2, loc="upper left")
+
+
+def draw_methods(tables: Tables, figure: Figure) -> None:
+    """Average F1 of every method and backbone: Table 3 of the paper."""
+    axes = figure.subplots()
+    _heat(axes, results.methods_table(tables, "f1")["Avg"].unstack("backbone", sort=False) / 100)
+    axes.set_title("Average F1 by method and backbone")
+
+
+def _heat(axes: Axes, frame: pd.DataFrame) -> None:
+    """Shares in [0, 1] as a map with their values."""
+    axes.imshow(frame, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
     for row in range(frame.shape[0]):
         for column in range(frame.shape[1]):
             value = frame.iloc[row, column]
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color="white" if value > 0.55 else "black")
-    axes.set_xticks(range(frame.shape[1]), frame.columns, fontsize=7.5)
-    axes.set_yticks(range(frame.shape[0]), [_label(arm) for arm in frame.index])
+    axes.set_xticks(range(frame.shape[1]), frame.columns, fontsize=8)
+    axes.set_yticks(range(frame.shape[0]), frame.index)
     axes.grid(visible=False)
-    axes.set_title("F1 by subset")
-    figure.colorbar(image, ax=axes, fraction=0.025)
 
 
 FIGURES = {
@@ -187,6 +260,10 @@ FIGURES = {
     "04_query_quality": Drawing(draw_query_quality, (6.6, 3.4), ("training",)),
     "04_heldout": Drawing(draw_heldout, (7.2, 3.0), ("evaluation",)),
     "04_subsets": Drawing(draw_subsets, (9.4, 3.2), ("evaluation",)),
+    "05_simulators": Drawing(draw_simulators, (7.2, 4.6), ("study_rows", "evaluation"), ("simulators",)),
+    "06_choices": Drawing(draw_choices, (13.0, 3.2), ("study_rows", "evaluation"), tuple(CHOICES)),
+    "06_learning": Drawing(draw_learning, (9.4, 6.2), ("study_rows", "training"), ("algorithms", "curricula", "masks", "methods")),
+    "07_methods": Drawing(draw_methods, (8.4, 3.8), ("study_rows", "evaluation"), ("methods",)),
 }
 """Name of the file (its number is the notebook's) → how it is drawn."""
 
@@ -200,9 +277,8 @@ def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
     if name not in FIGURES:
         raise ConfigError(f"Unknown figure {name!r}. Known: {', '.join(FIGURES)}.")
     drawing = FIGURES[name]
-    for needed in drawing.needs:
-        if needed not in tables or tables[needed].empty:
-            raise DataError(f"The figure {name} needs the table '{needed}', which is empty: finish its runs first.")
+    if reason := _lacks(drawing, tables):
+        raise DataError(f"The figure {name} cannot be drawn: {reason}")
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=drawing.size)
         drawing.draw(tables, figure)
@@ -220,16 +296,29 @@ def provenance_of(tables: Tables, profile: str) -> str:
     return f"profile {profile}; {policies['seed'].nunique()} seed(s); runs: {digests}"
 
 
-def draw_all(profile: str = "tiny", out: Path | str | None = None, tables: Tables | None = None) -> list[Path]:
-    """Redraw every figure of a profile from its recorded results (or `tables`) into `out`; returns the files."""
+def _lacks(drawing: Drawing, tables: Tables) -> str:
+    """What a figure needs and `tables` do not have; empty if there is nothing."""
+    for needed in drawing.needs:
+        if needed not in tables or tables[needed].empty:
+            return f"it needs the table '{needed}', which is empty: finish its runs first."
+    for study in drawing.studies:
+        if study not in set(tables["study_rows"]["study"]):
+            return f"it needs the study '{study}': `zs reproduce --full` makes its runs."
+    return ""
+
+
+def draw_all(profile: str = "tiny", out: Path | str | None = None, tables: Tables | None = None) -> tuple[list[Path], dict[str, str]]:
+    """Redraw the figures of a profile from its recorded results (or `tables`) into `out`: the files, and of figures that
+    need what was not recorded, why they are not drawn."""
     tables = tables or results.load(profile)
     folder = Path(out) if out else FOLDER / profile
     folder.mkdir(parents=True, exist_ok=True)
+    lacking = {name: reason for name, drawing in FIGURES.items() if (reason := _lacks(drawing, tables))}
     written = []
-    for name in FIGURES:
+    for name in (name for name in FIGURES if name not in lacking):
         figure = draw(name, tables, provenance_of(tables, profile))
         path = folder / f"{name}.png"
         figure.savefig(path, metadata={"Software": None})
         plt.close(figure)
         written.append(path)
-    return written
+    return written, lacking

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import HTML, display
 
-from zs_lib import config, figures, reproduce, results
+from zs_lib import config, figures, reproduce, results, studies
 from zs_lib.config import Profile
 from zs_lib.engines import SearchResult
 from zs_lib.rollout import Trajectory
@@ -34,14 +34,16 @@ KINDS = {"think": "#777777", "search": "#1f6fb4", "information": "#2a9d5c", "ans
 pd.options.display.max_colwidth = None  # warnings and claims are sentences
 
 
-def open_study(profile: str, seeds: int | None = None, overrides: dict[str, Any] | None = None) -> Profile:
-    """Resolve the parameters cell: the profile with what the notebook overrides.
+def open_study(profile: str, seeds: int | None = None, overrides: dict[str, Any] | None = None, *names: str) -> Profile:
+    """Resolve the parameters cell: the profile with what the notebook overrides, and with the arms of the studies of
+    these `names`.
 
     Raises:
         ConfigError: an unknown parameter, profile or override; it lists the known ones.
     """
     check_parameters(PARAMETERS)
-    return config.load_profile(profile, dict(overrides or {}) | ({} if seeds is None else {"seeds": seeds}))
+    loaded = config.load_profile(profile, dict(overrides or {}) | ({} if seeds is None else {"seeds": seeds}))
+    return studies.select(loaded, *names)
 
 
 def check_parameters(known: Iterable[str]) -> None:
@@ -107,10 +109,20 @@ class _LiveCurve:
         plt.close(figure)
 
 
-def show(name: str, study: Profile, *tables: str) -> None:
+def tables(study: Profile, *names: str) -> results.Tables:
+    """These tables of `results.TABLES`, from what the run store has of the study."""
+    return {name: getattr(results, name)(study, RunStore()) for name in names}
+
+
+def recorded_or_stored(study: Profile) -> results.Tables:
+    """Every table: as recorded for this profile, else from the run store."""
+    recorded = results.RECORDS / study.name
+    return results.load(study.name) if recorded.is_dir() else results.collect(study, RunStore())
+
+
+def show(name: str, study: Profile) -> None:
     """Draw a figure of `figures.FIGURES` from the run store, show it, and keep it in outputs/<profile>/figures/."""
-    needed = figures.FIGURES[name].needs
-    made = {table: getattr(results, table)(study, RunStore()) for table in {*needed, *tables, "provenance"}}
+    made = tables(study, *figures.FIGURES[name].needs, "provenance")
     figure = figures.draw(name, made, figures.provenance_of(made, study.name))
     folder = reproduce.OUTPUTS / study.name / "figures"
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ BEGIN, END = "<!-- results: `zs runs record` writes these lines -->", "<!-- end 
 
 def section(tables: Tables) -> str:
     """Held-out F1 of every arm, then the statements tested on them and on the simulators, as Markdown."""
-    scores = results.heldout_table(tables["evaluation"]).sort_values("f1", ascending=False)
+    scores = results.heldout_table(results.core(tables["evaluation"])).sort_values("f1", ascending=False)
     seeds, questions = int(scores["seeds"].max()), int(scores["questions"].max())
     lines = [f"F1 on {questions} questions about held-out entities, with BM25, mean of {seeds} seeds and 95% interval over seeds and questions:",
              "", "| | F1 | searches |", "| --- | --- | --- |"]

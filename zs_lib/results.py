@@ -1,5 +1,6 @@
 """Stored runs → tidy tables: one row an observation, read by column name, written as CSV.
 
+    study_rows   study, label, arm: which arms stand in which table (`studies`)
     training     arm, seed, step, and what a training step logs
     evaluation   arm, seed, and what `evaluate` says of each question; arm "start" is the untrained policy
     fidelity     simulator, way, backbone, questions_from, and what `simulator.fidelity` measures
@@ -7,6 +8,7 @@
     pairs        how often the judges agree
     retrieval    subset, hop, questions, recall@3, recall@5 of the real engine
     seconds      arm, seed, phase, seconds: where the time went
+    cost         arm, seed, and what `cost.measured` counts
     provenance   kind, arm, seed, run: which runs a table was made from, with code version and machine
 
 `data/results/<profile>/` holds them as recorded by `record`; figures are redrawn from there.
@@ -19,13 +21,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from zs_lib import config, evaluate
+from zs_lib import config, evaluate, studies
 from zs_lib.config import EvaluationArm, FidelityArm, Profile
+from zs_lib.cost import measured
 from zs_lib.errors import DataError, RunError
+from zs_lib.methods import METHODS
 from zs_lib.runs import Run, RunStore
 
 RECORDS = config.ROOT / "data" / "results"
-TABLES = ("training", "evaluation", "fidelity", "tuning", "pairs", "retrieval", "seconds", "provenance")
+TABLES = ("study_rows", "training", "evaluation", "fidelity", "tuning", "pairs", "retrieval", "seconds", "cost", "provenance")
+LONG = ("training", "evaluation")
+"""Tables that are recorded compressed: a row a step or a question of every run."""
 START = "start"
 """The name of the policy before training among the evaluated arms."""
 QUESTIONS_FROM = ("held out", "test")
@@ -69,6 +75,15 @@ def study_runs(profile: Profile) -> list[tuple]:
 
 
 # runs → tables ------------------------------------------------------------------------------------------------------
+
+def study_rows(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """The rows of every study whose arms the profile has."""
+    names = {arm.name for arm in profile.policies}
+    found = {study: studies.rows(profile, study) for study in studies.STUDIES}
+    return pd.DataFrame([{"study": study, "label": label, "arm": arm.name} for study, arms in found.items()
+                         if {arm.name for arm in arms.values()} <= names for label, arm in arms.items()],
+                        columns=["study", "label", "arm"])
+
 
 def training(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Metrics of every step of every policy that has begun: complete or not, so that a curve can be watched."""
@@ -125,6 +140,11 @@ def seconds(profile: Profile, store: RunStore) -> pd.DataFrame:
                   .assign(arm=arm.name, seed=seed) for arm, seed, run in _finished(policy_runs(profile), store))
 
 
+def cost(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Queries, tokens and seconds of every finished training."""
+    return measured(profile, store)
+
+
 def provenance(profile: Profile, store: RunStore) -> pd.DataFrame:
     """The finished runs behind the tables."""
     simulators = [(arm, 0) for arm in profile.simulators]
@@ -140,22 +160,26 @@ def collect(profile: Profile, store: RunStore) -> Tables:
     return {name: globals()[name](profile, store) for name in TABLES}
 
 
-def record(profile: Profile, store: RunStore, folder: Path | None = None) -> Path:
+def record(profile: Profile, store: RunStore, core: Profile, folder: Path | None = None) -> list[str]:
     """Write the tables as CSV files into `data/results/<profile>/` (or `folder`); the maintainers' step.
 
+    A study may be recorded while it grows: the runs that are not finished are left out, and named in what is returned.
+
     Raises:
-        RunError: a run of the study is not finished.
+        RunError: a run of `core`, the part that must be whole, is not finished.
     """
-    missing = [f"{arm.name} s{seed}" for arm, seed in study_runs(profile)
-               if not ((run := store.get(arm, seed)) and run.finished)]
-    if missing:
+    def unfinished(part: Profile) -> list[str]:
+        return [f"{arm.name} s{seed}" for arm, seed in study_runs(part) if not ((run := store.get(arm, seed)) and run.finished)]
+
+    if missing := unfinished(core):
         raise RunError(f"{len(missing)} runs are not finished ({', '.join(missing[:4])}, …): "
-                       f"`zs reproduce --profile {profile.name} --seeds {profile.seeds}` makes them.")
+                       f"`zs reproduce --profile {core.name} --seeds {core.seeds}` makes them.")
     folder = folder or RECORDS / profile.name
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in collect(profile, store).items():
-        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    return folder
+        compression = {"method": "gzip", "mtime": 0} if name in LONG else None  # no time: equal tables are equal files
+        table.to_csv(folder / _file(name), index=False, float_format="%.6g", lineterminator="\n", compression=compression)
+    return unfinished(profile)
 
 
 def load(profile: str, folder: Path | None = None) -> Tables:
@@ -169,7 +193,11 @@ def load(profile: str, folder: Path | None = None) -> Tables:
         recorded = ", ".join(sorted(path.name for path in RECORDS.glob("*") if path.is_dir())) or "none"
         raise DataError(f"No results are recorded for the profile {profile!r} (recorded: {recorded}): "
                         f"run `zs reproduce --profile {profile}`, then `zs runs record --profile {profile}`.")
-    return {name: _read(folder / f"{name}.csv") for name in TABLES}
+    return {name: _read(folder / _file(name)) for name in TABLES}
+
+
+def _file(name: str) -> str:
+    return f"{name}.csv.gz" if name in LONG else f"{name}.csv"
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -196,6 +224,11 @@ def _stack(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 # tables for people --------------------------------------------------------------------------------------------------
 
+def core(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the core arms and their start, without the variants of `studies` and the untrained methods."""
+    return table[~table["arm"].str.contains("/") & ~table["arm"].isin(METHODS)]
+
+
 def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
     """Held-out `score` by arm: mean over subsets' questions with its 95% interval over seeds and questions, the
     number of seeds and questions, and the ratio to the start."""
@@ -217,6 +250,59 @@ def subset_table(table: pd.DataFrame, score: str = "em") -> pd.DataFrame:
     """Mean `score` by arm and subset, in percent, with the average over subsets: the shape of the paper's Table 3."""
     frame = 100 * table.pivot_table(index="arm", columns="subset", values=score, sort=False)
     return frame.assign(Avg=frame.mean(axis=1)).round(1)
+
+
+def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
+    """`heldout_table` of a study's rows that were evaluated, in the study's order, by label instead of arm.
+
+    Raises:
+        DataError: the study's rows are not among the tables.
+    """
+    table, evaluated = tables["study_rows"], tables["evaluation"]
+    part = table[table["study"] == study].set_index("arm")["label"]
+    if part.empty:
+        raise DataError(f"The rows of the study '{study}' are not stored: `zs reproduce --full` makes their runs.")
+    scores = heldout_table(evaluated[evaluated["arm"].isin([*part.index, START])], score)
+    found = [arm for arm in part.index if arm in scores.index]
+    return scores.loc[found].assign(arm=found).rename(index=part).rename_axis("row")
+
+
+def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
+    """A study's rows by subset in percent, with their average, its 95% interval and the seeds: the paper's shape."""
+    table = tables["study_rows"]
+    labels = table[table["study"] == study].set_index("arm")["label"]
+    evaluated = tables["evaluation"]
+    scores = study_scores(tables, study, score)
+    frame = subset_table(evaluated[evaluated["arm"].isin(labels.index)], score)
+    frame = frame.rename(index=labels).reindex(scores.index)
+    interval = [f"{100 * low:.1f} to {100 * high:.1f}" for low, high in zip(scores["low"], scores["high"], strict=True)]
+    return frame.assign(interval=interval, seeds=scores["seeds"])
+
+
+def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
+    """Table 3: backbone and method by subset, in percent, with the average.
+
+    Raises:
+        DataError: the study's rows are not among the tables.
+    """
+    rows, table = tables["study_rows"], tables["evaluation"]
+    if "methods" not in set(rows["study"]):
+        raise DataError("The rows of the study 'methods' are not stored: `zs reproduce --full` makes their runs.")
+    core = rows.loc[rows["arm"] == studies.MAIN, "label"][rows["study"] == "methods"].iloc[0].rpartition(", ")[2]
+    names = {"direct": "Direct Answer", "cot": "CoT", "rag": "RAG", START: "RA-Agent", "search-o1": "Search-o1"} | studies.TRAINED
+    parts = table["arm"].str.partition("/backbone=")
+    # an arm that names no backbone has the core's
+    table = table.assign(method=parts[0].map(names), backbone=parts[2].where(parts[1] != "", core))
+    table = table[table["method"].notna()]
+    frame = 100 * table.pivot_table(index=["backbone", "method"], columns="subset", values=score, sort=False)
+    order = sorted(frame.index, key=lambda key: (list(dict.fromkeys(table["backbone"])).index(key[0]), list(names.values()).index(key[1])))
+    return frame.assign(Avg=frame.mean(axis=1)).round(1).loc[order]
+
+
+def effort_table(tables: Tables) -> pd.DataFrame:
+    """What an answer takes, by arm: mean searches, documents, tokens written, and seconds a question on this machine."""
+    columns = ["searches", "documents", "policy_tokens", "seconds"]
+    return tables["evaluation"].groupby("arm", sort=False)[columns].mean().round(2)
 
 
 def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:

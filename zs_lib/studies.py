@@ -1,10 +1,10 @@
 """The studies beyond the core arms: which policies stand in which table or figure.
 
-A study is a function from a profile to the same profile with other policies, so everything that takes a profile (runs,
-tables, figures, notebooks) takes a study. Each differs from a core arm in one thing, which its name says:
-"zerosearch/algorithm=ppo". An arm that comes out equal to a core arm is that arm. To add one, add a line:
+A study is a function from a profile to the rows of its table: label → arm. Each arm differs from a core arm in one
+thing, which its name says ("zerosearch/algorithm=ppo"); one that comes out equal to a core arm is that arm. To add one,
+add a line:
 
-    variant(profile.policy("zerosearch"), "group", 12, group_size=12)
+    "groups of 12": variant(profile.policy("zerosearch"), "group", 12, group_size=12)
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import Any
 
 from zs_lib.config import PolicyArm, Profile
 from zs_lib.methods import METHODS
-from zs_lib.values import digest
+from zs_lib.values import digest, pick
 
 RANDOM_NOISE = 0.5
 """The constant noise of the paper's Table 6."""
 REAL_SHARE = 0.2
 """Of the mixed engine: a fifth of the real engine's price."""
 MAIN = "zerosearch"
+TRAINED = {"r1": "R1", "search-r1": "Search-R1", MAIN: "ZeroSearch"}
+
+Rows = dict[str, PolicyArm]
 
 
 def variant(arm: PolicyArm, what: str, value: Any, **changes: Any) -> PolicyArm:
@@ -30,21 +33,20 @@ def variant(arm: PolicyArm, what: str, value: Any, **changes: Any) -> PolicyArm:
     return replace(arm, name=f"{arm.name}/{what}={value}", **whole)
 
 
-def simulators(profile: Profile) -> Profile:
+def simulators(profile: Profile) -> Rows:
     """Table 4: every simulator as the engine of training, and the real one."""
     main = profile.policy(MAIN)
-    arms = [variant(main, "simulator", arm.label, simulator=arm) for arm in profile.simulators]
-    return _study(profile, [*arms, profile.policy("search-r1")])
+    rows = {arm.label: variant(main, "simulator", arm.label, simulator=arm) for arm in profile.simulators}
+    return rows | {"real engine": profile.policy("search-r1")}
 
 
-def algorithms(profile: Profile) -> Profile:
+def algorithms(profile: Profile) -> Rows:
     """Table 5, and REINFORCE++ besides."""
-    main = profile.policy(MAIN)
-    return _study(profile, [variant(main, "algorithm", name, objective={"algorithm": name})
-                            for name in ("reinforce", "reinforce++", "grpo", "ppo")])
+    names = {"REINFORCE": "reinforce", "REINFORCE++": "reinforce++", "GRPO": "grpo", "PPO": "ppo"}
+    return {label: variant(profile.policy(MAIN), "algorithm", name, objective={"algorithm": name}) for label, name in names.items()}
 
 
-def curricula(profile: Profile) -> Profile:
+def curricula(profile: Profile) -> Rows:
     """Table 6, easy to hard against constant noise; beyond the paper: hard to easy, a straight line, no noise, and one
     that follows the policy instead of the clock."""
     main = profile.policy(MAIN)
@@ -54,56 +56,63 @@ def curricula(profile: Profile) -> Profile:
                "linear": {"base": 1.0},
                "none": {"schedule": "constant", "p_start": 0.0},
                "adaptive": {"schedule": "adaptive", "p_start": 0.0, "p_end": RANDOM_NOISE}}
-    return _study(profile, [main] + [variant(main, "curriculum", name, curriculum=change) for name, change in changes.items()])
+    return {"curriculum": main} | {name: variant(main, "curriculum", name, curriculum=change) for name, change in changes.items()}
 
 
-def masks(profile: Profile) -> Profile:
+def masks(profile: Profile) -> Rows:
     """Table 7 and Figure 4c: document tokens out of the loss, or in it."""
     main = profile.policy(MAIN)
-    return _study(profile, [main, variant(main, "mask_documents", "off", objective={"mask_documents": False})])
+    return {"with mask": main, "without mask": variant(main, "mask_documents", "off", objective={"mask_documents": False})}
 
 
-def methods(profile: Profile) -> Profile:
-    """Table 3: every backbone by the methods that are not trained, and trained as R1, Search-R1 and ZeroSearch. Figures
-    4a-b are its base and instruct rows."""
-    arms = [variant(profile.policy(name), "backbone", backbone.rsplit("/", 1)[-1], backbone=backbone)
-            for backbone in profile.backbones + profile.instructs for name in ("r1", "search-r1", MAIN)]
-    return _study(_with_baselines(profile), arms)
+def methods(profile: Profile) -> Rows:
+    """Table 3, what is trained of it: R1, Search-R1 and ZeroSearch from every backbone. Figures 4a-b are its base and
+    instruct rows; `full` and `select` add the methods that are not trained."""
+    short = {backbone: backbone.rsplit("/", 1)[-1] for backbone in profile.backbones + profile.instructs}
+    return {f"{label}, {short[backbone]}": variant(profile.policy(name), "backbone", short[backbone], backbone=backbone)
+            for backbone in short for name, label in TRAINED.items()}
 
 
-def engines(profile: Profile) -> Profile:
+def engines(profile: Profile) -> Rows:
     """Beyond the paper: real, simulated, and simulated with a share of real queries."""
     main = profile.policy(MAIN)
-    return _study(profile, [main, variant(main, "real_share", REAL_SHARE, engine="mixed", real_share=REAL_SHARE),
-                            profile.policy("search-r1")])
+    mixed = variant(main, "real_share", REAL_SHARE, engine="mixed", real_share=REAL_SHARE)
+    return {"simulated": main, f"{REAL_SHARE:.0%} real": mixed, "real": profile.policy("search-r1")}
 
 
-def lengths(profile: Profile) -> Profile:
+def lengths(profile: Profile) -> Rows:
     """Beyond the paper: a half and a quarter of the RL steps, each with its whole curriculum."""
     main = profile.policy(MAIN)
-    steps = sorted({max(1, main.steps // part) for part in (4, 2, 1)})
-    return _study(profile, [variant(main, "steps", count, steps=count) for count in steps])
+    counts = sorted({max(1, main.steps // part) for part in (4, 2, 1)})
+    return {f"{count} steps": variant(main, "steps", count, steps=count) for count in counts}
 
 
-STUDIES: dict[str, Callable[[Profile], Profile]] = {
+STUDIES: dict[str, Callable[[Profile], Rows]] = {
     study.__name__: study for study in (simulators, algorithms, curricula, masks, methods, engines, lengths)}
 
 
-def full(profile: Profile) -> Profile:
-    """The core arms and those of every study, each once."""
-    arms: dict[str, PolicyArm] = {}
-    for study in (lambda same: same, *STUDIES.values()):
-        for arm in study(profile).policies:
-            arms.setdefault(digest(arm), arm)
-    return replace(_with_baselines(profile), policies=tuple(arms.values()))
+def rows(profile: Profile, name: str) -> Rows:
+    """The rows of a study of STUDIES; the profile's own arm goes before one of the same content or name (a backbone with
+    noise of its own).
 
-
-def _with_baselines(profile: Profile) -> Profile:
-    return replace(profile, evaluation=replace(profile.evaluation, baselines=tuple(METHODS)))
-
-
-def _study(profile: Profile, arms: list[PolicyArm]) -> Profile:
-    """The profile's own arm goes before one of the same content, or the same name (a backbone with other noise)."""
+    Raises:
+        ConfigError: no study has this name, or the profile lacks a core arm.
+    """
     own = {arm.name: arm for arm in profile.policies} | {digest(arm): arm for arm in profile.policies}
-    chosen = (own.get(arm.name) or own.get(digest(arm)) or arm for arm in arms)
-    return replace(profile, policies=tuple(chosen))
+    made = pick("study", name, STUDIES)(profile)
+    return {label: own.get(arm.name) or own.get(digest(arm)) or arm for label, arm in made.items()}
+
+
+def select(profile: Profile, *names: str) -> Profile:
+    """The profile with the arms of these studies after its own, each once; whatever takes a profile takes it."""
+    arms = {digest(arm): arm for arm in profile.policies}
+    for name in names:
+        for arm in rows(profile, name).values():
+            arms.setdefault(digest(arm), arm)
+    baselines = tuple(METHODS) if "methods" in names else profile.evaluation.baselines
+    return replace(profile, policies=tuple(arms.values()), evaluation=replace(profile.evaluation, baselines=baselines))
+
+
+def full(profile: Profile) -> Profile:
+    """The profile with every study."""
+    return select(profile, *STUDIES)
