@@ -310,23 +310,26 @@ def run_notebook(source: Path, output: Path, values: dict[str, Any]) -> Path:
 def store_outputs(profile: str = "tiny") -> list[Path]:
     """Put the outputs of outputs/<profile>/ into the notebooks themselves, for visitors; the maintainers' step.
 
-    Only outputs and their numbers: what papermill adds (paths, times, a cell of values) stays out.
+    Only outputs and their numbers: what papermill adds (paths, times, a cell of values) stays out. Notebooks that
+    were not executed keep what they have.
 
     Raises:
-        RunError: a notebook was not executed, or has changed since.
+        RunError: no notebook was executed, or one has changed since.
     """
     import nbformat
 
-    sources = _choose(None)
+    sources = [source for source in _choose(None) if (OUTPUTS / profile / source.name).exists()]
+    if not sources:
+        raise RunError(f"{OUTPUTS / profile} has no executed notebook: `zs reproduce --profile {profile}` makes them.")
     for source in sources:
         executed = OUTPUTS / profile / source.name
         stored = nbformat.read(source, 4)
-        done = {cell.id: cell for cell in nbformat.read(executed, 4).cells} if executed.exists() else {}
+        done = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
         for cell in stored.cells:
             if cell.cell_type != "code":
                 continue
             if cell.id not in done or done[cell.id].source != cell.source:
-                raise RunError(f"{executed} is missing or was made from other cells: `zs reproduce --profile {profile}` makes it.")
+                raise RunError(f"{executed} was made from other cells: `zs reproduce --profile {profile}` makes it again.")
             cell.outputs, cell.execution_count = done[cell.id].outputs, done[cell.id].execution_count
         nbformat.write(stored, source)
     return sources
