@@ -68,7 +68,9 @@ def whole_study(f1=None, rewards=None, seeds=3):
                 for arm in arms if arm not in UNTRAINED for seed in range(seeds) for step in range(1, 41)]
     fidelity = [{"simulator": f"grounded-tiny-{size}", "questions_from": "held out", "answer_good": good, "leak": 0.0, "good_queries": 400}
                 for size, good in zip("SML", (0.5, 0.7, 0.9), strict=True)]
-    return {"study_rows": ROWS, "evaluation": pd.DataFrame(evaluation), "training": pd.DataFrame(training), "fidelity": pd.DataFrame(fidelity)}
+    return {"study_rows": ROWS, "evaluation": pd.DataFrame(evaluation), "training": pd.DataFrame(training), "fidelity": pd.DataFrame(fidelity),
+            "cost": pd.DataFrame([{"arm": "zerosearch", "seed": seed, "queries": 1000, "real_queries": 0, "policy_tokens": 10,
+                                   "simulator_tokens": 10, "rollout": 1.0, "search": 60.0 + seed, "update": 1.0} for seed in range(seeds)])}
 
 
 def verdicts(tables):

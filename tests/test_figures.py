@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from zs_lib import config, figures, readme, results, studies
+from zs_lib import config, figures, paper, readme, results, studies
+from zs_lib import tables as table_files
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.qa import SUBSETS
 
@@ -95,3 +96,16 @@ def test_the_readme_says_what_is_recorded(tmp_path):
     stale.write_text("no marks")
     with pytest.raises(DataError, match="end of results"):
         readme.update(results.load("tiny"), stale)
+
+
+def test_the_stored_tables_are_those_of_the_record(tmp_path):
+    written, lacking = table_files.write_all("tiny", tmp_path)
+    assert len(written) == 3 * (len(table_files.OURS) - len(lacking) + len(paper.TABLES))
+    assert {path.name for path in table_files.FOLDER.iterdir()} == {path.name for path in written}
+    for path in written:
+        assert path.read_bytes() == (table_files.FOLDER / path.name).read_bytes(), path.name
+
+
+def test_a_table_as_markdown():
+    table = pd.DataFrame({"a|b": [0.12345, 2.0], "c": ["x|y", "z"]}, index=pd.Index(["one", "two"], name="row"))
+    assert table_files.markdown(table) == "| row | a\\|b | c |\n| --- | --- | --- |\n| one | 0.1235 | x\\|y |\n| two | 2 | z |\n"

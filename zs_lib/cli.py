@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
     sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a core)")
 
-    sub = add("figures", _figures, "draw all figures from recorded results, without training")
+    sub = add("figures", _figures, "draw all figures and tables from recorded results, without training")
     _add_profile(sub)
     sub.add_argument(
         "--out", type=Path, default=config.ROOT / "figures", metavar="DIR", help="(default: figures)"
@@ -128,13 +128,14 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 def _figures(arguments: argparse.Namespace) -> None:
     config.load_profile(arguments.profile)
-    from zs_lib import figures
+    from zs_lib import figures, tables
 
-    written, lacking = figures.draw_all(arguments.profile, arguments.out)
-    for path in written:
-        print(path)
-    for name, reason in lacking.items():
-        print(f"{name} is not drawn: {reason}", file=sys.stderr)
+    for written, lacking in (figures.draw_all(arguments.profile, arguments.out),
+                             tables.write_all(arguments.profile, arguments.out / "tables")):
+        for path in written:
+            print(path)
+        for name, reason in lacking.items():
+            print(f"{name} is not drawn: {reason}", file=sys.stderr)
 
 
 def _claims(arguments: argparse.Namespace) -> None:
