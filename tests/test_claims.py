@@ -2,8 +2,9 @@
 
 import pandas as pd
 import pytest
+from study_fixtures import ROWS
 
-from zs_lib import claims, config, results, studies
+from zs_lib import claims
 from zs_lib.errors import DataError
 
 
@@ -53,7 +54,6 @@ def test_fidelity_bounds_and_order():
 
 # the paper's claims, on tables whose every answer is known ------------------------------------------------------------
 
-ROWS = results.study_rows(studies.full(config.load_profile("tiny")), None)
 UNTRAINED = ("start", "direct", "cot", "rag", "search-o1")
 
 

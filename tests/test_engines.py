@@ -5,7 +5,9 @@ from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
 from zs_lib.engines import SearchRequest, SearchResult, build_engine
 from zs_lib.engines.bm25 import BM25Engine
+from zs_lib.engines.dense import DenseEngine
 from zs_lib.engines.mixed import MixedEngine
+from zs_lib.engines.noisy import NoisyEngine
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import EngineError
 from zs_lib.generate import Generator
@@ -76,7 +78,7 @@ def test_a_simulated_search_does_not_depend_on_the_others():
 
 
 def test_unknown_engines_are_refused_with_the_known_ones():
-    with pytest.raises(EngineError, match="'google'.*bm25, simulated"):
+    with pytest.raises(EngineError, match="'google'.*bm25, dense, simulated"):
         build_engine("google")
     with pytest.raises(EngineError, match="needs a simulator"):
         build_engine("simulated")
@@ -105,3 +107,25 @@ def test_a_mixed_engine_asks_the_real_one_for_its_share(bm25):
     assert mixed.search(requests[200:], 1) == results[200:]  # by its key alone, whatever else is asked
     assert {r.documents[0] for r, true in zip(results, real, strict=True) if not true} == {"simulated Lyon"}
     assert MixedEngine(simulated, bm25, 0.0).search(requests[:3], 1)[0].documents == ("simulated Lyon",)
+
+
+def test_dense_search_matches_parts_of_words_and_always_answers():
+    engine = DenseEngine([Passage(str(i), text, "train") for i, text in enumerate(TEXTS)])
+    results = engine.search([ask("capitals Spanish"), ask("Lyon"), ask("zebra")], 2)
+    assert results[0].documents[0] == TEXTS[1] and results[1].documents[0] == TEXTS[2]
+    assert [len(result.documents) for result in results] == [2, 2, 2] and engine.search([], 2) == []
+    assert results[0] == engine.search([ask("capitals Spanish")], 2)[0]
+    with pytest.raises(EngineError, match="no passages"):
+        DenseEngine([])
+
+
+def test_noise_at_test_time_hides_the_answer_for_its_share(bm25):
+    passages = [Passage(str(i), text, "train") for i, text in enumerate(TEXTS)]
+    requests = [ask("capital of France", key=(i,)) for i in range(300)]
+    noisy = NoisyEngine(bm25, passages, 0.4)
+    hidden = [result.documents != bm25.search(requests[:1], 2)[0].documents for result in noisy.search(requests, 2)]
+    assert 85 < sum(hidden) < 155
+    found = [result for result, gone in zip(noisy.search(requests, 2), hidden, strict=True) if gone]
+    assert all(TEXTS[0] not in result.documents and len(result.documents) == 2 for result in found)
+    assert noisy.search(requests[100:], 2) == noisy.search(requests, 2)[100:]
+    assert NoisyEngine(bm25, passages, 0.0).search(requests[:5], 2) == bm25.search(requests[:5], 2)

@@ -228,7 +228,7 @@ class PolicyArm:
 
 SIMULATING = ("simulated", "mixed")
 """Engines in which a simulator writes documents."""
-REAL_ENGINES = ("bm25", "serpapi")
+REAL_ENGINES = ("bm25", "dense", "serpapi")
 """Engines that find documents instead of writing them."""
 
 
@@ -246,6 +246,10 @@ class EvaluationConfig:
     """Questions on which a simulator's fidelity is measured."""
     baselines: tuple[str, ...] = ("search",)
     """Methods by which each backbone is evaluated untrained; "search" is what policies start from."""
+    engines: tuple[str, ...] = ()
+    """Other engines by which the core arms are evaluated: "simulated" is the first arm's simulator."""
+    noise: tuple[float, ...] = ()
+    """Shares of searches that find nothing of use, by which the core arms are evaluated besides."""
 
     def __post_init__(self):
         among(self, engine=REAL_ENGINES)
@@ -288,6 +292,10 @@ class EvaluationArm:
     """As in training, but for the temperature: evaluation is greedy."""
     method: str = later("search")
     """How the model answers: a name of `methods.METHODS`."""
+    simulator: SimulatorArm | None = later(None)
+    """Of the engine "simulated"."""
+    noise: float = later(0.0)
+    """The share of searches that bring unrelated documents (`engines.noisy`)."""
 
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:

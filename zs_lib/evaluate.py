@@ -9,9 +9,10 @@ from statistics import fmean
 
 import pandas as pd
 
-from zs_lib import metrics, models, qa, signals, values
+from zs_lib import metrics, models, qa, signals, simulator, values
 from zs_lib.config import EvaluationArm, RolloutConfig
 from zs_lib.engines import SearchEngine, build_engine
+from zs_lib.engines.noisy import NoisyEngine
 from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.generate import Generator, uniform
 from zs_lib.methods import METHODS
@@ -34,7 +35,7 @@ def ensure(arm: EvaluationArm, seed: int, store: RunStore) -> Run:
 
     def work(run: Run) -> dict:
         loaded = models.load(_model(arm, seed, store))
-        engine = None if arm.engine == "none" else build_engine(arm.engine)
+        engine = _engine(arm, store)
         questions = pick(qa.load_questions(split="test"), arm.questions_per_subset)
         generator = Generator(loaded.model, loaded.tokenizer)
         table = evaluate(generator, questions, engine, arm.rollout, seed, arm.method)
@@ -131,6 +132,16 @@ def _row(trajectory: Trajectory) -> dict:
 def _mean(values: pd.Series) -> float | None:
     mean = pd.to_numeric(values).mean()  # leaves out what is missing
     return None if pd.isna(mean) else float(mean)
+
+
+def _engine(arm: EvaluationArm, store: RunStore) -> SearchEngine | None:
+    if arm.engine == "none":
+        return None
+    if arm.simulator:
+        engine = build_engine(arm.engine, model=simulator.ensure(arm.simulator, 0, store).model_dir, arm=arm.simulator)
+    else:
+        engine = build_engine(arm.engine)
+    return NoisyEngine(engine, qa.load_passages(), arm.noise) if arm.noise else engine
 
 
 def _model(arm: EvaluationArm, seed: int, store: RunStore) -> str:

@@ -239,6 +239,22 @@ def draw_methods(tables: Tables, figure: Figure) -> None:
     axes.set_title("Average F1 by method and backbone")
 
 
+def draw_transfer(tables: Tables, figure: Figure) -> None:
+    """Trained with one engine, tested with another; and F1 against the share of searches that find nothing."""
+    table = tables["robustness"]
+    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    frame = table[table["noise"] == 0].pivot_table(index="arm", columns="engine", values="f1", sort=False)
+    _heat(left, frame.rename(index=lambda arm: _label(arm).replace("search-r1/engine=dense", "Search-R1 (dense engine)")))
+    left.set_title("Tested with")
+    for arm, part in table[table["engine"] == "bm25"].groupby("arm", sort=False):
+        wide = part.pivot_table(index="noise", columns="seed", values="f1")
+        if len(wide) > 1:
+            right.plot(wide.index, wide.mean(axis=1), marker="o", ms=4, color=_color(arm), label=_label(arm))
+            right.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=_color(arm), alpha=0.15, lw=0)
+    right.set(title="Noise at test time", xlabel="share of searches that find nothing", ylabel="held-out F1", ylim=(0, 1))
+    right.legend(fontsize=7.5)
+
+
 def _heat(axes: Axes, frame: pd.DataFrame) -> None:
     """Shares in [0, 1] as a map with their values."""
     axes.imshow(frame, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
@@ -263,6 +279,7 @@ FIGURES = {
     "05_simulators": Drawing(draw_simulators, (7.2, 4.6), ("study_rows", "evaluation"), ("simulators",)),
     "06_choices": Drawing(draw_choices, (13.0, 3.2), ("study_rows", "evaluation"), tuple(CHOICES)),
     "06_learning": Drawing(draw_learning, (9.4, 6.2), ("study_rows", "training"), ("algorithms", "curricula", "masks", "methods")),
+    "06_transfer": Drawing(draw_transfer, (11.0, 3.4), ("study_rows", "robustness"), ("engines",)),
     "07_methods": Drawing(draw_methods, (8.4, 3.8), ("study_rows", "evaluation"), ("methods",)),
 }
 """Name of the file (its number is the notebook's) → how it is drawn."""

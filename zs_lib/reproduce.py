@@ -103,10 +103,10 @@ class _Task:
 
 
 def _needs(arm: Any, seed: int) -> tuple[Any, int] | None:
-    """What must be finished before: the simulator (one for all seeds), or an evaluation's policy."""
-    if getattr(arm, "simulator", None):
-        return arm.simulator, SIMULATOR_SEED
-    return (arm.policy, seed) if getattr(arm, "policy", None) else None
+    """What must be finished before: an evaluation's policy, else the simulator (one for all seeds)."""
+    if getattr(arm, "policy", None):
+        return arm.policy, seed
+    return (arm.simulator, SIMULATOR_SEED) if getattr(arm, "simulator", None) else None
 
 
 class _Queue:

@@ -3,6 +3,7 @@
     study_rows   study, label, arm: which arms stand in which table (`studies`)
     training     arm, seed, step, and what a training step logs
     evaluation   arm, seed, and what `evaluate` says of each question; arm "start" is the untrained policy
+    robustness   arm, seed, engine, noise, f1: core arms with other engines, or noise, at test time
     fidelity     simulator, way, backbone, questions_from, and what `simulator.fidelity` measures
     tuning       simulator, step, loss: supervised fine-tuning
     pairs        how often the judges agree
@@ -17,19 +18,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from zs_lib import config, evaluate, studies
-from zs_lib.config import EvaluationArm, FidelityArm, Profile
+from zs_lib.config import EvaluationArm, FidelityArm, PolicyArm, Profile
 from zs_lib.cost import measured
 from zs_lib.errors import DataError, RunError
 from zs_lib.methods import METHODS
 from zs_lib.runs import Run, RunStore
 
 RECORDS = config.ROOT / "data" / "results"
-TABLES = ("study_rows", "training", "evaluation", "fidelity", "tuning", "pairs", "retrieval", "seconds", "cost", "provenance")
+TABLES = ("study_rows", "training", "evaluation", "robustness", "fidelity", "tuning", "pairs", "retrieval", "seconds", "cost", "provenance")
 LONG = ("training", "evaluation")
 """Tables that are recorded compressed: a row a step or a question of every run."""
 START = "start"
@@ -63,6 +65,20 @@ def baseline_runs(profile: Profile) -> list[tuple]:
             for backbone in backbones for method in profile.evaluation.baselines]
 
 
+def robustness_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of arms that search, with each of the other engines, and with each share of noise."""
+    cfg, main = profile.evaluation, next(arm for arm in profile.policies if arm.simulator)
+    changes = [{"engine": engine, "simulator": main.simulator if engine == "simulated" else None} for engine in cfg.engines]
+    changes += [{"noise": share} for share in cfg.noise]
+    return [(replace(EvaluationArm.of_policy(arm, cfg), **change), seed) for arm, seed in _searching(profile) for change in changes]
+
+
+def _searching(profile: Profile) -> list[tuple]:
+    """(arm, seed) of the core arms that search, and of those trained with another real engine."""
+    return [(arm, seed) for arm, seed in policy_runs(profile)
+            if arm.engine != "none" and ("/" not in arm.name or "/engine=" in arm.name)]
+
+
 def evaluation_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of every evaluation: the backbones', and the policies'."""
     return baseline_runs(profile) + [(EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in policy_runs(profile)]
@@ -71,18 +87,24 @@ def evaluation_runs(profile: Profile) -> list[tuple]:
 def study_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of everything: the policies first, for they take longest."""
     return (policy_runs(profile) + [(arm, 0) for arm in profile.simulators] + fidelity_runs(profile)
-            + evaluation_runs(profile))
+            + evaluation_runs(profile) + robustness_runs(profile))
 
 
 # runs → tables ------------------------------------------------------------------------------------------------------
 
 def study_rows(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """The rows of every study whose arms the profile has."""
+    """The rows of every study whose arms the profile has, and which was evaluated with one seed at least."""
     names = {arm.name for arm in profile.policies}
     found = {study: studies.rows(profile, study) for study in studies.STUDIES}
     return pd.DataFrame([{"study": study, "label": label, "arm": arm.name} for study, arms in found.items()
-                         if {arm.name for arm in arms.values()} <= names for label, arm in arms.items()],
+                         if {arm.name for arm in arms.values()} <= names and _evaluated(arms.values(), profile, store)
+                         for label, arm in arms.items()],
                         columns=["study", "label", "arm"])
+
+
+def _evaluated(arms: Iterable[PolicyArm], profile: Profile, store: RunStore) -> bool:
+    runs = (store.get(EvaluationArm.of_policy(arm, profile.evaluation), 0) for arm in arms)
+    return all(run and run.finished for run in runs)
 
 
 def training(profile: Profile, store: RunStore) -> pd.DataFrame:
@@ -102,6 +124,13 @@ def _name(arm: EvaluationArm, profile: Profile) -> str:
     if arm.policy or arm.backbone == profile.policies[0].backbone:
         return arm.name
     return f"{arm.name}/backbone={arm.backbone.rsplit('/', 1)[-1]}"
+
+
+def robustness(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Mean F1 with other engines, and with noise at test time; the evaluation itself included."""
+    plain = [(EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in _searching(profile)]
+    return pd.DataFrame([{"arm": arm.name, "seed": seed, "engine": arm.engine, "noise": arm.noise, "f1": run.summary["mean"]["f1"]}
+                         for arm, seed, run in _finished(plain + robustness_runs(profile), store)])
 
 
 def fidelity(profile: Profile, store: RunStore) -> pd.DataFrame:

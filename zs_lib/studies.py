@@ -74,10 +74,11 @@ def methods(profile: Profile) -> Rows:
 
 
 def engines(profile: Profile) -> Rows:
-    """Beyond the paper: real, simulated, and simulated with a share of real queries."""
+    """Beyond the paper: real (lexical and dense), simulated, and simulated with a share of real queries."""
     main = profile.policy(MAIN)
     mixed = variant(main, "real_share", REAL_SHARE, engine="mixed", real_share=REAL_SHARE)
-    return {"simulated": main, f"{REAL_SHARE:.0%} real": mixed, "real": profile.policy("search-r1")}
+    dense = variant(profile.policy("search-r1"), "engine", "dense", engine="dense")
+    return {"simulated": main, f"{REAL_SHARE:.0%} real": mixed, "real": profile.policy("search-r1"), "real, dense": dense}
 
 
 def lengths(profile: Profile) -> Rows:
@@ -113,6 +114,11 @@ def select(profile: Profile, *names: str) -> Profile:
     return replace(profile, policies=tuple(arms.values()), evaluation=replace(profile.evaluation, baselines=baselines))
 
 
+def robustness(profile: Profile) -> Profile:
+    """Beyond the paper: the profile whose core arms are also evaluated with other engines, and with noise at test time."""
+    return replace(profile, evaluation=replace(profile.evaluation, engines=("dense", "simulated"), noise=(0.25, 0.5, 0.75)))
+
+
 def full(profile: Profile) -> Profile:
-    """The profile with every study."""
-    return select(profile, *STUDIES)
+    """The profile with every study, and the evaluations of `robustness`."""
+    return robustness(select(profile, *STUDIES))

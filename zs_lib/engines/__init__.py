@@ -12,7 +12,7 @@ from zs_lib.errors import EngineError
 if TYPE_CHECKING:
     from zs_lib.config import SimulatorArm
 
-ENGINES = ("bm25", "simulated")
+ENGINES = ("bm25", "dense", "simulated")
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,17 @@ def build_engine(
 
     - "bm25": the embedded benchmark's passages, those of one `split` (training must not search test facts) or
     all.
+    - "dense": the same passages by latent semantic vectors.
     - "simulated": the simulator in the folder `model` (or so named), prompted and sampled as its `arm` says.
     """
     if name == "bm25":
         from zs_lib.engines.bm25 import embedded_engine
 
         return embedded_engine(split)
+    if name == "dense":
+        from zs_lib.engines import dense
+
+        return dense.embedded_engine(split)
     if name == "simulated":
         if model is None or arm is None:
             raise EngineError("The engine 'simulated' needs a simulator: give its model and its arm.")
