@@ -130,3 +130,13 @@ def test_doctor(capsys, monkeypatch):
     monkeypatch.setattr(doctor.config, "ROOT", config.ROOT / "tests")  # there is no data
     code, out, _ = zs(capsys, "doctor")
     assert code == 1 and "missing  benchmark    lacks questions.jsonl" in out and "zs benchmark build" in out
+
+
+def test_questions_of_your_own_are_scored_or_refused(tmp_path, capsys):
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"question": "what is the capital of Norway?", "golden_answers": ["Oslo"]}\n')
+    code, out, _ = zs(capsys, "evaluate", str(mine), "--policy", "tiny-S-instruct")
+    assert code == 0 and "1 questions: F1" in out
+    mine.write_text('{"question": "what is the capital of Norway?"}\n')
+    code, _, error = zs(capsys, "evaluate", str(mine), "--policy", "tiny-S-instruct")
+    assert code == 1 and "mine.jsonl, line 1: no column golden_answers" in error

@@ -89,7 +89,7 @@ def test_unknown_profile(name):
     [
         (("[evaluation]", "[evaluation]\nspeed = 3"), "speed"),
         (("group_size = 6", ""), "lacks group_size"),
-        (('name = "r1"', 'name = "zerosearch"'), "same name"),
+        (('name = "r1"', 'name = "zerosearch"'), "called 'zerosearch'"),
         (("[policy]", "[policy"), "TOML"),
         (('way = "naive"', 'way = "wild"'), "naive, grounded, prompted"),
     ],

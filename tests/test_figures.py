@@ -1,5 +1,7 @@
 """Figures from tables: every one can be drawn, says what it shows, and asks for what it lacks."""
 
+import shutil
+
 import pandas as pd
 import pytest
 from study_fixtures import ROWS
@@ -43,6 +45,17 @@ def test_a_curve_is_the_mean_over_seeds(tables):
     figure = figures.draw("04_engines", tables)
     line = figure.axes[0].lines[0]
     assert line.get_ydata()[0] == pytest.approx(0.1) and line.get_ydata()[-1] == pytest.approx(0.8)  # mean of steps 6 to 10
+
+
+def test_a_warning_of_collapse_marks_the_curve(tables):
+    falling = tables["training"].query("arm == 'zerosearch' and seed == 0").assign(
+        reward=[0.8] * 4 + [0.0] * 6, step=range(1, 11))
+    longer = pd.concat([falling.assign(step=falling["step"] - 10, reward=0.8), falling])
+    axes = figures.draw("04_engines", tables | {"training": longer.assign(step=range(1, 21))}).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["reward drop"]
+    marked = next(line for line in axes.lines if line.get_marker() == "X")
+    assert 14 < marked.get_xdata()[0] <= 20  # ten steps' mean is under half of 0.8 after more than five zeros
+    assert not figures.draw("04_engines", tables).axes[0].texts
 
 
 def test_what_is_missing_is_named(tables):
@@ -112,3 +125,13 @@ def test_the_stored_tables_are_those_of_the_record(tmp_path):
 def test_a_table_as_markdown():
     table = pd.DataFrame({"a|b": [0.12345, 2.0], "c": ["x|y", "z"]}, index=pd.Index(["one", "two"], name="row"))
     assert table_files.markdown(table) == "| row | a\\|b | c |\n| --- | --- | --- |\n| one | 0.1235 | x\\|y |\n| two | 2 | z |\n"
+
+
+def test_a_record_of_another_version_is_told(tmp_path):
+    shutil.copytree(results.RECORDS / "tiny", tmp_path / "tiny")
+    pd.DataFrame({"arm": ["zerosearch"], "seed": [0]}).to_csv(tmp_path / "tiny" / "cost.csv")
+    with pytest.raises(DataError, match="cost.csv .* 'queries'"):
+        results.load("tiny", tmp_path / "tiny")
+    (tmp_path / "tiny" / "training.csv.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="training.csv.gz"):
+        results.load("tiny", tmp_path / "tiny")

@@ -214,7 +214,10 @@ def test_a_question_file_of_one_s_own(tmp_path):
     ('{"golden_answers": ["I"]}', "no column question"),
     ('{"question": "Who?", "golden_answers": []}', "golden_answers must be a list of at least one text"),
     ('{"question": "Who?", "golden_answers": "I"}', "golden_answers must be a list"),
-    ('{"question": ', "mine.jsonl, line 2 is not JSON"),
+    ('{"question": ', "mine.jsonl, line 2 is not JSON.*golden_answers"),
+    ('["Who?", "I"]', "mine.jsonl, line 2 is no JSON object"),
+    ('{"question": 7, "golden_answers": ["I"]}', "question must be a text, not 7"),
+    ('{"question": "Who?", "golden_answers": ["I"], "hops": [{"entity": "you"}]}', "hops needs .*'relation'"),
 ])
 def test_a_bad_line_is_one_clear_error(tmp_path, line, message):
     path = tmp_path / "mine.jsonl"
@@ -226,6 +229,18 @@ def test_a_bad_line_is_one_clear_error(tmp_path, line, message):
 def test_a_missing_file_is_one_clear_error(tmp_path):
     with pytest.raises(DataError, match=r"gone\.jsonl is missing"):
         qa.load_questions(tmp_path / "gone.jsonl")
+    with pytest.raises(DataError, match="cannot be read"):
+        qa.load_questions(tmp_path)
+    (tmp_path / "latin.jsonl").write_bytes('{"question": "où?"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="latin.jsonl cannot be read as UTF-8"):
+        qa.load_questions(tmp_path / "latin.jsonl")
+
+
+def test_a_damaged_passage_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(qa, "DATA", tmp_path)
+    (tmp_path / "passages.jsonl").write_text('{"id": "1", "text": "The capital of Norway is Oslo."}\n')
+    with pytest.raises(DataError, match="passages.jsonl, line 1 is no passage.*zs benchmark build"):
+        qa.load_passages()
 
 
 def test_habits_other_than_base_leak_no_more():

@@ -8,6 +8,7 @@ from zs_lib.engines import SearchResult, build_engine
 from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.errors import DataError
 from zs_lib.qa import Hop, Question
+from zs_lib.runs import Run
 from zs_lib.simulator import Pair
 
 QUESTION = Question("q", "what is the capital of the country where Bergen lies?", ("Oslo", "Christiania"), "bridge", "train",
@@ -169,3 +170,12 @@ def test_bad_queries_do_not_name_the_entity():
     questions, rng = asked(), Random(0)
     for question in questions:
         assert question.hops[-1].entity not in simulator._bad_query(question, questions, rng)
+
+
+def test_damaged_pairs_are_one_clear_error(tmp_path):
+    run = Run(tmp_path / "pairs-0123456789ab-s0")
+    run.path.mkdir()
+    for text in ("{", '["a"]', '{"query": "a"}'):
+        (run.path / simulator.PAIRS).write_text(text + "\n")
+        with pytest.raises(DataError, match="pairs.jsonl cannot be read.*delete"):
+            simulator.read_pairs(run)

@@ -1,5 +1,6 @@
 """Studies: arms that differ in one thing, each once, from every profile."""
 
+import dataclasses
 from dataclasses import fields
 
 import pytest
@@ -51,5 +52,7 @@ def test_a_new_arm_is_a_line_and_a_wrong_value_is_told():
     arm = studies.variant(main, "group", 12, group_size=12, rollout={"max_searches": 1})
     assert (arm.name, arm.group_size, arm.rollout.max_searches) == ("zerosearch/group=12", 12, 1)
     assert arm.rollout.num_documents == main.rollout.num_documents and digest(arm) != digest(main)
+    with pytest.raises(ConfigError, match="'zerosearch'.*rename"):
+        dataclasses.replace(config.load_profile("tiny"), policies=(main, dataclasses.replace(arm, name="zerosearch")))
     with pytest.raises(ConfigError, match="bm25"):
         studies.variant(main, "engine", "nothing", engine="nothing")

@@ -85,3 +85,10 @@ def test_a_missing_file_or_column_is_one_clear_error(tmp_path):
     (tmp_path / "entities.csv").write_text("id,name\na,b\n")
     with pytest.raises(DataError, match="no column type"):
         load_world(tmp_path)
+    (tmp_path / "entities.csv").write_text("id,name,type,aliases,popularity,cluster\na,b,country,,many,c\n")
+    with pytest.raises(DataError, match="damaged.*many"):
+        load_world(tmp_path)
+    (tmp_path / "entities.csv").write_text("id,name,type,aliases,popularity,cluster\na,b,country,,1,c\n")
+    (tmp_path / "facts.csv").write_text("subject,relation,object,object_id,aliases\nz,capital,o,,\n")
+    with pytest.raises(DataError, match="damaged.*'z'"):
+        load_world(tmp_path)

@@ -26,6 +26,7 @@ POWER = 2.8
 """Standard errors to the smallest detectable effect: 1.96 for the 95% interval, and 0.84 for a power of 80%."""
 MARGIN = 0.05
 """F1 points within which two methods count as on a par."""
+SUBSETS_TRAINED_ON = ("natural", "bridge", "nq", "hotpotqa")
 SAVED = 0.88
 """The share that claim 12 states."""
 ENDS = 10
@@ -121,7 +122,7 @@ def larger_is_better(tables: Tables) -> list[Statement]:
 
 def beats_everything(tables: Tables) -> list[Statement]:
     table = tables["evaluation"]
-    inside = table["subset"].isin(["natural", "bridge", "nq", "hotpotqa"])
+    inside = table["subset"].isin(SUBSETS_TRAINED_ON)
     others = ("direct", "cot", "rag", START, "search-o1", "r1")
     statements = [_difference(tables, f"ZeroSearch minus {other}", "zerosearch", other) for other in others]
     for where, part in (("on the sets trained on", table[inside]), ("on the others", table[~inside]), ("on all", table)):

@@ -88,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_engine(sub)
 
+    sub = add("evaluate", _evaluate, "score a policy on questions of your own")
+    sub.add_argument("questions", type=Path, metavar="FILE", help="JSON lines with question and golden_answers")
+    sub.add_argument("--policy", metavar="RUN|PATH", help="as for ask")
+    _add_engine(sub)
+
     add(
         "build",
         _benchmark_build,
@@ -274,6 +279,20 @@ def _ask(arguments: argparse.Namespace) -> None:
         if trajectory.answer is not None
         else f"No answer ({trajectory.stop_reason})."
     )
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    study = config.load_profile("tiny")
+    from zs_lib import evaluate, models, qa
+    from zs_lib.generate import Generator
+
+    questions = qa.load_questions(arguments.questions)
+    engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
+    model, cfg = _policy(arguments.policy, study)
+    loaded = models.load(model)
+    table = evaluate.evaluate(Generator(loaded.model, loaded.tokenizer), questions, engine, cfg, seed=0)
+    print(table[["id", "prediction", "f1", "em", "searches"]].to_string(index=False))
+    print(f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, {table['searches'].mean():.2f} searches")
 
 
 def _engine(name: str, study: config.Profile):

@@ -336,6 +336,9 @@ class Profile:
 
     def __post_init__(self):
         within(self, seeds=(1, 1000))
+        names = [arm.name for arm in self.policies]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError(f"Two different policies are called {twice!r}: rename one of them.")
 
     def policy(self, name: str) -> PolicyArm:
         """The policy arm of this name; ConfigError, which lists the names, if there is none."""
@@ -424,8 +427,6 @@ def _profile(table: dict) -> Profile:
         elif row["simulator"] is not None:
             row["simulator"] = pick("simulator", row["simulator"], labels)
         policies.append(build(PolicyArm, row, f"policy '{row.get('name')}'"))
-    if len({arm.name for arm in policies}) < len(policies):
-        raise ConfigError("two policies have the same name: rename one of them.")
     return build(Profile, table | {"simulators": simulators, "policies": tuple(policies)}, "the profile")
 
 

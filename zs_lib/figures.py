@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zs_lib import config, results
+from zs_lib.collapse import collapse_warnings
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.qa import SUBSETS
 from zs_lib.results import START, Tables
@@ -24,8 +25,10 @@ FOLDER = config.ROOT / "figures"
 WINDOW = 5
 """Points of the moving mean of a training curve: one step is the mean of only tens of rollouts."""
 LABELS = {START: "before RL", "zerosearch": "ZeroSearch (grounded simulator)", "zerosearch-naive": "ZeroSearch (naive simulator)",
-          "search-r1": "Search-R1 (real engine)", "r1": "R1 (no search)"}
-COLORS = {START: "#9a9a9a", "zerosearch": "#1f6fb4", "zerosearch-naive": "#e08214", "search-r1": "#2a9d5c", "r1": "#8a4fa3"}
+          "search-r1": "Search-R1 (real engine)", "r1": "R1 (no search)",
+          "search-r1/engine=dense": "Search-R1 (dense engine)"}
+COLORS = {START: "#9a9a9a", "zerosearch": "#1f6fb4", "zerosearch-naive": "#e08214", "search-r1": "#2a9d5c", "r1": "#8a4fa3",
+          "search-r1/engine=dense": "#00707a"}
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Of lines that are no core arm: told apart by those who do not see red and green (Okabe and Ito)."""
 STYLE = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False,
@@ -55,6 +58,19 @@ def curve(table: pd.DataFrame, column: str, axes: Axes, arms: tuple[str, ...] | 
         if wide.shape[1] > 1:
             axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=_color(arm), alpha=0.15, lw=0)
     axes.set_xlabel("RL step")
+
+
+def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
+    """A cross, with its name, on the reward curve where an early warning of collapse (`collapse`) came first."""
+    named = {}
+    for (arm, _), part in table.groupby(["arm", "seed"], sort=False):
+        log = part.sort_values("step").reset_index(drop=True)
+        for warning in collapse_warnings(log):
+            if warning.step < named.get((arm, warning.name), (float("inf"),))[0]:
+                named[arm, warning.name] = (warning.step, log["reward"].rolling(WINDOW, min_periods=1).mean()[log["step"] == warning.step].iloc[0])
+    for (arm, name), (step, reward) in named.items():
+        axes.plot(step, reward, marker="X", ms=8, color=_color(arm), mec="white", ls="", zorder=5)
+        axes.annotate(name.replace("_", " "), (step, reward), xytext=(4, 6), textcoords="offset points", fontsize=7.5, color=_color(arm))
 
 
 def _bars(axes: Axes, frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> None:
@@ -122,6 +138,7 @@ def draw_curriculum(tables: Tables, figure: Figure) -> None:
     table = tables["training"]
     left, right = figure.subplots(1, 2)
     curve(table, "reward", left, ("zerosearch",))
+    mark_warnings(table[table["arm"] == "zerosearch"], left)
     left.set(ylabel="reward (F1)", title="Reward under the curriculum", ylim=(0, 1))
     noise = left.twinx()
     part = table[(table["arm"] == "zerosearch") & (table["seed"] == table["seed"].min())]
@@ -137,7 +154,9 @@ def draw_curriculum(tables: Tables, figure: Figure) -> None:
 def draw_engines(tables: Tables, figure: Figure) -> None:
     """Training reward with real and simulated engines: Figures 2a and 2b of the paper."""
     axes = figure.subplots()
-    curve(results.core(tables["training"]), "reward", axes)
+    table = results.core(tables["training"])
+    curve(table, "reward", axes)
+    mark_warnings(table, axes)
     axes.set(ylabel="training reward (F1)", title="Each arm's reward from its own engine", ylim=(0, 1))
     axes.legend(loc="upper left", fontsize=8)
 
@@ -178,7 +197,7 @@ def _forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]
     """Mean and interval of each row of `scores`, top down; `marks` (label → value, colour) are lines across."""
     places = range(len(scores))[::-1]
     errors = [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
-    colors = [_color(arm.partition("/")[0]) for arm in scores["arm"]]
+    colors = [COLORS.get(arm, _color(arm.partition("/")[0])) for arm in scores["arm"]]
     for place, value, below, above, color in zip(places, scores["f1"], *errors, colors, strict=True):
         axes.errorbar(value, place, xerr=[[below], [above]], fmt="o", color=color, capsize=3, lw=1.4, ms=5)
         axes.text(value, place + 0.2, f"{value:.2f}", ha="center", va="bottom", fontsize=8)
@@ -244,7 +263,7 @@ def draw_transfer(tables: Tables, figure: Figure) -> None:
     table = tables["robustness"]
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     frame = table[table["noise"] == 0].pivot_table(index="arm", columns="engine", values="f1", sort=False)
-    _heat(left, frame.rename(index=lambda arm: _label(arm).replace("search-r1/engine=dense", "Search-R1 (dense engine)")))
+    _heat(left, frame.rename(index=_label))
     left.set_title("Tested with")
     for arm, part in table[table["engine"] == "bm25"].groupby("arm", sort=False):
         wide = part.pivot_table(index="noise", columns="seed", values="f1")

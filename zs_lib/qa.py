@@ -68,7 +68,7 @@ def load_questions(path: Path | None = None, subset: str | tuple[str, ...] | Non
     from the line number where it is missing).
 
     Raises:
-        DataError: the file is missing, a line is not JSON, or a column is not there.
+        DataError: the file cannot be read, a line is no JSON object, or a column is missing or of another kind.
     """
     path = path or DATA / "questions.jsonl"
     wanted = (subset,) if isinstance(subset, str) else subset
@@ -79,8 +79,9 @@ def load_questions(path: Path | None = None, subset: str | tuple[str, ...] | Non
 
 def load_passages(split: str | None = None) -> list[Passage]:
     """The embedded corpus, or the passages of one split (training searches only those of "train")."""
-    return [passage for row in _lines(DATA / "passages.jsonl")
-            if split in (None, (passage := Passage(**row)).split)]
+    path = DATA / "passages.jsonl"
+    passages = (_passage(row, path, number) for number, row in enumerate(_lines(path), 1))
+    return [passage for passage in passages if split in (None, passage.split)]
 
 
 def to_row(question: Question) -> dict:
@@ -132,21 +133,44 @@ def _question(row: dict, path: Path, number: int) -> Question:
     golden = row["golden_answers"]
     if not isinstance(golden, list) or not golden or not all(isinstance(one, str) for one in golden):
         raise DataError(f"{path.name}, line {number}: golden_answers must be a list of at least one text, not {golden!r}")
-    hops = tuple(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])) for hop in row.get("hops", ()))
+    if not isinstance(row["question"], str):
+        raise DataError(f"{path.name}, line {number}: question must be a text, not {row['question']!r}")
+    try:
+        hops = tuple(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])) for hop in row.get("hops", ()))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path.name}, line {number}: each of its hops needs 'entity', 'relation' and 'answers' ({error!r}); "
+                        "leave the column out if they are not known") from None
     return Question(str(row.get("id", number)), row["question"], tuple(golden), row.get("subset", ""),
                     row.get("split", ""), hops, row.get("popularity", 0))
+
+
+def _passage(row: dict, path: Path, number: int) -> Passage:
+    try:
+        return Passage(**row)
+    except TypeError as error:
+        raise DataError(f"{path.name}, line {number} is no passage ({error}): {_cure(path)}") from None
 
 
 def _lines(path: Path) -> list[dict]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: for the embedded benchmark run `zs benchmark build`") from None
+        raise DataError(f"{path} is missing: {_cure(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({error}): {_cure(path)}") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path.name}, line {number} is not JSON ({error.msg}): "
-                            "for the embedded benchmark run `zs benchmark build`") from None
+            raise DataError(f"{path.name}, line {number} is not JSON ({error.msg}): {_cure(path)}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path.name}, line {number} is no JSON object: {_cure(path)}")
+        rows.append(row)
     return rows
+
+
+def _cure(path: Path) -> str:
+    if path.parent == DATA:
+        return "run `zs benchmark build`"
+    return 'give a file with one JSON object a line, {"question": "…", "golden_answers": ["…"]}'

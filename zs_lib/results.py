@@ -32,6 +32,10 @@ from zs_lib.runs import Run, RunStore
 
 RECORDS = config.ROOT / "data" / "results"
 TABLES = ("study_rows", "training", "evaluation", "robustness", "fidelity", "tuning", "pairs", "retrieval", "seconds", "cost", "provenance")
+NEEDED = {"study_rows": ("study", "label", "arm"), "training": ("arm", "seed", "step", "reward", "turns", "query_quality"),
+          "evaluation": ("arm", "seed", "id", "subset", "hops", "f1", "em", "searches", "documents"),
+          "robustness": ("arm", "seed", "engine", "noise", "f1"), "cost": ("arm", "seed", "queries", "real_queries")}
+"""Columns without which a recorded table is another version's."""
 LONG = ("training", "evaluation")
 """Tables that are recorded compressed: a row a step or a question of every run."""
 START = "start"
@@ -222,21 +226,25 @@ def load(profile: str, folder: Path | None = None) -> Tables:
         recorded = ", ".join(sorted(path.name for path in RECORDS.glob("*") if path.is_dir())) or "none"
         raise DataError(f"No results are recorded for the profile {profile!r} (recorded: {recorded}): "
                         f"run `zs reproduce --profile {profile}`, then `zs runs record --profile {profile}`.")
-    return {name: _read(folder / _file(name)) for name in TABLES}
+    return {name: _read(folder / _file(name), NEEDED.get(name, ())) for name in TABLES}
 
 
 def _file(name: str) -> str:
     return f"{name}.csv.gz" if name in LONG else f"{name}.csv"
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
     try:
-        return pd.read_csv(path)
+        table = pd.read_csv(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except (OSError, ValueError) as error:
         raise DataError(f"{path.name} of the recorded results cannot be read ({error}): "
                         "restore it with `git checkout`, or record it again.") from error
+    if lacking := [column for column in needed if column not in table]:
+        raise DataError(f"{path.name} was recorded by another version (it lacks the column {lacking[0]!r}): record it again "
+                        "with `zs runs record`.")
+    return table
 
 
 def _finished(wanted: Iterable[tuple], store: RunStore) -> Iterable[tuple[object, int, Run]]:

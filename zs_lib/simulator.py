@@ -214,10 +214,14 @@ def pairs_arm(arm: SimulatorArm) -> PairsArm:
 
 
 def read_pairs(run: Run) -> list[Pair]:
-    """The pairs of a finished run of `ensure_pairs`."""
-    rows = [json.loads(line) for line in (run.path / PAIRS).read_text(encoding="utf-8").splitlines()]
-    return [Pair(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
-            for row in rows]
+    """The pairs of a finished run of `ensure_pairs`; DataError if they are damaged."""
+    try:
+        rows = [json.loads(line) for line in (run.path / PAIRS).read_text(encoding="utf-8").splitlines()]
+        return [Pair(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+                for row in rows]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{run.path.name}/{PAIRS} cannot be read ({error}): delete the run's folder, and the pairs are "
+                        "collected again.") from error
 
 
 def _generator(name: str | Path) -> Generator:

@@ -111,8 +111,15 @@ def load_world(folder: Path = DATA) -> World:
     """Read the real world.
 
     Raises:
-        DataError: a file is missing or lacks a column.
+        DataError: a file is missing, lacks a column, or holds a value that cannot be.
     """
+    try:
+        return _world(folder)
+    except (KeyError, ValueError) as error:
+        raise DataError(f"A row of entities.csv or facts.csv is damaged ({error!r}): restore both with `git checkout data`") from None
+
+
+def _world(folder: Path) -> World:
     entities = {}
     for row in _rows(folder / "entities.csv", ("id", "name", "type", "aliases", "popularity", "cluster")):
         entities[row["id"]] = Entity(row["id"], row["name"], row["type"], _aliases(row["aliases"]),
