@@ -1,5 +1,6 @@
 """Statements over hand-made tables: verdicts that can be worked out on paper."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from study_fixtures import ROWS
@@ -46,8 +47,8 @@ def test_fidelity_bounds_and_order():
     rows = [fidelity_row("grounded-tiny-S", answer_good=0.5, answer_bad=0.1, leak=0.01),
             fidelity_row("grounded-tiny-L", answer_good=0.95, answer_bad=0.30, leak=0.045)]
     table = claims.fidelity({"fidelity": pd.DataFrame(rows)})
-    assert table["verdict"].tolist() == ["holds", "does not hold", "undecided", "holds"]
-    assert table.iloc[3]["estimate"] == pytest.approx(0.45)
+    assert table["verdict"].tolist() == ["holds", "does not hold", "undecided", "holds", "does not hold"]
+    assert table.iloc[3]["estimate"] == pytest.approx(0.45) and table.iloc[4]["estimate"] == pytest.approx(-0.035)
     # Wilson's interval of 0.95 of 400, by hand: centre 0.9457, half-width 0.0216
     assert (table.iloc[0]["low"], table.iloc[0]["high"]) == (pytest.approx(0.924, abs=1e-3), pytest.approx(0.967, abs=1e-3))
 
@@ -100,12 +101,37 @@ def test_curves_decide_theirs():
     assert verdicts(whole_study(rewards=unstable))[8] == "holds"
 
 
+def test_one_seed_of_either_arm_decides_nothing():
+    tables = whole_study(f1={"zerosearch/curriculum=random": 0.2})
+    scores = tables["evaluation"]
+    tables["evaluation"] = scores[(scores["arm"] != "zerosearch/curriculum=random") | (scores["seed"] == 0)]
+    row = claims.paper_claims(tables, 9).iloc[0]
+    assert (row["seeds"], row["verdict"], row["estimate"]) == (1, "undecided", pytest.approx(0.3))
+    assert verdicts(tables)[1] == "holds"  # what is not trained has no seeds
+
+
+def test_turns_that_only_fluctuate_do_not_fall_and_rise():
+    rng, tables = np.random.default_rng(0), whole_study(seeds=5)
+    held = 0
+    for _ in range(20):
+        flat = tables["training"].assign(turns=2 + rng.normal(0, 0.1, len(tables["training"])))
+        held += (claims.paper_claims(tables | {"training": flat}, 7)["verdict"] == "holds").all()
+    assert held <= 2
+
+
+def test_an_algorithm_beyond_the_paper_does_not_decide_its_claim():
+    before = verdicts(whole_study())
+    assert verdicts(whole_study(f1={"zerosearch/algorithm=reinforce++": 0.0}))[8] == before[8]
+    assert verdicts(whole_study(f1={"zerosearch/algorithm=ppo": 0.0}))[8] == "does not hold"
+
+
 def test_what_is_not_stored_is_named_with_its_cure():
     tables = whole_study()
     tables["study_rows"] = ROWS[ROWS["study"] != "masks"]
     tables["evaluation"] = tables["evaluation"].query("arm != 'rag'")
     tested = claims.paper_claims(tables)
     assert set(tested.loc[10, "verdict"]) == set(tested.loc[5, "verdict"]) == {"no runs"}
+    assert set(claims.paper_claims({name: pd.DataFrame() for name in tables})["verdict"]) == {"no runs"}
     assert "'masks'" in tested.loc[10].index[0] and "'rag'" in tested.loc[5].index[0] and "zs reproduce --full" in tested.loc[5].index[0]
 
 

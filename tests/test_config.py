@@ -123,7 +123,7 @@ def test_digest():
     )
     assert digest(CurriculumConfig(p_start=0, p_end=1)) == digest(CurriculumConfig(p_start=0.0, p_end=1.0))
     assert "real_share" not in identity(arm) and "gamma" not in identity(arm)["objective"]  # runs from before keep theirs
-    assert digest(arm) != digest(dataclasses.replace(arm, real_share=0.5))
+    assert digest(arm) != digest(dataclasses.replace(arm, engine="mixed", real_share=0.5))
     plain = json.loads(json.dumps(identity(arm)))
     assert digest(dict(reversed(plain.items()))) == digest(arm) and len(digest(arm)) == 12
     assert (

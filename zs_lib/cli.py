@@ -72,7 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("record", _runs_record, "maintainers: write the study's tables into data/results/PROFILE, and tiny's into README", runs)
     _add_profile(sub)
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
-    sub.add_argument("--full", action="store_true", help="every study, not the core alone")
 
     notebooks = group("notebooks", "the notebooks' own files")
     sub = add("store", _notebooks_store, "maintainers: keep the outputs of the last run in the notebooks", notebooks)
@@ -226,13 +225,12 @@ def _runs_record(arguments: argparse.Namespace) -> None:
     from zs_lib import readme, results, studies
     from zs_lib.runs import RunStore
 
-    study = studies.full(core) if arguments.full else core
-    missing = results.record(study, RunStore(), core)
-    print(results.RECORDS / study.name)
+    missing = results.record(studies.full(core), RunStore(), core)
+    print(results.RECORDS / core.name)
     if missing:
         print(f"{len(missing)} runs are not finished and left out ({missing[0]}, …).", file=sys.stderr)
-    if study.name == "tiny":  # the study that README tells of
-        readme.update(results.load(study.name))
+    if core.name == "tiny":  # the study that README tells of
+        readme.update(results.load(core.name))
 
 
 def _notebooks_store(arguments: argparse.Namespace) -> None:

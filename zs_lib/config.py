@@ -222,6 +222,8 @@ class PolicyArm:
                 checkpoint_every=(1, math.inf), real_share=(0, 1))  # fmt: skip
         if self.engine in SIMULATING and self.simulator is None:
             raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' needs a simulator.")
+        if (self.engine == "mixed") != (self.real_share > 0):
+            raise ConfigError(f"policy '{self.name}': a real_share belongs to the engine 'mixed', and that to a real_share.")
         if self.engine not in SIMULATING and self.simulator is not None:
             raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' has no simulator.")
 
@@ -253,6 +255,8 @@ class EvaluationConfig:
 
     def __post_init__(self):
         among(self, engine=REAL_ENGINES)
+        if wrong := [share for share in self.noise if not 0 < share <= 1]:
+            raise ConfigError(f"EvaluationConfig.noise = {wrong[0]} is out of range (above 0, to 1).")
         within(
             self, questions_per_subset=(1, math.inf), num_documents=(1, 100), fidelity_questions=(1, math.inf)
         )

@@ -13,7 +13,7 @@ from zs_lib.config import EvaluationConfig, PolicyArm, RolloutConfig, SimulatorA
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import ConfigError
 from zs_lib.evaluate import pick
-from zs_lib.generate import Generator
+from zs_lib.generate import Generator, uniform
 from zs_lib.qa import Question
 from zs_lib.rollout import Trajectory, rollout
 from zs_lib.runs import Run, RunStore
@@ -74,7 +74,8 @@ def cases(model: str | Path, engine: SearchEngine | None, cfg: RolloutConfig, co
     - "repaired": the right answer although the first search found no hop's answer
     A kind that does not come is left out.
     """
-    questions = pick([q for q in qa.load_questions(subset=("bridge", "compositional"), split="test") if qa.is_chain(q)], count)
+    chains = [q for q in qa.load_questions(subset=("bridge", "compositional"), split="test") if qa.is_chain(q)]
+    questions = sorted(chains, key=lambda question: uniform((question.id,), 0, "case"))[:count]
     loaded = models.load(model)
     keys = [("case", question.id) for question in questions]
     trajectories = rollout(questions, Generator(loaded.model, loaded.tokenizer), engine, replace(cfg, temperature=0.0), keys)

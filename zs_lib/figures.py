@@ -50,13 +50,14 @@ class Drawing:
 
 def curve(table: pd.DataFrame, column: str, axes: Axes, arms: tuple[str, ...] | None = None) -> None:
     """Moving mean of `column` over steps, one line an arm: mean over seeds, with their range as a band."""
-    for arm, part in table.groupby("arm", sort=False):
-        if arms and arm not in arms or part[column].isna().all():
-            continue
+    shown = [(arm, part) for arm, part in table.groupby("arm", sort=False)
+             if (not arms or arm in arms) and part[column].notna().any()]
+    for number, (arm, part) in enumerate(shown):
+        color = COLORS.get(arm, SERIES[number % len(SERIES)])
         wide = part.pivot_table(index="step", columns="seed", values=column).rolling(WINDOW, min_periods=1).mean()
-        axes.plot(wide.index, wide.mean(axis=1), color=_color(arm), label=_label(arm), lw=1.8)
+        axes.plot(wide.index, wide.mean(axis=1), color=color, label=_label(arm), lw=1.8)
         if wide.shape[1] > 1:
-            axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=_color(arm), alpha=0.15, lw=0)
+            axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.15, lw=0)
     axes.set_xlabel("RL step")
 
 
@@ -161,6 +162,15 @@ def draw_engines(tables: Tables, figure: Figure) -> None:
     axes.legend(loc="upper left", fontsize=8)
 
 
+def draw_live(tables: Tables, figure: Figure) -> None:
+    """Training reward of whatever arms are in the table, while they train."""
+    axes = figure.subplots()
+    curve(tables["training"], "reward", axes)
+    mark_warnings(tables["training"], axes)
+    axes.set(ylabel="training reward (F1)", title="Training now", ylim=(0, 1))
+    axes.legend(loc="upper left", fontsize=7.5, ncols=2)
+
+
 def draw_query_quality(tables: Tables, figure: Figure) -> None:
     """Whether queries name what they must, by what answered them in training."""
     axes = figure.subplots()
@@ -242,7 +252,7 @@ def draw_learning(tables: Tables, figure: Figure) -> None:
                                              "methods": "Base and instruct"}.items(), strict=True):
         part = rows[rows["study"] == study].set_index("label")["arm"]
         if study == "methods":
-            part = part[part.str.match(r"zerosearch($|/.*[iI]nstruct$)")].iloc[:2]  # the core's backbone and its instruct
+            part = part[part.isin(results.base_and_instruct(tables))]
         for number, (label, arm) in enumerate(part.items()):
             wide = tables["training"].query("arm == @arm").pivot_table(index="step", columns="seed", values="reward")
             mean = wide.rolling(WINDOW, min_periods=1).mean().mean(axis=1)
@@ -265,7 +275,7 @@ def draw_transfer(tables: Tables, figure: Figure) -> None:
     frame = table[table["noise"] == 0].pivot_table(index="arm", columns="engine", values="f1", sort=False)
     _heat(left, frame.rename(index=_label))
     left.set_title("Tested with")
-    for arm, part in table[table["engine"] == "bm25"].groupby("arm", sort=False):
+    for arm, part in table[table["engine"].isin(table.loc[table["noise"] > 0, "engine"])].groupby("arm", sort=False):
         wide = part.pivot_table(index="noise", columns="seed", values="f1")
         if len(wide) > 1:
             right.plot(wide.index, wide.mean(axis=1), marker="o", ms=4, color=_color(arm), label=_label(arm))
@@ -323,13 +333,18 @@ def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
 
 
 def provenance_of(tables: Tables, profile: str) -> str:
-    """The line at a figure's foot: profile, seeds, and the runs' digests (the first characters of each)."""
+    """The line at a figure's foot: profile, seeds, and the digests of the core runs (the first characters of each)."""
     runs = tables.get("provenance", pd.DataFrame())
     if runs.empty:
         return f"profile {profile}"
     policies = runs[runs["kind"] == "policy"]
-    digests = ", ".join(f"{arm} {part['run'].iloc[0].split('-')[1][:6]}" for arm, part in policies.groupby("arm", sort=False))
-    return f"profile {profile}; {policies['seed'].nunique()} seed(s); runs: {digests}"
+    core = results.core(policies)
+    digests = ", ".join(f"{arm} {part['run'].iloc[0].split('-')[1][:6]}" for arm, part in core.groupby("arm", sort=False))
+    variants = policies["arm"].nunique() - core["arm"].nunique()
+    others = f", and {variants} variants (provenance.csv)" if variants else ""
+    seeds = policies.groupby("arm")["seed"].nunique()
+    count = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    return f"profile {profile}; {count} seed(s); runs: {digests}{others}"
 
 
 def _lacks(drawing: Drawing, tables: Tables) -> str:

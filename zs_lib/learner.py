@@ -155,7 +155,7 @@ class Learner:
         batches = micro_batches(rows, self.accelerator.device)
         totals: Counter = Counter()
         with training_attention(self.model):
-            if self.critic:
+            if self.critic and batches:
                 self._estimate_advantages(batches)
             for _ in range(objective.updates_per_batch if batches else 0):
                 totals.update(self._one_update(step, batches, normalizer))

@@ -38,7 +38,8 @@ def cot(questions, generator, engine, cfg, keys) -> list[Trajectory]:
 
 def rag(questions, generator, engine, cfg, keys) -> list[Trajectory]:
     """Retrieval-augmented generation: one search for the question as it stands, a thought, then the answer."""
-    requests = [SearchRequest(question.question, question.question, question.golden_answers) for question in questions]
+    requests = [SearchRequest(question.question, question.question, question.golden_answers, key=(*key, 0, "search"))
+                for question, key in zip(questions, keys, strict=True)]
     results = engine.search(requests, cfg.num_documents)
     contexts = [_search_text(request, result) for request, result in zip(requests, results, strict=True)]
     answered = _think_and_answer(questions, generator, cfg, keys, contexts)

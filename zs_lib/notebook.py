@@ -10,7 +10,7 @@ import html
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -86,24 +86,27 @@ def _flat(part: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
 def run(wanted: Sequence[tuple], jobs: int | None = None, study: Profile | None = None) -> list[Run]:
     """The finished runs of (arm, seed) pairs, made side by side where missing; with `study`, its reward curve is
     drawn while they train."""
-    curve = _LiveCurve(study) if study else None
+    curve = _LiveCurve(study, wanted) if study else None
     return reproduce.ensure_arms(wanted, jobs, watch=curve)
 
 
 class _LiveCurve:
-    """Redraws the reward curve of a study in place, every few seconds."""
+    """Redraws the rewards of the arms that are not finished yet in place, every few seconds."""
 
-    def __init__(self, study: Profile):
-        self.study, self.store, self.drawn, self.handle = study, RunStore(), 0.0, None
+    def __init__(self, study: Profile, wanted: Sequence[tuple]):
+        self.store, self.drawn, self.handle = RunStore(), 0.0, None
+        new = {arm for arm, seed in wanted if not ((run := self.store.get(arm, seed)) and run.finished)}
+        self.study = replace(study, policies=tuple(arm for arm in study.policies if arm in new))
 
     def __call__(self, *, last: bool = False) -> None:
         if not last and time.monotonic() - self.drawn < CURVE_S:
             return
         self.drawn = time.monotonic()
-        table = results.training(self.study, self.store)
+        table = results.training(self.study, self.store, growing=True)
         if table.empty:
             return
-        figure = figures.draw("04_engines", {"training": table})
+        figure = plt.figure(figsize=(6.6, 3.8))
+        figures.draw_live({"training": table}, figure)
         self.handle = self.handle or display(display_id=True)
         self.handle.update(figure)
         plt.close(figure)
@@ -115,9 +118,10 @@ def tables(study: Profile, *names: str) -> results.Tables:
 
 
 def recorded_or_stored(study: Profile) -> results.Tables:
-    """Every table: as recorded for this profile, else from the run store."""
-    recorded = results.RECORDS / study.name
-    return results.load(study.name) if recorded.is_dir() else results.collect(study, RunStore())
+    """Every table: as recorded for this profile if nothing of it was overridden, else from the run store."""
+    plain = studies.full(config.load_profile(study.name))
+    recorded = (results.RECORDS / study.name).is_dir() and set(study.policies) <= set(plain.policies)
+    return results.load(study.name) if recorded else results.collect(study, RunStore())
 
 
 def show(name: str, study: Profile) -> None:

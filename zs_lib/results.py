@@ -111,10 +111,10 @@ def _evaluated(arms: Iterable[PolicyArm], profile: Profile, store: RunStore) -> 
     return all(run and run.finished for run in runs)
 
 
-def training(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Metrics of every step of every policy that has begun: complete or not, so that a curve can be watched."""
-    return _stack(run.metrics().assign(arm=arm.name, seed=seed)
-                  for arm, seed in policy_runs(profile) if (run := store.get(arm, seed)))
+def training(profile: Profile, store: RunStore, growing: bool = False) -> pd.DataFrame:
+    """Metrics of every step of every finished policy, or with `growing` of those that have begun, too."""
+    return _stack(run.metrics().assign(arm=arm.name, seed=seed) for arm, seed in policy_runs(profile)
+                  if (run := store.get(arm, seed)) and (growing or run.finished))
 
 
 def evaluation(profile: Profile, store: RunStore) -> pd.DataFrame:
@@ -181,7 +181,7 @@ def cost(profile: Profile, store: RunStore) -> pd.DataFrame:
 def provenance(profile: Profile, store: RunStore) -> pd.DataFrame:
     """The finished runs behind the tables."""
     simulators = [(arm, 0) for arm in profile.simulators]
-    wanted = simulators + fidelity_runs(profile) + policy_runs(profile) + evaluation_runs(profile)
+    wanted = simulators + fidelity_runs(profile) + policy_runs(profile) + evaluation_runs(profile) + robustness_runs(profile)
     return pd.DataFrame([{"kind": run.kind, "arm": arm.name, "seed": seed, "run": run.path.name,
                           "code": run.record.get("code"), "machine": run.record.get("machine"),
                           "torch": run.record.get("packages", {}).get("torch")}
@@ -289,6 +289,20 @@ def subset_table(table: pd.DataFrame, score: str = "em") -> pd.DataFrame:
     return frame.assign(Avg=frame.mean(axis=1)).round(1)
 
 
+def base_and_instruct(tables: Tables) -> tuple[str, str]:
+    """The arms of ZeroSearch from the first backbone that is there as base and as instruct model (Figures 4a-b).
+
+    Raises:
+        DataError: there is none.
+    """
+    rows = tables["study_rows"]
+    labels = dict(zip(rows["label"].str.lower(), rows["arm"], strict=True)) if len(rows) else {}
+    for label, arm in labels.items():
+        if label.startswith(f"{studies.TRAINED[studies.MAIN].lower()}, ") and f"{label}-instruct" in labels:
+            return arm, labels[f"{label}-instruct"]
+    raise DataError("The study 'methods', with a base and an instruct model, is not stored: `zs reproduce --full` makes its runs.")
+
+
 def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
     """`heldout_table` of a study's rows that were evaluated, in the study's order, by label instead of arm.
 
@@ -305,7 +319,8 @@ def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
 
 
 def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
-    """A study's rows by subset in percent, with their average, its 95% interval and the seeds: the paper's shape."""
+    """A study's rows by subset in percent, with their average, the 95% interval over seeds and all questions, and the
+    seeds: the paper's shape."""
     table = tables["study_rows"]
     labels = table[table["study"] == study].set_index("arm")["label"]
     evaluated = tables["evaluation"]
