@@ -15,7 +15,7 @@ from pathlib import Path
 from zs_lib import config
 from zs_lib.provenance import available_cores
 
-NEEDED = ("questions.jsonl", "passages.jsonl")
+NEEDED = ("questions.jsonl", "passages.jsonl", "entities.csv", "facts.csv")
 BACKBONES = [f"tiny-{size}{kind}" for size in "SML" for kind in ("", "-instruct")]
 MEMORY_GB, DISK_GB = 4, 2
 """What the tiny study needs, with room to spare."""

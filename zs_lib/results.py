@@ -183,7 +183,7 @@ def provenance(profile: Profile, store: RunStore) -> pd.DataFrame:
     simulators = [(arm, 0) for arm in profile.simulators]
     wanted = simulators + fidelity_runs(profile) + policy_runs(profile) + evaluation_runs(profile) + robustness_runs(profile)
     return pd.DataFrame([{"kind": run.kind, "arm": arm.name, "seed": seed, "run": run.path.name,
-                          "code": run.record.get("code"), "machine": run.record.get("machine"),
+                          **run.record.get("code", {}), **run.record.get("machine", {}),
                           "torch": run.record.get("packages", {}).get("torch")}
                          for arm, seed, run in _finished(wanted, store)])
 

@@ -262,7 +262,8 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
 
 # fidelity -----------------------------------------------------------------------------------------------------------
 
-def fidelity(engine: SimulatedEngine, questions: Sequence[Question], real: SearchEngine, k: int, seed: int = 0) -> dict:
+def fidelity(engine: SimulatedEngine, questions: Sequence[Question], real: SearchEngine, k: int, seed: int = 0,
+             progress: Callable[[int, int], None] = lambda done, of: None) -> dict:
     """How a simulator behaves on `questions` (with known hops), compared with the real engine.
 
     answer_first, answer_last: share of good queries for the first and the last hop of two whose useful documents
@@ -275,9 +276,12 @@ def fidelity(engine: SimulatedEngine, questions: Sequence[Question], real: Searc
     rng = Random(seed)
     good = [(question, hop, _good_query(hop)) for question in questions for hop in question.hops]
     bad = [(question, question.hops[-1], _bad_query(question, questions, rng)) for question in questions]
-    useful = _ask(engine, good, k, False, ("useful",))
-    noisy = _ask(engine, good, k, True, ("noisy",))
-    off = _ask(engine, bad, k, False, ("bad",))
+    asked = {"useful": (good, False), "noisy": (good, True), "bad": (bad, False)}
+    answered = {}
+    for done, (kind, (queries, is_noisy)) in enumerate(asked.items()):
+        progress(done, len(asked))
+        answered[kind] = _ask(engine, queries, k, is_noisy, (kind,))
+    useful, noisy, off = answered.values()
     truth, truth_off = _ask(real, good, k, False, ()), _ask(real, bad, k, False, ())
     first = [hop is question.hops[0] and len(question.hops) > 1 for question, hop, _ in good]
     hit, real_hit = _hits(useful, good), _hits(truth, good)
@@ -334,6 +338,7 @@ def ensure_fidelity(arm: FidelityArm, seed: int, store: RunStore) -> Run:
         questions = Random("fidelity").sample(questions, min(arm.num_questions, len(questions)))
         simulator = ensure(arm.simulator, seed, store)
         engine = build_engine("simulated", model=simulator.model_dir, arm=arm.simulator)
-        return fidelity(engine, questions, build_engine("bm25"), arm.simulator.num_documents)
+        return fidelity(engine, questions, build_engine("bm25"), arm.simulator.num_documents,
+                        progress=lambda done, of: run.progress("measuring", done, of))
 
     return store.ensure(arm, seed, work)
