@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zs_lib import config, results
+from zs_lib import config, results, studies
 from zs_lib.collapse import collapse_warnings
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.qa import SUBSETS
@@ -268,6 +268,36 @@ def draw_methods(tables: Tables, figure: Figure) -> None:
     axes.set_title("Average F1 by method and backbone")
 
 
+def draw_scaling(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 against simulator size, policy size and number of RL steps."""
+    panels = figure.subplots(1, 3, sharey=True)
+    simulators = results.study_scores(tables, "simulators")
+    ways = simulators.index.str.partition("-")
+    lines = [simulators[[way == kind for way, *_ in ways]].rename(index=lambda label: label.partition("-")[2]).assign(line=kind)
+             for kind in ("grounded", "naive", "prompted")]
+    _lines(panels[0], pd.concat(lines))
+    policies = results.study_scores(tables, "methods").rename(index=lambda label: label.replace("-Instruct", "-instruct"))
+    names = policies.index.str.partition(", ")
+    policies = policies.set_axis([name.removesuffix("-instruct") for *_, name in names]).assign(
+        line=[f"{method}, {'instruct' if name.endswith('-instruct') else 'base'}" for method, _, name in names])
+    _lines(panels[1], policies[policies["line"].str.startswith(studies.TRAINED[studies.MAIN])])
+    _lines(panels[2], results.study_scores(tables, "lengths").assign(line=studies.TRAINED[studies.MAIN]))
+    for axes, title in zip(panels, ("Simulator", "Policy", "Training"), strict=True):
+        axes.set(title=title, ylim=(0, 1))
+        axes.legend(fontsize=7.5, loc="lower right")
+    panels[0].set_ylabel("held-out F1 (95% interval)")
+
+
+def _lines(axes: Axes, scores: pd.DataFrame) -> None:
+    """One line for each value of `line`, over the index in its order."""
+    order = list(dict.fromkeys(scores.index))
+    for number, (line, part) in enumerate(scores.groupby("line", sort=False)):
+        places = [order.index(label) + 0.06 * number for label in part.index]
+        errors = [part["f1"] - part["low"], part["high"] - part["f1"]]
+        axes.errorbar(places, part["f1"], yerr=errors, marker="o", ms=4, capsize=3, lw=1.4, color=SERIES[number], label=line)
+    axes.set_xticks(range(len(order)), order)
+
+
 def draw_transfer(tables: Tables, figure: Figure) -> None:
     """Trained with one engine, tested with another; and F1 against the share of searches that find nothing."""
     table = tables["robustness"]
@@ -310,6 +340,7 @@ FIGURES = {
     "06_learning": Drawing(draw_learning, (9.4, 6.2), ("study_rows", "training"), ("algorithms", "curricula", "masks", "methods")),
     "06_transfer": Drawing(draw_transfer, (11.0, 3.4), ("study_rows", "robustness"), ("engines",)),
     "07_methods": Drawing(draw_methods, (8.4, 3.8), ("study_rows", "evaluation"), ("methods",)),
+    "07_scaling": Drawing(draw_scaling, (10.6, 3.4), ("study_rows", "evaluation"), ("simulators", "methods", "lengths")),
 }
 """Name of the file (its number is the notebook's) → how it is drawn."""
 
