@@ -92,6 +92,12 @@ def _color(arm: str) -> str:
     return COLORS.get(arm, "#555555")
 
 
+def _family_color(arm: str) -> str:
+    """A variant's colour is its core arm's; of one with another way of simulating, the way's."""
+    ways = {"=naive-": COLORS["zerosearch-naive"], "=prompted-": COLORS[START]}
+    return next((color for way, color in ways.items() if way in arm), COLORS.get(arm, _color(arm.partition("/")[0])))
+
+
 # figures -------------------------------------------------------------------------------------------------------------
 
 def draw_retrieval(tables: Tables, figure: Figure) -> None:
@@ -207,7 +213,7 @@ def _forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]
     """Mean and interval of each row of `scores`, top down; `marks` (label → value, colour) are lines across."""
     places = range(len(scores))[::-1]
     errors = [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
-    colors = [COLORS.get(arm, _color(arm.partition("/")[0])) for arm in scores["arm"]]
+    colors = [_family_color(arm) for arm in scores["arm"]]
     for place, value, below, above, color in zip(places, scores["f1"], *errors, colors, strict=True):
         axes.errorbar(value, place, xerr=[[below], [above]], fmt="o", color=color, capsize=3, lw=1.4, ms=5)
         axes.text(value, place + 0.2, f"{value:.2f}", ha="center", va="bottom", fontsize=8)
@@ -217,7 +223,7 @@ def _forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]
     axes.set(ylim=(-0.6, len(scores) - 0.3), xlabel="held-out F1, real engine (95% interval)")
     axes.grid(axis="y", visible=False)
     if marks:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, fontsize=8)
+        axes.legend(loc="best", fontsize=8)
 
 
 def _marks(tables: Tables, *arms: str) -> dict[str, tuple[float, str]]:
