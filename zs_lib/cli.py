@@ -152,7 +152,8 @@ def _claims(arguments: argparse.Namespace) -> None:
     for number, row in claims.verdicts(tested).iterrows():
         print(f"{number:>2}  {row['here']:<14} {row['claim of the paper']} ({row['where']})")
         for statement, part in tested.loc[number].iterrows():
-            interval = f"{part['estimate']:+.3f} ({part['low']:+.3f} to {part['high']:+.3f}), {part['seeds']} seeds: {part['verdict']}"
+            span = "" if part["low"] != part["low"] else f" ({part['low']:+.3f} to {part['high']:+.3f})"  # NaN with one seed
+            interval = f"{part['estimate']:+.3f}{span}, {part['seeds']} seed(s): {part['verdict']}"
             print(f"    {statement}{': ' + interval if part['n'] else ''}")
 
 
