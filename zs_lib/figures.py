@@ -71,7 +71,8 @@ def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
                 named[arm, warning.name] = (warning.step, log["reward"].rolling(WINDOW, min_periods=1).mean()[log["step"] == warning.step].iloc[0])
     for (arm, name), (step, reward) in named.items():
         axes.plot(step, reward, marker="X", ms=8, color=_color(arm), mec="white", ls="", zorder=5)
-        axes.annotate(name.replace("_", " "), (step, reward), xytext=(4, 6), textcoords="offset points", fontsize=7.5, color=_color(arm))
+        axes.annotate(name.replace("_", " "), (step, reward), xytext=(4, 6), textcoords="offset points", fontsize=7.5, color=_color(arm),
+                      bbox={"fc": "white", "ec": "none", "alpha": 0.85, "pad": 1}, zorder=4)
 
 
 def _bars(axes: Axes, frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> None:
@@ -404,7 +405,8 @@ def draw_all(profile: str = "tiny", out: Path | str | None = None, tables: Table
     lacking = {name: reason for name, drawing in FIGURES.items() if (reason := _lacks(drawing, tables))}
     written = []
     for name in (name for name in FIGURES if name not in lacking):
-        figure = draw(name, tables, provenance_of(tables, profile))
+        shown = tables if FIGURES[name].studies else tables | {"provenance": results.core(tables["provenance"])}
+        figure = draw(name, tables, provenance_of(shown, profile))
         path = folder / f"{name}.png"
         figure.savefig(path, metadata={"Software": None})
         plt.close(figure)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from zs_lib import claims, config, results
 from zs_lib.errors import DataError
 from zs_lib.figures import LABELS
 from zs_lib.results import Tables
+from zs_lib.tables import markdown
 
 README = config.ROOT / "README.md"
 BEGIN, END = "<!-- results: `zs runs record` writes these lines -->", "<!-- end of results -->"
@@ -17,14 +20,17 @@ def section(tables: Tables) -> str:
     """Held-out F1 of every arm, then the statements tested on them and on the simulators, as Markdown."""
     scores = results.heldout_table(results.core(tables["evaluation"])).sort_values("f1", ascending=False)
     seeds, questions = int(scores["seeds"].max()), int(scores["questions"].max())
-    lines = [f"F1 on {questions} questions about held-out entities, with BM25, mean of {seeds} seeds and 95% interval over seeds and questions:",
-             "", "| | F1 | searches |", "| --- | --- | --- |"]
-    lines += [f"| {LABELS[arm]} | {row['f1']:.2f} ({row['low']:.2f} to {row['high']:.2f}) | {row['searches']:.1f} |" for arm, row in scores.iterrows()]
-    lines += ["", "| tested statement | estimate (95% interval) | aim | verdict |", "| --- | --- | --- | --- |"]
-    for table in (claims.heldout(tables), claims.fidelity(tables)):
-        lines += [f"| {statement} | {row['estimate']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | {row['bound']} | {row['verdict']} |"
-                  for statement, row in table.iterrows()]
-    return "\n".join(lines)
+    arms = pd.DataFrame({"F1": [_interval(row["f1"], row, 2) for _, row in scores.iterrows()], "searches": [f"{count:.1f}" for count in scores["searches"]]},
+                        index=pd.Index(scores.index.map(LABELS), name=""))
+    tested = pd.concat([claims.heldout(tables), claims.fidelity(tables)])
+    tested["estimate (95% interval)"] = [_interval(row["estimate"], row, 3) for _, row in tested.iterrows()]
+    statements = tested[["estimate (95% interval)", "bound", "verdict"]].rename_axis("tested statement").rename(columns={"bound": "aim"})
+    head = f"F1 on {questions} questions about held-out entities, with BM25, mean of {seeds} seeds and 95% interval over seeds and questions:"
+    return f"{head}\n\n{markdown(arms)}\n{markdown(statements)}".rstrip("\n")
+
+
+def _interval(value: float, row: pd.Series, digits: int) -> str:
+    return f"{value:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
 
 
 def update(tables: Tables, path: Path = README) -> None:
