@@ -16,7 +16,7 @@ from zs_lib.engines import SearchResult
 from zs_lib.errors import EngineError, RunError
 from zs_lib.evaluate import evaluate, pick, summarise
 from zs_lib.qa import SUBSETS, Hop, Question
-from zs_lib.runs import RunStore
+from zs_lib.runs import Run, RunStore
 
 CFG = RolloutConfig(
     max_searches=2,
@@ -142,7 +142,10 @@ POLICY = PolicyArm(
 def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
     arm = EvaluationArm.of_backbone(POLICY, SMALL)
     assert (arm.rollout.temperature, arm.rollout.num_documents) == (0.0, 3)
+    shown = []
+    monkeypatch.setattr(Run, "progress", lambda run, stage, step, steps: shown.append((stage, step, steps)))
     run = evaluation.ensure(arm, 0, store)
+    assert shown == [("evaluating", done, len(SUBSETS)) for done in range(len(SUBSETS))]
     assert run.finished and set(run.summary["subsets"]) == set(SUBSETS)
     table = evaluation.rows(run)
     assert len(table) == run.summary["questions"] == 2 * len(SUBSETS)
@@ -153,7 +156,8 @@ def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
 def test_rows_come_back_as_they_were_stored(store, monkeypatch):
     written = evaluate(ScriptedGenerator(write), QUESTIONS, Engine(), CFG, seed=0)
     written.loc[0, "prediction"] = "NA"  # a name like any other
-    monkeypatch.setattr(evaluation, "evaluate", lambda *args: written)
+    parts = iter([written])  # of the first subset; the others have no questions
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args: next(parts, written[:0]))
     read = evaluation.rows(evaluation.ensure(EvaluationArm.of_backbone(POLICY, SMALL), 0, store))
     assert read["prediction"].fillna("").tolist() == written["prediction"].fillna("").tolist()
     assert read["query_quality"].isna().tolist() == [False, False, True] and read["f1"].dtype == float

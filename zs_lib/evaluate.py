@@ -38,7 +38,12 @@ def ensure(arm: EvaluationArm, seed: int, store: RunStore) -> Run:
         engine = _engine(arm, store)
         questions = pick(qa.load_questions(split="test"), arm.questions_per_subset)
         generator = Generator(loaded.model, loaded.tokenizer)
-        table = evaluate(generator, questions, engine, arm.rollout, seed, arm.method)
+        subsets, tables = list(dict.fromkeys(question.subset for question in questions)), []
+        for number, subset in enumerate(subsets):
+            run.progress("evaluating", number, len(subsets))
+            part = [question for question in questions if question.subset == subset]
+            tables.append(evaluate(generator, part, engine, arm.rollout, seed, arm.method))
+        table = pd.concat(tables, ignore_index=True)
         table.to_csv(run.path / ROWS, index=False)
         return summarise(table)
 
@@ -71,7 +76,7 @@ def evaluate(
     Columns: id, subset, hops (number, 0 if not known), prediction (empty without an answer), em, cover_em, f1
     (in [0, 1]), searches, documents (that it was shown), turns, query_quality (share of this question's searches;
     empty if there is none to judge), answer_in_documents, stop_reason, policy_tokens and seconds (tokens written
-    and wall time a question, means of the whole batch).
+    and wall time a question, means of these questions).
 
     Greedy, because the original samples at validation, so that its scores move from one validation to the
     next. `seed` reaches a simulated engine only. Raises EngineError if a search failed: its question cannot
