@@ -34,6 +34,17 @@ def test_one_seed_decides_nothing():
     assert table["verdict"].eq("undecided").all() and table.iloc[0]["estimate"] == 3.0
 
 
+def test_seeds_are_paired_where_both_arms_have_them():
+    """Both arms swing by 0.4 from seed to seed, together: the difference does not swing at all."""
+    table = evaluation(seeds=4, a=0.5, b=0.3)
+    table["f1"] += 0.2 * (table["seed"] % 2)
+    estimate, low, high, *_ = claims.compare(table, "a", "b", lambda a, b: a - b)
+    assert (estimate, low, high) == (pytest.approx(0.2),) * 3
+    unpaired = table[(table["arm"] == "a") | (table["seed"] < 3)]
+    _, low, high, seeds, _ = claims.compare(unpaired, "a", "b", lambda a, b: a - b)
+    assert high - low > 0.1 and seeds == 3
+
+
 def test_a_missing_arm_is_named():
     with pytest.raises(DataError, match="search-r1"):
         claims.compare(evaluation(zerosearch=0.5), "zerosearch", "search-r1", lambda a, b: a - b)
@@ -136,7 +147,7 @@ def test_what_is_not_stored_is_named_with_its_cure():
 
 
 def test_the_detectable_effect_by_hand():
-    row = claims._seeds("a minus b", [0.4, 0.5, 0.6], [0.1, 0.2, 0.3])
-    # equal variances 0.01: standard error sqrt(0.02 / 3) = 0.08165, t(4) = 2.7764
-    assert (row.estimate, row.low, row.high) == (pytest.approx(0.3), pytest.approx(0.0733, abs=1e-3), pytest.approx(0.5267, abs=1e-3))
-    assert row.detectable == pytest.approx(2.8 * 2.7764 * 0.08165 / 1.96, rel=1e-3) and row.verdict == "holds"
+    row = claims._seeds("a minus b", [0.4, 0.6, 0.5], [0.1, 0.2, 0.3])
+    # differences 0.3, 0.4, 0.2: standard error 0.1 / sqrt(3) = 0.057735, t(2) = 4.3027
+    assert (row.estimate, row.low, row.high) == (pytest.approx(0.3), pytest.approx(0.0516, abs=1e-3), pytest.approx(0.5484, abs=1e-3))
+    assert row.detectable == pytest.approx(2.8 * 4.3027 * 0.057735 / 1.96, rel=1e-3) and row.verdict == "holds"

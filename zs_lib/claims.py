@@ -18,7 +18,7 @@ from zs_lib import results
 from zs_lib.cost import priced
 from zs_lib.errors import DataError
 from zs_lib.methods import METHODS
-from zs_lib.metrics import RESAMPLES, hierarchical_bootstrap
+from zs_lib.metrics import draw_counts, hierarchical_bootstrap
 from zs_lib.results import START, Tables
 from zs_lib.studies import MAIN
 
@@ -272,26 +272,19 @@ def _by_seed(table: pd.DataFrame, column: str, summary: Callable) -> dict[str, l
     return {arm: [summary(curve[column]) for _, curve in part.groupby("seed")] for arm, part in ordered.groupby("arm")}
 
 
-def _seeds(statement: str, first: list[float], second: list[float], bound: float = 0.0) -> Statement:
-    """Whether the means over seeds differ by more than `bound`: Welch's interval, for seeds are all that was drawn."""
-    from scipy import stats
-
-    difference, seeds = float(np.mean(first) - np.mean(second)), min(len(first), len(second))
-    test = stats.ttest_ind(first, second, equal_var=False) if seeds > 1 else None
-    return _over_seeds(statement, difference, test, seeds, bound)
+def _seeds(statement: str, first: list[float], second: list[float]) -> Statement:
+    """Whether the first arm is above the second, seed by seed: a seed takes the same questions in every arm."""
+    return _paired(statement, [a - b for a, b in zip(first, second, strict=False)])
 
 
 def _paired(statement: str, differences: list[float], bound: float = 0.0) -> Statement:
     """Whether the mean of what each seed gives is above `bound`: Student's interval."""
     from scipy import stats
 
-    test = stats.ttest_1samp(differences, 0.0) if len(differences) > 1 else None
-    return _over_seeds(statement, float(np.mean(differences)), test, len(differences), bound)
-
-
-def _over_seeds(statement: str, estimate: float, test, seeds: int, bound: float) -> Statement:
-    low, high = test.confidence_interval() if test else (np.nan, np.nan)
-    return Statement(statement, estimate, low, high, seeds, seeds, f"> {bound:g}", _verdict(low > bound, high < bound, seeds))
+    seeds = len(differences)
+    low, high = stats.ttest_1samp(differences, 0.0).confidence_interval() if seeds > 1 else (np.nan, np.nan)
+    verdict = _verdict(low > bound, high < bound, seeds)
+    return Statement(statement, float(np.mean(differences)), low, high, seeds, seeds, f"> {bound:g}", verdict)
 
 
 # how statements are tested --------------------------------------------------------------------------------------------
@@ -300,7 +293,8 @@ def compare(table: pd.DataFrame, arm: str, other: str, statistic: Callable, scor
     """(estimate, low, high, seeds, questions) of `statistic(mean of arm, mean of other)`; seeds: of the arm that has fewer,
     not counting what is not trained.
 
-    Hierarchical bootstrap: questions are drawn once for both (they answer the same ones), seeds for each apart.
+    Hierarchical bootstrap, paired: questions are drawn once for both (they answer the same ones), and so are seeds where
+    both have the same (a seed takes the same questions in training); else for each apart.
 
     Raises:
         DataError: an arm was not evaluated.
@@ -309,11 +303,9 @@ def compare(table: pd.DataFrame, arm: str, other: str, statistic: Callable, scor
     shared = first.columns.intersection(second.columns)
     a, b = first[shared].to_numpy(), second[shared].to_numpy()
     rng, n = np.random.default_rng(seed), len(shared)
-    draws = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        questions = rng.integers(0, n, n)
-        draws[i] = statistic(a[np.ix_(rng.integers(0, len(a), len(a)), questions)].mean(),
-                             b[np.ix_(rng.integers(0, len(b), len(b)), questions)].mean())
+    questions, seeds = draw_counts(rng, n) / n, draw_counts(rng, len(a)) / len(a)
+    others = seeds if first.index.equals(second.index) else draw_counts(rng, len(b)) / len(b)
+    draws = statistic(((seeds @ a) * questions).sum(axis=1), ((others @ b) * questions).sum(axis=1))
     low, high = np.quantile(draws, (0.025, 0.975))
     trained = [len(matrix) for name, matrix in ((arm, a), (other, b)) if name.partition("/")[0] not in (START, *METHODS)]
     return float(statistic(a.mean(), b.mean())), float(low), float(high), min(trained, default=1), n

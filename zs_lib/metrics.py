@@ -111,7 +111,7 @@ def bootstrap_interval(
     if labels.shape != array.shape:
         raise DataError(f"{array.size} values came with {labels.size} group labels.")
     sums, counts = np.bincount(labels, array), np.bincount(labels)
-    weights = _draw_counts(np.random.default_rng(seed), counts.size)
+    weights = draw_counts(np.random.default_rng(seed), counts.size)
     means = (weights @ sums) / (weights @ counts)
     return float(array.mean()), *_percentiles(means, level)
 
@@ -129,11 +129,11 @@ def hierarchical_bootstrap(
     if array.ndim != 2:
         raise DataError(f"A matrix of seeds × questions is needed, got {array.ndim} dimension(s).")
     rng = np.random.default_rng(seed)
-    rows, columns = (_draw_counts(rng, size) / size for size in array.shape)
+    rows, columns = (draw_counts(rng, size) / size for size in array.shape)
     return float(array.mean()), *_percentiles(((rows @ array) * columns).sum(axis=1), level)
 
 
-def _draw_counts(rng: np.random.Generator, size: int) -> np.ndarray:
+def draw_counts(rng: np.random.Generator, size: int) -> np.ndarray:
     """(RESAMPLES, size) float64: how often each of `size` things comes when `size` are drawn with return."""
     return rng.multinomial(size, np.full(size, 1 / size), size=RESAMPLES).astype(np.float64)
 
