@@ -238,7 +238,12 @@ REAL_ENGINES = ("bm25", "dense", "serpapi", "serper", "wikipedia", "search-r1:UR
 
 def simulates(engine: str) -> bool:
     """Whether a simulator writes this engine's documents."""
-    return _pattern(engine) in (*SIMULATING, SERVED)
+    return engine in SIMULATING or served(engine)
+
+
+def served(engine: str) -> bool:
+    """Whether that simulator stands on a server, so that none of the run store is needed."""
+    return _pattern(engine) == SERVED
 
 
 def _pattern(engine: str) -> str:

@@ -55,8 +55,8 @@ class CachedEngine(SearchEngine):
             documents = kept["documents"]
             if self._asked(query, num_documents).items() <= kept.items() and all(isinstance(text, str) for text in documents):
                 return SearchResult.of(documents)
-        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
-            pass
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            pass  # not kept yet, or damaged
         except OSError as error:
             raise self._unusable(error) from error
         return None

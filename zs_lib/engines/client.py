@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from random import Random
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 from anyio.from_thread import start_blocking_portal
@@ -46,11 +46,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Call:
-    """One request to a service: a POST where there is a `body` (JSON), else a GET."""
+    """One request to a service: a GET with `params`, or a POST with a `body` (JSON). None of it is secret."""
 
     path: str
     params: dict[str, str | int] = field(default_factory=dict)
-    """Of the address, none of them secret."""
     body: dict | None = None
 
 
@@ -85,9 +84,9 @@ class Service:
 
     def __post_init__(self):
         try:
-            url = httpx.URL(self.address)
-            sound = url.scheme in ("http", "https") and url.host and not (url.userinfo or url.query or url.fragment)
-        except httpx.InvalidURL:
+            url, parts = httpx.URL(self.address), urlsplit(self.address)  # each lets through what the other does not
+            sound = url.scheme in ("http", "https") and parts.hostname and not (url.userinfo or url.query or url.fragment)
+        except (httpx.InvalidURL, ValueError):
             sound = False
         if not sound:  # it is not repeated: it may hold a password
             raise EngineError(f"The address of {self.name} is none that can be used: give http://HOST:PORT or "
@@ -151,11 +150,15 @@ class Service:
 
     async def _attempt(self, client: httpx.AsyncClient, call: Call) -> Any:
         """One attempt: the answer's JSON, else Failed, _Again or EngineError. No message of httpx is passed on."""
+        # What a model writes may hold half surrogate pairs, which no server takes: they become question marks.
+        params = {name: str(value).encode(errors="replace").decode() for name, value in call.params.items()}
+        body = json.dumps(call.body, ensure_ascii=False).encode(errors="replace")
+        sent = {"params": params} if call.body is None else {"content": body, "headers": {"Content-Type": "application/json"}}
         method = "GET" if call.body is None else "POST"
         try:
             async with (
                 asyncio.timeout(self.limits.attempt_s),
-                client.stream(method, self.address + call.path, params=call.params or None, json=call.body) as answer,
+                client.stream(method, self.address + call.path, **sent) as answer,
             ):
                 body = await self._read(answer)
         except TimeoutError:

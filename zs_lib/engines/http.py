@@ -109,7 +109,7 @@ class SerpApiEngine(HttpEngine):
                                             key_parameter="api_key"))
 
     def _call(self, group, num_documents):
-        return Call("/search.json", {"engine": "google", "q": _printable(group[0].query), "num": num_documents})
+        return Call("/search.json", {"engine": "google", "q": group[0].query, "num": num_documents})
 
     def _documents(self, answer, num_documents):
         found, error = answer.get("organic_results"), answer.get("error", "")
@@ -149,7 +149,7 @@ class WikipediaEngine(HttpEngine):
         pages = min(num_documents, self.PAGES)
         return Call("/w/api.php", {
             "action": "query", "format": "json", "formatversion": 2, "generator": "search",
-            "gsrsearch": _printable(group[0].query)[: self.QUERY], "gsrlimit": pages,
+            "gsrsearch": group[0].query[: self.QUERY], "gsrlimit": pages,
             "prop": "extracts", "exintro": 1, "explaintext": 1, "exchars": self.EXTRACT, "exlimit": pages})  # fmt: skip
 
     def _documents(self, answer, num_documents):
@@ -217,19 +217,19 @@ def seed_of(key: tuple[int | str, ...]) -> int:
 
 def _own_server(name: str, address: str, limits: Limits) -> Service:
     """A server whose address the user gave; it gets the token, if the environment has one."""
-    token = _environment(TOKENS)
+    token = environment(TOKENS)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return Service(name, address.rstrip("/"), limits, headers, token, TOKENS[0])
 
 
 def _key(service: str, names: tuple[str, ...]) -> str:
-    key = _environment(names)
+    key = environment(names)
     if not key:
         raise EngineError(f"{service} needs a key: put it into the environment's {' or '.join(names)}.")
     return key
 
 
-def _environment(names: tuple[str, ...]) -> str:
+def environment(names: tuple[str, ...]) -> str:
     """The first of these variables that is set; EngineError if it cannot stand in a header."""
     key = next(filter(None, (os.environ.get(name, "").strip() for name in names)), "")
     if not (key.isascii() and key.isprintable()):
@@ -240,8 +240,3 @@ def _environment(names: tuple[str, ...]) -> str:
 def _titled(title: str | None, text: str | None) -> str:
     """Title and text as a wiki-18 passage has them, the title on a line of its own."""
     return "\n".join(filter(None, (title, text)))
-
-
-def _printable(query: str) -> str:
-    """`query` without half surrogate pairs, which cannot stand in an address."""
-    return query.encode("utf-8", "replace").decode()
