@@ -4,6 +4,9 @@ import asyncio
 import json
 import logging
 import multiprocessing
+import signal
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -12,6 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 from http_fixtures import serving
+from model_fixtures import ScriptedGenerator
 
 from zs_lib import config, protocol
 from zs_lib.engines import SearchRequest, SearchResult, build_engine, http
@@ -20,6 +24,8 @@ from zs_lib.engines.cached import CachedEngine
 from zs_lib.engines.client import Limits
 from zs_lib.engines.http import OpenAIEngine, SearchR1Engine, SerpApiEngine, SerperEngine, WikipediaEngine, WikiRetrieverEngine
 from zs_lib.errors import BudgetError, ConfigError, EngineError
+from zs_lib.qa import Question
+from zs_lib.rollout import rollout
 from zs_lib.values import digest
 
 KEY = "planted+key/7f3a9"
@@ -52,7 +58,8 @@ def keys(environment, monkeypatch):
 @pytest.mark.parametrize("scored", [True, False])
 def test_search_r1_in_both_forms_of_its_answer(scored):
     def answer(asked):
-        items = [[{"id": str(i), "contents": f'"{query}"\ntext {i}'} for i in range(asked.body["topk"] + 1)] for query in asked.body["queries"]]
+        items = [[{"id": str(i), "contents": f'"{query}"\ntext {i}'} for i in range(asked.body["topk"] + 1)]
+                 for query in asked.body["queries"]]
         asked.reply({"result": [[{"document": item, "score": 1.5} for item in row] if scored else row for row in items]})
 
     with serving(answer) as server:
@@ -100,7 +107,8 @@ def test_serper(keys):
 
 
 def test_wikipedia_in_its_own_order_with_a_polite_name():
-    pages = [{"index": 2, "title": "Lyon", "extract": "second"}, {"index": 1, "title": "Paris", "extract": "first"}, {"index": 3, "title": "x"}]
+    pages = [{"index": 2, "title": "Lyon", "extract": "second"}, {"index": 1, "title": "Paris", "extract": "first"},
+             {"index": 3, "title": "x"}]
 
     def answer(asked):
         query = params(asked)["gsrsearch"]
@@ -132,7 +140,8 @@ def test_a_served_simulator_is_asked_and_read_like_ours(keys):
         request = SearchRequest("capital", "which?", ("Paris", "P"), noisy=True, key=(3, "search"))
         assert engine.search([request, request], 2) == [SearchResult(("one", "two"), "ok")] * 2
         body = server.asked[1].body
-        assert body["messages"] == [{"role": "user", "content": protocol.simulator_prompt("capital", "which?", "Paris", False, 2, "paper")}]
+        prompt = protocol.simulator_prompt("capital", "which?", "Paris", False, 2, "paper")
+        assert body["messages"] == [{"role": "user", "content": prompt}]
         assert (body["model"], body["temperature"], body["max_tokens"], body["stop"]) == ("M", 0.8, 60, ["Doc 3"])
         assert body["seed"] == server.asked[2].body["seed"] == http.seed_of((3, "search")) != http.seed_of((4, "search"))
         assert 0 <= body["seed"] < 2**31 and server.asked[1].headers["Authorization"] == f"Bearer {KEY}"
@@ -141,7 +150,8 @@ def test_a_served_simulator_is_asked_and_read_like_ours(keys):
 
 
 @pytest.mark.parametrize(("listed", "message"), [
-    ({"data": [{"id": "A"}, {"id": "B"}]}, "2 .A, B.: name one, openai:MODEL@URL"), ({"data": []}, "none"), ([], "does not list its models")])
+    ({"data": [{"id": "A"}, {"id": "B"}]}, "2 .A, B.: name one, openai:MODEL@URL"), ({"data": []}, "none"),
+    ([], "does not list its models")])
 def test_a_server_with_several_models_needs_a_name(listed, message):
     with serving(lambda asked: asked.reply(listed)) as server:
         with pytest.raises(EngineError, match=message):
@@ -270,6 +280,27 @@ def test_it_works_where_an_event_loop_runs():
         assert asyncio.run(cell(WikiRetrieverEngine(server.url, QUICK))) == [SearchResult(("yes",), "ok")]
 
 
+def test_proxies_are_for_other_machines_only(monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with serving(lambda asked: asked.reply([{"text": asked.path}])) as server:
+        monkeypatch.setenv("http_proxy", server.url)
+        assert WikiRetrieverEngine("http://search.invalid", QUICK).search(ask("q"), 1)[0].documents == ("http://search.invalid/retrieve",)
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        assert WikiRetrieverEngine(server.url, QUICK).search(ask("q"), 1)[0].documents == ("/retrieve",)
+
+
+def test_ctrl_c_ends_a_search_at_once():
+    asked = threading.Event()
+    with serving(lambda request: asked.set() or hang(request)) as server:
+        command = [sys.executable, "-m", "zs_lib", "search", "q", "--engine", f"search-r1:{server.url}"]
+        process = subprocess.Popen(command, cwd=config.ROOT, stderr=subprocess.PIPE, text=True)
+        assert asked.wait(30)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(4) == 130 and process.stderr.read() == ""
+        process.stderr.close()
+
+
 # ------------------------------------------------------------------------------------------ keys
 
 
@@ -317,7 +348,8 @@ def leaks(text):
     return KEY in text or quote(KEY, safe="") in text
 
 
-@pytest.mark.parametrize("address", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://me:secret@host", "http://host?key=secret", "http://[", "http://h:x"])
+@pytest.mark.parametrize("address", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://me:secret@host",
+                                     "http://host?key=secret", "http://[", "http://h:x"])
 def test_addresses_that_cannot_be_used(address):
     with pytest.raises(EngineError, match="give http://HOST:PORT") as caught:
         SearchR1Engine(address)
@@ -426,6 +458,16 @@ def test_a_budget_counts_across_threads():
     assert len(inner.asked) == 37 and len(refused) == 160 - 37
 
 
+def test_a_spent_budget_ends_a_rollout():
+    """Other failures only end their own trajectory."""
+    arm, generator = config.load_profile("tiny").policy("search-r1"), ScriptedGenerator(lambda prompt, key: "<search> a </search>")
+    questions = [Question(str(i), "which?", ("Paris",)) for i in range(2)]
+    with pytest.raises(BudgetError):
+        rollout(questions, generator, BudgetedEngine(Counting(), max_queries=3), arm.rollout, [(0,), (1,)])
+    failed = rollout(questions, generator, Counting(fail={"a"}), arm.rollout, [(0,), (1,)])
+    assert [trajectory.stop_reason for trajectory in failed] == ["engine_failed"] * 2
+
+
 # ------------------------------------------------------------------------------------------ by name
 
 
@@ -447,7 +489,7 @@ def test_engines_by_name(keys, monkeypatch, tmp_path):
         with pytest.raises(EngineError, match="number of dollars"):
             build_engine("serper")
     for name in ("search-r1", "serpapi:http://x", "bing:http://x"):
-        with pytest.raises(EngineError, match="Unknown search engine .*openai:.MODEL@.URL, serpapi, serper, wikipedia"):
+        with pytest.raises(EngineError, match="Unknown search engine .*openai:URL, serpapi, serper, wikipedia"):
             build_engine(name)
 
 

@@ -13,13 +13,14 @@ import time
 import httpx
 import pytest
 from model_fixtures import tiny_model, tiny_tokenizer
+from run_fixtures import CountingArm, ensure
 
-from zs_lib import cli, config, qa
+from zs_lib import cli, config, qa, serve
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.engines.client import Limits
 from zs_lib.engines.http import OpenAIEngine, SearchR1Engine, seed_of
 from zs_lib.engines.simulated import SimulatedEngine
-from zs_lib.errors import DataError, EngineError
+from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.generate import Generator
 from zs_lib.serve import load_corpus
 
@@ -190,7 +191,8 @@ def test_what_cannot_be_served_is_one_line(arguments, message, store, capsys):
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("{", "line 2 is no passage (JSONDecodeError"), ("[]", "line 2"), ('{"id": "1"}', "line 2 is no passage (KeyError('contents'))"), ("", "line 2"),
+    ("{", "line 2 is no passage (JSONDecodeError"), ("[]", "line 2"), ("", "line 2"),
+    ('{"id": "1"}', "line 2 is no passage (KeyError('contents'))"),
     ('{"id": null, "contents": "x"}', "no text"), ('{"id": "1", "contents": ["x"]}', "no text"), ("\udcff", "cannot be read as UTF-8")])
 def test_damaged_corpora_say_where(line, message, tmp_path):
     path = tmp_path / "mine.jsonl"
@@ -211,7 +213,17 @@ def test_corpora_keep_their_ids(corpus, tmp_path):
 
 
 def chat(served, **asked):
-    return httpx.post(f"{served.url}/v1/chat/completions", json={"messages": [{"role": "user", "content": "Doc 1: the capital"}]} | asked, timeout=60)
+    whole = {"messages": [{"role": "user", "content": "Doc 1: the capital"}]} | asked
+    return httpx.post(f"{served.url}/v1/chat/completions", json=whole, timeout=60)
+
+
+def test_a_simulator_s_run_is_served_by_its_name(store):
+    store.root.mkdir()
+    arm = config.load_profile("tiny").simulators[0]
+    run = store.ensure(arm, 0, lambda run: {})
+    assert serve._weights(run.path.name) == (str(run.model_dir), arm.label)
+    with pytest.raises(RunError, match="no finished simulator"):
+        serve._weights(ensure(CountingArm(), 0, store).digest)
 
 
 def test_our_openai_engine_asks_our_simulator(simulator):
@@ -228,7 +240,8 @@ def test_our_openai_engine_asks_our_simulator(simulator):
 def test_completions_have_openai_s_form(simulator):
     answer = chat(simulator, model="tiny", max_tokens=20, seed=3, temperature=0.5, n=1, stream=False, top_p=1.0).json()
     choice, usage = answer["choices"][0], answer["usage"]
-    assert choice["message"]["role"] == "assistant" and choice["finish_reason"] in ("stop", "length") and answer["object"] == "chat.completion"
+    assert choice["message"]["role"] == "assistant" and choice["finish_reason"] in ("stop", "length")
+    assert answer["object"] == "chat.completion" and answer["model"] == "tiny"
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and 0 < usage["completion_tokens"] <= 20
     assert chat(simulator, max_tokens=20, seed=3, temperature=0.5).json()["choices"][0]["message"] == choice["message"]
     whole = chat(simulator, max_tokens=20, seed=3, temperature=0).json()["choices"][0]["message"]["content"]
@@ -244,7 +257,8 @@ def test_completions_have_openai_s_form(simulator):
     ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "do not fit the model's 512"),
     ({"max_tokens": 0}, 400, "from 1 to 1024"), ({"max_tokens": 2000}, 400, "from 1 to 1024"), ({"temperature": -1}, 400, "from 0 to 2"),
     ({"temperature": "hot"}, 400, "as float"), ({"stop": ["a"] * 5}, 400, "at most 4"), ({"stop": ""}, 400, "1 to 100 characters"),
-    ({"stream": True}, 400, "'stream' cannot be asked for"), ({"n": 2}, 400, "'n' cannot"), ({"tools": []}, 400, "'tools' cannot"), ({"seed": "x"}, 400, "as int"),
+    ({"stream": True}, 400, "'stream' cannot be asked for"), ({"n": 2}, 400, "'n' cannot"),
+    ({"tools": []}, 400, "'tools' cannot"), ({"seed": "x"}, 400, "as int"),
 ])
 def test_wrong_chats_are_refused(simulator, asked, status, message):
     answer = chat(simulator, **asked)

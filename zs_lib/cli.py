@@ -126,9 +126,9 @@ def _add_profile(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--engine", default="bm25", metavar="E", help=f"{', '.join(ENGINES)} (default: bm25)")
-    sub.add_argument("--template", choices=tuple(protocol.SIMULATOR_TEMPLATES), default="paper",
-                     help="of the prompt to an openai engine; our tiny models know the short one (default: paper)")  # fmt: skip
+    sub.add_argument("--engine", default="bm25", metavar="E",
+                     help=f"{', '.join(ENGINES)} (default: bm25). URL: as http://127.0.0.1:8000, with MODEL@ before it where a server has several. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
+                          "both may spend ZS_SEARCH_BUDGET dollars a process (default: 10)")  # fmt: skip
 
 
 def _add_address(sub: argparse.ArgumentParser) -> None:
@@ -276,7 +276,7 @@ def _notebooks_store(arguments: argparse.Namespace) -> None:
 
 def _search(arguments: argparse.Namespace) -> None:
     study = config.load_profile("tiny")
-    engine = _engine(arguments, study)
+    engine = _engine(arguments.engine, study)
     request = SearchRequest(arguments.query, *_known(arguments.query))
     result = engine.search([request], study.evaluation.num_documents)[0]
     if result.status == "failed":
@@ -286,7 +286,7 @@ def _search(arguments: argparse.Namespace) -> None:
 
 def _ask(arguments: argparse.Namespace) -> None:
     study = config.load_profile("tiny")
-    engine = None if arguments.engine == "none" else _engine(arguments, study)
+    engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
     from zs_lib import models
     from zs_lib.generate import Generator
     from zs_lib.qa import Question
@@ -314,7 +314,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from zs_lib.generate import Generator
 
     questions = qa.load_questions(arguments.questions)
-    engine = None if arguments.engine == "none" else _engine(arguments, study)
+    engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
     model, cfg = _policy(arguments.policy, study)
     loaded = models.load(model)
     table = evaluate.evaluate(Generator(loaded.model, loaded.tokenizer), questions, engine, cfg, seed=0)
@@ -322,13 +322,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, {table['searches'].mean():.2f} searches")
 
 
-def _engine(arguments: argparse.Namespace, study: config.Profile):
+def _engine(name: str, study: config.Profile):
     """An engine by name; the simulated one is the first simulated policy's simulator, from the store. One on a server
-    is prompted by --template, and sampled as in the original."""
+    is prompted likewise, and has the original's room to write."""
     arm = next(arm.simulator for arm in study.policies if arm.simulator)
-    if arguments.engine == "simulated":
-        return build_engine("simulated", model=_finished(arm).model_dir, arm=arm)
-    return build_engine(arguments.engine, arm=replace(arm, template=arguments.template, temperature=0.8, max_tokens=600))
+    if name == "simulated":
+        return build_engine(name, model=_finished(arm).model_dir, arm=arm)
+    return build_engine(name, arm=replace(arm, max_tokens=600))
 
 
 def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, config.RolloutConfig]:

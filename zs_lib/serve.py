@@ -9,7 +9,6 @@ Nothing in a request names a file. What a request may ask for is bounded, and so
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import shlex
@@ -28,6 +27,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 
+from zs_lib.engines.client import is_loopback
 from zs_lib.engines.http import TOKENS, environment
 from zs_lib.errors import ConfigError, DataError, ModelError, RunError
 from zs_lib.qa import Passage
@@ -152,7 +152,7 @@ class _Address:
 
     def __init__(self, host: str, port: int):
         self.token = environment(TOKENS)
-        if not self.token and not _is_loopback(host):
+        if not self.token and not is_loopback(host):
             raise ConfigError(f"{host} can be reached by others: put a secret into the environment's {TOKENS[0]}, which clients "
                               "then send as a bearer token, or use 127.0.0.1.")
         try:
@@ -182,13 +182,6 @@ class _Address:
         """A command that asks the server; the token stays in the environment."""
         token = f' -H "Authorization: Bearer ${TOKENS[0]}"' if self.token else ""
         return f"curl {self.url}{path}{token} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _unusable(host: str, port: int, error: Exception) -> ConfigError:

@@ -34,7 +34,8 @@ def json_application(posts: dict[str, Callable[[dict], Awaitable[dict]]], gets: 
     def endpoint(answer: Callable[[Request], Awaitable[dict]]) -> Callable:
         async def guarded(request: Request) -> JSONResponse:
             try:
-                if token and not hmac.compare_digest(request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()):
+                sent = request.headers.get("Authorization", "")
+                if token and not hmac.compare_digest(sent.encode(), f"Bearer {token}".encode()):
                     raise Refused(401, "the server's token must come with the request: 'Authorization: Bearer …'")
                 return JSONResponse(await answer(request))
             except Refused as refused:

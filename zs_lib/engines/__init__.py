@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from zs_lib.config import SimulatorArm
     from zs_lib.qa import Passage
 
-ENGINES = ("bm25", "dense", "simulated", "search-r1:URL", "zerosearch-wiki:URL", "openai:[MODEL@]URL", "serpapi", "serper",
-           "wikipedia")  # fmt: skip
-"""Names of engines; URL is the address of a server, like http://127.0.0.1:8000."""
+ADDRESSED = ("search-r1:URL", "zerosearch-wiki:URL", "openai:URL")
+"""Engines on servers of one's own; URL is the address, like http://127.0.0.1:8000, for openai also MODEL@URL."""
+PUBLIC = ("serpapi", "serper", "wikipedia")
+"""Services of the internet."""
+ENGINES = ("bm25", "dense", "simulated", *ADDRESSED, *PUBLIC)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def build_engine(
     (data/search_cache), and each process may spend ZS_SEARCH_BUDGET dollars (10).
     """
     kind, _, address = name.partition(":")
-    if kind in ("search-r1", "zerosearch-wiki", "openai") and address or kind in ("serpapi", "serper", "wikipedia") and not address:
+    if f"{kind}:URL" in ADDRESSED and address or name in PUBLIC:
         return _over_http(kind, address, arm)
     if name == "bm25":
         from zs_lib.engines.bm25 import embedded_engine

@@ -44,8 +44,9 @@ class CachedEngine(SearchEngine):
             found[request.query] = result
             if result.status != "failed":
                 self._keep(request.query, num_documents, result)
+        answered, paid = (sum(found[one.query].status != "failed" for one in some) for some in (requests, asked))
         with self._lock:
-            self.hits += len(requests) - len(asked)
+            self.hits += answered - paid
             self.misses += len(asked)
         return [found[request.query] for request in requests]
 

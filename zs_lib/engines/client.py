@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import urllib.request
 from collections.abc import Sequence
@@ -51,6 +52,14 @@ class Call:
     path: str
     params: dict[str, str | int] = field(default_factory=dict)
     body: dict | None = None
+
+    def for_httpx(self) -> dict[str, Any]:
+        """Arguments of httpx besides the address. Half surrogate pairs, which a model or a terminal may write and no
+        server takes, become question marks."""
+        if self.body is None:
+            return {"method": "GET", "params": {name: str(value).encode(errors="replace").decode() for name, value in self.params.items()}}
+        content = json.dumps(self.body, ensure_ascii=False).encode(errors="replace")
+        return {"method": "POST", "content": content, "headers": {"Content-Type": "application/json"}}
 
 
 class Failed(Exception):
@@ -150,15 +159,10 @@ class Service:
 
     async def _attempt(self, client: httpx.AsyncClient, call: Call) -> Any:
         """One attempt: the answer's JSON, else Failed, _Again or EngineError. No message of httpx is passed on."""
-        # What a model writes may hold half surrogate pairs, which no server takes: they become question marks.
-        params = {name: str(value).encode(errors="replace").decode() for name, value in call.params.items()}
-        body = json.dumps(call.body, ensure_ascii=False).encode(errors="replace")
-        sent = {"params": params} if call.body is None else {"content": body, "headers": {"Content-Type": "application/json"}}
-        method = "GET" if call.body is None else "POST"
         try:
             async with (
                 asyncio.timeout(self.limits.attempt_s),
-                client.stream(method, self.address + call.path, **sent) as answer,
+                client.stream(url=self.address + call.path, **call.for_httpx()) as answer,
             ):
                 body = await self._read(answer)
         except TimeoutError:
@@ -197,9 +201,9 @@ class _KeyedTransport(httpx.AsyncHTTPTransport):
     """Puts the key into a request on its way out: httpx's log and exceptions, which tell addresses, never see it."""
 
     def __init__(self, service: Service):
-        url = httpx.URL(service.address)
-        proxy = None if urllib.request.proxy_bypass(url.host) else urllib.request.getproxies().get(url.scheme)
-        super().__init__(proxy=proxy)
+        url = httpx.URL(service.address)  # httpx looks for proxies only where it has its own transport
+        direct = is_loopback(url.host) or urllib.request.proxy_bypass(url.host)
+        super().__init__(proxy=None if direct else urllib.request.getproxies().get(url.scheme))
         self.service = service
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -208,6 +212,14 @@ class _KeyedTransport(httpx.AsyncHTTPTransport):
         url = request.url.copy_add_param(self.service.key_parameter, self.service.key)
         keyed = httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=request.extensions)
         return await super().handle_async_request(keyed)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, seen from itself alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _retry_after(header: str) -> float:
