@@ -78,7 +78,7 @@ def test_a_simulated_search_does_not_depend_on_the_others():
 
 
 def test_unknown_engines_are_refused_with_the_known_ones():
-    with pytest.raises(EngineError, match="'google'.*bm25, dense, simulated"):
+    with pytest.raises(EngineError, match="'google'.*bm25, dense, simulated, search-r1:URL"):
         build_engine("google")
     with pytest.raises(EngineError, match="needs a simulator"):
         build_engine("simulated")
@@ -88,7 +88,7 @@ def test_unknown_engines_are_refused_with_the_known_ones():
 
 def test_training_searches_the_passages_of_its_split_only():
     everything, train = build_engine("bm25"), build_engine("bm25", split="train")
-    assert 0 < len(train._texts) < len(everything._texts) and build_engine("bm25", split="train") is train
+    assert 0 < len(train._passages) < len(everything._passages) and build_engine("bm25", split="train") is train
 
 
 def test_a_mixed_engine_asks_the_real_one_for_its_share(bm25):

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from zs_lib import config
-from zs_lib.errors import RunError, ZeroSearchError
+from zs_lib import config, protocol
+from zs_lib.engines import ENGINES, SearchRequest, build_engine
+from zs_lib.errors import EngineError, RunError, ZeroSearchError
 from zs_lib.values import from_identity
 
 
@@ -92,6 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--policy", metavar="RUN|PATH", help="as for ask")
     _add_engine(sub)
 
+    serving = group("serve", "servers over HTTP, on this machine alone unless ZS_SERVE_TOKEN is set")
+    sub = add("retriever", _serve_retriever, "a search engine that speaks Search-R1's protocol (POST /retrieve)", serving)
+    sub.add_argument("--engine", choices=("bm25", "dense"), default="bm25", help="(default: bm25)")
+    sub.add_argument("--corpus", type=Path, metavar="FILE", help='JSON lines {"id", "contents"} like wiki-18 (default: the benchmark\'s)')
+    _add_address(sub)
+    sub = add("simulator", _serve_simulator, "a simulator that speaks OpenAI's protocol (by vLLM, where that is installed)", serving)
+    sub.add_argument("--model", required=True, metavar="M", help="a simulator's run, a backbone, a model folder or a hub id")
+    _add_address(sub)
+
     add(
         "build",
         _benchmark_build,
@@ -120,7 +130,15 @@ def _add_profile(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--engine", default="bm25", metavar="E", help="bm25, simulated, … (default: bm25)")
+    sub.add_argument("--engine", default="bm25", metavar="E",
+                     help=f"{', '.join(ENGINES)} (default: bm25). URL: as http://127.0.0.1:8000, with MODEL@ before it where a server has several. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
+                          "both may spend ZS_SEARCH_BUDGET dollars a process (default: 10)")  # fmt: skip
+
+
+def _add_address(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--port", type=int, default=8000, metavar="P", help="(default: 8000; 0: any free one)")
+    sub.add_argument("--host", default="127.0.0.1", metavar="H",
+                     help="(default: 127.0.0.1; another needs a secret in ZS_SERVE_TOKEN, sent as a bearer token)")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ the study
@@ -192,6 +210,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return int(any(not finding.ok and finding.level == "missing" for finding in findings))
 
 
+def _serve_retriever(arguments: argparse.Namespace) -> None:
+    from zs_lib import serve
+
+    serve.retriever(arguments.engine, arguments.corpus, arguments.host, arguments.port)
+
+
+def _serve_simulator(arguments: argparse.Namespace) -> None:
+    from zs_lib import serve
+
+    serve.simulator(arguments.model, arguments.host, arguments.port)
+
+
 # ------------------------------------------------------------------------------------------ the store
 
 
@@ -257,21 +287,19 @@ def _notebooks_store(arguments: argparse.Namespace) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    from zs_lib.engines import SearchRequest
-
     study = config.load_profile("tiny")
     engine = _engine(arguments.engine, study)
     request = SearchRequest(arguments.query, *_known(arguments.query))
-    for number, document in enumerate(
-        engine.search([request], study.evaluation.num_documents)[0].documents, 1
-    ):
-        print(f"Doc {number}: {document}")
+    result = engine.search([request], study.evaluation.num_documents)[0]
+    if result.status == "failed":
+        raise EngineError(result.error)
+    print(protocol.format_documents(result.documents), end="")
 
 
 def _ask(arguments: argparse.Namespace) -> None:
     study = config.load_profile("tiny")
     engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
-    from zs_lib import models, protocol
+    from zs_lib import models
     from zs_lib.generate import Generator
     from zs_lib.qa import Question
     from zs_lib.rollout import rollout
@@ -307,13 +335,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _engine(name: str, study: config.Profile):
-    """An engine by name; the simulated one is the first simulated policy's simulator, from the store."""
-    from zs_lib.engines import build_engine
-
-    if name != "simulated":
-        return build_engine(name)
+    """An engine by name; the simulated one is the first simulated policy's simulator, from the store. One on a server
+    is prompted likewise, and has the original's room to write."""
     arm = next(arm.simulator for arm in study.policies if arm.simulator)
-    return build_engine(name, model=_finished(arm).model_dir, arm=arm)
+    if name == "simulated":
+        return build_engine(name, model=_finished(arm).model_dir, arm=arm)
+    return build_engine(name, arm=replace(arm, max_tokens=600))
 
 
 def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, config.RolloutConfig]:

@@ -183,11 +183,11 @@ class PolicyArm:
     backbone: str
     """The policy before training, which is the reference policy too."""
     engine: str
-    """Who answers queries in training: "simulated", a real engine, "mixed" (simulated, and a share of the queries
-    by BM25), or "none" (the paper's R1)."""
+    """Who answers queries in training: "simulated", "openai:[MODEL@]URL" (a simulator on a server), a real engine,
+    "mixed" (simulated, and a share of the queries by BM25), or "none" (the paper's R1)."""
     simulator: SimulatorArm | None
     """The simulator of engine "simulated"; all seeds of the policy share its run of seed 0, as in the
-    paper."""
+    paper. On a server it says how to prompt and sample."""
     curriculum: CurriculumConfig | None
     """The share of noisy documents; None: always useful ones. Real engines take no notice."""
     objective: ObjectiveConfig
@@ -216,22 +216,45 @@ class PolicyArm:
     """The share of queries that the engine "mixed" hands to the real engine."""
 
     def __post_init__(self):
-        among(self, engine=("none", *SIMULATING, *REAL_ENGINES))
+        _check_engine(self, "none", *SIMULATING, SERVED, *REAL_ENGINES)
         within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
                 learning_rate=(0, 1), weight_decay=(0, 1), max_grad_norm=(0, math.inf), warmup_ratio=(0, 1),
                 checkpoint_every=(1, math.inf), real_share=(0, 1))  # fmt: skip
-        if self.engine in SIMULATING and self.simulator is None:
+        if simulates(self.engine) and self.simulator is None:
             raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' needs a simulator.")
         if (self.engine == "mixed") != (self.real_share > 0):
             raise ConfigError(f"policy '{self.name}': a real_share belongs to the engine 'mixed', and that to a real_share.")
-        if self.engine not in SIMULATING and self.simulator is not None:
+        if not simulates(self.engine) and self.simulator is not None:
             raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' has no simulator.")
 
 
 SIMULATING = ("simulated", "mixed")
-"""Engines in which a simulator writes documents."""
-REAL_ENGINES = ("bm25", "dense", "serpapi")
+"""Engines in which a simulator of the run store writes documents."""
+SERVED = "openai:URL"
+"""The simulator on a server; here and below, URL stands for any address (`engines.build_engine`)."""
+REAL_ENGINES = ("bm25", "dense", "serpapi", "serper", "wikipedia", "search-r1:URL", "zerosearch-wiki:URL")
 """Engines that find documents instead of writing them."""
+
+
+def simulates(engine: str) -> bool:
+    """Whether a simulator writes this engine's documents."""
+    return engine in SIMULATING or served(engine)
+
+
+def served(engine: str) -> bool:
+    """Whether that simulator stands on a server, so that none of the run store is needed."""
+    return _pattern(engine) == SERVED
+
+
+def _pattern(engine: str) -> str:
+    """An engine's name with URL for its address."""
+    kind, _, address = engine.partition(":")
+    return f"{kind}:URL" if address else kind
+
+
+def _check_engine(value: Any, *known: str) -> None:
+    if _pattern(value.engine) not in known:
+        raise ConfigError(f"{type(value).__name__}.engine = {value.engine!r} is unknown. Known: {', '.join(known)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +277,7 @@ class EvaluationConfig:
     """Shares of searches that find nothing of use, by which the core arms are evaluated besides."""
 
     def __post_init__(self):
-        among(self, engine=REAL_ENGINES)
+        _check_engine(self, *REAL_ENGINES)
         if wrong := [share for share in self.noise if not 0 < share <= 1]:
             raise ConfigError(f"EvaluationConfig.noise = {wrong[0]} is out of range (above 0, to 1).")
         within(
@@ -426,7 +449,7 @@ def _profile(table: dict) -> Profile:
         raise ConfigError("two simulators have the same way and backbone: remove one of them.")
     policies = []
     for row in _rows(table, "policy", {"simulator": None, "curriculum": None} | of_study):
-        if row.get("engine") not in SIMULATING:  # the shared values are for simulated search
+        if not simulates(str(row.get("engine"))):  # the shared values are for simulated search
             row |= {"simulator": None, "curriculum": None}
         elif row["simulator"] is not None:
             row["simulator"] = pick("simulator", row["simulator"], labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from zs_lib import paper
-from zs_lib.config import Profile
+from zs_lib.config import Profile, simulates
 from zs_lib.runs import RunStore
 
 ENGINE, GPU = "Google", "SFT-3B"
@@ -30,7 +30,7 @@ def measured(profile: Profile, store: RunStore) -> pd.DataFrame:
                 log, seconds = run.metrics(), run.timing().drop(columns="step").sum()
                 queries = (log["searches"] * (1 - log["failed"])).sum() * arm.prompts_per_step * arm.group_size
                 mixed = log["real_searches"].sum() if "real_searches" in log else 0
-                real = {"simulated": 0, "mixed": mixed}.get(arm.engine, queries)
+                real = mixed if arm.engine == "mixed" else 0 if simulates(arm.engine) else queries
                 rows.append({"arm": arm.name, "seed": seed, "queries": round(queries), "real_queries": round(real),
                              "policy_tokens": log["rollout_tokens"].sum(), "simulator_tokens": log["search_tokens"].sum(), **seconds})
     return pd.DataFrame(rows)

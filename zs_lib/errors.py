@@ -21,5 +21,9 @@ class EngineError(ZeroSearchError):
     """A search engine failed, or is unknown."""
 
 
+class BudgetError(EngineError):
+    """A search would cost more than what was allowed for."""
+
+
 class ModelError(ZeroSearchError):
     """A model cannot be found or loaded."""

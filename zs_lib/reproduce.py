@@ -106,7 +106,9 @@ def _needs(arm: Any, seed: int) -> tuple[Any, int] | None:
     """What must be finished before: an evaluation's policy, else the simulator (one for all seeds)."""
     if getattr(arm, "policy", None):
         return arm.policy, seed
-    return (arm.simulator, SIMULATOR_SEED) if getattr(arm, "simulator", None) else None
+    if getattr(arm, "simulator", None) is None or config.served(getattr(arm, "engine", "")):
+        return None
+    return arm.simulator, SIMULATOR_SEED
 
 
 class _Queue:

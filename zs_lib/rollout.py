@@ -13,7 +13,7 @@ from typing import Literal
 from zs_lib import protocol
 from zs_lib.config import RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
-from zs_lib.errors import EngineError
+from zs_lib.errors import BudgetError, EngineError
 from zs_lib.generate import Completion, Generator, Key, uniform
 from zs_lib.protocol import Action
 from zs_lib.qa import Question
@@ -185,9 +185,12 @@ def _search(going, turn: int, generator, engine, cfg: RolloutConfig, noise_proba
 
 
 def _ask(engine: SearchEngine, requests: list[SearchRequest], cfg: RolloutConfig) -> list[SearchResult]:
-    """The engine's results; an engine that fails as a whole has failed each request."""
+    """The engine's results; an engine that fails as a whole has failed each request. A budget that is spent ends it all:
+    to go on would be to learn from whoever searched first."""
     try:
         return engine.search(requests, cfg.num_documents)
+    except BudgetError:
+        raise
     except EngineError as error:
         return [SearchResult((), "failed", str(error))] * len(requests)
 

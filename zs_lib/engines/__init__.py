@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from zs_lib import config
 from zs_lib.errors import EngineError
 
 if TYPE_CHECKING:
     from zs_lib.config import SimulatorArm
+    from zs_lib.qa import Passage
 
-ENGINES = ("bm25", "dense", "simulated")
+ADDRESSED = ("search-r1:URL", "zerosearch-wiki:URL", "openai:URL")
+"""Engines on servers of one's own; URL is the address, like http://127.0.0.1:8000, for openai also MODEL@URL."""
+PUBLIC = ("serpapi", "serper", "wikipedia")
+"""Services of the internet."""
+ENGINES = ("bm25", "dense", "simulated", *ADDRESSED, *PUBLIC)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,10 @@ class SearchEngine(Protocol):
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]: ...
 
 
+Ranking = list[tuple["Passage", float]]
+"""Passages with the engine's own scores, best first."""
+
+
 def build_engine(
     name: str, split: str | None = None, model: str | Path | None = None, arm: SimulatorArm | None = None
 ) -> SearchEngine:
@@ -60,7 +71,14 @@ def build_engine(
     all.
     - "dense": the same passages by latent semantic vectors.
     - "simulated": the simulator in the folder `model` (or so named), prompted and sampled as its `arm` says.
+    - "openai:[MODEL@]URL": a simulator on an OpenAI-compatible server, prompted and sampled as `arm` says.
+    - "search-r1:URL", "zerosearch-wiki:URL": retrievers, the first kind also by `zs serve retriever`.
+    - "serpapi", "serper" (Google, with a key, for money), "wikipedia": answers are kept in ZS_SEARCH_CACHE
+    (data/search_cache), and each process may spend ZS_SEARCH_BUDGET dollars (10).
     """
+    kind, _, address = name.partition(":")
+    if f"{kind}:URL" in ADDRESSED and address or name in PUBLIC:
+        return _over_http(kind, address, arm)
     if name == "bm25":
         from zs_lib.engines.bm25 import embedded_engine
 
@@ -81,3 +99,30 @@ def build_engine(
             Generator(loaded.model, loaded.tokenizer), arm.template, arm.temperature, arm.max_tokens
         )
     raise EngineError(f"Unknown search engine '{name}'. Known: {', '.join(ENGINES)}.")
+
+
+def _over_http(kind: str, address: str, arm: SimulatorArm | None) -> SearchEngine:
+    from zs_lib.engines import http
+    from zs_lib.engines.budgeted import BudgetedEngine
+    from zs_lib.engines.cached import CachedEngine
+
+    if kind == "openai":
+        if arm is None:
+            raise EngineError("The engine 'openai' needs a simulator's arm: its template, temperature and max_tokens.")
+        model, _, address = address.rpartition("@")
+        return http.OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens, model)
+    if address:
+        return {"search-r1": http.SearchR1Engine, "zerosearch-wiki": http.WikiRetrieverEngine}[kind](address)
+    engine = {"serpapi": http.SerpApiEngine, "serper": http.SerperEngine, "wikipedia": http.WikipediaEngine}[kind]()
+    cache = Path(os.environ.get("ZS_SEARCH_CACHE") or config.ROOT / "data" / "search_cache")
+    return CachedEngine(BudgetedEngine(engine, max_usd=_budget()), cache)
+
+
+def _budget() -> float:
+    given = os.environ.get("ZS_SEARCH_BUDGET", "10")
+    try:
+        if (usd := float(given)) >= 0:
+            return usd
+    except ValueError:
+        pass
+    raise EngineError(f"The environment's ZS_SEARCH_BUDGET is {given!r}: give a number of dollars.")

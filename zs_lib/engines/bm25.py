@@ -9,7 +9,7 @@ import bm25s
 import numpy as np
 
 from zs_lib import qa
-from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines import Ranking, SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
 
@@ -27,27 +27,31 @@ class BM25Engine(SearchEngine):
             raise EngineError(
                 "BM25 has no passages to search: choose a split of the benchmark that has some."
             )
-        self._texts = [passage.text for passage in passages]
+        self._passages = list(passages)
         self._index = bm25s.BM25()
-        self._index.index(_words(self._texts), show_progress=False)
+        self._index.index(_words([passage.text for passage in passages]), show_progress=False)
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        """The best passages of each query; queries that come several times are looked up once."""
-        queries = list(dict.fromkeys(request.query for request in requests))
-        words = _words(queries) if queries else []
-        found = {query: self._best(ws, num_documents) for query, ws in zip(queries, words, strict=True)}
-        return [found[request.query] for request in requests]
+        ranked = self.rank([request.query for request in requests], num_documents)
+        return [SearchResult.of([passage.text for passage, _ in ranking]) for ranking in ranked]
 
-    def _best(self, words: list[str], count: int) -> SearchResult:
+    def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
+        """The best passages of each query; queries that come several times are looked up once."""
+        distinct = list(dict.fromkeys(queries))
+        words = _words(distinct) if distinct else []
+        found = {query: self._best(ws, num_documents) for query, ws in zip(distinct, words, strict=True)}
+        return [found[query] for query in queries]
+
+    def _best(self, words: list[str], count: int) -> Ranking:
         known = [word for word in words if word in self._index.vocab_dict]
         if not known:
-            return SearchResult.of(())
+            return []
         scores = self._index.get_scores(known)
         # bm25s's own top-k leaves the order of equal scores open; here the earlier passage wins.
         threshold = np.partition(scores, -count)[-count] if count < len(scores) else 0.0
         candidates = np.flatnonzero((scores >= threshold) & (scores > 0))
         best = candidates[np.argsort(-scores[candidates], kind="stable")][:count]
-        return SearchResult.of([self._texts[i] for i in best])
+        return [(self._passages[i], float(scores[i])) for i in best]
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from zs_lib import qa
-from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines import Ranking, SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
 
@@ -32,20 +32,25 @@ class DenseEngine(SearchEngine):
 
         if not passages:
             raise EngineError("The dense engine has no passages to search: choose a split of the benchmark that has some.")
-        self._texts = [passage.text for passage in passages]
+        self._passages, texts = list(passages), [passage.text for passage in passages]
         words = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
-        features = len(words.fit(self._texts).vocabulary_)
+        features = len(words.fit(texts).vocabulary_)
         dimensions = min(DIMENSIONS, len(passages), features - 1)
         self._embed = make_pipeline(words, TruncatedSVD(dimensions, random_state=0), Normalizer(copy=False))
-        self._vectors = self._embed.fit_transform(self._texts)
+        self._vectors = self._embed.fit_transform(texts)
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        """The nearest passages of each query; of equally near ones the earlier."""
-        if not requests:
+        ranked = self.rank([request.query for request in requests], num_documents)
+        return [SearchResult.of([passage.text for passage, _ in ranking]) for ranking in ranked]
+
+    def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
+        """The nearest passages of each query, with cosines; of equally near ones the earlier first."""
+        if not queries:
             return []
-        scores = self._embed.transform([request.query for request in requests]) @ self._vectors.T
+        scores = self._embed.transform(queries) @ self._vectors.T
         best = np.argsort(-scores.round(5), axis=1, kind="stable")[:, :num_documents]
-        return [SearchResult.of([self._texts[place] for place in places]) for places in best]
+        return [[(self._passages[place], float(row[place])) for place in places]
+                for row, places in zip(scores, best, strict=True)]
 
 
 @lru_cache(maxsize=4)

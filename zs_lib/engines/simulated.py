@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from zs_lib import protocol
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
-from zs_lib.generate import Generator
+
+if TYPE_CHECKING:
+    from zs_lib.generate import Generator
 
 
 class SimulatedEngine(SearchEngine):
@@ -28,13 +31,14 @@ class SimulatedEngine(SearchEngine):
         return self.generator.tokens
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        prompts = [self.generator.encode_prompt(self._prompt(request, num_documents)) for request in requests]
+        texts = [simulator_prompt(request, num_documents, self.template) for request in requests]
+        prompts = [self.generator.encode_prompt(text) for text in texts]
         completions = self.generator.generate(
             prompts,
             [request.key for request in requests],
             self.max_tokens,
             self.temperature,
-            stop=(f"Doc {num_documents + 1}",),  # as the original: one document too many has begun
+            stop=(stop_string(num_documents),),
         )
         texts = [self.generator.decode(completion.ids) for completion in completions]
         results = [SearchResult.of(protocol.parse_documents(text, num_documents)) for text in texts]
@@ -42,12 +46,13 @@ class SimulatedEngine(SearchEngine):
         self.format_errors += sum(len(result.documents) < num_documents for result in results)
         return results
 
-    def _prompt(self, request: SearchRequest, num_documents: int) -> str:
-        return protocol.simulator_prompt(
-            request.query,
-            request.question,
-            request.golden_answers[0],
-            not request.noisy,
-            num_documents,
-            self.template,
-        )
+
+def simulator_prompt(request: SearchRequest, num_documents: int, template: str) -> str:
+    """What a simulator is told for a request."""
+    useful, answer = not request.noisy, request.golden_answers[0]
+    return protocol.simulator_prompt(request.query, request.question, answer, useful, num_documents, template)
+
+
+def stop_string(num_documents: int) -> str:
+    """Where a simulator is stopped, as in the original: one document too many has begun."""
+    return f"Doc {num_documents + 1}"

@@ -1,0 +1,317 @@
+"""`zs serve`: real processes on real ports, asked by our engines and by hand."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from model_fixtures import tiny_model, tiny_tokenizer
+from run_fixtures import CountingArm, ensure
+
+from zs_lib import cli, config, qa, serve
+from zs_lib.engines import SearchRequest, build_engine
+from zs_lib.engines.client import Limits
+from zs_lib.engines.http import OpenAIEngine, SearchR1Engine, seed_of
+from zs_lib.engines.simulated import SimulatedEngine
+from zs_lib.errors import DataError, EngineError, RunError
+from zs_lib.generate import Generator
+from zs_lib.serve import load_corpus
+
+TOKEN = "planted-token-51c"
+CORPUS = [{"id": "7", "contents": '"France"\nThe capital of France is Paris.'},
+          {"id": 8, "contents": '"Spain"\nThe capital of Spain is Madrid.'},
+          {"id": "9", "contents": '"Vigo"\nVigo is a city by the sea.'}]
+
+
+class Served:
+    """A `zs serve` process that said it is ready."""
+
+    def __init__(self, process, line):
+        self.process, self.line = process, line
+        self.url = re.search(r"http://[\w.:]+:\d+", line)[0]
+        self.port = int(self.url.rsplit(":", 1)[1])
+
+    def stop(self, by=signal.SIGTERM) -> int:
+        """The exit code; afterwards nobody listens."""
+        self.process.send_signal(by)
+        code = self.process.wait(20)
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", self.port)) != 0
+        return code
+
+
+@contextlib.contextmanager
+def serving(*arguments, **environment):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zs_lib", "serve", *arguments, "--port", "0"], cwd=config.ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})  # fmt: skip
+    try:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        yield Served(process, line)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in CORPUS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def retriever(corpus):
+    with serving("retriever", "--corpus", str(corpus), ZS_SERVE_TOKEN="") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def simulator(folder):
+    with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN="") as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch):
+    monkeypatch.delenv("ZS_SERVE_TOKEN", raising=False)
+
+
+def request(query, key=(0,), noisy=False):
+    return SearchRequest(query, "which?", ("Paris",), noisy, key)
+
+
+# ------------------------------------------------------------------------------------------ retriever
+
+
+def test_the_retriever_speaks_search_r1(retriever):
+    asked = {"queries": ["capital of Spain", "sea", "zebra"], "topk": 2}
+    bare = httpx.post(f"{retriever.url}/retrieve", json=asked).json()["result"]
+    assert [[document["id"] for document in row] for row in bare] == [["8", "7"], ["9"], []]
+    assert bare[0][0] == {"id": "8", "contents": CORPUS[1]["contents"]}
+    scored = httpx.post(f"{retriever.url}/retrieve", json=asked | {"return_scores": True}).json()["result"]
+    assert [[item["document"] for item in row] for row in scored] == bare
+    assert scored[0][0]["score"] > scored[0][1]["score"] > 0
+    assert len(httpx.post(f"{retriever.url}/retrieve", json={"queries": ["capital city"]}).json()["result"][0]) == 3
+
+
+def test_our_search_r1_engine_asks_our_retriever(retriever):
+    results = SearchR1Engine(retriever.url).search([request("capital of Spain"), request("zebra"), request("\udcff sea")], 1)
+    assert [result.documents for result in results] == [(CORPUS[1]["contents"],), (), (CORPUS[2]["contents"],)]
+
+
+def test_the_example_of_the_ready_line_works(retriever):
+    command = retriever.line.removeprefix("Ready: ")
+    shown = subprocess.run(command.replace("curl", "curl -s", 1), shell=True, capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown)["result"][0][0]["document"]["id"] == "7"
+
+
+@pytest.mark.parametrize(("asked", "status", "message"), [
+    ({}, 400, "'queries' must be given"), ({"queries": []}, 400, "1 to 256"), ({"queries": ["a"] * 257}, 400, "1 to 256"),
+    ({"queries": [5]}, 400, "texts"), ({"queries": "a"}, 400, "as list"), ({"queries": ["a" * 2001]}, 400, "2000 characters"),
+    ({"queries": ["a"], "topk": 0}, 400, "from 1 to 100"), ({"queries": ["a"], "topk": 101}, 400, "from 1 to 100"),
+    ({"queries": ["a"], "topk": True}, 400, "as int"), ({"queries": ["a"], "topk": 1e300}, 400, "as int"),
+    ({"queries": ["a"], "return_scores": 1}, 400, "as bool"), ([], 400, "no JSON object"), ({"queries": ["a" * 1_100_000]}, 413, "bytes"),
+])
+def test_wrong_requests_are_refused(retriever, asked, status, message):
+    answer = httpx.post(f"{retriever.url}/retrieve", json=asked)
+    assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True)
+
+
+def test_rubbish_is_refused_and_nothing_is_served_from_the_disk(retriever):
+    for body in (b"", b"{", b"\xff", b"[" * 100_000):
+        assert httpx.post(f"{retriever.url}/retrieve", content=body).status_code == 400
+    for path in ("/", "/../pyproject.toml", "/retrieve/../../etc/passwd", "/retrieve%00", "/docs"):
+        assert httpx.get(retriever.url + path).status_code in (404, 405)
+    with socket.create_connection(("127.0.0.1", retriever.port), timeout=5) as raw:  # chunks beyond the limit, no length
+        raw.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            for _ in range(40):
+                raw.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+        except OSError:
+            pass
+        assert b" 413 " in raw.recv(4096)[:20]
+    assert SearchR1Engine(retriever.url).search([request("sea")], 1)[0].status == "ok"  # still there
+
+
+def test_a_token_is_asked_for_where_one_is_set(corpus, monkeypatch):
+    with serving("retriever", "--engine", "dense", "--corpus", str(corpus), "--host", "0.0.0.0", ZS_SERVE_TOKEN=TOKEN) as served:
+        url = f"http://127.0.0.1:{served.port}"
+        assert TOKEN not in served.line and "$ZS_SERVE_TOKEN" in served.line
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
+            assert httpx.post(f"{url}/retrieve", json={"queries": ["a"]}, headers=headers).status_code == 401
+        with pytest.raises(EngineError, match="put the right key into ZS_SERVE_TOKEN"):
+            SearchR1Engine(url).search([request("capital of Spain")], 1)
+        monkeypatch.setenv("ZS_SERVE_TOKEN", TOKEN)
+        assert SearchR1Engine(url).search([request("capital of Spain")], 3)[0].documents[0] == CORPUS[1]["contents"]
+        assert served.stop() == 0 and TOKEN not in served.process.stderr.read()
+
+
+@pytest.mark.parametrize(("by", "code", "body"), [(signal.SIGTERM, 0, b"{"), (signal.SIGINT, 130, b"{}")])
+def test_signals_end_it_cleanly(by, code, body):
+    """Also while a client has only sent a part of its request."""
+    with serving("retriever", ZS_SERVE_TOKEN="") as served, socket.create_connection(("127.0.0.1", served.port)) as raw:
+        raw.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n" + body)
+        found = SearchR1Engine(served.url).search([request("capital of Norway")], 3)[0].documents
+        assert found == build_engine("bm25").search([request("capital of Norway")], 3)[0].documents
+        started = time.monotonic()
+        assert served.stop(by) == code and time.monotonic() - started < 10
+        assert "Traceback" not in served.process.stderr.read()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["retriever", "--host", "0.0.0.0"], "0.0.0.0 can be reached by others: put a secret into the environment's ZS_SERVE_TOKEN"),
+    (["retriever", "--host", "no.such.host.invalid"], "no.such.host.invalid can be reached"),
+    (["retriever", "--port", "99999"], "Port 99999 of 127.0.0.1 cannot be used"),
+    (["retriever", "--port", "TAKEN"], "cannot be used (Address already in use): choose another --port"),
+    (["retriever", "--port", "0", "--corpus", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+    (["simulator", "--port", "0", "--model", "nothing"], "No run is called 'nothing'"),
+])
+def test_what_cannot_be_served_is_one_line(arguments, message, store, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code = cli.main(["serve", *(str(taken.getsockname()[1]) if word == "TAKEN" else word for word in arguments)])
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (1, "", 1) and message in err
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("{", "line 2 is no passage (JSONDecodeError"), ("[]", "line 2"), ("", "line 2"),
+    ('{"id": "1"}', "line 2 is no passage (KeyError('contents'))"),
+    ('{"id": null, "contents": "x"}', "no text"), ('{"id": "1", "contents": ["x"]}', "no text"), ("\udcff", "cannot be read as UTF-8")])
+def test_damaged_corpora_say_where(line, message, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes((json.dumps(CORPUS[0]) + "\n" + line + "\n").encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        load_corpus(path)
+    assert "mine.jsonl" in str(caught.value)
+
+
+def test_corpora_keep_their_ids(corpus, tmp_path):
+    assert load_corpus(corpus)[1] == qa.Passage("8", CORPUS[1]["contents"], "")
+    (tmp_path / "empty").touch()
+    with pytest.raises(DataError, match="is empty"):
+        load_corpus(tmp_path / "empty")
+
+
+# ------------------------------------------------------------------------------------------ simulator
+
+
+def chat(served, **asked):
+    whole = {"messages": [{"role": "user", "content": "Doc 1: the capital"}]} | asked
+    return httpx.post(f"{served.url}/v1/chat/completions", json=whole, timeout=60)
+
+
+def test_a_simulator_s_run_is_served_by_its_name(store):
+    store.root.mkdir()
+    arm = config.load_profile("tiny").simulators[0]
+    run = store.ensure(arm, 0, lambda run: {})
+    assert serve._weights(run.path.name) == (str(run.model_dir), arm.label)
+    with pytest.raises(RunError, match="no finished simulator"):
+        serve._weights(ensure(CountingArm(), 0, store).digest)
+
+
+def test_our_openai_engine_asks_our_simulator(simulator):
+    engine = OpenAIEngine(simulator.url, "short", 0.9, 40, limits=Limits(concurrency=8))
+    assert engine.model == "tiny"
+    requests = [request("Doc 1: capital", (i,), i % 2 == 0) for i in range(12)]
+    results = engine.search(requests, 3)
+    ours = SimulatedEngine(Generator(tiny_model(), tiny_tokenizer()), "short", 0.9, 40)
+    seeded = [request(r.query, (seed_of(r.key),), r.noisy) for r in requests]
+    assert results == ours.search(seeded, 3) and results[7] == engine.search([requests[7]], 3)[0]
+    assert engine.tokens > 0 and engine.searches == 13
+
+
+def test_completions_have_openai_s_form(simulator):
+    answer = chat(simulator, model="tiny", max_tokens=20, seed=3, temperature=0.5, n=1, stream=False, top_p=1.0).json()
+    choice, usage = answer["choices"][0], answer["usage"]
+    assert choice["message"]["role"] == "assistant" and choice["finish_reason"] in ("stop", "length")
+    assert answer["object"] == "chat.completion" and answer["model"] == "tiny"
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and 0 < usage["completion_tokens"] <= 20
+    assert chat(simulator, max_tokens=20, seed=3, temperature=0.5).json()["choices"][0]["message"] == choice["message"]
+    whole = chat(simulator, max_tokens=20, seed=3, temperature=0).json()["choices"][0]["message"]["content"]
+    cut = chat(simulator, max_tokens=20, seed=3, temperature=0, stop=whole[2:5]).json()["choices"][0]
+    assert cut == {"index": 0, "message": {"role": "assistant", "content": whole.partition(whole[2:5])[0]}, "finish_reason": "stop"}
+    assert [model["id"] for model in httpx.get(f"{simulator.url}/v1/models").json()["data"]] == ["tiny"]
+
+
+@pytest.mark.parametrize(("asked", "status", "message"), [
+    ({"model": "../../etc/passwd"}, 404, "no such model: this server has 'tiny'"), ({"messages": []}, 400, "'messages' must be"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "both texts"), ({"messages": [3]}, 400, "both texts"),
+    ({"messages": [{"role": "user", "content": ""}]}, 400, "a prompt of 0 tokens"), ({"messages": None}, 400, "as list"),
+    ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "do not fit the model's 512"),
+    ({"max_tokens": 0}, 400, "from 1 to 1024"), ({"max_tokens": 2000}, 400, "from 1 to 1024"), ({"temperature": -1}, 400, "from 0 to 2"),
+    ({"temperature": "hot"}, 400, "as float"), ({"stop": ["a"] * 5}, 400, "at most 4"), ({"stop": ""}, 400, "1 to 100 characters"),
+    ({"stream": True}, 400, "'stream' cannot be asked for"), ({"n": 2}, 400, "'n' cannot"),
+    ({"tools": []}, 400, "'tools' cannot"), ({"seed": "x"}, 400, "as int"),
+])
+def test_wrong_chats_are_refused(simulator, asked, status, message):
+    answer = chat(simulator, **asked)
+    assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True), answer.text
+
+
+def test_sigterm_breaks_off_a_long_completion(simulator):
+    asked = json.dumps({"messages": [{"role": "user", "content": "word"}], "max_tokens": 500, "temperature": 2}).encode()
+    with contextlib.ExitStack() as clients:
+        for _ in range(100):  # batches of 32, one after the other
+            raw = clients.enter_context(socket.create_connection(("127.0.0.1", simulator.port)))
+            raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(asked) + asked)
+        started = time.monotonic()
+        assert simulator.stop() == 0 and time.monotonic() - started < 15
+    assert "Traceback" not in simulator.process.stderr.read()
+
+
+VLLM = """
+import os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if "broken" in given["--model"]:
+    sys.exit("no GPU")
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(repr((given, os.environ.get("VLLM_API_KEY"))).encode())
+    log_message = lambda *_: None
+HTTPServer((given["--host"], int(given["--port"])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def vllm(tmp_path, monkeypatch):
+    """A stand-in for the package, which is not on every machine: it listens where it is told to, and tells what it was given."""
+    place = tmp_path / "packages" / "vllm" / "entrypoints" / "openai"
+    place.mkdir(parents=True)
+    for path in (place, place.parent, place.parent.parent):
+        (path / "__init__.py").touch()
+    (place / "api_server.py").write_text(VLLM)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"), prepend=os.pathsep)
+
+
+def test_vllm_serves_where_it_is_installed(vllm, folder):
+    with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN=TOKEN) as served:
+        shown = httpx.get(f"{served.url}/x").text
+        assert f"'--model': '{folder}', '--served-model-name': 'tiny'" in shown and "message.content" in shown
+        assert TOKEN in shown.partition("}")[2]  # in its environment, not among its arguments
+        assert served.stop() == 0
+
+
+def test_vllm_that_does_not_start_is_an_error(vllm, tmp_path, capfd):
+    tiny_tokenizer().save_pretrained(tmp_path / "broken")
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    assert cli.main(["serve", "simulator", "--model", str(tmp_path / "broken"), "--port", "0"]) == 1
+    assert "no GPU\nzs: vLLM ended with exit code 1" in capfd.readouterr().err

@@ -1,0 +1,242 @@
+"""Search engines that are asked over HTTP: retrievers, search APIs, and simulators on OpenAI-compatible servers.
+
+Keys come from the environment. A search that fails is a result with status "failed" and an error that names the
+service, the cause and the cure; a missing or refused key is an EngineError.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from zs_lib import __version__, protocol
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines.client import Call, Failed, Limits, Service
+from zs_lib.engines.simulated import simulator_prompt, stop_string
+from zs_lib.errors import EngineError
+
+SERPAPI_KEYS = ("SERPAPI_API_KEY", "SER_API_KEY")
+"""The second name is the original's."""
+SERPER_KEYS = ("SERPER_API_KEY",)
+TOKENS = ("ZS_SERVE_TOKEN",)
+"""Sent to the servers whose address the user gives; `zs serve` asks for it."""
+
+
+class HttpEngine(SearchEngine, ABC):
+    """A search engine that a `Service` answers for: what to ask, and how to read the answer."""
+
+    usd_per_query = 0.0
+    """Dollars."""
+    together = 1
+    """Requests that one call asks for."""
+
+    def __init__(self, name: str, service: Service):
+        self.name, self.service = name, service
+
+    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
+        groups = [requests[start : start + self.together] for start in range(0, len(requests), self.together)]
+        answers = self.service.fetch([self._call(group, num_documents) for group in groups])
+        read = (self._read(group, answer, num_documents) for group, answer in zip(groups, answers, strict=True))
+        return [result for results in read for result in results]
+
+    def _read(self, group: Sequence[SearchRequest], answer: Any, num_documents: int) -> list[SearchResult]:
+        try:
+            if isinstance(answer, Failed):
+                raise answer
+            lists = self._documents(answer, num_documents)
+            if len(lists) != len(group):
+                raise ValueError
+            return [SearchResult.of([text for text in map(str.strip, texts) if text][:num_documents]) for texts in lists]
+        except (LookupError, TypeError, AttributeError, ValueError):
+            failure = self.service.failed("the answer has another form than expected", "check that the address is "
+                                          f"a server for '{self.name.partition(':')[0]}'")
+        except Failed as stated:
+            failure = stated
+        return [SearchResult((), "failed", str(failure))] * len(group)
+
+    @abstractmethod
+    def _call(self, group: Sequence[SearchRequest], num_documents: int) -> Call:
+        """What to ask for the requests of a group."""
+
+    @abstractmethod
+    def _documents(self, answer: Any, num_documents: int) -> list[list[str]]:
+        """The documents for each request of a group; Failed, or whatever a wrong form makes of it."""
+
+
+class SearchR1Engine(HttpEngine):
+    """Search-R1's retriever: POST /retrieve {"queries", "topk", "return_scores"}."""
+
+    together = 8
+
+    def __init__(self, address: str, limits: Limits = Limits()):
+        super().__init__(f"search-r1:{address}", _own_server("the Search-R1 retriever", address, limits))
+
+    def _call(self, group, num_documents):
+        # With scores, as Search-R1's own client: its server is known to fail without.
+        body = {"queries": [request.query for request in group], "topk": num_documents, "return_scores": True}
+        return Call("/retrieve", body=body)
+
+    def _documents(self, answer, num_documents):
+        """The items are {"document": …, "score": …}, or bare documents."""
+        return [[item.get("document", item)["contents"] for item in items] for items in answer["result"]]
+
+
+class WikiRetrieverEngine(HttpEngine):
+    """ZeroSearch's wiki retriever: POST /retrieve {"query", "top_k"} → [{"text"}]."""
+
+    def __init__(self, address: str, limits: Limits = Limits()):
+        super().__init__(f"zerosearch-wiki:{address}", _own_server("the wiki retriever", address, limits))
+
+    def _call(self, group, num_documents):
+        return Call("/retrieve", body={"query": group[0].query, "top_k": num_documents})
+
+    def _documents(self, answer, num_documents):
+        return [[item["text"] for item in answer]]
+
+
+class SerpApiEngine(HttpEngine):
+    """Google through SerpAPI, as in the paper: titles and snippets of the organic results."""
+
+    usd_per_query = 0.015
+    """75 dollars for 5,000 (November 2026); larger plans cost less."""
+
+    def __init__(self, address: str = "https://serpapi.com", limits: Limits = Limits()):
+        names = " or ".join(SERPAPI_KEYS)
+        super().__init__("serpapi", Service("SerpAPI", address, limits, key=_key("SerpAPI", SERPAPI_KEYS), key_names=names,
+                                            key_parameter="api_key"))
+
+    def _call(self, group, num_documents):
+        return Call("/search.json", {"engine": "google", "q": group[0].query, "num": num_documents})
+
+    def _documents(self, answer, num_documents):
+        found, error = answer.get("organic_results"), answer.get("error", "")
+        if found is None and error and "returned any results" not in error and "no results" not in error.lower():
+            raise self.service.failed(f"an error ({self.service.quote(error)})", "see the account at SerpAPI, or go on later")
+        return [[_titled(item.get("title"), item.get("snippet")) for item in found or ()]]
+
+
+class SerperEngine(HttpEngine):
+    """Google through Serper: titles and snippets of the organic results, so that it is comparable with SerpAPI."""
+
+    usd_per_query = 0.001
+    """The dearest plan (November 2026)."""
+
+    def __init__(self, address: str = "https://google.serper.dev", limits: Limits = Limits()):
+        key = _key("Serper", SERPER_KEYS)
+        super().__init__("serper", Service("Serper", address, limits, {"X-API-KEY": key}, key, SERPER_KEYS[0]))
+
+    def _call(self, group, num_documents):
+        return Call("/search", body={"q": group[0].query, "num": num_documents})
+
+    def _documents(self, answer, num_documents):
+        return [[_titled(item.get("title"), item.get("snippet")) for item in answer["organic"]]]
+
+
+class WikipediaEngine(HttpEngine):
+    """Wikipedia's public API: the pages that its search finds, each by the beginning of its introduction."""
+
+    PAGES, QUERY, EXTRACT = 20, 300, 700
+    """At most so many pages, characters of a query, and characters of an extract (a passage's usual length)."""
+
+    def __init__(self, address: str = "https://en.wikipedia.org", limits: Limits = Limits(concurrency=2)):
+        agent = f"zerosearch-workbench/{__version__} (https://arxiv.org/abs/2505.04588)"
+        super().__init__("wikipedia", Service("Wikipedia", address, limits, {"User-Agent": agent}))
+
+    def _call(self, group, num_documents):
+        pages = min(num_documents, self.PAGES)
+        return Call("/w/api.php", {
+            "action": "query", "format": "json", "formatversion": 2, "generator": "search",
+            "gsrsearch": group[0].query[: self.QUERY], "gsrlimit": pages,
+            "prop": "extracts", "exintro": 1, "explaintext": 1, "exchars": self.EXTRACT, "exlimit": pages})  # fmt: skip
+
+    def _documents(self, answer, num_documents):
+        if "error" in answer:
+            raise self.service.failed(f"an error ({self.service.quote(answer['error']['info'])})", "go on later")
+        pages = sorted(answer.get("query", {}).get("pages", ()), key=lambda page: page["index"])
+        return [[_titled(page["title"], page["extract"]) for page in pages if page.get("extract")]]
+
+
+class OpenAIEngine(HttpEngine):
+    """A simulator on any OpenAI-compatible server (vLLM, SGLang, Ollama, `zs serve simulator`).
+
+    Prompted, sampled and read like `simulated.SimulatedEngine`, but the randomness is the server's: it gets a `seed` that
+    is a function of the request's key (servers that know none ignore it). `searches`, `format_errors` and `tokens`
+    are as there.
+    """
+
+    def __init__(self, address: str, template: str, temperature: float, max_tokens: int, model: str = "",
+                 limits: Limits = Limits(concurrency=32, attempt_s=120.0)):
+        """`model` is a name that the server knows; without, it is the only one that the server has. Raises EngineError
+        if the server cannot be asked for it, or has several."""
+        address = address.rstrip("/").removesuffix("/v1")
+        super().__init__(f"openai:{address}", _own_server("the simulator's server", address, limits))
+        self.template, self.temperature, self.max_tokens = template, temperature, max_tokens
+        self.tokens = self.searches = self.format_errors = 0
+        self.model = model or self._only_model()
+
+    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
+        results = super().search(requests, num_documents)
+        answered = [result for result in results if result.status != "failed"]
+        self.searches += len(answered)
+        self.format_errors += sum(len(result.documents) < num_documents for result in answered)
+        return results
+
+    def _call(self, group, num_documents):
+        prompt = simulator_prompt(group[0], num_documents, self.template)
+        return Call("/v1/chat/completions", body={
+            "model": self.model, "messages": [{"role": "user", "content": prompt}],
+            "temperature": self.temperature, "max_tokens": self.max_tokens,
+            "stop": [stop_string(num_documents)], "seed": seed_of(group[0].key)})  # fmt: skip
+
+    def _documents(self, answer, num_documents):
+        text = answer["choices"][0]["message"]["content"]
+        self.tokens += (answer.get("usage") or {}).get("completion_tokens", 0)
+        return [protocol.parse_documents(text, num_documents)]
+
+    def _only_model(self) -> str:
+        answer = self.service.fetch([Call("/v1/models")])[0]
+        if isinstance(answer, Failed):
+            raise EngineError(str(answer))
+        try:
+            names = [model["id"] for model in answer["data"]]
+        except (LookupError, TypeError):
+            raise EngineError(f"{self.service.address} does not list its models: name one, openai:MODEL@URL.") from None
+        if len(names) != 1:
+            known = self.service.quote(", ".join(map(str, names))) or "none"
+            raise EngineError(f"{self.service.address} has not one model but {len(names)} ({known}): name one, openai:MODEL@URL.")
+        return names[0]
+
+
+def seed_of(key: tuple[int | str, ...]) -> int:
+    """31 bits that depend on the key alone: what every server takes as a seed."""
+    return Random(",".join(map(str, key))).getrandbits(31)
+
+
+def _own_server(name: str, address: str, limits: Limits) -> Service:
+    """A server whose address the user gave; it gets the token, if the environment has one."""
+    token = environment(TOKENS)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return Service(name, address.rstrip("/"), limits, headers, token, TOKENS[0])
+
+
+def _key(service: str, names: tuple[str, ...]) -> str:
+    key = environment(names)
+    if not key:
+        raise EngineError(f"{service} needs a key: put it into the environment's {' or '.join(names)}.")
+    return key
+
+
+def environment(names: tuple[str, ...]) -> str:
+    """The first of these variables that is set; EngineError if it cannot stand in a header."""
+    key = next(filter(None, (os.environ.get(name, "").strip() for name in names)), "")
+    if not (key.isascii() and key.isprintable()):
+        raise EngineError(f"The environment's {' or '.join(names)} holds characters that no key has: set it again.")
+    return key
+
+
+def _titled(title: str | None, text: str | None) -> str:
+    """Title and text as a wiki-18 passage has them, the title on a line of its own."""
+    return "\n".join(filter(None, (title, text)))
