@@ -110,7 +110,7 @@ class ArmState:
     score_name: str
 
 
-SCORES = {"policy": ("reward", "last_reward"), "simulator": ("loss", "final_loss"), "fidelity": ("useful that state the answer", "answer_good")}
+SCORES = {"policy": ("reward", "last_reward"), "simulator": ("loss", "final_loss"), "fidelity": ("answer rate", "answer_good")}
 """Kind of run → what its score is called, and its key in the summary (an evaluation's lies deeper)."""
 RECENT = 10
 """Steps whose mean a running policy's score and pace are."""

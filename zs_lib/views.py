@@ -20,9 +20,9 @@ import pandas as pd
 from zs_lib import figures, metrics, progress
 from zs_lib.collapse import collapse_warnings
 from zs_lib.engines import SearchResult
-from zs_lib.errors import ConfigError
 from zs_lib.progress import ArmState, clock
 from zs_lib.runs import Run
+from zs_lib.values import pick
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ KINDS = {
     "invalid": Kind("invalid", "#861a59", "#fbeaf3"),
 }
 INK, FAINT, PAPER = "#222222", "#595959", "#ffffff"
-TRAINED_UP, TRAINED_DOWN, UNLIKELY = (86, 180, 233), (230, 159, 0), (230, 159, 0)
+TRAINED_UP, TRAINED_DOWN, UNLIKELY = (150, 208, 241), (242, 200, 110), (242, 190, 90)
 """Grounds of shaded tokens at full strength (red, green, blue)."""
 SHADES = {"": "kinds", "logprob": "log-probability", "advantage": "advantage", "mask": "loss mask"}
 """What tokens can be shaded by → its name."""
@@ -52,14 +52,14 @@ STATES = {"finished": "✔", "running": "▶", "unfinished": "◐", "missing": "
 CARD = (f"display:inline-block;vertical-align:top;width:{{width}};max-width:100%;box-sizing:border-box;margin:0 8px 10px 0;padding:8px 10px;"
         f"border:1px solid #cccccc;border-radius:6px;background:{PAPER};color:{INK};line-height:1.4;font-size:13px;text-align:left;"
         "overflow-wrap:anywhere")
-NARROW, WIDE = "330px", "760px"
+NARROW, WIDE = "285px", "760px"
 FULL_SURPRISE = 3.0
 """Nats at which a token is shaded at full strength."""
 
 _BLOCK = re.compile(r"<(think|search|answer)>(.*?)</\1>", re.DOTALL)
 _MATH = re.compile(r"[$\\]")
-_CONTROL = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "␡"}
-_CONTROL |= {code: f"‹U+{code:04X}›" for code in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_CONTROL = {code: f"‹U+{code:04X}›" for code in (*range(9), *range(11, 32), *range(0x7F, 0xA0), *range(0x202A, 0x202F),
+                                                 *range(0x2066, 0x206A))}
 
 
 def text(value: object) -> str:
@@ -70,28 +70,29 @@ def text(value: object) -> str:
 
 # trajectories --------------------------------------------------------------------------------------------------------
 
-def trajectory(record: dict, title: str = "", shade: str = "", simulated: bool = False, width: str = WIDE, scale: float = 1.0) -> str:
+def trajectory(record: dict, title: str = "", shade: str = "", simulated: bool = False) -> str:
     """A record of `trajectories` turn by turn, with its reward, and why it got it.
 
-    `shade` is a key of SHADES: tokens one by one instead of kinds ("advantage" at full strength where it is `scale`).
-    `simulated`: the engine was asked for useful or noisy documents, and the view says for which.
+    `shade` is a key of SHADES: tokens one by one instead of kinds. `simulated`: the engine was asked for useful or noisy
+    documents, and the view says for which. ConfigError for another shade.
     """
-    if shade not in SHADES:
-        raise ConfigError(f"Unknown shade {shade!r}. Known: {', '.join(map(repr, SHADES))}.")
-    head = " ".join(filter(None, [f"<b>{text(title)}</b>" if title else "", text(record["question"])]))
-    if shade:
-        body = _tokens(record, shade, scale)
-    else:
-        body = "".join(_turn(turn, record, simulated) for turn in record["turns"])
-    return f'<div style="{CARD.format(width=width)}"><div>{head}</div>{body}{_outcome(record)}</div>'
+    return _card(WIDE, f"{title} {record['question']}", record, shade, simulated, abs(record.get("advantage", 0)) or 1.0)
 
 
 def group(records: Sequence[dict], shade: str = "", simulated: bool = False, titles: Sequence[str] = ()) -> str:
     """Trajectories side by side (on a phone: below each other); numbered where they have no `titles`."""
     titles = titles or [f"rollout {number}" for number in range(1, len(records) + 1)]
-    scale = max((abs(record.get("advantage") or 0) for record in records), default=0) or 1.0
-    return "<div>" + "".join(trajectory(record, title, shade, simulated, NARROW, scale)
-                             for record, title in zip(records, titles, strict=True)) + "</div>"
+    scale = max((abs(record.get("advantage", 0)) for record in records), default=0) or 1.0
+    cards = (_card(NARROW, title, record, shade, simulated, scale) for record, title in zip(records, titles, strict=True))
+    asked = "<br>".join(dict.fromkeys(text(record["question"]) for record in records))
+    return f'<div><div style="margin-bottom:4px"><b>{asked}</b></div>{"".join(cards)}</div>'
+
+
+def _card(width: str, title: str, record: dict, shade: str, simulated: bool, scale: float) -> str:
+    """`scale` is the advantage at which tokens are shaded at full strength."""
+    pick("shade", shade, SHADES)
+    body = _tokens(record, shade, scale) if shade else "".join(_turn(turn, record, simulated) for turn in record["turns"])
+    return f'<div style="{CARD.format(width=width)}"><b>{text(title)}</b>{body}{_outcome(record)}</div>'
 
 
 def why(record: dict) -> str:
@@ -156,7 +157,7 @@ def _line(kind: str, said: str, note: str = "", body: str = "") -> str:
 
 def _listed(documents: Iterable[str], answers: Sequence[str]) -> str:
     """Documents one below the other; where the answers are known, each with the word whether one stands in it."""
-    verdicts = (_verdict(metrics.contains(document, answers), "states the answer", "does not") if answers else "–" for document in documents)
+    verdicts = (_verdict(metrics.contains(document, answers), "states the answer", "no answer") if answers else "–" for document in documents)
     return "".join(f'<div style="margin-top:2px">{verdict} {text(document)}</div>'
                    for verdict, document in zip(verdicts, documents, strict=True))
 
@@ -178,7 +179,7 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
                          f"{part} token{'s'[: part > 1]} that it was shown: masked</div>")
             continue
         piece, logprob = part
-        strength = {"logprob": -logprob / FULL_SURPRISE, "advantage": abs(advantage) / scale, "mask": 0.5}[shade]
+        strength = {"logprob": -logprob / FULL_SURPRISE, "advantage": abs(advantage) / scale, "mask": 1.0}[shade]
         ground = UNLIKELY if shade == "logprob" else TRAINED_UP if shade == "mask" or advantage >= 0 else TRAINED_DOWN
         shown.append(f'<span title="p = {math.exp(logprob):.2f}" style="background:{_mixed(ground, strength)};'
                      f'border-right:1px solid #dddddd;white-space:pre-wrap">{text(piece)}</span>')
@@ -191,6 +192,11 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
 def _mixed(color: tuple[int, int, int], strength: float) -> str:
     strength = min(max(strength, 0.0), 1.0)
     return "#" + "".join(f"{round(255 + (channel - 255) * strength):02x}" for channel in color)
+
+
+def error(problem: Exception) -> str:
+    """What went wrong, for people."""
+    return f'<div style="border-left:4px solid {KINDS["invalid"].color};background:{PAPER};color:{INK};padding:2px 8px">⚠ {text(problem)}</div>'
 
 
 # documents -----------------------------------------------------------------------------------------------------------
@@ -224,8 +230,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
             f'color:{INK}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 
-def board(states: Sequence[ArmState]) -> str:
-    """Every arm of a study: how its runs stand, how far the unfinished one is, and its last score."""
+def board(states: Sequence[ArmState], said: str = "") -> str:
+    """Every arm of a study: how its runs stand, how far the unfinished one is, and its last score; `said` stands above."""
     done, wanted = sum(state.done for state in states), sum(state.wanted for state in states)
     rows = []
     for state in states:
@@ -236,7 +242,7 @@ def board(states: Sequence[ArmState]) -> str:
         score = f"{text(state.score_name)} {state.score:.2f}" if state.score is not None else ""
         rows.append([text(state.kind), mark + text(state.name), f"{STATES[state.state]} {state.state}",
                      f"{state.done}/{state.wanted}", far, left, score])
-    head = f'<div style="margin-bottom:4px"><b>{done} of {wanted} runs finished</b></div>'
+    head = f'<div style="margin-bottom:4px"><b>{done} of {wanted} runs finished</b> {text(said)}</div>'
     return head + table(["kind", "arm", "state", "seeds", "progress", "time left", "last score"], rows)
 
 
