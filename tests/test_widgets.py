@@ -148,7 +148,7 @@ def test_turns_are_told_apart_by_words():
 
 def test_tokens_are_shaded_by_what_was_logged():
     page = views.trajectory(record(), shade="logprob")
-    assert 'title="p = 0.14"' in page and "7 tokens that it was shown: masked" in page
+    assert 'title="p = 0.14"' in page and "7 tokens that it was shown, and did not write" in page
     assert views._mixed(views.TRAINED_DOWN, 1) in views.group([record(reward=0.0)], "advantage")
     assert "logged without its tokens" in views.trajectory(record(tokens=False), shade="mask")
     with pytest.raises(ConfigError, match="Known: , logprob"):
@@ -172,7 +172,7 @@ def test_filters_and_groups(store):
 def test_an_old_run_without_the_new_fields(store):
     found = TrajectoryLog(finished(store, tokens=False))
     assert len(groups(found.entries)) == 6 and not watched(found.entries)
-    assert "rollout 1 of 2" in widgets.explore(found.run, store).data
+    assert "rollout 1 of 2" in widgets.explore(found.run, store=store).data
 
 
 def test_a_log_that_grows_is_indexed_as_far_as_it_is_whole(store):
@@ -203,7 +203,7 @@ def test_a_damaged_line_is_named(store, line, message):
     run = finished(store)
     with (run.path / LOG).open("a") as file:
         file.write(line + "\n")
-    for look in (TrajectoryLog, lambda run: widgets.explore(run, store)):
+    for look in (TrajectoryLog, lambda run: widgets.explore(run, store=store)):
         with pytest.raises(RunError, match=message):
             look(run)
 
@@ -211,6 +211,8 @@ def test_a_damaged_line_is_named(store, line, message):
 def test_a_missing_run_is_told(store):
     with pytest.raises(RunError, match="No policy in .* has logged trajectories"):
         widgets.explore(store=store)
+    with pytest.raises(RunError, match="No policy trains now in"):
+        widgets.monitor(store=store)
     with pytest.raises(RunError, match="No run is called 'policy-x'"):
         widgets.monitor("policy-x", store=store)
     run = finished(store)
@@ -262,10 +264,18 @@ def test_the_explorer_follows_its_controls(store):
     assert "darker" in shown()
     explorer.what.value = True
     assert "kept no watched question" in shown()
+    text = (other.path / LOG).read_text()
+    (other.path / LOG).write_text("{\n" + text)
     explorer.run.value = other
+    assert "damaged in line 1" in shown()
+    explorer.what.value, explorer.run.value = False, explorer.index.run
+    assert "q1 of 2?" in shown()  # the one before is still there
+    (other.path / LOG).write_text(text)
+    explorer.what.value, explorer.run.value = True, other
     explorer.question.value = (0, "w1?")
     assert "w1?" in shown() and "after step 1" in shown() and "after step 5" in shown()
     explorer.close()
+    assert "after step 5" in widgets.explore(other, watch=True, store=store).data
 
 
 def test_an_explorer_grows_with_its_run(growing, monkeypatch):
@@ -316,6 +326,7 @@ def test_a_monitor_ends_with_its_run_or_when_it_is_closed(growing, monkeypatch):
 
 def test_a_monitor_tells_of_a_run_that_vanishes(growing):
     run, _ = growing
+    assert "▶ running" in widgets.monitor(store=RunStore(run.path.parent)).data  # found without its name
     monitor = widgets.Monitor([run])
     run.log(3, reward=0.5)
     (run.path / "run.json").rename(run.path / "gone")

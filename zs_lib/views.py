@@ -176,7 +176,7 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
     for part in record["tokens"]:
         if isinstance(part, int):
             shown.append(f'<div style="border:1px dashed {FAINT};color:{FAINT};margin:3px 0;padding:1px 6px">'
-                         f"{part} token{'s'[: part > 1]} that it was shown: masked</div>")
+                         f"{part} token{'s'[: part > 1]} that it was shown, and did not write</div>")
             continue
         piece, logprob = part
         strength = {"logprob": -logprob / FULL_SURPRISE, "advantage": abs(advantage) / scale, "mask": 1.0}[shade]
@@ -185,7 +185,7 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
                      f'border-right:1px solid #dddddd;white-space:pre-wrap">{text(piece)}</span>')
     legend = {"logprob": f"darker: less likely when sampled (full at p = {math.exp(-FULL_SURPRISE):.2f})",
               "advantage": f"all tokens are {'strengthened' if advantage > 0 else 'weakened' if advantage < 0 else 'left as they are'}",
-              "mask": "blue tokens are trained"}[shade]
+              "mask": "blue: the policy's own tokens, all that the loss mask keeps"}[shade]
     return f'<div style="margin:4px 0">{"".join(shown)}</div><div style="color:{FAINT};font-size:11px">{legend}</div>'
 
 

@@ -29,6 +29,8 @@ from zs_lib.values import reject_unknown
 REFRESH_S = 3.0
 """Seconds between two looks at the store."""
 REAL = ("bm25", "dense")
+LONG = {"width": "440px", "max_width": "98%"}
+"""Layout of controls that hold a sentence."""
 SETS = {"the group of a step": False, "a question through training": True}
 
 
@@ -40,19 +42,20 @@ def attended() -> bool:
     return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
-def explore(run: Run | str | None = None, store: RunStore | None = None) -> Explorer | HTML:
+def explore(run: Run | str | None = None, watch: bool = False, store: RunStore | None = None) -> Explorer | HTML:
     """Trajectories of the stored policies, beginning with `run` (a run or the beginning of its name; by default the first):
-    by step and question, filtered, a group side by side, or one question through training.
+    by step and question, filtered, a group side by side; or, where `watch` begins, one question through training.
 
     Raises:
         RunError: there is no such run, none that logged trajectories, or its log is damaged.
     """
     store = store or RunStore()
-    runs = [one for one in store.list() if one.kind == "policy" and (one.path / trajectories.LOG).exists()]
+    runs = [one for one in store.list() if one.kind == "policy" and (one.path / trajectories.LOG).exists()
+            and progress.run_state(one) != "damaged"]
     run = store.find(run) if isinstance(run, str) else run
     if run is None and not runs:
         raise RunError(f"No policy in {store.root} has logged trajectories: notebook 03 trains one.")
-    explorer = Explorer(runs, run or runs[0])
+    explorer = Explorer(runs, run or runs[0], watch)
     return explorer if attended() else explorer.frozen()
 
 
@@ -67,15 +70,18 @@ def playground(study: Profile, query: str = "", question: str = "", answer: str 
 
 
 def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
-    """The curves and early warnings of trainings (runs, or beginnings of their names), kept up to date while they train.
+    """The curves and early warnings of trainings (runs, or beginnings of their names; by default whatever policies train
+    now, wherever), kept up to date while they go on.
 
     Raises:
-        RunError: there is no such run, it is no policy, or its log is damaged.
+        RunError: there is no such run, it is no policy, or its log is damaged; no policy trains now.
     """
     store = store or RunStore()
     found = [store.find(run) if isinstance(run, str) else run for run in runs]
+    found = found or [run for run in store.list() if run.kind == "policy" and run.running]
     if not found or any(run.kind != "policy" for run in found):
-        raise RunError("A monitor needs at least one run of a policy: `zs runs list` names them.")
+        what = "One of these runs is no policy's" if found else f"No policy trains now in {store.root}"
+        raise RunError(f"{what}: name a run of a policy (`zs runs list`).")
     watcher = Monitor(found)
     return watcher if attended() else watcher.frozen()
 
@@ -138,14 +144,15 @@ class _Panel(ipywidgets.VBox):
 class Explorer(_Panel):
     """Runs → steps → questions → the rollouts of a group. The log is indexed once; only what is shown is read."""
 
-    def __init__(self, runs: Sequence[Run], run: Run):
-        names = {f"{one.label} s{one.seed} ({one.path.name})": one for one in (*runs, run)}
-        self.run = ipywidgets.Dropdown(options=list(names.items()), value=names[f"{run.label} s{run.seed} ({run.path.name})"],
-                                       description="run")
-        self.what = ipywidgets.Dropdown(options=list(SETS.items()), description="show")
+    def __init__(self, runs: Sequence[Run], run: Run, watch: bool = False):
+        by_name = {one.path.name: one for one in (*runs, run)}
+        options = [(f"{one.label} s{one.seed} ({name})", one) for name, one in by_name.items()]
+        self.run = ipywidgets.Dropdown(options=options, value=run, description="run", layout=LONG)
+        self.what = ipywidgets.Dropdown(options=list(SETS.items()), value=watch, description="show")
         self.step = ipywidgets.SelectionSlider(options=[0], description="step", continuous_update=False)
-        self.question = ipywidgets.Dropdown(description="question")
-        self.reward = ipywidgets.FloatRangeSlider(value=(0, 1), min=0, max=1, step=0.05, description="reward", continuous_update=False)
+        self.question = ipywidgets.Dropdown(description="question", layout=LONG)
+        self.reward = ipywidgets.FloatRangeSlider(value=(0, 1), min=0, max=1, step=0.1, description="reward", readout_format=".1f",
+                                                  continuous_update=False)
         self.turns = ipywidgets.IntRangeSlider(value=(1, 1), min=1, max=1, description="turns", continuous_update=False)
         self.stop = ipywidgets.Dropdown(options=[("any", ""), *((why, name) for name, why in views.STOPS.items())], description="stop")
         self.noise = ipywidgets.Dropdown(options=[("any", None), ("noisy documents", True), ("none noisy", False)], description="noise")
@@ -180,9 +187,10 @@ class Explorer(_Panel):
         return self._through_training(chosen) if self.what.value else self._group(chosen)
 
     def _open(self, run: Run) -> None:
-        if self.index:
-            self.index.close()
-        self.index = TrajectoryLog(run)
+        opened, before = TrajectoryLog(run), self.index  # if it cannot be opened, the one before can still be returned to
+        self.index = opened
+        if before:
+            before.close()
         self._widen()
         self._to_end()
         if run.running:
@@ -200,9 +208,9 @@ class Explorer(_Panel):
                     self._to_end()
             return self._render()
 
-        self._updating = True
+        self._updating, going = True, self.run.value.running  # asked first, so that the last lines are not missed
         try:
-            return self.show(render) and self.run.value.running
+            return self.show(render) and going
         finally:
             self._updating = False
 
@@ -267,10 +275,9 @@ class Playground(_Panel):
             sample = examples.training_questions(1)[0]
             query = wording.query(wording.NOUNS[sample.hops[-1].relation], sample.hops[-1].entity)
             question, answer = question or sample.question, answer or sample.golden_answers[0]
-        wide = {"width": "420px"}
-        self.query = ipywidgets.Text(query, description="query", layout=wide)
-        self.question = ipywidgets.Text(question, description="question", layout=wide, placeholder="a simulator is told it")
-        self.answer = ipywidgets.Text(answer, description="answer", layout=wide, placeholder="known for the benchmark's questions")
+        self.query = ipywidgets.Text(query, description="query", layout=LONG)
+        self.question = ipywidgets.Text(question, description="question", layout=LONG, placeholder="a simulator is told it")
+        self.answer = ipywidgets.Text(answer, description="answer", layout=LONG, placeholder="known for the benchmark's questions")
         main = next((arm.simulator.label for arm in study.policies if arm.simulator), "")
         usual = [name for name in known if name == "bm25" or name.startswith(f"{main}, ")]
         self.engines = ipywidgets.SelectMultiple(options=known, value=tuple(engines or usual), description="engines", rows=6)
@@ -307,7 +314,7 @@ def search(study: Profile, query: str, question: str, answers: Sequence[str], na
         label, _, kind = name.partition(", ")
         request = SearchRequest(query, question, tuple(answers) or ("unknown",), kind == "noisy", ("playground", query))
         try:
-            engine = _real(name) if name in REAL else _simulator(*trained[label])
+            engine = build_engine(name) if name in REAL else _simulator(*trained[label])
             found[name], = engine.search([request], study.evaluation.num_documents)
         except EngineError as error:
             found[name] = SearchResult((), "failed", str(error))
@@ -322,10 +329,6 @@ def _trained(study: Profile, store: RunStore) -> dict[str, tuple[Path, Simulator
 @lru_cache(maxsize=4)
 def _simulator(model: Path, arm: SimulatorArm) -> SearchEngine:
     return build_engine("simulated", model=model, arm=arm)
-
-
-def _real(name: str) -> SearchEngine:
-    return build_engine(name)
 
 
 def _judged(study: Profile, query: str, question: str, answers: Sequence[str], found: dict[str, SearchResult]) -> dict[str, bool]:
