@@ -263,7 +263,7 @@ def test_the_explorer_follows_its_controls(store):
     explorer.shade.value = "logprob"
     assert "darker" in shown()
     explorer.what.value = True
-    assert "kept no watched question" in shown()
+    assert "asked no question again" in shown()
     text = (other.path / LOG).read_text()
     (other.path / LOG).write_text("{\n" + text)
     explorer.run.value = other
@@ -360,8 +360,7 @@ def test_the_board_counts_seeds_and_tells_how_far_they_are(growing, store):
 
 def test_runs_are_made_in_a_process_of_its_own_and_can_be_stopped(growing, store):
     _, end = growing
-    shown = widgets.StudyBoard(SMOKE, 1, store)
-    shown.wanted = [(ARM, 0)]  # which this test works on, so that the process waits
+    shown = widgets.StudyBoard([(ARM, 0)], 1, store)  # which this test works on, so that the process waits
     shown.start.click()
     pid = background.working(store)
     assert pid and os.getpgid(pid) == pid != os.getpgid(0)  # not the kernel's group
@@ -378,8 +377,9 @@ def test_runs_are_made_in_a_process_of_its_own_and_can_be_stopped(growing, store
 def test_a_playground_compares_engines_and_keeps_their_failures(store):
     page = widgets.playground(SMOKE, "capital of Norway", answer="Oslo", engines=["bm25", "dense"], store=store).data
     assert "states the answer" in page and "bm25" in page and "dense" in page
-    tool = widgets.Playground(SMOKE, store, "", "", "", (), False)
-    assert tool.query.value and tool.question.value and tool.answer.value and tool.engines.value == ("bm25",)  # a sample; no simulator yet
+    assert "bm25" in widgets.playground(SMOKE, store=store).data  # a sample question; there is no simulator yet
+    tool = widgets.Playground(SMOKE, store, ["bm25", "dense"], "capital of Norway", "", "Oslo", ["bm25"], False)
+    assert "states the answer" in tool.view.value and "dense" not in tool.view.value
     tool.query.value = " "
     tool.button.click()
     assert "There is no query" in tool.view.value
@@ -397,9 +397,12 @@ def test_a_front_end_gets_a_widget_and_a_program_the_page(store):
         for allow_stdin in (False, True):
             found = []
             client.execute_interactive(code, allow_stdin=allow_stdin, timeout=60, output_hook=found.append)
-            kinds += [set(message["content"]["data"]) for message in found if message["msg_type"] == "execute_result"]
+            result, = (message["content"]["data"] for message in found if message["msg_type"] == "execute_result")
+            kinds.append((result, [message for message in found if message["msg_type"] == "comm_open"]))
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     view = "application/vnd.jupyter.widget-view+json"
-    assert len(kinds) == 2 and "text/html" in kinds[0] and view not in kinds[0] and view in kinds[1]
+    (static, comms), (live, live_comms) = kinds
+    assert "runs finished" in static["text/html"] and view not in static and not comms  # no widget, not even a closed one
+    assert view in live and live_comms

@@ -202,7 +202,7 @@ def draw_panel(table: pd.DataFrame, column: str) -> bytes:
         if table["arm"].nunique() > 1:
             axes.legend(fontsize=7)
         buffer = BytesIO()
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format="png", dpi=120)  # six of them lie in a stored notebook
     return buffer.getvalue()
 
 

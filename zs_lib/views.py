@@ -194,7 +194,7 @@ def _mixed(color: tuple[int, int, int], strength: float) -> str:
     return "#" + "".join(f"{round(255 + (channel - 255) * strength):02x}" for channel in color)
 
 
-def error(problem: Exception) -> str:
+def error(problem: object) -> str:
     """What went wrong, for people."""
     return f'<div style="border-left:4px solid {KINDS["invalid"].color};background:{PAPER};color:{INK};padding:2px 8px">⚠ {text(problem)}</div>'
 

@@ -32,6 +32,8 @@ REAL = ("bm25", "dense")
 LONG = {"width": "440px", "max_width": "98%"}
 """Layout of controls that hold a sentence."""
 SETS = {"the group of a step": False, "a question through training": True}
+NONE_LOGGED, NONE_LEFT, NONE_WATCHED = map(views.error, (
+    "Nothing is logged yet.", "No trajectory of this run passes the filters.", "This run asked no question again: it is older, or has just begun."))
 
 
 def attended() -> bool:
@@ -55,18 +57,31 @@ def explore(run: Run | str | None = None, watch: bool = False, store: RunStore |
     run = store.find(run) if isinstance(run, str) else run
     if run is None and not runs:
         raise RunError(f"No policy in {store.root} has logged trajectories: notebook 03 trains one.")
-    explorer = Explorer(runs, run or runs[0], watch)
-    return explorer if attended() else explorer.frozen()
+    if attended():
+        return Explorer(runs, run or runs[0], watch)
+    index = TrajectoryLog(run or runs[0])
+    if watch:
+        return HTML("".join(_watched_page(index, entries) for entries in trajectories.watched(index.entries).values()) or NONE_WATCHED)
+    groups = trajectories.groups(index.entries)
+    return HTML(_group_page(index, groups, list(groups)[-1]) if groups else NONE_LOGGED)
 
 
 def playground(study: Profile, query: str = "", question: str = "", answer: str = "", engines: Sequence[str] = (),
                judge: bool = False, store: RunStore | None = None) -> Playground | HTML:
     """What several engines find for one query, side by side; by default the good query of a training question, asked of BM25
     and of the study's main simulator, useful and noisy. `engines`: names of `engine_names`, else ConfigError."""
-    reject_unknown("engine", engines, engine_names(study, store or RunStore()))
-    tool = Playground(study, store or RunStore(), query, question, answer, engines, judge)
-    tool.search()
-    return tool if attended() else tool.frozen()
+    store = store or RunStore()
+    known = engine_names(study, store)
+    reject_unknown("engine", engines, known)
+    if not query:
+        sample = examples.training_questions(1)[0]
+        query = wording.query(wording.NOUNS[sample.hops[-1].relation], sample.hops[-1].entity)
+        question, answer = question or sample.question, answer or sample.golden_answers[0]
+    main = next((arm.simulator.label for arm in study.policies if arm.simulator), "")
+    engines = engines or [name for name in known if name == "bm25" or name.startswith(f"{main}, ")]
+    if attended():
+        return Playground(study, store, known, query, question, answer, engines, judge)
+    return HTML(_compared(study, store, query, question, answer, engines, judge))
 
 
 def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
@@ -82,14 +97,13 @@ def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
     if not found or any(run.kind != "policy" for run in found):
         what = "One of these runs is no policy's" if found else f"No policy trains now in {store.root}"
         raise RunError(f"{what}: name a run of a policy (`zs runs list`).")
-    watcher = Monitor(found)
-    return watcher if attended() else watcher.frozen()
+    return Monitor(found) if attended() else HTML(views.training(found))
 
 
 def board(study: Profile, jobs: int | None = None, store: RunStore | None = None) -> StudyBoard | HTML:
     """How every arm of a study stands, with a button that makes what is missing in a process that outlives the notebook."""
-    shown = StudyBoard(study, jobs, store or RunStore())
-    return shown if attended() else shown.frozen()
+    wanted, store = results.study_runs(study), store or RunStore()
+    return StudyBoard(wanted, jobs, store) if attended() else HTML(views.board(progress.arm_states(wanted, store)))
 
 
 class _Panel(ipywidgets.VBox):
@@ -100,12 +114,6 @@ class _Panel(ipywidgets.VBox):
     def __init__(self, *controls: ipywidgets.Widget):
         self.view = ipywidgets.HTML()
         super().__init__([ipywidgets.Box(controls, layout={"flex_flow": "row wrap"}), self.view])
-
-    def frozen(self) -> HTML:
-        """The view as it is now, and no widget any more."""
-        shown = HTML(self.view.value)
-        self.close()
-        return shown
 
     def close(self) -> None:
         """Remove the widget, and end its timer."""
@@ -122,16 +130,18 @@ class _Panel(ipywidgets.VBox):
             return False
 
     def _keep_fresh(self, refresh: Callable[[], bool]) -> None:
-        """Call `refresh` every REFRESH_S until it returns False; not at all where no event loop runs (a script)."""
+        """Call `refresh` every REFRESH_S until it returns False; in a script, which has no event loop, not at all."""
         async def tick() -> None:
+            await asyncio.sleep(REFRESH_S)
             while refresh():
                 await asyncio.sleep(REFRESH_S)
 
         self._end_timer()
         try:
-            self._timer = asyncio.get_running_loop().create_task(tick())
+            loop = asyncio.get_running_loop()
         except RuntimeError:
-            refresh()
+            return
+        self._timer = loop.create_task(tick())
 
     def _end_timer(self) -> None:
         if self._timer:
@@ -226,29 +236,33 @@ class Explorer(_Panel):
             self.turns.value = (self.turns.value[0], self.turns.max)
 
     def _group(self, chosen: list[Entry]) -> str:
-        groups, whole = trajectories.groups(chosen), trajectories.groups(self.index.entries)
+        groups = trajectories.groups(chosen)
         if not groups:
-            return views.error(RunError("No trajectory of this run passes the filters." if self.index.entries else "Nothing is logged yet."))
+            return NONE_LEFT if self.index.entries else NONE_LOGGED
         steps = list(dict.fromkeys(step for step, *_ in groups))
         now = self.step.value if self.step.value in steps else min(steps, key=lambda step: abs(step - self.step.value))
         _offer(self.step, steps, now)
-        keys = [key for key in groups if key[0] == now]
-        _offer(self.question, [(question, (place, question)) for _, place, question in keys], self.question.value)
-        key = (now, *self.question.value)
-        shown = groups[key]
-        numbers = {entry.place: number for number, entry in enumerate(whole[key], 1)}
-        titles = [f"rollout {numbers[entry.place]} of {len(numbers)}" for entry in shown]
-        return views.group(self.index.read(shown), self.shade.value, _simulated(self.index.run), titles)
+        _offer(self.question, [(key[2], key[1:]) for key in groups if key[0] == now], self.question.value)
+        return _group_page(self.index, groups, (now, *self.question.value), self.shade.value)
 
     def _through_training(self, chosen: list[Entry]) -> str:
-        """A watched question at every step at which it was asked again."""
         watched = trajectories.watched(chosen)
         if not watched:
-            return views.error(RunError("This run kept no watched question (it is older), or none passes the filters."))
+            return NONE_LEFT if trajectories.watched(self.index.entries) else NONE_WATCHED
         _offer(self.question, [(question, (0, question)) for question in watched], self.question.value)
-        shown = watched[self.question.value[1]]
-        titles = [f"after step {entry.step}" for entry in shown]
-        return views.group(self.index.read(shown), self.shade.value, _simulated(self.index.run), titles)
+        return _watched_page(self.index, watched[self.question.value[1]], self.shade.value)
+
+
+def _group_page(index: TrajectoryLog, groups: dict[tuple, list[Entry]], key: tuple, shade: str = "") -> str:
+    """What of a group is chosen, side by side, numbered by its place in the whole group."""
+    whole = [entry.place for entry in trajectories.groups(index.entries)[key]]
+    titles = [f"rollout {whole.index(entry.place) + 1} of {len(whole)}" for entry in groups[key]]
+    return views.group(index.read(groups[key]), shade, _simulated(index.run), titles)
+
+
+def _watched_page(index: TrajectoryLog, entries: list[Entry], shade: str = "") -> str:
+    """A watched question each time that it was asked again."""
+    return views.group(index.read(entries), shade, _simulated(index.run), [f"after step {entry.step}" for entry in entries])
 
 
 def _offer(control: ipywidgets.Widget, options: list, value: object) -> None:
@@ -268,36 +282,32 @@ def _simulated(run: Run) -> bool:
 class Playground(_Panel):
     """A query, what it is asked for, the engines, and a button."""
 
-    def __init__(self, study: Profile, store: RunStore, query: str, question: str, answer: str, engines: Sequence[str], judge: bool):
+    def __init__(self, study: Profile, store: RunStore, known: Sequence[str], query: str, question: str, answer: str,
+                 engines: Sequence[str], judge: bool):
         self.study, self.store = study, store
-        known = engine_names(study, store)
-        if not query:
-            sample = examples.training_questions(1)[0]
-            query = wording.query(wording.NOUNS[sample.hops[-1].relation], sample.hops[-1].entity)
-            question, answer = question or sample.question, answer or sample.golden_answers[0]
         self.query = ipywidgets.Text(query, description="query", layout=LONG)
         self.question = ipywidgets.Text(question, description="question", layout=LONG, placeholder="a simulator is told it")
         self.answer = ipywidgets.Text(answer, description="answer", layout=LONG, placeholder="known for the benchmark's questions")
-        main = next((arm.simulator.label for arm in study.policies if arm.simulator), "")
-        usual = [name for name in known if name == "bm25" or name.startswith(f"{main}, ")]
-        self.engines = ipywidgets.SelectMultiple(options=known, value=tuple(engines or usual), description="engines", rows=6)
+        self.engines = ipywidgets.SelectMultiple(options=known, value=tuple(engines), description="engines", rows=6)
         self.judge = ipywidgets.Checkbox(judge, description="ask the LLM judge")
         self.button = ipywidgets.Button(description="Search", button_style="primary")
         self.button.on_click(self.search)
         super().__init__(self.query, self.question, self.answer, self.engines, self.judge, self.button)
+        self.search()
 
     def search(self, _: object = None) -> None:
         """Ask the chosen engines, and show what they find."""
-        self.show(self._find)
+        self.show(lambda: _compared(self.study, self.store, self.query.value, self.question.value, self.answer.value,
+                                    self.engines.value, self.judge.value))
 
-    def _find(self) -> str:
-        query, question = self.query.value.strip(), self.question.value.strip()
-        if not query:
-            raise ConfigError("There is no query: write one.")
-        answers = (self.answer.value.strip(),) if self.answer.value.strip() else _answers(question)
-        found = search(self.study, query, question or query, answers, self.engines.value, self.store)
-        judged = _judged(self.study, query, question or query, answers, found) if self.judge.value else None
-        return views.documents(found, answers, judged)
+
+def _compared(study: Profile, store: RunStore, query: str, question: str, answer: str, engines: Sequence[str], judge: bool) -> str:
+    query, question, answer = query.strip(), question.strip(), answer.strip()
+    if not query:
+        raise ConfigError("There is no query: write one.")
+    answers = (answer,) if answer else _answers(question)
+    found = search(study, query, question or query, answers, engines, store)
+    return views.documents(found, answers, _judged(study, query, question or query, answers, found) if judge else None)
 
 
 def engine_names(study: Profile, store: RunStore) -> list[str]:
@@ -354,8 +364,7 @@ class Monitor(_Panel):
     def __init__(self, runs: Sequence[Run]):
         super().__init__()
         self.runs, self._seen = runs, None
-        self.view.value = views.training(runs)
-        if any(run.running for run in runs):
+        if self.refresh():
             self._keep_fresh(self.refresh)
 
     def refresh(self) -> bool:
@@ -374,16 +383,16 @@ def _size(path: Path) -> int:
 class StudyBoard(_Panel):
     """Every arm's state, and buttons to make what is missing."""
 
-    def __init__(self, study: Profile, jobs: int | None, store: RunStore):
-        self.wanted, self.jobs, self.store = results.study_runs(study), jobs, store
+    def __init__(self, wanted: Sequence[tuple], jobs: int | None, store: RunStore):
+        self.wanted, self.jobs, self.store = wanted, jobs, store
         self.start = ipywidgets.Button(description="Start or resume", button_style="primary", tooltip="makes what is missing, in the background")
         self.stop = ipywidgets.Button(description="Stop", tooltip="what was done up to the last checkpoints is kept")
         self.look = ipywidgets.Button(description="Refresh")
         super().__init__(self.start, self.stop, self.look)
         self.start.on_click(self._start)
         self.stop.on_click(self._stop)
-        self.look.on_click(lambda _: self._keep_fresh(self.refresh))
-        self._keep_fresh(self.refresh)
+        self.look.on_click(self._follow)
+        self._follow()
 
     def refresh(self) -> bool:
         """Show the present state; whether it may change by itself."""
@@ -392,10 +401,14 @@ class StudyBoard(_Panel):
         said = "" if pid else background.said(self.store)
         return self.show(lambda: views.board(states, said)) and (pid is not None or any(state.state == "running" for state in states))
 
+    def _follow(self, _: object = None) -> None:
+        if self.refresh():
+            self._keep_fresh(self.refresh)
+
     def _start(self, _: object) -> None:
         if self.show(lambda: str(background.start(self.wanted, self.store, self.jobs))):
-            self._keep_fresh(self.refresh)
+            self._follow()
 
     def _stop(self, _: object) -> None:
         background.stop(self.store)
-        self._keep_fresh(self.refresh)
+        self._follow()
