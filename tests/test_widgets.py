@@ -13,6 +13,7 @@ from jupyter_client.manager import start_new_kernel
 from zs_lib import background, config, figures, progress, results, views, widgets
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, RunError
+from zs_lib.files import write_json
 from zs_lib.runs import RunStore
 from zs_lib.trajectories import LOG, TrajectoryLog, groups, select, watched
 
@@ -356,6 +357,10 @@ def test_the_board_counts_seeds_and_tells_how_far_they_are(growing, store):
     assert "0 of 4 runs finished" in page and "▶ running" in page and f"training 2 of {ARM.steps}" in page
     growing[1]()
     assert progress.arm_states(wanted, store)[0].state == "damaged"  # the other seed's
+    write_json(store.path(ARM, 1) / "run.json", growing[0].record)
+    assert progress.arm_states(wanted, store)[0].state == "unfinished"
+    (store.path(ARM, 1) / "metrics.jsonl").write_text("{\n")
+    assert progress.arm_states(wanted, store)[0].state == "damaged"
 
 
 def test_runs_are_made_in_a_process_of_its_own_and_can_be_stopped(growing, store):

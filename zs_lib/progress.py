@@ -137,9 +137,9 @@ def _arm_state(arm: Any, runs: list[Run | None]) -> ArmState:
 
 
 def run_state(run: Run) -> str:
-    """"finished", "running", "unfinished", or "damaged" where its record or summary cannot be read."""
+    """"finished", "running", "unfinished", or "damaged" where what tells of it cannot be read."""
     try:
-        _ = run.summary if run.finished else run.record
+        _ = run.summary if run.finished else (run.record, run.metrics(), run.timing())
     except RunError:
         return "damaged"
     return "finished" if run.finished else "running" if run.running else "unfinished"
