@@ -154,10 +154,24 @@ def test_rl_raises_the_reward_and_leaves_an_ordinary_model(backbone, tmp_path):
     assert set(LOGGED.split()) <= set(logged)
     assert logged["sampler_gap"].max() < 1e-4  # trainer and sampler give the same tokens the same probability
     assert (run.path / "timing.jsonl").exists() and "seconds" not in " ".join(logged)
-    assert len(run.trajectories()) == 25 * policy.LOGGED_TRAJECTORIES
+    kept = run.trajectories()
+    groups, watched = ([t for t in kept if t.get("watched", False) is w] for w in (False, True))
+    assert len(groups) == 25 * 2 * 12 and abs(sum(t["advantage"] for t in groups[:12])) < 0.01
+    assert {t["step"] for t in watched} == {1, *range(3, 25, 3), 25} and {t["question"] for t in watched} == {"q0"}
+    written = ["".join(part[0] for part in t["tokens"] if isinstance(part, list)) for t in groups]
+    assert all(text.replace(" ", "") == "".join(u["text"] for u in t["turns"]).replace(" ", "") for text, t in zip(written, groups, strict=True))
     trained = LlamaForCausalLM.from_pretrained(run.model_dir)
     assert not torch.equal(trained.lm_head.weight, load(backbone)[0].lm_head.weight)
     assert PreTrainedTokenizerFast.from_pretrained(run.model_dir).get_vocab()
+
+
+def test_watching_a_question_changes_nothing_else(backbone, tmp_path, monkeypatch):
+    watched = train(backbone, tmp_path / "watched", KILLED["reinforce"], LookupEngine())
+    monkeypatch.setattr(policy, "_watch", lambda *_: [])
+    plain = train(backbone, tmp_path / "plain", KILLED["reinforce"], LookupEngine())
+    for name in ("metrics.jsonl", "summary.json", "model/model.safetensors"):
+        assert (watched.path / name).read_bytes() == (plain.path / name).read_bytes()
+    assert [t for t in watched.trajectories() if "watched" not in t] == plain.trajectories()
 
 
 @pytest.mark.parametrize("name", KILLED)

@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=config.ROOT / "figures", metavar="DIR", help="(default: figures)"
     )
 
+    sub = add("report", _report, "a website of the study: its notebooks, claims and tables, as files that stand alone")
+    _add_profile(sub)
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write it")
+
     sub = add("claims", _claims, "the paper's claims, tested on the recorded results")
     _add_profile(sub)
     sub.add_argument("--json", action="store_true", help="every statement, as JSON")
@@ -162,6 +166,12 @@ def _figures(arguments: argparse.Namespace) -> None:
             print(path)
         for name, reason in lacking.items():
             print(f"{name} is not drawn: {reason}", file=sys.stderr)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from zs_lib import report
+
+    print(report.build(arguments.profile, arguments.out)[0])
 
 
 def _claims(arguments: argparse.Namespace) -> None:

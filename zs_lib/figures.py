@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -93,7 +94,7 @@ def _color(arm: str) -> str:
     return COLORS.get(arm, "#555555")
 
 
-def _family_color(arm: str) -> str:
+def color_of(arm: str) -> str:
     """A variant's colour is its core arm's; of one with another way of simulating, the way's."""
     ways = {"=naive-": COLORS["zerosearch-naive"], "=prompted-": COLORS[START]}
     return next((color for way, color in ways.items() if way in arm), COLORS.get(arm, _color(arm.partition("/")[0])))
@@ -178,6 +179,33 @@ def draw_live(tables: Tables, figure: Figure) -> None:
     axes.legend(loc="upper left", fontsize=7.5, ncols=2)
 
 
+PANELS = {"reward": "Reward (F1)", "turns": "Turns a rollout", "query_quality": "Queries that name what they must",
+          "noise_probability": "Noise probability", "entropy": "Entropy (nats a token)", "kl": "KL to the reference (nats a token)"}
+"""What is watched while a policy trains: column of the log → title."""
+
+
+def draw_panel(table: pd.DataFrame, column: str) -> bytes:
+    """One of `PANELS` as a small PNG: moving means, one line an arm; of the reward with the 95% interval of each mean."""
+    with plt.rc_context(STYLE):
+        figure = Figure(figsize=(4.2, 2.5))
+        axes = figure.subplots()
+        curve(table, column, axes)
+        if column == "reward":
+            for arm, part in table.groupby("arm", sort=False):
+                rolling = part.groupby("step")[column].mean().rolling(WINDOW, min_periods=1)
+                mean, error = rolling.mean(), 1.96 * rolling.std() / rolling.count() ** 0.5
+                axes.fill_between(mean.index, mean - error, mean + error, color=color_of(arm), alpha=0.25, lw=0)
+            mark_warnings(table, axes)
+        if column in ("reward", "query_quality", "noise_probability"):
+            axes.set_ylim(-0.02, 1.02)
+        axes.set_title(PANELS[column])
+        if table["arm"].nunique() > 1:
+            axes.legend(fontsize=7)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)  # six of them lie in a stored notebook
+    return buffer.getvalue()
+
+
 def draw_query_quality(tables: Tables, figure: Figure) -> None:
     """Whether queries name what they must, by what answered them in training."""
     axes = figure.subplots()
@@ -214,7 +242,7 @@ def _forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]
     """Mean and interval of each row of `scores`, top down; `marks` (label → value, colour) are lines across."""
     places = range(len(scores))[::-1]
     errors = [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
-    colors = [_family_color(arm) for arm in scores["arm"]]
+    colors = [color_of(arm) for arm in scores["arm"]]
     for place, value, below, above, color in zip(places, scores["f1"], *errors, colors, strict=True):
         axes.errorbar(value, place, xerr=[[below], [above]], fmt="o", color=color, capsize=3, lw=1.4, ms=5)
         axes.text(value, place + 0.2, f"{value:.2f}", ha="center", va="bottom", fontsize=8)

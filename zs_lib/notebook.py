@@ -17,11 +17,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import HTML, display
 
-from zs_lib import config, figures, reproduce, results, studies
+from zs_lib import config, figures, reproduce, results, studies, views
 from zs_lib.config import Profile
 from zs_lib.engines import SearchResult
 from zs_lib.rollout import Trajectory
 from zs_lib.runs import Run, RunStore
+from zs_lib.trajectories import to_record
 from zs_lib.values import reject_unknown
 
 PARAMETERS = ("profile", "seeds", "jobs", "overrides")
@@ -29,7 +30,6 @@ PARAMETERS = ("profile", "seeds", "jobs", "overrides")
 CURVE_S = 5.0
 """Seconds between two drawings of the live curve."""
 CONFIG_COLUMNS = 4
-KINDS = {"think": "#777777", "search": "#1f6fb4", "information": "#2a9d5c", "answer": "#b03a2e"}
 
 pd.options.display.max_colwidth = None  # warnings and claims are sentences
 
@@ -135,30 +135,11 @@ def show(name: str, study: Profile) -> None:
     plt.close(figure)
 
 
-def show_documents(results_by_name: dict[str, SearchResult]) -> None:
-    """Documents of several searches side by side."""
-    columns = "".join(
-        f"<td style='vertical-align:top;text-align:left;padding:4px 12px;border-left:3px solid #ddd'><b>{html.escape(name)}</b>"
-        + "".join(f"<p style='margin:6px 0'>{html.escape(document)}</p>" for document in result.documents) + "</td>"
-        for name, result in results_by_name.items())
-    display(HTML(f"<table style='width:100%;table-layout:fixed'><tr style='background:none'>{columns}</tr></table>"))
+def show_documents(results_by_name: dict[str, SearchResult], answers: Sequence[str] = ()) -> None:
+    """Documents of several searches side by side; with `answers`, whether each states one."""
+    display(HTML(views.documents(results_by_name, answers)))
 
 
 def show_trajectory(trajectory: Trajectory, title: str = "") -> None:
     """A trajectory turn by turn, coloured by kind: grey thought, blue query, green documents, red answer."""
-    lines = [f"<b>{html.escape(title)}</b> {html.escape(trajectory.question.question)}"]
-    for turn in trajectory.turns:
-        lines.append(_coloured(turn.text))
-        lines += [f"<span style='color:{KINDS['information']};padding-left:2em'>{html.escape(document)}</span>"
-                  for document in turn.documents]
-    golden = html.escape(", ".join(trajectory.question.golden_answers[:3]))
-    lines.append(f"<span style='color:#777'>stop: {trajectory.stop_reason}; right answer: {golden}</span>")
-    display(HTML("<div style='line-height:1.5;margin-bottom:1em'>" + "<br>".join(lines) + "</div>"))
-
-
-def _coloured(text: str) -> str:
-    escaped = html.escape(text)
-    for kind in ("think", "search", "answer"):
-        escaped = escaped.replace(f"&lt;{kind}&gt;", f"<span style='color:{KINDS[kind]}'>&lt;{kind}&gt;")
-        escaped = escaped.replace(f"&lt;/{kind}&gt;", f"&lt;/{kind}&gt;</span>")
-    return escaped
+    display(HTML(views.trajectory(to_record(trajectory), title)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 
 import numpy as np
@@ -34,11 +34,13 @@ from zs_lib.qa import Question
 from zs_lib.rollout import Trajectory, rollout
 from zs_lib.runs import Run, RunStore
 from zs_lib.signals import trajectory_metrics
+from zs_lib.trajectories import to_record
 
 # Called after each step with its number, the number of steps, and the step's metrics.
 Progress = Callable[[int, int, dict], None]
 
-LOGGED_TRAJECTORIES = 2  # a step, of different questions: enough to see what the policy does, and small
+LOGGED_QUESTIONS = 2  # a step, with their whole groups: enough to see what the policy does, and small
+WATCHED_TIMES = 8  # a run: questions seldom come twice in training, so two are asked again to see the policy change
 SUMMARY_STEPS = 10  # the summary's first and last rewards are means over so many steps
 
 
@@ -61,7 +63,7 @@ def _engine(arm: PolicyArm, store: RunStore) -> SearchEngine | None:
     if arm.engine == "none":
         return None
     if arm.engine not in SIMULATING:
-        return build_engine(arm.engine, split="train")
+        return build_engine(arm.engine, split="train", arm=arm.simulator)
     made = simulator.ensure(arm.simulator, 0, store)
     simulated = build_engine("simulated", model=made.model_dir, arm=arm.simulator)
     return simulated if arm.engine == "simulated" else MixedEngine(simulated, build_engine("bm25", split="train"), arm.real_share)
@@ -99,11 +101,14 @@ def train(
     logged = run.metrics().iloc[-1].to_dict() if checkpoint else None
     for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
         noise = noise_probability(step, arm.steps, arm.curriculum, logged) if arm.curriculum else 0.0
-        logged, seconds, trajectories = _step(step, noise, arm, seed, questions, learner, generator, engine)
+        logged, seconds, groups = _step(step, noise, arm, seed, questions, learner, generator, engine)
         run.log(step, **logged)
         run.log_timing(step, **seconds)
-        sample = trajectories[:: arm.group_size][:LOGGED_TRAJECTORIES]
-        run.log_trajectories(step, [_readable(t) for t in sample])
+        sample = groups[: LOGGED_QUESTIONS * arm.group_size]
+        run.log_trajectories(step, [to_record(t, generator.decode) | {"group": n // arm.group_size, "advantage": round(advantage, 4)}
+                                    for n, (t, advantage) in enumerate(sample)])
+        if step in (1, arm.steps) or step % max(1, arm.steps // WATCHED_TIMES) == 0:
+            run.log_trajectories(step, _watch(arm, seed, questions, generator, engine))
         if step % arm.checkpoint_every == 0 or step == arm.steps:
             run.save(step, learner.state(), {})
         if progress:
@@ -113,8 +118,8 @@ def train(
     return _summary(run, learner)
 
 
-def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tuple[dict, dict, list[Trajectory]]:
-    """One step: its metrics, its seconds by phase, and its trajectories (group by group).
+def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tuple[dict, dict, list[tuple[Trajectory, float]]]:
+    """One step: its metrics, its seconds by phase, and its trajectories with their advantages (group by group).
 
     Besides what the trajectories and the update report, the metrics are: reward (mean F1), dead_groups (share
     of groups with one reward), failed (share of rollouts that left the batch with their engine),
@@ -136,7 +141,8 @@ def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tupl
         )
     rewards = torch.tensor([reward(t) for t in trajectories], dtype=torch.float64).view(len(batch), -1)
     advantages = group_advantages(rewards, advantage_kind(arm.objective)).flatten().tolist()
-    kept = [(t, a) for t, a in zip(trajectories, advantages, strict=True) if t.stop_reason != "engine_failed"]
+    pairs = list(zip(trajectories, advantages, strict=True))
+    kept = [(t, a) for t, a in pairs if t.stop_reason != "engine_failed"]
     update = learner.update(step, *zip(*kept, strict=True))
     logged = {
         "reward": rewards.nanmean().item(),
@@ -154,7 +160,15 @@ def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tupl
         "search": searching,
         "update": time.perf_counter() - rolled_out,
     }
-    return logged, seconds, trajectories
+    return logged, seconds, pairs
+
+
+def _watch(arm, seed, questions, generator, engine) -> list[dict]:
+    """How the policy answers the first questions of the training now: greedily, with useful documents, and with dice that do not
+    depend on the step, so that what changes is the policy. Nothing of this reaches the training or its metrics."""
+    asked, cfg = pick_questions(questions, LOGGED_QUESTIONS, seed, 1), replace(arm.rollout, temperature=0.0)
+    keys = [(seed, "watched", i) for i in range(len(asked))]
+    return [to_record(t, generator.decode) | {"watched": True} for t in rollout(asked, generator, engine, cfg, keys)]
 
 
 def reward(trajectory: Trajectory) -> float:
@@ -197,18 +211,6 @@ class _TimedEngine:
             return self.engine.search(requests, num_documents)
         finally:
             self.seconds += time.perf_counter() - started
-
-
-def _readable(trajectory: Trajectory) -> dict:
-    """A trajectory as a JSON object for people: texts, no token ids."""
-    return {
-        "question": trajectory.question.question,
-        "golden_answers": list(trajectory.question.golden_answers),
-        "turns": [asdict(turn) for turn in trajectory.turns],
-        "stop_reason": trajectory.stop_reason,
-        "answer": trajectory.answer,
-        "reward": None if trajectory.stop_reason == "engine_failed" else reward(trajectory),
-    }
 
 
 def _summary(run: Run, learner: Learner) -> dict:

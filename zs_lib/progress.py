@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
-from zs_lib.runs import Progress, Run, RunStore
+from zs_lib.errors import RunError
+from zs_lib.runs import Progress, Run, RunStore, kind_of
+from zs_lib.values import digest
 
 REFRESH_S = 1.0
 LOG_S = 30.0
@@ -83,6 +87,76 @@ def watching(board: Board) -> Iterator[None]:
         over.set()
         thread.join()
         board.refresh(last=True)
+
+
+@dataclass(frozen=True)
+class ArmState:
+    """How the runs of one arm stand, over its seeds."""
+
+    kind: str
+    """Of its runs: "policy", "simulator", "fidelity" or "evaluation"."""
+    name: str
+    state: str
+    """"finished" (all of them); else the liveliest of its runs: "running", "damaged", "unfinished" or "missing"."""
+    done: int
+    """Finished runs."""
+    wanted: int
+    progress: Progress | None
+    """Of the first run that is under way."""
+    seconds_left: float | None
+    """Of that run, by its last steps; None if it does not log its seconds."""
+    score: float | None
+    """The last there is: of the last seed that has one."""
+    score_name: str
+
+
+SCORES = {"policy": ("reward", "last_reward"), "simulator": ("loss", "final_loss"), "fidelity": ("answer rate", "answer_good")}
+"""Kind of run → what its score is called, and its key in the summary (an evaluation's lies deeper)."""
+RECENT = 10
+"""Steps whose mean a running policy's score and pace are."""
+
+
+def arm_states(wanted: Iterable[tuple[Any, int]], store: RunStore) -> list[ArmState]:
+    """One state an arm of these (arm, seed) pairs, in their order."""
+    arms: dict[str, list[tuple[Any, int]]] = {}
+    for arm, seed in wanted:
+        arms.setdefault(digest(arm), []).append((arm, seed))
+    return [_arm_state(pairs[0][0], [store.get(arm, seed) for arm, seed in pairs]) for pairs in arms.values()]
+
+
+def _arm_state(arm: Any, runs: list[Run | None]) -> ArmState:
+    states = ["missing" if run is None else run_state(run) for run in runs]
+    first = next((state for state in ("running", "damaged", "unfinished", "missing") if state in states), "finished")
+    going = next((run for run, state in zip(runs, states, strict=True) if run and state in ("running", "unfinished")), None)
+    scores = [score for run, state in zip(runs, states, strict=True) if run and state != "damaged" and (score := _score(run)) is not None]
+    kind = kind_of(arm)
+    name = f"{arm.name}, {arm.questions_from}" if kind == "fidelity" else arm.name
+    return ArmState(kind, name, first, states.count("finished"), len(runs), going and going.read_progress(),
+                    seconds_left(going) if first == "running" else None, scores[-1] if scores else None,
+                    SCORES.get(kind, ("F1", ""))[0])
+
+
+def run_state(run: Run) -> str:
+    """"finished", "running", "unfinished", or "damaged" where what tells of it cannot be read."""
+    try:
+        _ = run.summary if run.finished else (run.record, run.metrics(), run.timing())
+    except RunError:
+        return "damaged"
+    return "finished" if run.finished else "running" if run.running else "unfinished"
+
+
+def seconds_left(run: Run) -> float | None:
+    """By the pace of its last steps; None before the first, and for runs that do not log their seconds."""
+    at, seconds = run.read_progress(), run.timing().drop(columns="step")
+    return float(seconds.tail(RECENT).sum(axis=1).mean() * (at.steps - at.step)) if at and len(seconds) else None
+
+
+def _score(run: Run) -> float | None:
+    if run.finished:
+        summary = run.summary
+        return summary["mean"]["f1"] if run.kind == "evaluation" else summary.get(SCORES.get(run.kind, ("", ""))[1])
+    log = run.metrics()
+    return float(log["reward"].tail(RECENT).mean()) if "reward" in log else None
 
 
 def clock(seconds: float) -> str:

@@ -264,7 +264,7 @@ def reproduce(
 
     overrides = {} if seeds is None else {"seeds": seeds}
     study = config.load_profile(profile, overrides)  # a wrong name or value is told now, not by the first notebook
-    chosen = [path for path in _choose(only) if full or only is not None or path.stem[:2] <= LAST_OF_CORE]
+    chosen = [path for path in choose(only) if full or only is not None or path.stem[:2] <= LAST_OF_CORE]
     if only is None:
         ensure_arms(study_runs(studies.full(study) if full else study), jobs)
     values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
@@ -320,7 +320,7 @@ def store_outputs(profile: str = "tiny") -> list[Path]:
     """
     import nbformat
 
-    sources = [source for source in _choose(None) if (OUTPUTS / profile / source.name).exists()]
+    sources = [source for source in choose() if (OUTPUTS / profile / source.name).exists()]
     if not sources:
         raise RunError(f"{OUTPUTS / profile} has no executed notebook: `zs reproduce --profile {profile}` makes them.")
     for source in sources:
@@ -354,7 +354,12 @@ class _Headline:
         return f"[{self.position + 1}/{len(self.past)}] {self.name}  {clock(elapsed)}, {left}"
 
 
-def _choose(only: Iterable[str] | None) -> list[Path]:
+def choose(only: Iterable[str] | None = None) -> list[Path]:
+    """The notebooks of these numbers ("02") or names, all by default, in order.
+
+    Raises:
+        ConfigError: an unknown one. DataError: there are none here.
+    """
     found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise DataError(f"There are no notebooks in {NOTEBOOKS}: run from a checkout of the repository.")

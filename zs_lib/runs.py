@@ -162,7 +162,7 @@ class Run:
     @property
     def record(self) -> dict:
         """run.json: label, seed, config, packages, code, machine."""
-        return read_json(self.path / "run.json", self._remove)
+        return read_json(self.path / "run.json", self.cure)
 
     @property
     def config(self) -> dict:
@@ -199,7 +199,7 @@ class Run:
             raise RunError(
                 f"The run {self.path.name} is not finished: run its notebook or `zs reproduce` again."
             )
-        return read_json(self.path / "summary.json", self._remove)
+        return read_json(self.path / "summary.json", self.cure)
 
     @property
     def model_dir(self) -> Path:
@@ -301,7 +301,7 @@ class Run:
             try:
                 part()
             except RunError as error:
-                problems.append(Problem(path, str(error), self._remove))
+                problems.append(Problem(path, str(error), self.cure))
 
         check(self.path / "run.json", self._check_record)
         for name in LOGS:
@@ -316,7 +316,8 @@ class Run:
     # -------------------------------------------------------------------------------- inside
 
     @property
-    def _remove(self) -> str:
+    def cure(self) -> str:
+        """What to do about damage."""
         return f"delete the folder {self.path}, and the run is made again"
 
     @functools.cached_property
@@ -374,10 +375,7 @@ class Run:
             return []
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         for number, line in enumerate(lines, 1):
-            try:
-                json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise RunError(f"{path} is damaged in line {number} ({error}): {self._remove}.") from error
+            parse_line(line, path, number, self.cure)
         return [line + "\n" for line in lines]
 
     def _frame(self, name: str) -> pd.DataFrame:
@@ -394,13 +392,23 @@ class Run:
     def _check_record(self) -> None:
         if digest(self.record.get("config", {})) != self.digest:
             raise RunError(
-                f"{self.path / 'run.json'} does not hold the configuration {self.digest}: {self._remove}."
+                f"{self.path / 'run.json'} does not hold the configuration {self.digest}: {self.cure}."
             )
 
     def _check_files(self) -> None:
-        for name, expected in read_json(self.path / "sha256.json", self._remove).items():
-            if hash_file(self.path / name, self._remove) != expected:
-                raise RunError(f"{self.path / name} is damaged (its sha256 has changed): {self._remove}.")
+        for name, expected in read_json(self.path / "sha256.json", self.cure).items():
+            if hash_file(self.path / name, self.cure) != expected:
+                raise RunError(f"{self.path / name} is damaged (its sha256 has changed): {self.cure}.")
+
+
+def parse_line(line: str, path: Path, number: int, cure: str) -> dict:
+    """The JSON object in line `number` of a log; RunError if it is damaged."""
+    try:
+        row = json.loads(line)
+        row["step"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged in line {number} ({error}): {cure}.") from error
+    return row
 
 
 def kind_of(arm: Any) -> str:

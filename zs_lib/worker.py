@@ -45,8 +45,8 @@ def _do(job: dict) -> str | None:
     """Do one job; returns what went wrong, if anything did."""
     store = RunStore(job["store"])
     try:
-        arm = from_identity(_named(job["type"]), job["config"])
-        _named(job["work"])(arm, job["seed"], store)
+        arm = from_identity(named(job["type"]), job["config"])
+        named(job["work"])(arm, job["seed"], store)
     except ZeroSearchError as error:
         return str(error)
     except Exception as error:
@@ -57,7 +57,7 @@ def _do(job: dict) -> str | None:
     return None
 
 
-def _named(name: str):
+def named(name: str):
     """What "module:name" stands for."""
     module, attribute = name.split(":")
     return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,98 @@
+"""The website: every notebook has a page, links lead somewhere, and nothing is loaded from anywhere."""
+
+import re
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+
+from zs_lib import cli, report, reproduce
+from zs_lib.errors import ConfigError, DataError
+
+LOADS = {("img", "src"), ("img", "srcset"), ("link", "href"), ("script", "src"), ("iframe", "src"), ("object", "data"), ("embed", "src"),
+         ("source", "src"), ("video", "src"), ("audio", "src"), ("image", "href"), ("use", "href"), ("input", "src"), ("form", "action")}
+
+
+class Found(HTMLParser):
+    """What a page loads, links to, and may be linked at."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.loads, self.links, self.places = set(), [], [], set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        for name, value in attrs:
+            if (tag, name) in LOADS:
+                self.loads.append(value)
+            if (tag, name) == ("a", "href"):
+                self.links.append(value)
+            if name == "id":
+                self.places.add(value)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    assert cli.main(["report", "--out", str(folder)]) == 0
+    return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+
+
+def test_every_notebook_has_a_page_that_is_reached(site):
+    pages = {f"{path.stem}.html" for path in reproduce.NOTEBOOKS.glob("*.ipynb")}
+    assert set(site) == pages | {"index.html"}
+    for page in site.values():
+        assert pages | {"index.html"} <= {*Found(page).links, *site} and '<meta name="viewport"' in page
+    assert pages <= set(Found(site["index.html"]).links)
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for name, page in site.items():
+        found = Found(page)
+        assert "script" not in found.tags and all(load.startswith("data:") for load in found.loads), name
+        assert not re.search(r"url\(\s*['\"]?(?!data:)|@import", "".join(re.findall(r"<style>(.*?)</style>", page, re.DOTALL)))
+        # and if a notebook's output asks for it, the browser refuses: the policy stands before everything else
+        assert page.index("Content-Security-Policy") < page.index("<style>") and f'content="{report.POLICY}"' in page
+
+
+def test_links_lead_somewhere(site):
+    for name, page in site.items():
+        for link in Found(page).links:
+            if re.match(r"https?://|mailto:", link):
+                continue
+            target, _, place = link.partition("#")
+            assert (target or name) in site, (name, link)
+            assert not place or place in Found(site[target or name]).places, (name, link)
+
+
+def test_the_first_page_has_claims_scores_and_the_papers_tables(site):
+    page = site["index.html"]
+    assert "A 3B simulator already teaches the policy to search." in page and "Search-R1 (real engine)" in page
+    assert "Table 8: cost" in page and "ZeroSearch" in page and page.count("<details>") >= 6
+
+
+def test_executed_notebooks_go_before_stored_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
+    source = reproduce.choose(["03"])[0]
+    notebook = nbformat.read(source, 4)
+    output = nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/html": "<b>the run of smoke</b>"})
+    next(cell for cell in notebook.cells if cell.cell_type == "code").outputs = [output]
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {"x": {}}}}
+    folder = tmp_path / "outputs" / "smoke"
+    folder.mkdir(parents=True)
+    nbformat.write(notebook, folder / source.name)
+    first, *pages = report.build("smoke", tmp_path / "site")
+    executed = next(path for path in pages if path.stem == source.stem).read_text()
+    assert "<b>the run of smoke</b>" in executed and "widget-" not in executed and "Not run with this profile" not in executed
+    assert "Not run with this profile" in pages[0].read_text() and "No results are recorded for the profile" in first.read_text()
+
+
+def test_what_is_wrong_is_told(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="Unknown profile"):
+        report.build("huge", tmp_path)
+    monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / reproduce.choose(["03"])[0].name).write_text("{")
+    with pytest.raises(DataError, match="03_curriculum_rl.ipynb cannot be read"):
+        report.build("tiny", tmp_path / "site")

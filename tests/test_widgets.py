@@ -1,0 +1,413 @@
+"""Views and widgets: nothing that is shown is run, old and damaged runs are told, and what grows is followed."""
+
+import asyncio
+import json
+import os
+import threading
+import time
+from html.parser import HTMLParser
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+from zs_lib import background, config, figures, progress, results, views, widgets
+from zs_lib.engines import SearchResult
+from zs_lib.errors import ConfigError, RunError
+from zs_lib.files import write_json
+from zs_lib.runs import RunStore
+from zs_lib.trajectories import LOG, TrajectoryLog, groups, select, watched
+
+SMOKE = config.load_profile("smoke")
+ARM = SMOKE.policy("zerosearch")
+HOSTILE = '<script>alert(1)</script><img src="http://a/b" onerror=x> $e=mc^2$ \\(x\\) \x1b[31mred\u202e "quoted\''
+
+
+def turn(text, kind, said, **more) -> dict:
+    return {"text": text, "action": {"kind": kind, "text": said, "reason": ""}, "query": None, "documents": [], "noisy": False,
+            "status": "", "error": ""} | more
+
+
+def record(answer="Oslo", reward=1.0, noisy=False, tokens=True, question="q?", documents=("It is Oslo.", "Not so."), **more) -> dict:
+    searching = turn("<think> hm </think><search> what </search>", "search", "what", query="what", documents=list(documents),
+                     noisy=noisy, status="ok")
+    shown = {"tokens": [["<search>", -0.1], [" what", -2.0], 7, ["<answer>", 0.0]], "advantage": reward - 0.5, "group": 0} if tokens else {}
+    return {"question": question, "golden_answers": ["Oslo", "Christiania"], "turns": [searching, turn(f"<answer> {answer} </answer>", "answer", answer)],
+            "stop_reason": "answer", "answer": answer, "reward": reward} | shown | more
+
+
+def log(run, steps, first=1, **more) -> None:
+    """Steps with two groups of two rollouts each."""
+    for step in range(first, first + steps):
+        run.log(step, reward=0.5, turns=2.0, query_quality=0.5, noise_probability=0.1, entropy=0.3, kl=0.1)
+        run.log_timing(step, rollout=2.0, update=1.0)
+        run.log_trajectories(step, [record(reward=reward, noisy=bool(reward), question=f"q{group} of {step}?", **more)
+                                    for group in (0, 1) for reward in (0.0, 1.0)])
+
+
+def finished(store, seed=0, steps=3, **more):
+    def work(run):
+        log(run, steps, **more)
+        return {"last_reward": 0.5}
+
+    return store.ensure(ARM, seed, work)
+
+
+@pytest.fixture
+def growing(store):
+    """A run that another thread works on, and what lets that finish it."""
+    begun, over = threading.Event(), threading.Event()
+
+    def work(run):
+        log(run, 2)
+        begun.set()
+        over.wait(30)
+        return {"last_reward": 0.5}
+
+    thread = threading.Thread(target=store.ensure, args=(ARM, 0, work))
+    thread.start()
+    assert begun.wait(30)
+
+    def end():
+        over.set()
+        thread.join()
+
+    yield store.get(ARM, 0), end
+    end()
+
+
+class Tags(HTMLParser):
+    """The elements of a page with their attributes, and its text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+# views ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("shade", views.SHADES)
+def test_what_is_shown_is_not_run(shade):
+    hostile = record(HOSTILE, question=HOSTILE, documents=(HOSTILE,), tokens=True) | {"tokens": [[HOSTILE, -1.0], 3], "golden_answers": [HOSTILE]}
+    pages = [views.trajectory(hostile, HOSTILE, shade), views.group([hostile], shade, titles=[HOSTILE]),
+             views.documents({HOSTILE: SearchResult.of([HOSTILE]), "b": SearchResult((), "failed", HOSTILE)}, [HOSTILE], {HOSTILE: True})]
+    for page in pages:
+        shown = Tags(page)
+        assert {tag for tag, _ in shown.tags} <= {"div", "span", "b", "br"}
+        assert all(set(attributes) <= {"style", "title"} for _, attributes in shown.tags)
+        assert "<script>alert(1)</script>" in "".join(shown.texts)
+        assert "\x1b" not in page and "‹U+001B›[31mred‹U+202E›" in page
+        # MathJax finds no formula: a $ or \ stands alone in its element
+        assert all(text in "$\\" or not set(text) & set("$\\") for text in shown.texts)
+
+
+def luminance(color: str) -> float:
+    parts = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_every_text_can_be_read():
+    """WCAG AA: a contrast of 4.5 at least, on every ground that occurs."""
+    grounds = [kind.ground for kind in views.KINDS.values()] + [views.PAPER]
+    shaded = [views._mixed(color, 1.0) for color in (views.TRAINED_UP, views.TRAINED_DOWN, views.UNLIKELY)]
+    pairs = [(kind.color, kind.ground) for kind in views.KINDS.values()] + [(color, ground) for color in (views.INK, views.FAINT) for ground in grounds]
+    for ink, ground in pairs + [(views.INK, ground) for ground in shaded]:
+        low, high = sorted((luminance(ink), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+    assert len({kind.word for kind in views.KINDS.values()}) == len(views.KINDS)  # a word each, for those who see no colours
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({}, "“Oslo” is right"),
+    ({"answer": "the christiania"}, "is right"),
+    ({"answer": "Bergen"}, "“Bergen” has no word of it; right: Oslo or Christiania"),
+    ({"answer": "Oslo city"}, "shares 1 word (of its 2) with “Oslo” (of 1)"),
+    ({"answer": None, "stop_reason": "max_turns"}, "no answer; right: Oslo"),
+    ({"answer": None, "stop_reason": "engine_failed", "turns": [turn("", "search", "x", error="no line")]}, "left out of the training: no line"),
+])
+def test_a_reward_is_explained(changes, reason):
+    assert reason in views.why(record() | changes)
+
+
+def test_turns_are_told_apart_by_words():
+    invalid = turn("what </search>", "invalid", "")
+    invalid["action"]["reason"] = "</search> closes nothing"
+    unmade = turn("<search> again </search>", "search", "again")
+    page = "".join(Tags(views.trajectory(record(noisy=True) | {"turns": [*record(noisy=True)["turns"], invalid, unmade]}, simulated=True)).texts)
+    for words in ("thought hm", "search what", "(noisy asked for)", "[✔ states the answer] It is Oslo.", "[– no answer] Not so.",
+                  "answer Oslo", "invalid (</search> closes nothing)", "search (not made: the last turn) again", "reward 1.00", "advantage +0.50"):
+        assert words in page, words
+    assert "asked for" not in views.trajectory(record(noisy=True))  # a real engine is asked for nothing else
+
+
+def test_tokens_are_shaded_by_what_was_logged():
+    page = views.trajectory(record(), shade="logprob")
+    assert 'title="p = 0.14"' in page and "7 tokens that it was shown, and did not write" in page
+    assert views._mixed(views.TRAINED_DOWN, 1) in views.group([record(reward=0.0)], "advantage")
+    assert "logged without its tokens" in views.trajectory(record(tokens=False), shade="mask")
+    with pytest.raises(ConfigError, match="Known: , logprob"):
+        views.trajectory(record(), shade="rainbow")
+
+
+# the log -------------------------------------------------------------------------------------------------------------
+
+def test_filters_and_groups(store):
+    found = TrajectoryLog(finished(store))
+    assert [entry.reward for entry in select(found.entries, reward=(0.5, 1.0))] == [1.0] * 6
+    assert len(select(found.entries, noisy=False)) == 6 and not select(found.entries, turns=(3, 9)) and not select(found.entries, stop_reason="length")
+    grouped = groups(found.entries)
+    assert list(grouped)[:2] == [(1, 0, "q0 of 1?"), (1, 0, "q1 of 1?")] and all(len(part) == 2 for part in grouped.values())
+    assert [one["reward"] for one in found.read(grouped[2, 0, "q1 of 2?"])] == [0.0, 1.0]
+    failed = [entry for entry in found.entries[:1]]
+    failed[0] = type(failed[0])(**vars(failed[0]) | {"reward": None})
+    assert select(failed) and not select(failed, reward=(0.0, 0.5))  # it has no reward that could be low
+
+
+def test_an_old_run_without_the_new_fields(store):
+    found = TrajectoryLog(finished(store, tokens=False))
+    assert len(groups(found.entries)) == 6 and not watched(found.entries)
+    assert "rollout 1 of 2" in widgets.explore(found.run, store=store).data
+
+
+def test_a_log_that_grows_is_indexed_as_far_as_it_is_whole(store):
+    run = finished(store, steps=1)
+    found = TrajectoryLog(run)
+    line = json.dumps({"step": 2, **record(watched=True)})
+    with (run.path / LOG).open("a") as file:
+        file.write(line[:40])
+        file.flush()
+        assert not found.refresh() and len(found.entries) == 4
+        file.write(line[40:] + "\n")
+    assert found.refresh() and not found.refresh()
+    assert list(watched(found.entries)) == ["q?"] and found.read(found.entries[-1:])[0]["answer"] == "Oslo"
+
+
+def test_a_run_that_was_cut_back_is_indexed_anew(store):
+    run = finished(store, steps=3)
+    found = TrajectoryLog(run)
+    run._rewind(LOG, 1)  # as when a killed run goes on from its checkpoint
+    log(run, 1, first=2)
+    assert found.refresh() and [entry.step for entry in found.entries] == [1] * 4 + [2] * 4
+    assert found.read(found.entries[-1:])[0]["step"] == 2
+
+
+@pytest.mark.parametrize(("line", "message"), [("{broken", "damaged in line 13"), ('{"step": 4}', "line 13, is no trajectory"),
+                                               ("[]", "damaged in line 13")])
+def test_a_damaged_line_is_named(store, line, message):
+    run = finished(store)
+    with (run.path / LOG).open("a") as file:
+        file.write(line + "\n")
+    for look in (TrajectoryLog, lambda run: widgets.explore(run, store=store)):
+        with pytest.raises(RunError, match=message):
+            look(run)
+
+
+def test_a_missing_run_is_told(store):
+    with pytest.raises(RunError, match="No policy in .* has logged trajectories"):
+        widgets.explore(store=store)
+    with pytest.raises(RunError, match="No policy trains now in"):
+        widgets.monitor(store=store)
+    with pytest.raises(RunError, match="No run is called 'policy-x'"):
+        widgets.monitor("policy-x", store=store)
+    run = finished(store)
+    found = TrajectoryLog(run)
+    run.path.rename(run.path.with_name("elsewhere"))
+    with pytest.raises(RunError, match="is gone"):
+        found.refresh()
+    with pytest.raises(RunError, match="is not there"):
+        TrajectoryLog(run)
+    with pytest.raises(RunError, match=r"run\.json is missing"):
+        widgets.monitor(run, store=store)
+
+
+def test_ten_thousand_trajectories_are_browsed_without_a_pause(store):
+    run, lines = finished(store), [json.dumps(record(question=f"q{number // 4} of 7?", reward=number % 4 / 4)) for number in range(100)]
+    with (run.path / LOG).open("a") as file:
+        file.writelines(f'{{"step": {step}, {line[1:]}\n' for step in range(4, 104) for line in lines)
+    started = time.perf_counter()
+    explorer = widgets.Explorer([], run)
+    assert len(explorer.index.entries) > 10_000 and time.perf_counter() - started < 5
+    started = time.perf_counter()
+    for step in (1, 50, 103):
+        explorer.step.value = step
+    assert (time.perf_counter() - started) / 3 < 0.5 and "q0 of 7?" in explorer.view.value
+    explorer.close()
+
+
+# widgets -------------------------------------------------------------------------------------------------------------
+
+def test_the_explorer_follows_its_controls(store):
+    other = finished(store, seed=1, steps=1)
+    with store.get(ARM, 1).path.joinpath(LOG).open("a") as file:
+        file.writelines(json.dumps({"step": step, **record(watched=True, question=f"w{n}?")}) + "\n" for step in (1, 5) for n in (0, 1))
+    explorer = widgets.Explorer([other], finished(store))
+
+    def shown() -> str:
+        return "".join(Tags(explorer.view.value).texts)
+
+    assert explorer.step.value == 3 and "q0 of 3?" in shown() and "rollout 2 of 2" in shown() and "(noisy asked for)" in shown()
+    explorer.step.value = 2
+    explorer.question.value = (0, "q1 of 2?")
+    assert "q1 of 2?" in shown()
+    explorer.reward.value = (0.5, 1.0)
+    assert "q1 of 2?" in shown() and "rollout 2 of 2" in shown() and "rollout 1" not in shown()
+    explorer.noise.value = False
+    assert "No trajectory of this run passes the filters" in shown()
+    explorer.noise.value = None
+    explorer.shade.value = "logprob"
+    assert "darker" in shown()
+    explorer.what.value = True
+    assert "asked no question again" in shown()
+    text = (other.path / LOG).read_text()
+    (other.path / LOG).write_text("{\n" + text)
+    explorer.run.value = other
+    assert "damaged in line 1" in shown()
+    explorer.what.value, explorer.run.value = False, explorer.index.run
+    assert "q1 of 2?" in shown()  # the one before is still there
+    (other.path / LOG).write_text(text)
+    explorer.what.value, explorer.run.value = True, other
+    explorer.question.value = (0, "w1?")
+    assert "w1?" in shown() and "after step 1" in shown() and "after step 5" in shown()
+    explorer.close()
+    assert "after step 5" in widgets.explore(other, watch=True, store=store).data
+
+
+def test_an_explorer_grows_with_its_run(growing, monkeypatch):
+    monkeypatch.setattr(widgets, "REFRESH_S", 0.01)
+    run, end = growing
+
+    async def watch():
+        explorer = widgets.Explorer([run], run)
+        log(run, 1, first=3)
+        await until(lambda: "q0 of 3?" in explorer.view.value)  # it stood at the end
+        explorer.step.value = 1
+        log(run, 1, first=4)
+        await until(lambda: 4 in explorer.step.options)
+        assert "q0 of 1?" in explorer.view.value  # and stays where it was put
+        end()
+        await until(lambda: explorer._timer.done())
+        explorer.close()
+
+    asyncio.run(watch())
+
+
+async def until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def test_a_monitor_ends_with_its_run_or_when_it_is_closed(growing, monkeypatch):
+    monkeypatch.setattr(widgets, "REFRESH_S", 0.01)
+    monkeypatch.setattr(figures, "draw_panel", lambda table, column: f"{column} of {len(table)}".encode())
+    run, end = growing
+
+    async def watch():
+        closed, monitor = widgets.Monitor([run]), widgets.Monitor([run])
+        assert "▶ running, step 2 of" in monitor.view.value
+        closed.close()
+        run.log(3, reward=0.5)
+        await until(lambda: "step 3 of" in monitor.view.value)
+        assert "step 2 of" in closed.view.value
+        end()
+        await until(lambda: monitor._timer.done())
+        assert "✔ finished, 3 steps" in monitor.view.value
+        monitor.close()
+
+    asyncio.run(watch())
+
+
+def test_a_monitor_tells_of_a_run_that_vanishes(growing):
+    run, _ = growing
+    assert "▶ running" in widgets.monitor(store=RunStore(run.path.parent)).data  # found without its name
+    monitor = widgets.Monitor([run])
+    run.log(3, reward=0.5)
+    (run.path / "run.json").rename(run.path / "gone")
+    assert not monitor.refresh() and "run.json is missing" in monitor.view.value
+    (run.path / "gone").rename(run.path / "run.json")
+
+
+def test_a_training_is_shown_with_curves_and_warnings(store):
+    def work(run):
+        for step in range(1, 31):
+            run.log(step, reward=0.8 if step < 12 else 0.0, turns=2.0)
+        return {"last_reward": 0.0}
+
+    page = widgets.monitor(store.ensure(ARM, 0, work), store=store).data
+    assert "reward drop</b> from step" in page and page.count("data:image/png;base64,") == 2  # of what was logged
+    assert all(attributes["src"].startswith("data:") for tag, attributes in Tags(page).tags if tag == "img")
+
+
+def test_the_board_counts_seeds_and_tells_how_far_they_are(growing, store):
+    (store.path(ARM, 1)).mkdir()
+    (store.path(ARM, 1) / "run.json").write_text("{")
+    wanted = [(arm, seed) for arm in SMOKE.policies for seed in (0, 1)]
+    state, other = progress.arm_states(wanted, store)[:2]
+    assert (state.name, state.state, state.done, state.wanted, state.score) == (ARM.name, "running", 0, 2, 0.5)
+    assert state.seconds_left == 3.0 * (ARM.steps - 2) and other.state == "missing" and other.score is None
+    page = "".join(Tags(views.board([state, other])).texts)
+    assert "0 of 4 runs finished" in page and "▶ running" in page and f"training 2 of {ARM.steps}" in page
+    growing[1]()
+    assert progress.arm_states(wanted, store)[0].state == "damaged"  # the other seed's
+    write_json(store.path(ARM, 1) / "run.json", growing[0].record)
+    assert progress.arm_states(wanted, store)[0].state == "unfinished"
+    (store.path(ARM, 1) / "metrics.jsonl").write_text("{\n")
+    assert progress.arm_states(wanted, store)[0].state == "damaged"
+
+
+def test_runs_are_made_in_a_process_of_its_own_and_can_be_stopped(growing, store):
+    _, end = growing
+    shown = widgets.StudyBoard([(ARM, 0)], 1, store)  # which this test works on, so that the process waits
+    shown.start.click()
+    pid = background.working(store)
+    assert pid and os.getpgid(pid) == pid != os.getpgid(0)  # not the kernel's group
+    shown.refresh()
+    assert shown.start.disabled and not shown.stop.disabled
+    with pytest.raises(RunError, match=f"Process {pid} makes runs"):
+        background.start([(ARM, 0)], store)
+    shown.stop.click()
+    os.waitpid(pid, 0)
+    assert background.working(store) is None
+    shown.close()
+
+
+def test_a_playground_compares_engines_and_keeps_their_failures(store):
+    page = widgets.playground(SMOKE, "capital of Norway", answer="Oslo", engines=["bm25", "dense"], store=store).data
+    assert "states the answer" in page and "bm25" in page and "dense" in page
+    assert "bm25" in widgets.playground(SMOKE, store=store).data  # a sample question; there is no simulator yet
+    tool = widgets.Playground(SMOKE, store, ["bm25", "dense"], "capital of Norway", "", "Oslo", ["bm25"], False)
+    assert "states the answer" in tool.view.value and "dense" not in tool.view.value
+    tool.query.value = " "
+    tool.button.click()
+    assert "There is no query" in tool.view.value
+    tool.close()
+    with pytest.raises(ConfigError, match="Known: bm25, dense"):
+        widgets.playground(SMOKE, "x", engines=["altavista"], store=store)
+
+
+def test_a_front_end_gets_a_widget_and_a_program_the_page(store):
+    """In a real kernel: a client that can be asked something is a person's, papermill's cannot."""
+    manager, client = start_new_kernel(kernel_name="python3", env=os.environ | {"PYTHONPATH": str(config.ROOT)})
+    code = "from zs_lib import config, widgets\nshown = widgets.board(config.load_profile('smoke'))\nshown"
+    try:
+        kinds = []
+        for allow_stdin in (False, True):
+            found = []
+            client.execute_interactive(code, allow_stdin=allow_stdin, timeout=60, output_hook=found.append)
+            result, = (message["content"]["data"] for message in found if message["msg_type"] == "execute_result")
+            kinds.append((result, [message for message in found if message["msg_type"] == "comm_open"]))
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    view = "application/vnd.jupyter.widget-view+json"
+    (static, comms), (live, live_comms) = kinds
+    assert "runs finished" in static["text/html"] and view not in static and not comms  # no widget, not even a closed one
+    assert view in live and live_comms

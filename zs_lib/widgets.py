@@ -1,0 +1,414 @@
+"""Things to use in JupyterLab: an explorer of trajectories, a playground of search engines, a training monitor, a board.
+
+Each is one call. Where somebody sits at the notebook it returns a widget; where a program executes it (papermill), the
+same call returns the view as HTML, which stays in the stored notebook. All read the run store, so a run may be trained
+by any process, and nothing is lost with the browser. Timers run on the kernel's event loop, and end with what they
+watch or with the widget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import ipywidgets
+from IPython.display import HTML
+
+from zs_lib import background, config, examples, models, progress, qa, results, simulator, trajectories, views, wording
+from zs_lib.config import Profile, SimulatorArm
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
+from zs_lib.errors import ConfigError, EngineError, RunError, ZeroSearchError
+from zs_lib.generate import Generator
+from zs_lib.runs import Run, RunStore
+from zs_lib.trajectories import Entry, TrajectoryLog
+from zs_lib.values import reject_unknown
+
+REFRESH_S = 3.0
+"""Seconds between two looks at the store."""
+REAL = ("bm25", "dense")
+LONG = {"width": "440px", "max_width": "98%"}
+"""Layout of controls that hold a sentence."""
+SETS = {"the group of a step": False, "a question through training": True}
+NONE_LOGGED, NONE_LEFT, NONE_WATCHED = map(views.error, (
+    "Nothing is logged yet.", "No trajectory of this run passes the filters.", "This run asked no question again: it is older, or has just begun."))
+
+
+def attended() -> bool:
+    """Whether somebody may answer this kernel: a front end offers its keyboard with every cell that it sends, a program
+    that executes notebooks does not."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    kernel = getattr(shell, "kernel", None)
+    return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
+
+
+def explore(run: Run | str | None = None, watch: bool = False, store: RunStore | None = None) -> Explorer | HTML:
+    """Trajectories of the stored policies, beginning with `run` (a run or the beginning of its name; by default the first):
+    by step and question, filtered, a group side by side; or, where `watch` begins, one question through training.
+
+    Raises:
+        RunError: there is no such run, none that logged trajectories, or its log is damaged.
+    """
+    store = store or RunStore()
+    runs = [one for one in store.list() if one.kind == "policy" and (one.path / trajectories.LOG).exists()
+            and progress.run_state(one) != "damaged"]
+    run = store.find(run) if isinstance(run, str) else run
+    if run is None and not runs:
+        raise RunError(f"No policy in {store.root} has logged trajectories: notebook 03 trains one.")
+    if attended():
+        return Explorer(runs, run or runs[0], watch)
+    index = TrajectoryLog(run or runs[0])
+    if watch:
+        return HTML("".join(_watched_page(index, entries) for entries in trajectories.watched(index.entries).values()) or NONE_WATCHED)
+    groups = trajectories.groups(index.entries)
+    return HTML(_group_page(index, groups, list(groups)[-1]) if groups else NONE_LOGGED)
+
+
+def playground(study: Profile, query: str = "", question: str = "", answer: str = "", engines: Sequence[str] = (),
+               judge: bool = False, store: RunStore | None = None) -> Playground | HTML:
+    """What several engines find for one query, side by side; by default the good query of a training question, asked of BM25
+    and of the study's main simulator, useful and noisy. `engines`: names of `engine_names`, else ConfigError."""
+    store = store or RunStore()
+    known = engine_names(study, store)
+    reject_unknown("engine", engines, known)
+    if not query:
+        sample = examples.training_questions(1)[0]
+        query = wording.query(wording.NOUNS[sample.hops[-1].relation], sample.hops[-1].entity)
+        question, answer = question or sample.question, answer or sample.golden_answers[0]
+    main = next((arm.simulator.label for arm in study.policies if arm.simulator), "")
+    engines = engines or [name for name in known if name == "bm25" or name.startswith(f"{main}, ")]
+    if attended():
+        return Playground(study, store, known, query, question, answer, engines, judge)
+    return HTML(_compared(study, store, query, question, answer, engines, judge))
+
+
+def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
+    """The curves and early warnings of trainings (runs, or beginnings of their names; by default whatever policies train
+    now, wherever), kept up to date while they go on.
+
+    Raises:
+        RunError: there is no such run, it is no policy, or its log is damaged; no policy trains now.
+    """
+    store = store or RunStore()
+    found = [store.find(run) if isinstance(run, str) else run for run in runs]
+    found = found or [run for run in store.list() if run.kind == "policy" and run.running]
+    if not found or any(run.kind != "policy" for run in found):
+        what = "One of these runs is no policy's" if found else f"No policy trains now in {store.root}"
+        raise RunError(f"{what}: name a run of a policy (`zs runs list`).")
+    return Monitor(found) if attended() else HTML(views.training(found))
+
+
+def board(study: Profile, jobs: int | None = None, store: RunStore | None = None) -> StudyBoard | HTML:
+    """How every arm of a study stands, with a button that makes what is missing in a process that outlives the notebook."""
+    wanted, store = results.study_runs(study), store or RunStore()
+    return StudyBoard(wanted, jobs, store) if attended() else HTML(views.board(progress.arm_states(wanted, store)))
+
+
+class _Panel(ipywidgets.VBox):
+    """Controls above a view that is HTML."""
+
+    _timer: asyncio.Task | None = None
+
+    def __init__(self, *controls: ipywidgets.Widget):
+        self.view = ipywidgets.HTML()
+        super().__init__([ipywidgets.Box(controls, layout={"flex_flow": "row wrap"}), self.view])
+
+    def close(self) -> None:
+        """Remove the widget, and end its timer."""
+        self._end_timer()
+        super().close()
+
+    def show(self, make: Callable[[], str]) -> bool:
+        """Show what `make` returns, or what was wrong; whether all was well."""
+        try:
+            self.view.value = make()
+            return True
+        except ZeroSearchError as error:
+            self.view.value = views.error(error)
+            return False
+
+    def _keep_fresh(self, refresh: Callable[[], bool]) -> None:
+        """Call `refresh` every REFRESH_S until it returns False; in a script, which has no event loop, not at all."""
+        async def tick() -> None:
+            await asyncio.sleep(REFRESH_S)
+            while refresh():
+                await asyncio.sleep(REFRESH_S)
+
+        self._end_timer()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self._timer = loop.create_task(tick())
+
+    def _end_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+# trajectories --------------------------------------------------------------------------------------------------------
+
+class Explorer(_Panel):
+    """Runs → steps → questions → the rollouts of a group. The log is indexed once; only what is shown is read."""
+
+    def __init__(self, runs: Sequence[Run], run: Run, watch: bool = False):
+        by_name = {one.path.name: one for one in (*runs, run)}
+        options = [(f"{one.label} s{one.seed} ({name})", one) for name, one in by_name.items()]
+        self.run = ipywidgets.Dropdown(options=options, value=run, description="run", layout=LONG)
+        self.what = ipywidgets.Dropdown(options=list(SETS.items()), value=watch, description="show")
+        self.step = ipywidgets.SelectionSlider(options=[0], description="step", continuous_update=False)
+        self.question = ipywidgets.Dropdown(description="question", layout=LONG)
+        self.reward = ipywidgets.FloatRangeSlider(value=(0, 1), min=0, max=1, step=0.1, description="reward", readout_format=".1f",
+                                                  continuous_update=False)
+        self.turns = ipywidgets.IntRangeSlider(value=(1, 1), min=1, max=1, description="turns", continuous_update=False)
+        self.stop = ipywidgets.Dropdown(options=[("any", ""), *((why, name) for name, why in views.STOPS.items())], description="stop")
+        self.noise = ipywidgets.Dropdown(options=[("any", None), ("noisy documents", True), ("none noisy", False)], description="noise")
+        self.shade = ipywidgets.Dropdown(options=[(name, shade) for shade, name in views.SHADES.items()], description="shade by")
+        controls = (self.run, self.what, self.step, self.question, self.reward, self.turns, self.stop, self.noise, self.shade)
+        super().__init__(*controls)
+        self.index, self._updating = None, False
+        for control in controls:
+            control.observe(self.update, "value")
+        self._open(run)
+        self.update()
+
+    def close(self) -> None:
+        if self.index:
+            self.index.close()
+        super().close()
+
+    def update(self, change: dict | None = None) -> None:
+        """Bring controls and view in line with what was chosen."""
+        if self._updating:  # a control that this method itself has set
+            return
+        self._updating = True
+        try:
+            self.show(self._render)
+        finally:
+            self._updating = False
+
+    def _render(self) -> str:
+        if self.index.run is not self.run.value:
+            self._open(self.run.value)
+        chosen = trajectories.select(self.index.entries, self.reward.value, self.turns.value, self.stop.value, self.noise.value)
+        return self._through_training(chosen) if self.what.value else self._group(chosen)
+
+    def _open(self, run: Run) -> None:
+        opened, before = TrajectoryLog(run), self.index  # if it cannot be opened, the one before can still be returned to
+        self.index = opened
+        if before:
+            before.close()
+        self._widen()
+        self._to_end()
+        if run.running:
+            self._keep_fresh(self._grow)
+        else:
+            self._end_timer()
+
+    def _grow(self) -> bool:
+        """Take in what was logged since; the step stays, unless it was the last."""
+        def render() -> str:
+            at_end = self.step.value == self.step.options[-1]
+            if self.index.refresh():
+                self._widen()
+                if at_end:
+                    self._to_end()
+            return self._render()
+
+        self._updating, going = True, self.run.value.running  # asked first, so that the last lines are not missed
+        try:
+            return self.show(render) and going
+        finally:
+            self._updating = False
+
+    def _to_end(self) -> None:
+        last = self.index.entries[-1].step if self.index.entries else 0
+        _offer(self.step, [last], last)
+
+    def _widen(self) -> None:
+        """Let the turns' range hold all that were logged."""
+        most, everything = max((entry.turns for entry in self.index.entries), default=1), self.turns.value[1] == self.turns.max
+        self.turns.max = max(most, self.turns.max)
+        if everything:
+            self.turns.value = (self.turns.value[0], self.turns.max)
+
+    def _group(self, chosen: list[Entry]) -> str:
+        groups = trajectories.groups(chosen)
+        if not groups:
+            return NONE_LEFT if self.index.entries else NONE_LOGGED
+        steps = list(dict.fromkeys(step for step, *_ in groups))
+        now = self.step.value if self.step.value in steps else min(steps, key=lambda step: abs(step - self.step.value))
+        _offer(self.step, steps, now)
+        _offer(self.question, [(key[2], key[1:]) for key in groups if key[0] == now], self.question.value)
+        return _group_page(self.index, groups, (now, *self.question.value), self.shade.value)
+
+    def _through_training(self, chosen: list[Entry]) -> str:
+        watched = trajectories.watched(chosen)
+        if not watched:
+            return NONE_LEFT if trajectories.watched(self.index.entries) else NONE_WATCHED
+        _offer(self.question, [(question, (0, question)) for question in watched], self.question.value)
+        return _watched_page(self.index, watched[self.question.value[1]], self.shade.value)
+
+
+def _group_page(index: TrajectoryLog, groups: dict[tuple, list[Entry]], key: tuple, shade: str = "") -> str:
+    """What of a group is chosen, side by side, numbered by its place in the whole group."""
+    whole = [entry.place for entry in trajectories.groups(index.entries)[key]]
+    titles = [f"rollout {whole.index(entry.place) + 1} of {len(whole)}" for entry in groups[key]]
+    return views.group(index.read(groups[key]), shade, _simulated(index.run), titles)
+
+
+def _watched_page(index: TrajectoryLog, entries: list[Entry], shade: str = "") -> str:
+    """A watched question each time that it was asked again."""
+    return views.group(index.read(entries), shade, _simulated(index.run), [f"after step {entry.step}" for entry in entries])
+
+
+def _offer(control: ipywidgets.Widget, options: list, value: object) -> None:
+    """Set a control's options; its value stays if it is among them, else it is the first."""
+    values = [option[1] if isinstance(option, tuple) else option for option in options]
+    if tuple(control.options) != tuple(options):
+        control.options = options
+    control.value = value if value in values else values[0]
+
+
+def _simulated(run: Run) -> bool:
+    return run.config.get("engine") in config.SIMULATING
+
+
+# engines -------------------------------------------------------------------------------------------------------------
+
+class Playground(_Panel):
+    """A query, what it is asked for, the engines, and a button."""
+
+    def __init__(self, study: Profile, store: RunStore, known: Sequence[str], query: str, question: str, answer: str,
+                 engines: Sequence[str], judge: bool):
+        self.study, self.store = study, store
+        self.query = ipywidgets.Text(query, description="query", layout=LONG)
+        self.question = ipywidgets.Text(question, description="question", layout=LONG, placeholder="a simulator is told it")
+        self.answer = ipywidgets.Text(answer, description="answer", layout=LONG, placeholder="known for the benchmark's questions")
+        self.engines = ipywidgets.SelectMultiple(options=known, value=tuple(engines), description="engines", rows=6)
+        self.judge = ipywidgets.Checkbox(judge, description="ask the LLM judge")
+        self.button = ipywidgets.Button(description="Search", button_style="primary")
+        self.button.on_click(self.search)
+        super().__init__(self.query, self.question, self.answer, self.engines, self.judge, self.button)
+        self.search()
+
+    def search(self, _: object = None) -> None:
+        """Ask the chosen engines, and show what they find."""
+        self.show(lambda: _compared(self.study, self.store, self.query.value, self.question.value, self.answer.value,
+                                    self.engines.value, self.judge.value))
+
+
+def _compared(study: Profile, store: RunStore, query: str, question: str, answer: str, engines: Sequence[str], judge: bool) -> str:
+    query, question, answer = query.strip(), question.strip(), answer.strip()
+    if not query:
+        raise ConfigError("There is no query: write one.")
+    answers = (answer,) if answer else _answers(question)
+    found = search(study, query, question or query, answers, engines, store)
+    return views.documents(found, answers, _judged(study, query, question or query, answers, found) if judge else None)
+
+
+def engine_names(study: Profile, store: RunStore) -> list[str]:
+    """The engines that a playground can ask: the real ones, and "LABEL, useful" and "LABEL, noisy" of every simulator of the
+    study that the store has."""
+    return [*REAL, *(f"{label}, {kind}" for label in _trained(study, store) for kind in ("useful", "noisy"))]
+
+
+def search(study: Profile, query: str, question: str, answers: Sequence[str], names: Sequence[str],
+           store: RunStore | None = None) -> dict[str, SearchResult]:
+    """What each engine of these `engine_names` finds; one that fails is among the results, with its error."""
+    found, trained = {}, _trained(study, store or RunStore())
+    for name in names:
+        label, _, kind = name.partition(", ")
+        request = SearchRequest(query, question, tuple(answers) or ("unknown",), kind == "noisy", ("playground", query))
+        try:
+            engine = build_engine(name) if name in REAL else _simulator(*trained[label])
+            found[name], = engine.search([request], study.evaluation.num_documents)
+        except EngineError as error:
+            found[name] = SearchResult((), "failed", str(error))
+    return found
+
+
+def _trained(study: Profile, store: RunStore) -> dict[str, tuple[Path, SimulatorArm]]:
+    runs = {arm: store.get(arm, 0) for arm in study.simulators}
+    return {arm.label: (run.model_dir, arm) for arm, run in runs.items() if run and run.finished}
+
+
+@lru_cache(maxsize=4)
+def _simulator(model: Path, arm: SimulatorArm) -> SearchEngine:
+    return build_engine("simulated", model=model, arm=arm)
+
+
+def _judged(study: Profile, query: str, question: str, answers: Sequence[str], found: dict[str, SearchResult]) -> dict[str, bool]:
+    """The verdict of the study's LLM judge (`simulator.judge`) on what each engine found."""
+    if not study.simulators or not answers:
+        raise ConfigError("The LLM judge needs a study with simulators, which name it, and the right answer: give both.")
+    loaded = models.load(study.simulators[0].judge)
+    pairs = {name: simulator.Pair(query, question, answers[0], tuple(answers), result.documents, (), False)
+             for name, result in found.items() if result.documents}
+    judged = simulator.judge(list(pairs.values()), Generator(loaded.model, loaded.tokenizer))
+    return {name: bool(pair.useful) for name, pair in zip(pairs, judged, strict=True)}
+
+
+def _answers(question: str) -> tuple[str, ...]:
+    return next((known.golden_answers for known in qa.load_questions() if known.question == question), ())
+
+
+# training ------------------------------------------------------------------------------------------------------------
+
+class Monitor(_Panel):
+    """Curves of trainings that any process works on, drawn anew when something was logged."""
+
+    def __init__(self, runs: Sequence[Run]):
+        super().__init__()
+        self.runs, self._seen = runs, None
+        if self.refresh():
+            self._keep_fresh(self.refresh)
+
+    def refresh(self) -> bool:
+        """Show what is new; whether any of the runs goes on."""
+        going = [run.running for run in self.runs]  # before the logs are read, so that the last line is not missed
+        seen = going, [_size(run.path / "metrics.jsonl") for run in self.runs]
+        well = seen == self._seen or self.show(lambda: views.training(self.runs))
+        self._seen = seen
+        return well and any(going)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+class StudyBoard(_Panel):
+    """Every arm's state, and buttons to make what is missing."""
+
+    def __init__(self, wanted: Sequence[tuple], jobs: int | None, store: RunStore):
+        self.wanted, self.jobs, self.store = wanted, jobs, store
+        self.start = ipywidgets.Button(description="Start or resume", button_style="primary", tooltip="makes what is missing, in the background")
+        self.stop = ipywidgets.Button(description="Stop", tooltip="what was done up to the last checkpoints is kept")
+        self.look = ipywidgets.Button(description="Refresh")
+        super().__init__(self.start, self.stop, self.look)
+        self.start.on_click(self._start)
+        self.stop.on_click(self._stop)
+        self.look.on_click(self._follow)
+        self._follow()
+
+    def refresh(self) -> bool:
+        """Show the present state; whether it may change by itself."""
+        states, pid = progress.arm_states(self.wanted, self.store), background.working(self.store)
+        self.start.disabled, self.stop.disabled = pid is not None, pid is None
+        said = "" if pid else background.said(self.store)
+        return self.show(lambda: views.board(states, said)) and (pid is not None or any(state.state == "running" for state in states))
+
+    def _follow(self, _: object = None) -> None:
+        if self.refresh():
+            self._keep_fresh(self.refresh)
+
+    def _start(self, _: object) -> None:
+        if self.show(lambda: str(background.start(self.wanted, self.store, self.jobs))):
+            self._follow()
+
+    def _stop(self, _: object) -> None:
+        background.stop(self.store)
+        self._follow()
