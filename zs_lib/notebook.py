@@ -141,5 +141,5 @@ def show_documents(results_by_name: dict[str, SearchResult], answers: Sequence[s
 
 
 def show_trajectory(trajectory: Trajectory, title: str = "") -> None:
-    """A trajectory turn by turn, coloured by kind: grey thought, blue query, green documents, red answer."""
+    """A trajectory turn by turn, coloured and labelled by kind."""
     display(HTML(views.trajectory(to_record(trajectory), title)))
