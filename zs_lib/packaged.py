@@ -124,7 +124,7 @@ def _convert(name: str, gguf: Path, target: Path) -> None:
 
     print(f"'{name}': unpacking its weights …", file=sys.stderr)
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float16)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     del model.config.quantization_config  # else every later load would look for the GGUF file
     plain = type(model)(model.config).half()
     plain.load_state_dict(model.state_dict())
