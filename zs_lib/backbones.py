@@ -27,9 +27,12 @@ from zs_lib import metrics, protocol, wording
 from zs_lib.generate import Generator
 from zs_lib.models import training_attention
 from zs_lib.pretraining import BASE, END, INSTRUCT, Habits, Sampler, Segment
+from zs_lib.stopping import between_steps
 from zs_lib.wiring import CONTEXT, Shape, grow, initialise
 from zs_lib.world import World, load_world
 
+SAVE_S = 180
+"""Seconds between checkpoints of pre-training."""
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "backbones"
 
 
@@ -84,9 +87,10 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """Whole words of the benchmark as tokens, the protocol's tags too, and bytes for everything else, so every
     string survives a round trip. A function of the benchmark's files: the same files give the same tokenizer.
 
-    Longest match first (WordPiece's rule, on bytes) needs no merges, so that no token is spent on half a name.
+    Longest match first (WordPiece's rule, on bytes) needs no merges, so that no token is spent on half a name. Its time
+    grows with the cube of a word's length, so words are cut after 32 letters; the benchmark's longest has 17.
     """
-    pattern = Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s")
+    pattern = Regex(r" ?\p{L}{1,32}| ?\p{N}{1,32}| ?[^\s\p{L}\p{N}]|\s")
     splitter = pre_tokenizers.Sequence([
         pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     special = [END, "<|pad|>", "<|unknown|>"]
@@ -203,30 +207,33 @@ class Trainer:
 def pretrain(model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, scratch: Path, label: str) -> float:
     """Train to the recipe's end, from the checkpoint in `scratch` if there is one; returns CPU-seconds spent.
 
-    A resumed run draws other examples than an uninterrupted one would (the stream restarts from the step's seed):
-    the backbones are shipped, so they need to be good, not bit-reproducible.
+    A resumed run ends like one that was not interrupted, bit for bit (on one kind of device and thread count): it
+    draws the examples of its past again, which takes a small part of the time that training on them took.
     """
     trainer, seconds = Trainer(model, recipe), 0.0
     checkpoint, log = scratch / f"{label}.safetensors", scratch / f"{label}.jsonl"
     if checkpoint.exists():
         seconds = _restore(trainer, checkpoint)
-    stream = batches(Sampler(world, trainer.step + 1, recipe.habits, dict(recipe.shares)), tokenizer, recipe.batch_tokens)
+    stream = batches(Sampler(world, 1, recipe.habits, dict(recipe.shares)), tokenizer, recipe.batch_tokens)
+    for _ in range(trainer.step if trainer.seen < recipe.tokens else 0):
+        next(stream)
     bar = tqdm(total=recipe.tokens, initial=trainer.seen, unit="tok", unit_scale=True, desc=label)
-    clock, average, saved = time.process_time(), None, time.time()
-    while trainer.seen < recipe.tokens:
-        ids, weights = next(stream)
-        loss = trainer.update(ids, weights)
-        average = loss if average is None else 0.98 * average + 0.02 * loss
-        bar.update(ids.numel())
-        if trainer.step % 250 == 0 or trainer.seen >= recipe.tokens:
-            row = {"step": trainer.step, "tokens": trainer.seen, "loss": average, **probe(model, tokenizer, world, "dev", 200)}
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            bar.set_postfix(loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['chain']:.2f}")
-        if time.time() - saved > 180:
-            _save(trainer, checkpoint, seconds + time.process_time() - clock)
-            saved = time.time()
-    _save(trainer, checkpoint, seconds + time.process_time() - clock)
+    clock, average, saved = time.process_time(), None, time.monotonic()
+    with between_steps() as asked_to_stop:
+        while trainer.seen < recipe.tokens and not asked_to_stop():
+            ids, weights = next(stream)
+            loss = trainer.update(ids, weights)
+            average = loss if average is None else 0.98 * average + 0.02 * loss
+            bar.update(ids.numel())
+            if trainer.step % 250 == 0 or trainer.seen >= recipe.tokens:
+                row = {"step": trainer.step, "tokens": trainer.seen, "loss": average, **probe(model, tokenizer, world, "dev", 200)}
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                bar.set_postfix(loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['chain']:.2f}")
+            if time.monotonic() - saved > SAVE_S:
+                _save(trainer, checkpoint, seconds + time.process_time() - clock)
+                saved = time.monotonic()
+        _save(trainer, checkpoint, seconds + time.process_time() - clock)
     return seconds + time.process_time() - clock
 
 
