@@ -7,6 +7,7 @@ resumes, and says what it cost. Everything else loads them through `models`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -17,13 +18,15 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zs_lib import metrics, protocol, wording
+from zs_lib.errors import RunError
+from zs_lib.files import sync
 from zs_lib.generate import Generator
 from zs_lib.models import training_attention
 from zs_lib.pretraining import BASE, END, INSTRUCT, Habits, Sampler, Segment
@@ -238,21 +241,35 @@ def pretrain(model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, s
 
 
 def _save(trainer: Trainer, path: Path, seconds: float) -> None:
-    """Weights and optimiser moments in one file, replaced at once."""
+    """Weights and optimiser moments in one file, with their digest; replaced at once."""
     tensors = {f"model.{name}": value for name, value in trainer.model.named_parameters()}
     for number, optimizer in enumerate(trainer.optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     partial = path.with_suffix(".part")
-    save_file(tensors, partial, {"seen": str(trainer.seen), "step": str(trainer.step), "seconds": str(seconds)})
+    save_file(tensors, partial, {"seen": str(trainer.seen), "step": str(trainer.step), "seconds": str(seconds), "sha256": _digest(tensors)})
+    sync(partial)
     partial.replace(path)
 
 
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    whole = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        whole.update(name.encode() + value.numpy().tobytes())
+    return whole.hexdigest()
+
+
 def _restore(trainer: Trainer, path: Path) -> float:
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
+    """The trainer as it was saved; the seconds spent till then. RunError if the file is damaged."""
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} is damaged ({error}): delete it, and this round of pre-training begins again.") from error
+    if meta.get("sha256") != _digest(tensors):
+        raise RunError(f"{path} is damaged (its digest has changed): delete it, and this round of pre-training begins again.")
     parameters = dict(trainer.model.named_parameters())
     states: list[dict] = [{} for _ in trainer.optimizers]
     for name, value in tensors.items():

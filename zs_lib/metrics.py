@@ -151,6 +151,8 @@ def _checked(values) -> np.ndarray:
         array = np.asarray(values, dtype=np.float64)
     except (OverflowError, TypeError, ValueError) as error:  # rows of different lengths, 10**400, text
         raise DataError(f"These values are no numbers, or no matrix of them ({error}).") from None
-    if array.size == 0 or not np.isfinite(array).all():
+    with np.errstate(over="ignore"):
+        whole = np.abs(array).sum() * array.size  # as large as anything that is computed from them
+    if array.size == 0 or not np.isfinite(whole):
         raise DataError("An interval needs at least one value, and no NaN or infinity among them.")
     return array

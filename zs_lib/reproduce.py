@@ -16,7 +16,7 @@ from typing import Any
 
 from zs_lib import config
 from zs_lib.errors import ConfigError, DataError, RunError
-from zs_lib.files import write_json
+from zs_lib.files import read_json, write_json
 from zs_lib.progress import Board, clock, watching
 from zs_lib.provenance import available_cores
 from zs_lib.runs import Run, RunStore, kind_of
@@ -381,6 +381,6 @@ def _choose(only: Iterable[str] | None) -> list[Path]:
 
 def _durations(folder: Path) -> dict[str, float]:
     try:
-        return json.loads((folder / "durations.json").read_text())
-    except (FileNotFoundError, ValueError):  # they are but a guess for the time left
+        return read_json(folder / "durations.json", "")
+    except RunError:  # they are but a guess for the time left
         return {}
