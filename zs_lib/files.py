@@ -69,7 +69,7 @@ def hash_file(path: Path, cure: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise RunError(f"{path} is missing: {cure}.") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
         raise RunError(f"{path} cannot be read ({error}): {cure}.") from error
 
 
