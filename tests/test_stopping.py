@@ -56,19 +56,21 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 
 @pytest.mark.skipif("tiny-L" not in models.shipped(), reason="needs the shipped backbones")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_study_ends_cleanly_and_leaves_no_process(number, code, store, tmp_path):
+@pytest.mark.parametrize(("number", "code", "part", "processes"), [
+    (signal.SIGINT, 130, ["--jobs", "1"], 1),  # while runs are made: a worker
+    (signal.SIGTERM, 143, ["--jobs", "1", "--only", "03"], 2)], ids=["Ctrl-C", "SIGTERM in a notebook"])  # a kernel, and its worker
+def test_the_study_ends_cleanly_and_leaves_no_process(number, code, part, processes, store, tmp_path):
     environment = os.environ | {"PYTHONPATH": PATHS, "ZS_OUTPUTS": str(tmp_path / "outputs")}
     # a process in the background of a script is started deaf to Ctrl-C
     hearing = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    study = subprocess.Popen([sys.executable, "-m", "zs_lib", "reproduce", "--profile", "smoke", "--jobs", "2"],
+    study = subprocess.Popen([sys.executable, "-m", "zs_lib", "reproduce", "--profile", "smoke", *part],
                              env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hearing)
-    wait_for(lambda: len([run for run in store.list() if run.running]) == 2, 90)
+    wait_for(lambda: any(run.running for run in store.list()), 90)
     family = psutil.Process(study.pid).children(recursive=True)
-    assert len(family) == 2
+    assert len(family) == processes
     study.send_signal(number)
     _, told = study.communicate(timeout=60)
-    assert study.returncode == code and "Traceback" not in told, told
+    assert study.returncode == code and "zs_lib/" not in told, told  # no traceback of ours; a kernel may complain of its end
     assert psutil.wait_procs(family, timeout=5)[1] == []
     assert not any(run.running for run in store.list()) and store.verify() == []
 

@@ -268,7 +268,7 @@ def _restore(trainer: Trainer, path: Path) -> float:
             meta = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path} is damaged ({error}): delete it, and this round of pre-training begins again.") from error
-    if meta.get("sha256") != _digest(tensors):
+    if meta.get("sha256", "") not in ("", _digest(tensors)):  # older ones have none
         raise RunError(f"{path} is damaged (its digest has changed): delete it, and this round of pre-training begins again.")
     parameters = dict(trainer.model.named_parameters())
     states: list[dict] = [{} for _ in trainer.optimizers]

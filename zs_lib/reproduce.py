@@ -53,8 +53,9 @@ def ensure_arms(
 
     `jobs` processes (one a core by default) with one thread each. What an arm needs (an evaluation its
     policy, that its simulator) is made first, and added if it is not among the arms. A failing run does not
-    stop the others. Ctrl-C ends the workers, within STOP_S; what they have done up to the last checkpoint is kept, and
-    that is the present step if it ends in time. While they work, `watch()` is called several times a second, and at the end `watch(last=True)`.
+    stop the others. Ctrl-C ends the workers within STOP_S; what they have done up to the last checkpoint is kept
+    (that is the present step, if it ends in time). While they work, `watch()` is called several times a second,
+    and at the end `watch(last=True)`.
 
     Raises:
         RunError: some runs failed; it names each with its cause.
