@@ -229,6 +229,15 @@ def test_numbers_of_numpy_and_torch_are_logged(store):
     assert run.summary == {"a": 1.5}
 
 
+def test_a_folder_without_anything_in_it_is_no_damage(store):
+    path = store.path(CountingArm(), 0)
+    path.mkdir()
+    for name in ("lock", "run.json.tmp"):  # killed while it wrote the first file
+        (path / name).write_text("{")
+        assert store.list() == [] == store.verify() and store.get(CountingArm(), 0) is None
+    assert ensure(CountingArm(), 0, store).finished and store.verify() == []
+
+
 def test_a_waiting_process_takes_over_when_the_holder_dies(store):
     arm = CountingArm(sleep=0.3, steps=12)
     holder = start(store, arm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -320,6 +321,9 @@ def run_notebook(source: Path, output: Path, values: dict[str, Any]) -> Path:
         raise RunError(
             f"{source.name}, cell {error.cell_index + 1}: {error.ename}: {error.evalue} (see {output})"
         ) from error
+    except (KeyboardInterrupt, SystemExit):
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of the cell that nobody waits for now
+        raise
     return output
 
 

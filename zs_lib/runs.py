@@ -132,9 +132,9 @@ class RunStore:
         return run
 
     def list(self) -> list[Run]:
-        """All runs, by folder name; the damaged ones too (reading their parts raises RunError)."""
+        """All runs that were begun, by folder name; the damaged ones too (reading their parts raises RunError)."""
         folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
-        return [Run(path) for path in folders if FOLDER.fullmatch(path.name) and path.is_dir()]
+        return [Run(path) for path in folders if FOLDER.fullmatch(path.name) and path.is_dir() and _begun(path)]
 
     def find(self, prefix: str) -> Run:
         """The one run whose folder name or digest begins with `prefix`; RunError if there is none, or
@@ -434,6 +434,11 @@ class Run:
         for name in {"run.json", *digests}:  # a list that lacks even that is none
             if hash_file(self.path / name, self._remove) != digests.get(name):
                 raise RunError(f"{self.path / name} is damaged (its sha256 has changed): {self._remove}.")
+
+
+def _begun(path: Path) -> bool:
+    """Whether a run's folder holds more than a process leaves that was killed before it wrote run.json."""
+    return not {file.name for file in path.iterdir()} <= {*PASSING, "run.json.tmp"}
 
 
 def _sha256(text: str) -> str:
