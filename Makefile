@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test figures notebooks doctor clean
+.PHONY: help setup reproduce test fuzz chaos figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -42,6 +42,12 @@ reproduce: $(STAMP)  ## run the study (PROFILE=tiny): notebooks, tables and figu
 
 test: $(STAMP)  ## all tests, the smoke run of every notebook included
 	$(VENV)/bin/python -m pytest
+
+fuzz: $(STAMP)  ## 100,000 hostile inputs for parsers, loaders and the run store, recorded in data/results
+	$(VENV)/bin/python tests/fuzz.py
+
+chaos: $(STAMP)  ## kill -9 at 50 random moments, start again, compare; recorded in data/results
+	$(VENV)/bin/python tests/chaos.py
 
 figures: $(STAMP)  ## draw figures/ from data/results, without training
 	$(ZS) figures --profile $(PROFILE)

@@ -1,6 +1,6 @@
 """Work for tests of the run store: an arm whose runs are quick, and can be slow, fail or be killed on demand.
 
-As a script it makes one run: `python run_fixtures.py STORE ARM-AS-JSON SEED`.
+As a script it makes runs: `python run_fixtures.py STORE ARM-AS-JSON SEED [SEED …]`.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 
 from zs_lib.errors import ModelError
 from zs_lib.runs import Run, RunStore
+from zs_lib.stopping import between_steps
 from zs_lib.values import from_identity
 
 
@@ -42,24 +43,29 @@ def ensure(arm: CountingArm, seed: int, store: RunStore) -> Run:
             raise ValueError("a bug")
         checkpoint = run.checkpoint()
         total = checkpoint.tensors["total"] if checkpoint else torch.zeros(1, dtype=torch.float64)
-        for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
-            total += random.Random(f"{seed} {step}").random()
-            run.log(step, total=total.item(), unknown=float("nan"))
-            run.log_trajectories(step, [{"text": f"π {step}"}])
-            run.log_timing(step, seconds=time.time())
-            if step % 4 == 0:
-                run.save(step, {"total": total}, {"half": total.item() / 2})
-            if step == arm.die_at and not (run.path / "died").exists():
-                (run.path / "died").touch()
-                with (run.path / "metrics.jsonl").open("a") as file:
-                    file.write('{"step": 7, "tot')  # killed in the middle of a line
-                    file.flush()
-                    os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(arm.sleep)
+        with between_steps() as asked_to_stop:
+            for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
+                total += random.Random(f"{seed} {step}").random()
+                run.log(step, total=total.item(), unknown=float("nan"))
+                run.log_trajectories(step, [{"text": f"π {step}"}])
+                run.log_timing(step, seconds=time.time())
+                stop = asked_to_stop()
+                if step % 4 == 0 or stop:
+                    run.save(step, {"total": total}, {"half": total.item() / 2})
+                if step == arm.die_at and not (run.path / "died").exists():
+                    (run.path / "died").touch()
+                    with (run.path / "metrics.jsonl").open("a") as file:
+                        file.write('{"step": 7, "tot')  # killed in the middle of a line
+                        file.flush()
+                        os.kill(os.getpid(), signal.SIGKILL)
+                if stop:
+                    break
+                time.sleep(arm.sleep)
         return {"total": total.item()}
 
     return store.ensure(arm, seed, work)
 
 
 if __name__ == "__main__":
-    ensure(from_identity(CountingArm, json.loads(sys.argv[2])), int(sys.argv[3]), RunStore(sys.argv[1]))
+    for number in map(int, sys.argv[3:]):
+        ensure(from_identity(CountingArm, json.loads(sys.argv[2])), number, RunStore(sys.argv[1]))

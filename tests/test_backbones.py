@@ -1,6 +1,8 @@
 """The backbones: copying wired at the start, a loop that learns and resumes, and the folders that are shipped."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 
 from zs_lib import backbones, models, protocol
 from zs_lib.backbones import RECIPES, Recipe, batches, encode, loss_of, pretrain, probe
-from zs_lib.errors import ModelError
+from zs_lib.errors import ModelError, RunError
 from zs_lib.pretraining import BASE, Sampler
 from zs_lib.wiring import CONTEXT, Shape, grow, initialise
 
@@ -142,6 +144,36 @@ def test_pretraining_learns_and_a_resumed_run_goes_on_counting(tmp_path, monkeyp
     assert json.loads((tmp_path / "x.jsonl").read_text().splitlines()[-1])["tokens"] == seen[-1][0]
     first, last = [loss for *_, loss in seen[:3]], [loss for *_, loss in seen[-3:]]
     assert sum(last) < 0.9 * sum(first)
+
+
+def test_a_stopped_pre_training_goes_on_bit_for_bit_and_a_damaged_one_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
+    monkeypatch.setattr(backbones, "islice", lambda stream, _: [next(stream) for _ in range(16)])  # several buffers of examples
+    update = backbones.Trainer.update
+
+    def stopped_after_ten(self, ids, weights):
+        if self.step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, ids, weights)
+
+    def trained(folder):
+        model = small_model()
+        folder.mkdir(exist_ok=True)
+        pretrain(model, tokenizer(), replace(SMALL, tokens=8_000), world(), folder, "x")
+        return model
+
+    whole = trained(tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(backbones.Trainer, "update", stopped_after_ten)
+        trained(tmp_path / "stopped")
+    content = (checkpoint := tmp_path / "stopped" / "x.safetensors").read_bytes()
+    for damaged in (content[:-5] + bytes([content[-5] ^ 1]) + content[-4:], content[:100]):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(RunError, match="x.safetensors is damaged .*begins again"):
+            trained(tmp_path / "stopped")
+    checkpoint.write_bytes(content)
+    resumed = trained(tmp_path / "stopped")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_build_grows_the_sizes_from_one_trunk_and_a_second_call_only_ships(tmp_path, monkeypatch):

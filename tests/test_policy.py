@@ -35,6 +35,7 @@ from zs_lib.config import (
 )
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
+from zs_lib.generate import uniform
 from zs_lib.learner import Learner
 from zs_lib.protocol import parse_action
 from zs_lib.qa import Hop, Question
@@ -54,13 +55,17 @@ class LookupEngine:
 
     name = "lookup"
 
-    def __init__(self, failing: bool = False):
-        self.failing = failing
+    def __init__(self, failing: float = 0.0, from_step: int = 1):
+        self.failing, self.from_step = failing, from_step
 
     def search(self, requests, num_documents):
-        if self.failing:
-            return [SearchResult((), "failed", "no line") for _ in requests]
-        return [SearchResult(("w5" if r.noisy else r.golden_answers[0],), "ok") for r in requests]
+        return [self.result(request) for request in requests]
+
+    def result(self, request) -> SearchResult:
+        """Whether it fails is a function of the request's key."""
+        if request.key[1] >= self.from_step and uniform(request.key, 0, "fault") < self.failing:
+            return SearchResult((), "failed", "no line")
+        return SearchResult(("w5" if request.noisy else request.golden_answers[0],), "ok")
 
 
 def arm(**changes) -> PolicyArm:
@@ -174,16 +179,31 @@ def test_watching_a_question_changes_nothing_else(backbone, tmp_path, monkeypatc
     assert [t for t in watched.trajectories() if "watched" not in t] == plain.trajectories()
 
 
+def end_at_six(number: int, name: str, backbone: Path, store: Path) -> int:
+    """Send this signal to a training after its sixth step; the exit code."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, __file__, str(backbone), str(store), name, str(int(number))]
+    # a process in the background of a script is started deaf to Ctrl-C
+    hearing = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    return subprocess.run(command, env=environment, timeout=120, stderr=subprocess.DEVNULL, preexec_fn=hearing).returncode
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)])
+def test_a_signal_ends_a_training_after_its_step_with_a_checkpoint(number, code, backbone, tmp_path):
+    assert end_at_six(number, "reinforce", backbone, tmp_path / "stopped") == code
+    store = RunStore(tmp_path / "stopped")
+    run = store.get(KILLED["reinforce"], 0)
+    assert run.checkpoint().step == len(run.metrics()) == 7 and not run.running and store.verify() == []
+    whole = train(backbone, tmp_path / "whole", KILLED["reinforce"], LookupEngine())
+    resumed = train(backbone, tmp_path / "stopped", KILLED["reinforce"], LookupEngine())
+    assert (resumed.path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("name", KILLED)
 def test_a_killed_and_resumed_run_ends_bit_identical(name, backbone, tmp_path):
     whole = train(backbone, tmp_path / "whole", KILLED[name], LookupEngine())
     assert whole.metrics()["noise_probability"].nunique() > 2
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    command = [sys.executable, __file__, str(backbone), str(tmp_path / "killed"), name]
-    assert subprocess.run(command, env=environment, timeout=120).returncode == -signal.SIGKILL
+    assert end_at_six(signal.SIGKILL, name, backbone, tmp_path / "killed") == -signal.SIGKILL
     killed = tmp_path / "killed" / whole.path.name
     assert (
         len((killed / "metrics.jsonl").read_text().splitlines()) == 6
@@ -240,9 +260,32 @@ def test_a_greedy_policy_cannot_be_trained(backbone, tmp_path):
         train(backbone, tmp_path, arm(rollout=greedy))
 
 
-def test_an_engine_that_always_fails_ends_the_run(backbone, tmp_path):
-    with pytest.raises(EngineError, match="engine 'bm25'"):
-        train(backbone, tmp_path, arm(engine="bm25"), LookupEngine(failing=True))
+def test_an_engine_that_fails_too_often_ends_the_run_and_a_repaired_one_goes_on(backbone, tmp_path):
+    searching = arm(engine="bm25")
+    with pytest.raises(EngineError, match=r"rollouts of step 7 failed with their engine \(no line\).* 'bm25'.*goes on"):
+        train(backbone, tmp_path / "broken", searching, LookupEngine(failing=0.9, from_step=7))
+    store = RunStore(tmp_path / "broken")
+    assert store.get(searching, 0).checkpoint().step == 4 and store.verify() == []
+    repaired = train(backbone, tmp_path / "broken", searching, LookupEngine())
+    whole = train(backbone, tmp_path / "whole", searching, LookupEngine())
+    assert (repaired.path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
+
+
+def test_training_goes_on_when_one_search_in_ten_fails(backbone, tmp_path, monkeypatch):
+    update, learnt_from = Learner.update, []
+
+    def watched(self, step, trajectories, advantages):
+        learnt_from.append([t.stop_reason for t in trajectories])
+        assert all(map(math.isfinite, advantages))
+        return update(self, step, trajectories, advantages)
+
+    monkeypatch.setattr(Learner, "update", watched)
+    run = train(backbone, tmp_path, arm(engine="bm25", steps=12), LookupEngine(failing=0.1))
+    logged = run.metrics()
+    assert len(logged) == 12 and 0 < logged["failed"].mean() < policy.FAILED_LIMIT
+    assert [round((1 - share) * 18) for share in logged["failed"]] == [len(reasons) for reasons in learnt_from]
+    assert not any("engine_failed" in reasons for reasons in learnt_from)
+    assert logged["reward"].between(0, 1).all() and logged["grad_norm"].max() > 0
 
 
 def test_every_question_once_before_any_again():
@@ -310,6 +353,58 @@ def test_micro_batches_do_not_change_the_gradient(backbone, batch, monkeypatch):
     apart, _ = gradient(backbone, batch, monkeypatch, dropping=True, micro_batch_tokens=1)
     for name in together:
         torch.testing.assert_close(together[name], apart[name], atol=5e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["kl", "ppo"])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_update_that_runs_out_of_memory_goes_on_in_halves(backbone, batch, monkeypatch, objective, where):
+    """Memory ends at more than two rows: at once, or when half of the gradient is there already."""
+    monkeypatch.setattr(learner, "MICRO_BATCH_TOKENS", 60)  # two micro-batches of three rows
+    objective = PPO if objective == "ppo" else dataclasses.replace(arm().objective, kl_coef=0.1, updates_per_batch=2)
+
+    def gradients(limit):
+        learn, found, refused = Learner(load(backbone)[0], arm(objective=objective), Accelerator(cpu=True)), [], []
+
+        def full(*_):
+            refused.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        def look(module, arguments, given, output=None):
+            too_many = len(given["input_ids"]) > limit and torch.is_grad_enabled()
+            if too_many and where == "forward":
+                full()
+            if too_many:
+                output.last_hidden_state.register_hook(full)
+
+        if where == "forward":
+            learn.model.base_model.register_forward_pre_hook(look, with_kwargs=True)
+        else:
+            learn.model.base_model.register_forward_hook(look, with_kwargs=True)
+        step = learn.optimizer.step
+        monkeypatch.setattr(learn.optimizer, "step", lambda: (found.append(
+            {name: parameter.grad.clone() for name, parameter in learn.parameters.items()}), step()))
+        stats = learn.update(9, *batch)
+        return found, stats, len(refused)
+
+    (plain, stats, none), (halved, stats_then, refused) = gradients(99), gradients(2)
+    assert none == 0 and refused == 1  # the halves stay for the second update
+    assert len(plain) == len(halved) == 2
+    for one, other in zip(plain, halved, strict=True):
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], atol=5e-6, rtol=1e-4)
+    for name, value in stats.items():
+        assert value is None or stats_then[name] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True)
+
+
+def test_one_trajectory_that_does_not_fit_is_an_error_with_the_setting(backbone, batch):
+    learn = Learner(load(backbone)[0], arm(), Accelerator(cpu=True))
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    learn.model.base_model.register_forward_pre_hook(full)
+    with pytest.raises(ModelError, match=r"lower policy.rollout.max_context_tokens \(96\)"):
+        learn.update(1, *batch)
 
 
 def test_log_probabilities_are_those_of_a_plain_forward_pass(backbone, batch):
@@ -503,10 +598,13 @@ def test_what_was_never_measured_warns_of_nothing():
     assert collapse_warnings(log) == [] == collapse_warnings(log.head(3))
 
 
-def kill_at_six(step, *_):
-    if step == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
+def at_six(number: int):
+    def progress(step, *_):
+        if step == 6:
+            os.kill(os.getpid(), number)
+
+    return progress
 
 
-if __name__ == "__main__":  # the process that is killed: test_policy.py BACKBONE STORE NAME
-    train(Path(sys.argv[1]), Path(sys.argv[2]), KILLED[sys.argv[3]], LookupEngine(), progress=kill_at_six)
+if __name__ == "__main__":  # the process that is killed: test_policy.py BACKBONE STORE NAME SIGNAL
+    train(Path(sys.argv[1]), Path(sys.argv[2]), KILLED[sys.argv[3]], LookupEngine(), progress=at_six(int(sys.argv[4])))

@@ -2,10 +2,12 @@
 side."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 from run_fixtures import CountingArm, ensure
 
 from zs_lib import config, reproduce, runs
-from zs_lib.errors import RunError
+from zs_lib.errors import ConfigError, RunError
 from zs_lib.runs import RunStore
 from zs_lib.values import digest, from_identity, identity
 
@@ -23,12 +25,20 @@ PATHS = os.pathsep.join([str(config.ROOT), str(Path(__file__).parent)])
 ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 
 
-def start(store: RunStore, arm: CountingArm, seed: int = 0) -> subprocess.Popen:
+def start(store: RunStore, arm: CountingArm, *seeds: int, **options) -> subprocess.Popen:
     script = Path(__file__).with_name("run_fixtures.py")
     return subprocess.Popen(
-        [sys.executable, str(script), str(store.root), json.dumps(identity(arm)), str(seed)],
+        [sys.executable, str(script), str(store.root), json.dumps(identity(arm)), *map(str, seeds or (0,))],
         env=ENVIRONMENT,
+        **options,
     )
+
+
+def wait_for(what, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
 
 
 def never(run):
@@ -219,6 +229,181 @@ def test_numbers_of_numpy_and_torch_are_logged(store):
     assert run.summary == {"a": 1.5}
 
 
+def test_a_folder_without_anything_in_it_is_no_damage(store):
+    path = store.path(CountingArm(), 0)
+    path.mkdir()
+    for name in ("lock", "run.json.tmp"):  # killed while it wrote the first file
+        (path / name).write_text("{")
+        assert store.list() == [] == store.verify() and store.get(CountingArm(), 0) is None
+    assert ensure(CountingArm(), 0, store).finished and store.verify() == []
+
+
+def test_a_waiting_process_takes_over_when_the_holder_dies(store):
+    arm = CountingArm(sleep=0.3, steps=12)
+    holder = start(store, arm)
+    wait_for(lambda: store.path(arm, 0).glob("checkpoint-*") and list(store.path(arm, 0).glob("checkpoint-[0-9]*")))
+    waiting = start(store, arm)
+    time.sleep(0.5)
+    holder.kill()
+    assert holder.wait(timeout=10) == -signal.SIGKILL and waiting.wait(timeout=60) == 0
+    begun = (store.root / "begun.txt").read_text().splitlines()
+    assert [line.split()[1] for line in begun] == [str(holder.pid), str(waiting.pid)]
+    assert list(store.get(arm, 0).metrics()["step"]) == list(range(1, 13)) and store.verify() == []
+
+
+def fill(arm, seeds, store):
+    for seed in seeds:
+        ensure(arm, seed, store)
+
+
+def test_eight_processes_fill_one_store_and_lose_nothing(store):
+    seeds, arm, fork = range(6), CountingArm(sleep=0.01), multiprocessing.get_context("fork")
+    processes = [fork.Process(target=fill, args=(arm, [*seeds[first % 6 :], *seeds[: first % 6]], store)) for first in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0] * 8
+    begun = [line.split()[0] for line in (store.root / "begun.txt").read_text().splitlines()]
+    assert sorted(begun) == sorted(set(begun)) == [store.path(arm, seed).name for seed in seeds]  # each made once
+    assert all(list(run.metrics()["step"]) == list(range(1, 11)) for run in store.list()) and store.verify() == []
+
+
+# ------------------------------------------------------------------------------------------ disks and clocks
+
+
+def filling(store: RunStore, size: int = 4000):
+    """Work whose checkpoint grows with each step, till the disk is full."""
+
+    def work(run):
+        checkpoint = run.checkpoint()
+        for step in range(checkpoint.step + 1 if checkpoint else 1, 9):
+            run.log(step, x=step)
+            run.save(step, {"x": torch.arange(step * size)}, {})
+        return {"last": int(run.checkpoint().tensors["x"][-1])}
+
+    return store.ensure(CountingArm(), 0, work)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_error_and_the_last_checkpoint_is_used_later(small_disk):
+    store = RunStore(small_disk)
+    with pytest.raises(RunError, match="No space left on device.*make room.*last checkpoint"):
+        filling(store)
+    run = store.get(CountingArm(), 0)
+    last = run.checkpoint().step
+    assert not run.finished and last >= 2 and store.verify() == []
+    with pytest.raises(RunError, match="No space left"):  # still full: nothing is lost by trying again
+        filling(store)
+    assert run.checkpoint().step == last and list(run.metrics()["step"][:last]) == list(range(1, last + 1))
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    assert filling(store).summary == {"last": 8 * 4000 - 1} and store.verify() == []
+    assert list(run.metrics()["step"]) == list(range(1, 9))
+
+
+def test_a_file_that_may_not_grow_is_one_error(store):
+    """The same where nothing can be mounted: the system refuses to let a file grow."""
+    code = ("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+            "from pathlib import Path; from test_runs import filling; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
+            f"try:\n    filling(RunStore({str(store.root)!r}))\nexcept RunError as error:\n    print(error)")
+    shown = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert "File too large" in shown.stdout and "make room" in shown.stdout and not shown.stderr
+    assert store.get(CountingArm(), 0).checkpoint().step == 3 and store.verify() == []
+    assert filling(store).finished
+
+
+def test_a_store_that_cannot_be_written_is_read_and_told():
+    if os.geteuid():
+        pytest.skip("needs root, to become another user")
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is closed to other users
+        os.chmod(folder, 0o755)
+        told_of_a_store_that_cannot_be_written(RunStore(folder))
+
+
+def told_of_a_store_that_cannot_be_written(store):
+    finished = ensure(CountingArm(), 0, store)
+    code = ("import os; from run_fixtures import CountingArm, ensure; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
+            "os.setgid(65534); os.setuid(65534)\n"
+            f"store = RunStore({str(store.root)!r})\n"
+            "print(ensure(CountingArm(), 0, store).summary['total'], store.verify())\n"
+            "try:\n    ensure(CountingArm(), 1, store)\nexcept RunError as error:\n    print(error)")
+    shown = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    told = shown.stdout.splitlines()
+    assert told[0] == f"{finished.summary['total']} []", shown.stderr
+    assert "Permission denied" in told[1] and "ZS_RUNS" in told[1] and len(told) == 2
+
+
+def test_a_clock_that_jumps_back_changes_nothing(store, monkeypatch, tmp_path):
+    now = iter(range(2_000_000_000, 0, -86_400))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))  # a day back each time it is asked
+    run = interrupted(store)
+    for path in run.path.rglob("*"):
+        os.utime(path, (4e9, 4e9))  # from the future
+    assert store.verify() == [] and run.checkpoint().step == 4
+    finished = store.ensure(CountingArm(), 0, lambda run: {"from": run.checkpoint().step})
+    assert finished.summary == {"from": 4} and store.verify() == []
+
+
+# ------------------------------------------------------------------------------------------ records of other versions
+
+
+def test_a_checkpoint_of_the_version_before_is_used(store):
+    """It knew no digests of the logs."""
+    run = interrupted(store)
+    folder = run.path / "checkpoint-00000004"
+    state = json.loads((folder / "state.json").read_text())
+    del state["logs"]
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "sha256.json").write_text(json.dumps(runs.hashes(folder, ("sha256.json",))))
+    assert run.checkpoint().step == 4 and store.verify() == []
+
+
+@pytest.mark.parametrize("lost", ["label", "config"])
+def test_a_record_that_lacks_what_this_version_reads_is_told(store, lost):
+    run = ensure(CountingArm(), 0, store)
+    record = json.loads((run.path / "run.json").read_text())
+    del record[lost]
+    (run.path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="run.json lacks label or config .*of another version.*delete the folder"):
+        _ = run.label
+    assert any("of another version" in problem.what for problem in store.verify())
+
+
+def test_an_arm_that_lacks_a_value_of_this_version_is_told(store):
+    arm = config.load_profile("tiny").policies[0]
+    old = identity(arm, labels=True)
+    del old["steps"]
+    with pytest.raises(ConfigError, match="PolicyArm lacks steps"):
+        from_identity(config.PolicyArm, old)
+
+
+def test_a_changed_summary_or_log_is_found(store):
+    run = ensure(CountingArm(), 0, store)
+    text = (run.path / "summary.json").read_text()
+    (run.path / "summary.json").write_text(text.replace("4", "5", 1))
+    assert "summary.json is damaged (its sha256" in store.verify()[0].what
+
+
+def test_a_changed_line_before_the_checkpoint_stops_the_resume(store):
+    run = interrupted(store)
+    log = run.path / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"x": 2', '"x": 3'))  # valid JSON, and wrong
+    assert "its lines up to step 4 have changed" in store.verify()[0].what
+    with pytest.raises(RunError, match="its lines up to step 4 have changed.*delete the folder"):
+        store.ensure(CountingArm(), 0, never)
+
+
 # ------------------------------------------------------------------------------------------ workers
 
 
@@ -294,7 +479,7 @@ def test_a_job_survives_the_way_to_a_worker():
     assert from_identity(config.EvaluationArm, plain) == arm
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_parent(store, workers, ending):
     code = (
         # a process in the background of a script is started deaf to Ctrl-C
@@ -316,3 +501,5 @@ def test_workers_end_with_their_parent(store, workers, ending):
     while run.running and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not run.running and not run.finished
+    if ending == signal.SIGINT:  # the worker had time to finish its step
+        assert run.checkpoint().step == run.metrics()["step"].iloc[-1]

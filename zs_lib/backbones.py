@@ -7,6 +7,7 @@ resumes, and says what it cost. Everything else loads them through `models`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -17,19 +18,24 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zs_lib import metrics, protocol, wording
+from zs_lib.errors import RunError
+from zs_lib.files import sync
 from zs_lib.generate import Generator
 from zs_lib.models import training_attention
 from zs_lib.pretraining import BASE, END, INSTRUCT, Habits, Sampler, Segment
+from zs_lib.stopping import between_steps
 from zs_lib.wiring import CONTEXT, Shape, grow, initialise
 from zs_lib.world import World, load_world
 
+SAVE_S = 180
+"""Seconds between checkpoints of pre-training."""
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "backbones"
 
 
@@ -84,9 +90,10 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """Whole words of the benchmark as tokens, the protocol's tags too, and bytes for everything else, so every
     string survives a round trip. A function of the benchmark's files: the same files give the same tokenizer.
 
-    Longest match first (WordPiece's rule, on bytes) needs no merges, so that no token is spent on half a name.
+    Longest match first (WordPiece's rule, on bytes) needs no merges, so that no token is spent on half a name. Its time
+    grows with the cube of a word's length, so words are cut after 32 letters; the benchmark's longest has 17.
     """
-    pattern = Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s")
+    pattern = Regex(r" ?\p{L}{1,32}| ?\p{N}{1,32}| ?[^\s\p{L}\p{N}]|\s")
     splitter = pre_tokenizers.Sequence([
         pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     special = [END, "<|pad|>", "<|unknown|>"]
@@ -203,49 +210,66 @@ class Trainer:
 def pretrain(model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, scratch: Path, label: str) -> float:
     """Train to the recipe's end, from the checkpoint in `scratch` if there is one; returns CPU-seconds spent.
 
-    A resumed run draws other examples than an uninterrupted one would (the stream restarts from the step's seed):
-    the backbones are shipped, so they need to be good, not bit-reproducible.
+    A resumed run ends like one that was not interrupted, bit for bit (on one kind of device and thread count): it
+    draws the examples of its past again, which takes a small part of the time that training on them took.
     """
     trainer, seconds = Trainer(model, recipe), 0.0
     checkpoint, log = scratch / f"{label}.safetensors", scratch / f"{label}.jsonl"
     if checkpoint.exists():
         seconds = _restore(trainer, checkpoint)
-    stream = batches(Sampler(world, trainer.step + 1, recipe.habits, dict(recipe.shares)), tokenizer, recipe.batch_tokens)
+    stream = batches(Sampler(world, 1, recipe.habits, dict(recipe.shares)), tokenizer, recipe.batch_tokens)
+    for _ in range(trainer.step if trainer.seen < recipe.tokens else 0):
+        next(stream)
     bar = tqdm(total=recipe.tokens, initial=trainer.seen, unit="tok", unit_scale=True, desc=label)
-    clock, average, saved = time.process_time(), None, time.time()
-    while trainer.seen < recipe.tokens:
-        ids, weights = next(stream)
-        loss = trainer.update(ids, weights)
-        average = loss if average is None else 0.98 * average + 0.02 * loss
-        bar.update(ids.numel())
-        if trainer.step % 250 == 0 or trainer.seen >= recipe.tokens:
-            row = {"step": trainer.step, "tokens": trainer.seen, "loss": average, **probe(model, tokenizer, world, "dev", 200)}
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            bar.set_postfix(loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['chain']:.2f}")
-        if time.time() - saved > 180:
-            _save(trainer, checkpoint, seconds + time.process_time() - clock)
-            saved = time.time()
-    _save(trainer, checkpoint, seconds + time.process_time() - clock)
+    clock, average, saved = time.process_time(), None, time.monotonic()
+    with between_steps() as asked_to_stop:
+        while trainer.seen < recipe.tokens and not asked_to_stop():
+            ids, weights = next(stream)
+            loss = trainer.update(ids, weights)
+            average = loss if average is None else 0.98 * average + 0.02 * loss
+            bar.update(ids.numel())
+            if trainer.step % 250 == 0 or trainer.seen >= recipe.tokens:
+                row = {"step": trainer.step, "tokens": trainer.seen, "loss": average, **probe(model, tokenizer, world, "dev", 200)}
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                bar.set_postfix(loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['chain']:.2f}")
+            if time.monotonic() - saved > SAVE_S:
+                _save(trainer, checkpoint, seconds + time.process_time() - clock)
+                saved = time.monotonic()
+        _save(trainer, checkpoint, seconds + time.process_time() - clock)
     return seconds + time.process_time() - clock
 
 
 def _save(trainer: Trainer, path: Path, seconds: float) -> None:
-    """Weights and optimiser moments in one file, replaced at once."""
+    """Weights and optimiser moments in one file, with their digest; replaced at once."""
     tensors = {f"model.{name}": value for name, value in trainer.model.named_parameters()}
     for number, optimizer in enumerate(trainer.optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     partial = path.with_suffix(".part")
-    save_file(tensors, partial, {"seen": str(trainer.seen), "step": str(trainer.step), "seconds": str(seconds)})
+    save_file(tensors, partial, {"seen": str(trainer.seen), "step": str(trainer.step), "seconds": str(seconds), "sha256": _digest(tensors)})
+    sync(partial)
     partial.replace(path)
 
 
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    whole = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        whole.update(name.encode() + value.numpy().tobytes())
+    return whole.hexdigest()
+
+
 def _restore(trainer: Trainer, path: Path) -> float:
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
+    """The trainer as it was saved; the seconds spent till then. RunError if the file is damaged."""
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} is damaged ({error}): delete it, and this round of pre-training begins again.") from error
+    if meta.get("sha256", "") not in ("", _digest(tensors)):  # older ones have none
+        raise RunError(f"{path} is damaged (its digest has changed): delete it, and this round of pre-training begins again.")
     parameters = dict(trainer.model.named_parameters())
     states: list[dict] = [{} for _ in trainer.optimizers]
     for name, value in tensors.items():

@@ -5,27 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from zs_lib import config, protocol
+from zs_lib import config, protocol, stopping
 from zs_lib.engines import ENGINES, SearchRequest, build_engine
 from zs_lib.errors import EngineError, RunError, ZeroSearchError
 from zs_lib.values import from_identity
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 1 (an error, told in one line on stderr), 2 (usage) or 130
-    (Ctrl-C)."""
+    """Run a command; the exit code is 0, 1 (an error, told in one line on stderr), 2 (usage), 130 (Ctrl-C) or 143
+    (SIGTERM)."""
     arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, stopping.end)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the error line stands alone
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return arguments.command(arguments) or 0
     except ZeroSearchError as error:
-        print(f"zs: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"zs: {_shown(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -303,7 +306,7 @@ def _search(arguments: argparse.Namespace) -> None:
     result = engine.search([request], study.evaluation.num_documents)[0]
     if result.status == "failed":
         raise EngineError(result.error)
-    print(protocol.format_documents(result.documents), end="")
+    print(_shown(protocol.format_documents(result.documents)), end="")
 
 
 def _ask(arguments: argparse.Namespace) -> None:
@@ -320,11 +323,11 @@ def _ask(arguments: argparse.Namespace) -> None:
     generator = Generator(loaded.model, loaded.tokenizer)
     trajectory = rollout([question], generator, engine, replace(cfg, temperature=0.0), [(0,)])[0]
     for turn in trajectory.turns:
-        print(turn.text)
+        print(_shown(turn.text))
         if turn.documents:
-            print(protocol.format_observation(turn.documents).rstrip("\n"))
+            print(_shown(protocol.format_observation(turn.documents).rstrip("\n")))
     print(
-        f"Answer: {trajectory.answer}"
+        f"Answer: {_shown(trajectory.answer)}"
         if trajectory.answer is not None
         else f"No answer ({trajectory.stop_reason})."
     )
@@ -340,7 +343,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model, cfg = _policy(arguments.policy, study)
     loaded = models.load(model)
     table = evaluate.evaluate(Generator(loaded.model, loaded.tokenizer), questions, engine, cfg, seed=0)
-    print(table[["id", "prediction", "f1", "em", "searches"]].to_string(index=False))
+    shown = table.assign(**{name: table[name].map(_shown, na_action="ignore") for name in ("id", "prediction")})
+    print(shown[["id", "prediction", "f1", "em", "searches"]].to_string(index=False))
     print(f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, {table['searches'].mean():.2f} searches")
 
 
@@ -378,6 +382,13 @@ def _finished(arm: config.PolicyArm | config.SimulatorArm):
             f"The run '{arm.name}' of the tiny study is not in the store: `zs reproduce` makes it."
         )
     return run
+
+
+def _shown(text: str) -> str:
+    """Text of documents and models for a terminal: characters that would command it, or turn its lines around, are
+    written as escapes; tab and newline stay."""
+    commands = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(commands, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _known(text: str) -> tuple[str, tuple[str, ...]]:

@@ -397,13 +397,17 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         raise ConfigError(f"Unknown profile {name!r}. Known: {', '.join(profiles())}.")
     try:
         table = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, a thousand brackets
         raise ConfigError(f"The profile '{name}' is no valid TOML ({error}): correct {name}.toml.") from error
+    for kind, rows in ARM_TABLES.items():
+        given = table.get(rows, [])
+        if not isinstance(table.get(kind, {}), dict) or not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
+            raise ConfigError(f"Profile '{name}': [{kind}] must be a table, and [[{rows}]] a row an arm.")
     for key, value in (overrides or {}).items():
         _override(table, key, value)
     try:
         return _profile(table)
-    except ConfigError as error:
+    except (ConfigError, RecursionError) as error:
         raise ConfigError(f"Profile '{name}': {error}") from error
 
 
@@ -422,8 +426,9 @@ def _override(table: dict, dotted: str, value: Any) -> None:
     if path and path[0] in ARM_TABLES:
         for row in table.get(ARM_TABLES[path[0]], []):
             for part in path[1:]:
-                row = row.get(part, {})
-            row.pop(last, None)
+                row = row.get(part) if isinstance(row, dict) else None
+            if isinstance(row, dict):
+                row.pop(last, None)
 
 
 ARM_TABLES = {"simulator": "simulators", "policy": "policies"}

@@ -15,7 +15,13 @@ from zs_lib.errors import RunError
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically and durably: it is there as a whole, or as it was before."""
-    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, to_json(value, indent=1))
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """`plain` as JSON, with a line end. Half a character, which no file can hold, is written as its escape."""
+    text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,7 +56,7 @@ def read_json(path: Path, cure: str) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path} is missing: {cure}.") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}): {cure}.") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} is damaged (no JSON object): {cure}.")
@@ -63,6 +69,8 @@ def hash_file(path: Path, cure: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise RunError(f"{path} is missing: {cure}.") from None
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        raise RunError(f"{path} cannot be read ({error}): {cure}.") from error
 
 
 def hashes(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:

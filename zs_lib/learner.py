@@ -6,7 +6,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from accelerate import Accelerator
@@ -94,6 +94,19 @@ def _micro_batch(rows: list[Row], device: torch.device) -> MicroBatch:
     advantages = torch.tensor([row.advantage for row in rows], device=device)[:, None].expand_as(trained)
     sampled = padded([row.sampled for row in rows], math.nan)[:, 1:]
     return MicroBatch(ids[:, :-1], trained, ids[:, 1:][trained], advantages[trained], sampled[trained])
+
+
+def halves(batch: MicroBatch) -> list[MicroBatch]:
+    """A micro-batch of B rows as two of half of them, with all that is known of their tokens; of one row, itself."""
+    rows = len(batch.inputs)
+    parts = [slice(0, rows // 2), slice(rows // 2, rows)] if rows > 1 else [slice(0, rows)]
+    ends = [0, *batch.places.sum(1).cumsum(0).tolist()]
+    return [
+        MicroBatch(batch.inputs[part], batch.places[part], *(
+            value if value is None else value[ends[part.start] : ends[part.stop]]
+            for value in (getattr(batch, f.name) for f in fields(MicroBatch)[2:])))
+        for part in parts
+    ]
 
 
 def trained_states(model, batch: MicroBatch) -> Tensor:
@@ -185,12 +198,25 @@ class Learner:
         for batch, part in zip(batches, everywhere.split([len(batch.advantages) for batch in batches]), strict=True):
             batch.advantages = part
 
+    def _accumulate(self, batches: list[MicroBatch], normalizer: int) -> Counter:
+        """The gradient of all batches; where memory does not suffice, all of it again in halves, which stay."""
+        while True:
+            totals: Counter = Counter()
+            try:
+                for batch in batches:
+                    loss, stats = self._loss(batch, normalizer)
+                    self.accelerator.backward(loss)
+                    totals.update({name: value.item() for name, value in stats.items()})
+                return totals
+            except torch.OutOfMemoryError:
+                self.optimizer.zero_grad()  # a part of it may be there already
+            if all(len(batch.inputs) == 1 for batch in batches):
+                raise ModelError(f"Not even one trajectory of '{self.arm.name}' fits into memory in an update: lower "
+                                 f"policy.rollout.max_context_tokens ({self.arm.rollout.max_context_tokens}).")
+            batches[:] = [half for batch in batches for half in halves(batch)]
+
     def _one_update(self, step: int, batches: list[MicroBatch], normalizer: int) -> dict[str, float]:
-        totals: Counter = Counter()
-        for batch in batches:
-            loss, stats = self._loss(batch, normalizer)
-            self.accelerator.backward(loss)
-            totals.update({name: value.item() for name, value in stats.items()})
+        totals = self._accumulate(batches, normalizer)
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.arm.max_grad_norm).item()
         if not math.isfinite(norm):
             raise RunError(
@@ -208,11 +234,11 @@ class Learner:
         states = trained_states(self.model, batch)
         logp = token_logprobs(self.model, states, batch, temperature)
         if batch.old is None:  # the first update: still the policy that sampled
-            batch.old = logp.detach()
             if self.reference is not None:
                 with torch.no_grad(), training_attention(self.reference):
                     theirs = trained_states(self.reference, batch)
                     batch.reference = token_logprobs(self.reference, theirs, batch, temperature)
+            batch.old = logp.detach()
         everywhere = torch.ones_like(logp, dtype=torch.bool)  # the batch holds trained tokens only
         loss, stats = policy_loss(
             logp, batch.old, batch.reference, batch.advantages, everywhere, objective, normalizer

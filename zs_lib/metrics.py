@@ -77,7 +77,7 @@ def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -
 
     0.5 means it cannot; 1.0 means it always can. Equal texts stay in one fold: else a copy of a text in the other
     set would teach the classifier the wrong answer for it, and identical sets would come out far below 0.5. Each
-    set needs 5 texts, not all equal, else DataError.
+    set needs 5 texts, not all equal, and both together 5 different ones with words in them, else DataError.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -93,7 +93,10 @@ def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
     texts = [*first, *second]
     groups = np.unique(texts, return_inverse=True)[1]
-    scores = cross_val_predict(classifier, texts, labels, groups=groups, cv=folds, method="predict_proba")[:, 1]
+    try:
+        scores = cross_val_predict(classifier, texts, labels, groups=groups, cv=folds, method="predict_proba")[:, 1]
+    except ValueError as error:  # too few groups for the folds, no words, a fold of one set alone
+        raise DataError(f"These texts are too few or too alike for a two-sample test ({error}).") from None
     return float(roc_auc_score(labels, scores))
 
 
@@ -144,7 +147,12 @@ def _percentiles(means: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def _checked(values) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0 or not np.isfinite(array).all():
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (OverflowError, TypeError, ValueError) as error:  # rows of different lengths, 10**400, text
+        raise DataError(f"These values are no numbers, or no matrix of them ({error}).") from None
+    with np.errstate(over="ignore"):
+        whole = np.abs(array).sum() * array.size  # as large as anything that is computed from them
+    if array.size == 0 or not np.isfinite(whole):
         raise DataError("An interval needs at least one value, and no NaN or infinity among them.")
     return array

@@ -44,7 +44,8 @@ def load(name: str | Path) -> LoadedModel:
     """Load a model by backbone name ("tiny-S"), folder, or hub id ("Qwen/Qwen2.5-3B").
 
     Weights are float32, whatever precision they are stored in (half precision only keeps the files small), on
-    the GPU if there is one. Raises ModelError if there is no such model or its files are damaged.
+    the GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes with a model. Raises
+    ModelError if there is no such model or its files are damaged.
     """
     name = str(name)
     sources = _sources(name)
@@ -60,9 +61,14 @@ def load(name: str | Path) -> LoadedModel:
 
 def _load(source: str, local_only: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     (logging.disable_progress_bar if local_only else logging.enable_progress_bar)()  # a local one loads in no time
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.float32, attn_implementation=SAMPLING_ATTENTION, local_files_only=local_only
+        source,
+        dtype=torch.float32,
+        attn_implementation=SAMPLING_ATTENTION,
+        local_files_only=local_only,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 

@@ -85,9 +85,19 @@ def _flat(part: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 def run(wanted: Sequence[tuple], jobs: int | None = None, study: Profile | None = None) -> list[Run]:
     """The finished runs of (arm, seed) pairs, made side by side where missing; with `study`, its reward curve is
-    drawn while they train."""
+    drawn while they train. An interrupted cell ends with one line that says what is kept."""
     curve = _LiveCurve(study, wanted) if study else None
-    return reproduce.ensure_arms(wanted, jobs, watch=curve)
+    try:
+        return reproduce.ensure_arms(wanted, jobs, watch=curve)
+    except KeyboardInterrupt:
+        raise Stopped("Stopped. Finished runs and checkpoints are kept: run the cell again to go on.") from None
+
+
+class Stopped(KeyboardInterrupt):
+    """An interrupted cell; IPython shows the message alone, and runs no cell after it."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 class _LiveCurve:

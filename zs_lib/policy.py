@@ -34,6 +34,7 @@ from zs_lib.qa import Question
 from zs_lib.rollout import Trajectory, rollout
 from zs_lib.runs import Run, RunStore
 from zs_lib.signals import trajectory_metrics
+from zs_lib.stopping import between_steps
 from zs_lib.trajectories import to_record
 
 # Called after each step with its number, the number of steps, and the step's metrics.
@@ -41,6 +42,7 @@ Progress = Callable[[int, int, dict], None]
 
 LOGGED_QUESTIONS = 2  # a step, with their whole groups: enough to see what the policy does, and small
 WATCHED_TIMES = 8  # a run: questions seldom come twice in training, so two are asked again to see the policy change
+FAILED_LIMIT = 0.5  # share of a step's rollouts; those that search least survive, and above it they are what is learnt from
 SUMMARY_STEPS = 10  # the summary's first and last rewards are means over so many steps
 
 
@@ -79,7 +81,8 @@ def train(
     engine: SearchEngine | None,
     progress: Progress | None = None,
 ) -> dict:
-    """Train `model` in place to step `arm.steps`, from the run's checkpoint if it has one; the summary.
+    """Train `model` in place to step `arm.steps`, from the run's checkpoint if it has one; the summary. Ctrl-C and
+    SIGTERM stop it after the step that it is in, with a checkpoint.
 
     Leaves metrics (one line a step: `trajectory_metrics`, `Learner.update` and `_step` say what they mean),
     sampled trajectories, checkpoints, and at the end the model as a transformers folder in `run.model_dir`.
@@ -99,20 +102,24 @@ def train(
     if checkpoint:
         learner.restore(checkpoint.tensors)
     logged = run.metrics().iloc[-1].to_dict() if checkpoint else None
-    for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
-        noise = noise_probability(step, arm.steps, arm.curriculum, logged) if arm.curriculum else 0.0
-        logged, seconds, groups = _step(step, noise, arm, seed, questions, learner, generator, engine)
-        run.log(step, **logged)
-        run.log_timing(step, **seconds)
-        sample = groups[: LOGGED_QUESTIONS * arm.group_size]
-        run.log_trajectories(step, [to_record(t, generator.decode) | {"group": n // arm.group_size, "advantage": round(advantage, 4)}
-                                    for n, (t, advantage) in enumerate(sample)])
-        if step in (1, arm.steps) or step % max(1, arm.steps // WATCHED_TIMES) == 0:
-            run.log_trajectories(step, _watch(arm, seed, questions, generator, engine))
-        if step % arm.checkpoint_every == 0 or step == arm.steps:
-            run.save(step, learner.state(), {})
-        if progress:
-            progress(step, arm.steps, logged)
+    with between_steps() as asked_to_stop:
+        for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
+            noise = noise_probability(step, arm.steps, arm.curriculum, logged) if arm.curriculum else 0.0
+            logged, seconds, groups = _step(step, noise, arm, seed, questions, learner, generator, engine)
+            run.log(step, **logged)
+            run.log_timing(step, **seconds)
+            sample = groups[: LOGGED_QUESTIONS * arm.group_size]
+            run.log_trajectories(step, [to_record(t, generator.decode) | {"group": n // arm.group_size, "advantage": round(advantage, 4)}
+                                        for n, (t, advantage) in enumerate(sample)])
+            if step in (1, arm.steps) or step % max(1, arm.steps // WATCHED_TIMES) == 0:
+                run.log_trajectories(step, _watch(arm, seed, questions, generator, engine))
+            stop = asked_to_stop()
+            if step % arm.checkpoint_every == 0 or step == arm.steps or stop:
+                run.save(step, learner.state(), {})
+            if progress:
+                progress(step, arm.steps, logged)
+            if stop:
+                break
     learner.model.save_pretrained(run.model_dir)
     tokenizer.save_pretrained(run.model_dir)
     return _summary(run, learner)
@@ -135,10 +142,11 @@ def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tupl
     searching = engine.seconds - searched[0] if engine else 0.0
 
     alive = [t for t in trajectories if t.stop_reason != "engine_failed"]
-    if not alive:
-        raise EngineError(
-            f"Every search of step {step} failed: check the engine '{arm.engine}', then start again."
-        )
+    failed = 1 - len(alive) / len(trajectories)
+    if failed > FAILED_LIMIT:
+        cause = next(turn.error for t in trajectories for turn in t.turns if turn.status == "failed")
+        raise EngineError(f"{failed:.0%} of the rollouts of step {step} failed with their engine ({cause}): check the engine "
+                          f"'{arm.engine}', then start again; the run goes on from its last checkpoint.")
     rewards = torch.tensor([reward(t) for t in trajectories], dtype=torch.float64).view(len(batch), -1)
     advantages = group_advantages(rewards, advantage_kind(arm.objective)).flatten().tolist()
     pairs = list(zip(trajectories, advantages, strict=True))
@@ -147,7 +155,7 @@ def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tupl
     logged = {
         "reward": rewards.nanmean().item(),
         "dead_groups": dead_groups(rewards).double().mean().item(),
-        "failed": 1 - len(alive) / len(trajectories),
+        "failed": failed,
         "noise_probability": noise,
         **trajectory_metrics(alive),
         **update,

@@ -53,9 +53,10 @@ SIMULATOR_TEMPLATES = {"paper": PAPER_SIMULATOR_TEMPLATE, "short": SHORT_SIMULAT
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TAG = re.compile(r"</?(?:think|search|information|answer)>")
 _CLOSING = re.compile(r"</(search|answer)>")
-_DOCUMENT_HEADER = re.compile(r"\bDoc(?:ument)?[ \t]*(\d+)[ \t]*:")
+_DOCUMENT_HEADER = re.compile(r"\bDoc(?:ument)?[ \t]*(\d{1,9})[ \t]*:")  # longer numbers are no document's
 # The protocol's tags, and special tokens of tokenizers (<|im_end|>, <s>): a document could smuggle in both.
-_MARKUP = re.compile(r"<\s*(/?)\s*\|?\s*(\w+)\s*\|?\s*>")
+# Possessive, so that a "<" before any amount of white space costs no more than its length.
+_MARKUP = re.compile(r"<\s*+(/?+)\s*+\|?+\s*+(\w++)\s*+\|?+\s*+>")
 
 
 def policy_prompt(question: str, template: str) -> str:
@@ -121,14 +122,14 @@ def parse_documents(text: str, k: int) -> list[str]:
     """The documents of a simulator's output, at most `k`, without their headers.
 
     Tolerant: what stands before the first header is dropped, empty documents too, and the text ends at
-    `Doc k+1` or where a number comes again (a simulator that loops). Fewer than `k` documents are no error.
+    `Doc k+1`, at `Doc 0`, or where a number comes again (a simulator that loops). Fewer than `k` documents are no error.
     """
     headers = list(_DOCUMENT_HEADER.finditer(text))
     documents: list[str] = []
     seen: set[int] = set()
     for i, header in enumerate(headers):
         number = int(header.group(1))
-        if number > k or number in seen:
+        if not 0 < number <= k or number in seen:
             break
         seen.add(number)
         end = headers[i + 1].start() if i + 1 < len(headers) else len(text)

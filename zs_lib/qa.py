@@ -14,6 +14,10 @@ The benchmark mirrors the paper's seven sets with subsets made from real facts (
 from __future__ import annotations
 
 import json
+import re
+import reprlib
+import types
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,11 +72,15 @@ def load_questions(path: Path | None = None, subset: str | tuple[str, ...] | Non
     from the line number where it is missing).
 
     Raises:
-        DataError: the file cannot be read, a line is no JSON object, or a column is missing or of another kind.
+        DataError: the file cannot be read or is empty, a line is no JSON object, a column is missing or of another
+            kind, or two lines have one id.
     """
     path = path or DATA / "questions.jsonl"
     wanted = (subset,) if isinstance(subset, str) else subset
     questions = [_question(row, path, number) for number, row in enumerate(_lines(path), 1)]
+    ids = Counter(question.id for question in questions)
+    if len(ids) < len(questions):  # all randomness hangs on the id, and tables are joined by it
+        raise DataError(f"{path.name}: two lines have the id {ids.most_common(1)[0][0]!r}; give each its own, or none")
     return [q for q in questions
             if (wanted is None or q.subset in wanted) and (split is None or q.split == split)]
 
@@ -125,23 +133,39 @@ def check_split(questions: list[Question], passages: list[Passage]) -> pd.DataFr
                          for what, sets in (("no (entity, relation)", facts), ("no passage", stated))])
 
 
+KINDS = {"question": (str, "a text"), "id": ((str, int, types.NoneType), "a text or a number"), "subset": (str, "a text"),
+         "split": (str, "a text"), "popularity": (int, "a whole number"), "hops": (list, "a list")}
+
+
 def _question(row: dict, path: Path, number: int) -> Question:
     missing = [column for column in ("question", "golden_answers") if column not in row]
     if missing:
         raise DataError(f"{path.name}, line {number}: no column {' and '.join(missing)} (found: {', '.join(row)}); "
                         "each line needs 'question' (text) and 'golden_answers' (list of texts)")
-    golden = row["golden_answers"]
-    if not isinstance(golden, list) or not golden or not all(isinstance(one, str) for one in golden):
-        raise DataError(f"{path.name}, line {number}: golden_answers must be a list of at least one text, not {golden!r}")
-    if not isinstance(row["question"], str):
-        raise DataError(f"{path.name}, line {number}: question must be a text, not {row['question']!r}")
-    try:
-        hops = tuple(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])) for hop in row.get("hops", ()))
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path.name}, line {number}: each of its hops needs 'entity', 'relation' and 'answers' ({error!r}); "
-                        "leave the column out if they are not known") from None
-    return Question(str(row.get("id", number)), row["question"], tuple(golden), row.get("subset", ""),
-                    row.get("split", ""), hops, row.get("popularity", 0))
+    if not _are_texts(row["golden_answers"]):
+        raise DataError(f"{path.name}, line {number}: golden_answers must be a list of at least one text, "
+                        f"not {reprlib.repr(row['golden_answers'])}")
+    for column, (kind, name) in KINDS.items():
+        if column in row and not (isinstance(row[column], kind) and _is_sound(row[column])):
+            raise DataError(f"{path.name}, line {number}: {column} must be {name}, not {reprlib.repr(row[column])}")
+    hops = []
+    for hop in row.get("hops", ()):
+        if not (isinstance(hop, dict) and _are_texts([hop.get("entity"), hop.get("relation")]) and _are_texts(hop.get("answers"))):
+            raise DataError(f"{path.name}, line {number}: each of its hops needs 'entity', 'relation' and 'answers', "
+                            f"not {reprlib.repr(hop)}; leave the column out if they are not known")
+        hops.append(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])))
+    name = row.get("id")
+    return Question(str(number if name is None else name), row["question"], tuple(row["golden_answers"]),
+                    row.get("subset", ""), row.get("split", ""), tuple(hops), row.get("popularity", 0))
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) and _is_sound(one) for one in value)
+
+
+def _is_sound(value: object) -> bool:
+    """Whether it is no text with half a character in it ("\\ud800" in JSON), which no tokenizer takes."""
+    return not isinstance(value, str) or not re.search("[\ud800-\udfff]", value)
 
 
 def _passage(row: dict, path: Path, number: int) -> Passage:
@@ -153,17 +177,19 @@ def _passage(row: dict, path: Path, number: int) -> Passage:
 
 def _lines(path: Path) -> list[dict]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # JSON may hold other line ends in texts
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {_cure(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error}): {_cure(path)}") from None
+    if lines == [""]:
+        raise DataError(f"{path.name} is empty: {_cure(path)}")
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path.name}, line {number} is not JSON ({error.msg}): {_cure(path)}") from None
+        except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, endless brackets
+            raise DataError(f"{path.name}, line {number} is not JSON ({error}): {_cure(path)}") from None
         if not isinstance(row, dict):
             raise DataError(f"{path.name}, line {number} is no JSON object: {_cure(path)}")
         rows.append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 from zs_lib import config
 from zs_lib.errors import ConfigError, DataError, RunError
-from zs_lib.files import write_json
+from zs_lib.files import read_json, write_json
 from zs_lib.progress import Board, clock, watching
 from zs_lib.provenance import available_cores
 from zs_lib.runs import Run, RunStore, kind_of
@@ -34,6 +35,8 @@ WORK = {
 SIMULATOR_SEED = 0
 """All policies share the one run of their simulator, as in the paper."""
 KERNEL_START_S = 120
+STOP_S = 10
+"""So long workers that are asked to end may take to finish their step and keep a checkpoint."""
 LAST_OF_CORE = "04"
 """The notebooks up to here need the core arms only."""
 
@@ -51,8 +54,9 @@ def ensure_arms(
 
     `jobs` processes (one a core by default) with one thread each. What an arm needs (an evaluation its
     policy, that its simulator) is made first, and added if it is not among the arms. A failing run does not
-    stop the others. Ctrl-C ends the workers; what they have done up to the last checkpoint is kept. While
-    they work, `watch()` is called several times a second, and at the end `watch(last=True)`.
+    stop the others. Ctrl-C ends the workers within STOP_S; what they have done up to the last checkpoint is kept
+    (that is the present step, if it ends in time). While they work, `watch()` is called several times a second,
+    and at the end `watch(last=True)`.
 
     Raises:
         RunError: some runs failed; it names each with its cause.
@@ -84,7 +88,10 @@ def _work_through(queue: _Queue, jobs: int, store: RunStore, watch: Callable[...
     finally:
         queue.close()
         for worker in workers:
-            worker.end()
+            worker.ask_to_end()
+        deadline = time.monotonic() + STOP_S
+        for worker in workers:
+            worker.end(deadline)
         for refresh in shown:
             refresh(last=True)
 
@@ -187,11 +194,19 @@ class _Worker:
                 error = f"worker process: {failure}"
             queue.finished(self.store.path(task.arm, task.seed), task, error)
 
-    def end(self) -> None:
-        """End the process; what it was doing goes on from its checkpoint another time."""
+    def ask_to_end(self) -> None:
+        """A training stops after its step, with a checkpoint; anything else at once."""
         with self.lock:
             self.ended = True
             if self.process:
+                self.process.terminate()
+
+    def end(self, deadline: float) -> None:
+        """End the process, by force from `deadline` (monotonic) on; it goes on from its checkpoint another time."""
+        if self.process:
+            try:
+                self.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
         self.output.close()
@@ -233,6 +248,8 @@ class _Worker:
 
     def _obituary(self) -> str:
         code = self.process.wait()
+        if self.ended:
+            return "it was stopped"
         if code == -9:
             return "its process was killed (out of memory?): try fewer --jobs"
         self.output.seek(0)
@@ -306,6 +323,9 @@ def run_notebook(source: Path, output: Path, values: dict[str, Any]) -> Path:
         raise RunError(
             f"{source.name}, cell {error.cell_index + 1}: {error.ename}: {error.evalue} (see {output})"
         ) from error
+    except (KeyboardInterrupt, SystemExit):
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of the cell that nobody waits for now
+        raise
     return output
 
 
@@ -373,6 +393,6 @@ def choose(only: Iterable[str] | None = None) -> list[Path]:
 
 def _durations(folder: Path) -> dict[str, float]:
     try:
-        return json.loads((folder / "durations.json").read_text())
-    except (FileNotFoundError, ValueError):  # they are but a guess for the time left
+        return read_json(folder / "durations.json", "")
+    except RunError:  # they are but a guess for the time left
         return {}

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -238,7 +239,7 @@ def _read(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
         table = pd.read_csv(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError(f"{path.name} of the recorded results cannot be read ({error}): "
                         "restore it with `git checkout`, or record it again.") from error
     if lacking := [column for column in needed if column not in table]:

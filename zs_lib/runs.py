@@ -15,8 +15,10 @@ Whoever works on a run holds a lock on its folder; when the process dies, howeve
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
+import hashlib
 import json
 import math
 import os
@@ -29,19 +31,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from zs_lib import config
-from zs_lib.errors import RunError
+from zs_lib.errors import RunError, ZeroSearchError
 from zs_lib.files import (
     hash_file,
     hashes,
-    plain,
     read_json,
     sync,
+    to_json,
     write_json,
     write_text,
 )
 from zs_lib.provenance import provenance
-from zs_lib.values import digest, identity
+from zs_lib.values import build, digest, identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +58,8 @@ FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
 LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
 PASSING = ("lock", "progress.json", "worker.log")
 """Files that say how a run is going, not what it is; `verify` takes no notice of them."""
+OF_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors of a disk that is full, read-only or failing; others are left to whoever caused them."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +112,29 @@ class RunStore:
         finished.
 
         Raises:
-            RunError: the run is damaged, or another process has worked on it for longer than LOCK_WAIT_S.
+            RunError: the run is damaged, another process has worked on it for longer than LOCK_WAIT_S, or the disk
+                takes nothing (full, read-only); what was there before stays.
         """
         run = Run(self.path(arm, seed))
         if run.finished:
             return run
-        run.path.mkdir(parents=True, exist_ok=True)
-        with run._exclusively():
-            if not run.finished:
-                run._begin(arm, seed)
-                run._finish(work(run))
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            with run._exclusively():
+                if not run.finished:
+                    run._begin(arm, seed)
+                    run._finish(work(run))
+        except (OSError, SafetensorError) as error:  # safetensors tells the system's error in words only
+            if getattr(error, "errno", errno.EIO) not in OF_DISK:
+                raise
+            raise RunError(f"{run.path} cannot be written ({error}): make room, or point ZS_RUNS to a folder that can "
+                           "be written, and start again; it goes on from its last checkpoint.") from error
         return run
 
     def list(self) -> list[Run]:
-        """All runs, by folder name; the damaged ones too (reading their parts raises RunError)."""
+        """All runs that were begun, by folder name; the damaged ones too (reading their parts raises RunError)."""
         folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
-        return [Run(path) for path in folders if FOLDER.fullmatch(path.name) and path.is_dir()]
+        return [Run(path) for path in folders if FOLDER.fullmatch(path.name) and path.is_dir() and _begun(path)]
 
     def find(self, prefix: str) -> Run:
         """The one run whose folder name or digest begins with `prefix`; RunError if there is none, or
@@ -162,7 +175,10 @@ class Run:
     @property
     def record(self) -> dict:
         """run.json: label, seed, config, packages, code, machine."""
-        return read_json(self.path / "run.json", self.cure)
+        record = read_json(self.path / "run.json", self.cure)
+        if not isinstance(record.get("config"), dict) or not isinstance(record.get("label"), str):
+            raise RunError(f"{self.path / 'run.json'} lacks label or config (damaged, or of another version): {self.cure}.")
+        return record
 
     @property
     def config(self) -> dict:
@@ -247,7 +263,8 @@ class Run:
             {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
             temporary / "tensors.safetensors",
         )
-        (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}, allow_nan=False))
+        logs = {name: _sha256(self._kept(name, step)) for name in LOGS}
+        (temporary / "state.json").write_text(json.dumps({"step": step, "state": state, "logs": logs}, allow_nan=False))
         (temporary / "sha256.json").write_text(json.dumps(hashes(temporary)))
         for path in [*temporary.iterdir(), temporary]:
             sync(path)
@@ -260,18 +277,22 @@ class Run:
     # -------------------------------------------------------------------------------- what can be read
 
     def checkpoint(self) -> Checkpoint | None:
-        """The last checkpoint; None if there is none. RunError, which names file and cure, if it is
-        damaged."""
+        """The last checkpoint; None if there is none. RunError, which names file and cure, if it is damaged, or
+        what was logged up to it."""
         folders = self._checkpoints()
         if not folders:
             return None
         from safetensors.torch import load_file
 
         cure = f"delete {folders[-1]}, and the run begins again"
-        for name, expected in read_json(folders[-1] / "sha256.json", cure).items():
-            if hash_file(folders[-1] / name, cure) != expected:
+        expected = read_json(folders[-1] / "sha256.json", cure)
+        for name in ("tensors.safetensors", "state.json"):
+            if hash_file(folders[-1] / name, cure) != expected.get(name):
                 raise RunError(f"{folders[-1] / name} is damaged (its sha256 has changed): {cure}.")
         state = read_json(folders[-1] / "state.json", cure)
+        for name, digest_then in state.get("logs", {}).items():  # older checkpoints have none
+            if _sha256(self._kept(name, state["step"])) != digest_then:
+                raise RunError(f"{self.path / name} is damaged (its lines up to step {state['step']} have changed): {self.cure}.")
         return Checkpoint(state["step"], load_file(folders[-1] / "tensors.safetensors"), state["state"])
 
     def metrics(self) -> pd.DataFrame:
@@ -287,10 +308,10 @@ class Run:
         return [json.loads(line) for line in self._lines("trajectories.jsonl")]
 
     def read_progress(self) -> Progress | None:
-        """How far the run is, as far as it has said."""
+        """How far the run is, as far as it has said: None before, or if the file is damaged."""
         try:
-            return Progress(**json.loads((self.path / "progress.json").read_text()))
-        except FileNotFoundError:
+            return build(Progress, read_json(self.path / "progress.json", ""), "progress.json")
+        except ZeroSearchError:
             return None
 
     def verify(self) -> list[Problem]:
@@ -354,17 +375,22 @@ class Run:
     def _rewind(self, name: str, step: float) -> None:
         path = self.path / name
         if path.exists():
-            write_text(path, "".join(line for line in self._lines(name) if json.loads(line)["step"] <= step))
+            write_text(path, self._kept(name, step))
+
+    def _kept(self, name: str, step: float) -> str:
+        """What a log holds up to `step`."""
+        return "".join(line for line in self._lines(name) if json.loads(line)["step"] <= step)
 
     def _finish(self, summary: dict) -> None:
-        write_json(self.path / "sha256.json", hashes(self.path, PASSING))
-        write_json(self.path / "summary.json", summary)
+        text = to_json(summary, indent=1)
+        write_json(self.path / "sha256.json", hashes(self.path, PASSING) | {"summary.json": _sha256(text)})
+        write_text(self.path / "summary.json", text)
         for folder in self.path.glob("checkpoint*"):  # only an unfinished run needs them
             shutil.rmtree(folder)
 
     def _append(self, name: str, rows: list[dict]) -> None:
         # One write a call: a reader, or a kill, finds whole lines and at most one broken one at the end.
-        text = "".join(json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(map(to_json, rows))
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(text)
 
@@ -373,10 +399,10 @@ class Run:
         path = self.path / name
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        lines = path.read_bytes().split(b"\n")[:-1]
         for number, line in enumerate(lines, 1):
             parse_line(line, path, number, self.cure)
-        return [line + "\n" for line in lines]
+        return [line.decode() + "\n" for line in lines]
 
     def _frame(self, name: str) -> pd.DataFrame:
         import pandas as pd
@@ -390,25 +416,40 @@ class Run:
         return sorted(self.path.glob("checkpoint-[0-9]*"))
 
     def _check_record(self) -> None:
-        if digest(self.record.get("config", {})) != self.digest:
+        try:
+            found = digest(self.config)
+        except (ValueError, RecursionError):  # NaN, a thousand brackets
+            found = ""
+        if found != self.digest:
             raise RunError(
                 f"{self.path / 'run.json'} does not hold the configuration {self.digest}: {self.cure}."
             )
 
     def _check_files(self) -> None:
-        for name, expected in read_json(self.path / "sha256.json", self.cure).items():
-            if hash_file(self.path / name, self.cure) != expected:
+        digests = read_json(self.path / "sha256.json", self.cure)
+        for name in {"run.json", *digests}:  # a list that lacks even that is none
+            if hash_file(self.path / name, self.cure) != digests.get(name):
                 raise RunError(f"{self.path / name} is damaged (its sha256 has changed): {self.cure}.")
 
 
-def parse_line(line: str, path: Path, number: int, cure: str) -> dict:
+def parse_line(line: bytes, path: Path, number: int, cure: str) -> dict:
     """The JSON object in line `number` of a log; RunError if it is damaged."""
     try:
-        row = json.loads(line)
-        row["step"]
-    except (ValueError, KeyError, TypeError) as error:
+        row = json.loads(line.decode())
+        if type(row["step"]) is not int:
+            raise ValueError("its step is no number")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is damaged in line {number} ({error}): {cure}.") from error
     return row
+
+
+def _begun(path: Path) -> bool:
+    """Whether a run's folder holds more than a process leaves that was killed before it wrote run.json."""
+    return not {file.name for file in path.iterdir()} <= {*PASSING, "run.json.tmp"}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def kind_of(arm: Any) -> str:

@@ -219,7 +219,7 @@ def read_pairs(run: Run) -> list[Pair]:
         rows = [json.loads(line) for line in (run.path / PAIRS).read_text(encoding="utf-8").splitlines()]
         return [Pair(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
                 for row in rows]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{run.path.name}/{PAIRS} cannot be read ({error}): delete the run's folder, and the pairs are "
                         "collected again.") from error
 

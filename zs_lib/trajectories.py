@@ -123,7 +123,7 @@ class TrajectoryLog:
         self.entries, self._end, self._lines = [], 0, 0
 
     def _entry(self, line: bytes) -> Entry:
-        record = parse_line(line.decode(errors="replace"), self.run.path / LOG, self._lines + 1, self.run.cure)
+        record = parse_line(line, self.run.path / LOG, self._lines + 1, self.run.cure)
         try:
             return Entry(self._end, record["step"], record["question"], record.get("group", 0), record["reward"],
                          len(record["turns"]), record["stop_reason"], any(turn["noisy"] for turn in record["turns"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from typing import Any
 
 from zs_lib.errors import ConfigError
 
+BEYOND = 2**63
+"""No whole number of a configuration reaches so far: TOML's limit."""
 LABEL = {"label": True}
 """Field metadata: a name for people, which does not enter the digest."""
 
@@ -29,7 +32,7 @@ def identity(value: Any, *, labels: bool = False) -> Any:
         hints = typing.get_type_hints(type(value))
         kept = {f.name: getattr(value, f.name) for f in fields(value) if _tells(f, value, labels)}
         plain = {
-            key: float(v) if hints[key] is float else identity(v, labels=labels)  # 1 and 1.0 are one value
+            key: float(v) + 0.0 if hints[key] is float else identity(v, labels=labels)  # 1 and 1.0 are one value, -0.0 and 0.0 too
             for key, v in kept.items()
         }
         return {"type": type(value).__name__} | plain
@@ -75,6 +78,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_convert(item, hint.__args__[0], where) for item in value)
     if is_dataclass(hint) and isinstance(value, dict):
         return build(hint, value, where)
+    if type(value) is int and abs(value) >= BEYOND:
+        raise ConfigError(f"{where}: a number of {value.bit_length()} bits is out of range.")
     if hint is float and type(value) is int:
         return float(value)
     if typing.get_origin(hint) is None and type(value) is hint:  # `type`, for True is an int to isinstance
@@ -85,7 +90,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 def within(value: Any, **ranges: tuple[float, float]) -> None:
     for name, (low, high) in ranges.items():
         number = getattr(value, name)
-        if not low <= number <= high:
+        if not low <= number <= high or number >= (BEYOND if type(number) is int else math.inf):  # inf has no digest
             raise ConfigError(
                 f"{type(value).__name__}.{name} = {number} is out of range ({low:g} to {high:g})."
             )
@@ -100,7 +105,7 @@ def among(value: Any, **choices: tuple[str, ...]) -> None:
 
 
 def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ConfigError(f"Unknown {kind} {name!r}. Known: {', '.join(known) or 'none'}.")
     return known[name]
 

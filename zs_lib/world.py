@@ -115,7 +115,7 @@ def load_world(folder: Path = DATA) -> World:
     """
     try:
         return _world(folder)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, AttributeError, csv.Error) as error:  # AttributeError: a row that is too short
         raise DataError(f"A row of entities.csv or facts.csv is damaged ({error!r}): restore both with `git checkout data`") from None
 
 

@@ -1,0 +1,29 @@
+"""One kill of `make chaos` in the suite, and that its comparison can fail. The rest: tests/chaos.py."""
+
+from __future__ import annotations
+
+import chaos
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+
+@pytest.mark.parametrize("phase", ["evaluation"])
+def test_a_killed_phase_ends_like_one_that_was_not(phase):
+    seconds, whole = chaos.measure(phase)
+    trial = chaos.kill(phase, 0.6, seconds, whole)
+    assert whole and trial.survived, trial
+
+
+def test_the_outcome_tells_weights_and_logs_apart_but_no_times(tmp_path):
+    def outcome(weight: float, logged: str, seconds: float):
+        save_file({"w": np.array([weight])}, tmp_path / "x.safetensors", {"seconds": str(seconds)})
+        (tmp_path / "metrics.jsonl").write_text(logged)
+        (tmp_path / "timing.jsonl").write_text(str(seconds))
+        return chaos.outcome(tmp_path)
+
+    same = outcome(1.0, "a", 1.0)
+    assert len(same) == 2 and outcome(1.0, "a", 2.0) == same
+    assert outcome(1.0 + 1e-12, "a", 1.0) != same != outcome(1.0, "b", 1.0)
+    assert not chaos.Trial("policy", 0.5, True, "", "model.safetensors", 0, 0).survived
+    assert not chaos.Trial("policy", 0.5, True, "", "", 0, 1).survived
