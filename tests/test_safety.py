@@ -157,7 +157,7 @@ def test_search_shows_planted_characters_as_escapes(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_engine", lambda name, study: PlantedEngine(["safe\ttext", "\x1b]0;owned\x07\x1b[2J"]))
     assert cli.main(["search", "anything"]) == 0
     out = capsys.readouterr().out
-    assert "Doc 1: safe\ttext\n" in out and "\x1b" not in out and "\\x1b]0;owned\\x07" in out
+    assert "Doc 1: safe text\n" in out and "\x1b" not in out and "\\x1b]0;owned\\x07" in out
 
 
 def test_ask_shows_planted_characters_as_escapes(monkeypatch, capsys, folder):

@@ -175,7 +175,7 @@ def _watch(arm, seed, questions, generator, engine) -> list[dict]:
     """How the policy answers the first questions of the training now: greedily, with useful documents, and with dice that do not
     depend on the step, so that what changes is the policy. Nothing of this reaches the training or its metrics."""
     asked, cfg = pick_questions(questions, LOGGED_QUESTIONS, seed, 1), replace(arm.rollout, temperature=0.0)
-    keys = [(seed, "watched", i) for i in range(len(asked))]
+    keys = [(seed, 0, i, 0) for i in range(len(asked))]  # training begins with step 1
     return [to_record(t, generator.decode) | {"watched": True} for t in rollout(asked, generator, engine, cfg, keys)]
 
 

@@ -218,7 +218,7 @@ def _run_vllm(weights: str, name: str, address: _Address, example: str) -> None:
 
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", weights, "--served-model-name", name,
                "--host", address.host, "--port", str(address.port)]  # fmt: skip
-    if AutoTokenizer.from_pretrained(weights).chat_template is None:
+    if AutoTokenizer.from_pretrained(weights, trust_remote_code=False).chat_template is None:
         command += ["--chat-template", CONTENTS]
     address.socket.close()
     environ = os.environ | ({"VLLM_API_KEY": address.token} if address.token else {})  # not on the command line: others see that
