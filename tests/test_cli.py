@@ -9,6 +9,7 @@ import pytest
 from run_fixtures import CountingArm, ensure
 
 from zs_lib import cli, config, doctor, reproduce
+from zs_lib.engines import SearchResult
 
 
 def zs(capsys, *arguments) -> tuple[int, str, str]:
@@ -31,7 +32,7 @@ def zs(capsys, *arguments) -> tuple[int, str, str]:
         ),
         (
             ["ask", "What is the capital of France?"],
-            "The run 'zerosearch' of the tiny study is not in the store",
+            "The run 'zerosearch' is not in the store",
         ),
         (["ask", "What is the capital of France?", "--policy", "nothing"], "No run is called 'nothing'"),
     ],
@@ -133,10 +134,31 @@ def test_doctor(capsys, monkeypatch):
 
 
 def test_questions_of_your_own_are_scored_or_refused(tmp_path, capsys):
-    mine = tmp_path / "mine.jsonl"
-    mine.write_text('{"question": "what is the capital of Norway?", "golden_answers": ["Oslo"]}\n')
-    code, out, _ = zs(capsys, "evaluate", str(mine), "--policy", "tiny-S-instruct")
-    assert code == 0 and "1 questions: F1" in out
+    mine, out_file = tmp_path / "mine.jsonl", tmp_path / "predictions.jsonl"
+    ask = ("eval", "--data", str(mine), "--policy", "tiny-S-instruct", "--out", str(out_file))
+    mine.write_text('{"question": "what is the capital of Norway?", "golden_answers": ["Oslo"], "data_source": "mine"}\n')
+    code, out, _ = zs(capsys, *ask)
+    assert code == 0 and "1 questions: F1" in out and "mine" in out
+    row = json.loads(out_file.read_text())
+    assert row["who"] == "tiny-S-instruct, search, bm25" and {"id", "prediction", "f1", "searches"} <= set(row)
+    code, _, error = zs(capsys, *ask, "--method", "cot")
+    assert code == 1 and "holds the answers of tiny-S-instruct, search, bm25, not of tiny-S-instruct, cot, bm25" in error
+    code, _, error = zs(capsys, *ask, "--method", "guess")
+    assert code == 1 and "Unknown method 'guess'. Known: direct" in error
     mine.write_text('{"question": "what is the capital of Norway?"}\n')
-    code, _, error = zs(capsys, "evaluate", str(mine), "--policy", "tiny-S-instruct")
+    code, _, error = zs(capsys, *ask)
     assert code == 1 and "mine.jsonl, line 1: no column golden_answers" in error
+
+
+def test_a_simulator_is_asked_for_one_query(monkeypatch, capsys):
+    asked = []
+
+    class Engine:
+        def search(self, requests, num_documents):
+            asked.extend(requests)
+            return [SearchResult.of(("Oslo is a capital.",))]
+
+    monkeypatch.setattr(cli, "_engine", lambda name, study: Engine())
+    code, out, _ = zs(capsys, "simulate", "Norway", "--question", "What is Norway's capital?", "--answer", "Oslo", "--quality", "noisy")
+    assert (code, out) == (0, "Doc 1: Oslo is a capital.\n")
+    assert (asked[0].question, asked[0].golden_answers, asked[0].noisy) == ("What is Norway's capital?", ("Oslo",), True)

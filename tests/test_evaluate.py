@@ -1,5 +1,7 @@
 """Scores per question, their means, and the choice of questions."""
 
+import json
+
 import pytest
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
@@ -13,7 +15,7 @@ from zs_lib.config import (
     RolloutConfig,
 )
 from zs_lib.engines import SearchResult
-from zs_lib.errors import EngineError, RunError
+from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.evaluate import evaluate, pick, summarise
 from zs_lib.qa import SUBSETS, Hop, Question
 from zs_lib.runs import Run, RunStore
@@ -171,3 +173,24 @@ def test_a_policys_evaluation_takes_the_model_of_its_run(store):
     store.ensure(POLICY, 3, lambda run: save(run.model_dir) or {})
     run = evaluation.ensure(arm, 3, store)
     assert run.seed == 3 and (evaluation.rows(run)["searches"] == 0).all()
+
+
+def test_predictions_are_kept_batch_by_batch_and_not_made_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", 2)
+    path, asked = tmp_path / "out.jsonl", []
+    original = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda g, questions, *rest: asked.append([q.id for q in questions]) or original(g, questions, *rest))
+    whole = evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
+    ids = [question.id for question in QUESTIONS]
+    assert whole["id"].tolist() == ids and asked == [ids[:2], ids[2:]]
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:20])  # a kill in the middle of a write
+    asked.clear()
+    again = evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
+    assert asked == [ids[1:]] and again["f1"].tolist() == whole["f1"].tolist()
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ids
+    with pytest.raises(DataError, match="holds the answers of me, not of you"):
+        evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "you")
+    path.write_text("no JSON\n")
+    with pytest.raises(DataError, match="no file of predictions"):
+        evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from itertools import islice
 
+import pandas as pd
 import pytest
 from benchmark_fixtures import stated, tokenizer, true_sentences, world
 
@@ -246,3 +247,23 @@ def test_a_damaged_passage_is_one_clear_error(tmp_path, monkeypatch):
 def test_habits_other_than_base_leak_no_more():
     for example in islice(Sampler(world(), 3, pretraining.INSTRUCT, {"trajectory": 1.0}), 300):
         assert stated("".join(text for text, _ in example)) == []
+
+
+def test_parquet_with_the_columns_of_the_hubs_sets(tmp_path):
+    row = {"id": "train_0", "question": "Who?", "golden_answers": ["I", "me"], "data_source": "nq", "ability": "fact-reasoning",
+           "prompt": [{"role": "user", "content": "Who?"}], "reward_model": {"style": "rule", "ground_truth": {"target": ["I"]}},
+           "extra_info": {"split": "train", "index": 0}}
+    pd.DataFrame([row]).to_parquet(tmp_path / "train.parquet")
+    assert qa.load_questions(tmp_path / "train.parquet") == [qa.Question("train_0", "Who?", ("I", "me"), "nq")]
+    pd.DataFrame([{"question": "Who?"}]).to_parquet(tmp_path / "bare.parquet")
+    with pytest.raises(DataError, match="bare.parquet, line 1: no column golden_answers"):
+        qa.load_questions(str(tmp_path / "bare.parquet"))
+    (tmp_path / "torn.parquet").write_bytes((tmp_path / "train.parquet").read_bytes()[:100])
+    with pytest.raises(DataError, match="torn.parquet cannot be read"):
+        qa.load_questions(tmp_path / "torn.parquet")
+
+
+def test_a_set_that_the_hub_does_not_have_is_one_error(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match="nobody/nothing:all:test cannot be read"):
+        qa.load_questions("nobody/nothing:all:test")

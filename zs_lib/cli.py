@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zs_lib import config, protocol, stopping
-from zs_lib.engines import ENGINES, SearchRequest, build_engine
+from zs_lib.engines import ENGINES, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import EngineError, RunError, ZeroSearchError
 from zs_lib.values import from_identity
 
@@ -91,13 +91,24 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("ask", _ask, "let a policy answer a question, turn by turn")
     sub.add_argument("question", metavar="QUESTION")
     sub.add_argument(
-        "--policy", metavar="RUN|PATH", help="a run, a model folder or a backbone (default: the tiny study's)"
+        "--policy", metavar="RUN|PATH|MODEL", help="a run, a model folder, a backbone or a hub id (default: the profile's first policy)"
     )
     _add_engine(sub)
 
-    sub = add("evaluate", _evaluate, "score a policy on questions of your own")
-    sub.add_argument("questions", type=Path, metavar="FILE", help="JSON lines with question and golden_answers")
-    sub.add_argument("--policy", metavar="RUN|PATH", help="as for ask")
+    sub = add("simulate", _simulate, "what a simulator writes for a query")
+    sub.add_argument("query", metavar="QUERY")
+    sub.add_argument("--question", help="what the query is asked for (default: the query)")
+    sub.add_argument("--answer", help="the right answer, which a simulator is told (default: the benchmark's, where it knows the question)")
+    sub.add_argument("--quality", choices=("useful", "noisy"), default="useful", help="(default: useful)")
+    sub.add_argument("--engine", default="simulated", metavar="E", help="simulated or openai:[MODEL@]URL (default: simulated)")
+    _add_profile(sub)
+
+    sub = add("eval", _eval, "score a model on questions of your own; goes on where it was stopped")
+    sub.add_argument("--data", required=True, metavar="FILE|HUB-ID",
+                     help="JSON lines or parquet with question and golden_answers, or owner/name:config:split")
+    sub.add_argument("--policy", metavar="RUN|PATH|MODEL", help="as for ask")
+    sub.add_argument("--method", default="search", metavar="M", help="search, direct, cot, rag, search-o1 (default: search)")
+    sub.add_argument("--out", type=Path, default=Path("predictions.jsonl"), metavar="FILE", help="(default: predictions.jsonl)")
     _add_engine(sub)
 
     serving = group("serve", "servers over HTTP, on this machine alone unless ZS_SERVE_TOKEN is set")
@@ -137,6 +148,7 @@ def _add_profile(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
+    _add_profile(sub)
     sub.add_argument("--engine", default="bm25", metavar="E",
                      help=f"{', '.join(ENGINES)} (default: bm25). URL: as http://127.0.0.1:8000, with MODEL@ before it where a server has several. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
                           "both may spend ZS_SEARCH_BUDGET dollars a process (default: 10)")  # fmt: skip
@@ -300,17 +312,20 @@ def _notebooks_store(arguments: argparse.Namespace) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    study = config.load_profile("tiny")
+    study = config.load_profile(arguments.profile)
     engine = _engine(arguments.engine, study)
     request = SearchRequest(arguments.query, *_known(arguments.query))
-    result = engine.search([request], study.evaluation.num_documents)[0]
+    _print_documents(engine.search([request], study.evaluation.num_documents)[0])
+
+
+def _print_documents(result: SearchResult) -> None:
     if result.status == "failed":
         raise EngineError(result.error)
     print(_shown(protocol.format_documents(result.documents)), end="")
 
 
 def _ask(arguments: argparse.Namespace) -> None:
-    study = config.load_profile("tiny")
+    study = config.load_profile(arguments.profile)
     engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
     from zs_lib import models
     from zs_lib.generate import Generator
@@ -333,19 +348,34 @@ def _ask(arguments: argparse.Namespace) -> None:
     )
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    study = config.load_profile("tiny")
+def _simulate(arguments: argparse.Namespace) -> None:
+    question, answers = _known(arguments.question or arguments.query)
+    if arguments.answer:
+        answers = (arguments.answer,)
+    study = config.load_profile(arguments.profile)
+    request = SearchRequest(arguments.query, question, answers, arguments.quality == "noisy")
+    _print_documents(_engine(arguments.engine, study).search([request], study.evaluation.num_documents)[0])
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    study = config.load_profile(arguments.profile)
     from zs_lib import evaluate, models, qa
     from zs_lib.generate import Generator
+    from zs_lib.methods import METHODS
+    from zs_lib.values import pick
 
-    questions = qa.load_questions(arguments.questions)
+    pick("method", arguments.method, METHODS)
+    questions = qa.load_questions(arguments.data)
     engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
     model, cfg = _policy(arguments.policy, study)
     loaded = models.load(model)
-    table = evaluate.evaluate(Generator(loaded.model, loaded.tokenizer), questions, engine, cfg, seed=0)
-    shown = table.assign(**{name: table[name].map(_shown, na_action="ignore") for name in ("id", "prediction")})
-    print(shown[["id", "prediction", "f1", "em", "searches"]].to_string(index=False))
-    print(f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, {table['searches'].mean():.2f} searches")
+    who = f"{arguments.policy or study.policies[0].name}, {arguments.method}, {arguments.engine}"
+    table = evaluate.to_file(arguments.out, questions, Generator(loaded.model, loaded.tokenizer), engine, cfg, arguments.method, who)
+    scores = table.groupby("subset")[["f1", "em", "cover_em", "searches"]].mean() if table["subset"].any() else None
+    if scores is not None:
+        print(scores.round(3).to_string())
+    print(f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, cover-EM {table['cover_em'].mean():.3f}, "
+          f"{table['searches'].mean():.2f} searches; predictions in {arguments.out}")
 
 
 def _engine(name: str, study: config.Profile):
@@ -358,14 +388,14 @@ def _engine(name: str, study: config.Profile):
 
 
 def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, config.RolloutConfig]:
-    """The model to ask, and how it was trained to roll out (the tiny study's way for models that are no
+    """The model to ask, and how it was trained to roll out (the profile's way for models that are no
     run)."""
     from zs_lib import models
     from zs_lib.runs import RunStore
 
     if name is None:
         return _finished(study.policies[0]).model_dir, study.policies[0].rollout
-    if (Path(name) / "config.json").is_file() or name in models.shipped():
+    if (Path(name) / "config.json").is_file() or name in models.shipped() or "/" in name:
         return name, study.policies[0].rollout
     run = RunStore().find(name)
     if run.kind != "policy" or not run.finished:
@@ -379,7 +409,7 @@ def _finished(arm: config.PolicyArm | config.SimulatorArm):
     run = RunStore().get(arm, 0)
     if run is None or not run.finished:
         raise RunError(
-            f"The run '{arm.name}' of the tiny study is not in the store: `zs reproduce` makes it."
+            f"The run '{arm.name}' is not in the store: `zs reproduce` makes it."
         )
     return run
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
+from tqdm import tqdm
 
 from zs_lib import metrics, models, qa, signals, simulator, values
 from zs_lib.config import EvaluationArm, RolloutConfig
@@ -22,6 +25,8 @@ from zs_lib.runs import Run, RunStore
 
 ROWS = "rows.csv"
 """The file in an evaluation's run folder that holds one line per question."""
+BATCH = 64
+"""Questions that are answered together, and lost together by a kill."""
 SCORES = ("em", "cover_em", "f1", "searches", "turns", "query_quality", "answer_in_documents")
 
 
@@ -95,6 +100,47 @@ def evaluate(
         )
     means = {"policy_tokens": (generator.tokens - written) / max(1, len(questions)), "seconds": seconds}
     return pd.DataFrame([_row(trajectory) | means for trajectory in trajectories])
+
+
+def to_file(path: Path, questions: Sequence[Question], generator: Generator, engine: SearchEngine | None, cfg: RolloutConfig,
+            method: str, who: str) -> pd.DataFrame:
+    """`evaluate`, with each row as a JSON line in `path` as soon as its batch is scored; what the file already has of these
+    questions is not asked again. `who` says what answers, and with what.
+
+    Raises:
+        DataError: the file holds answers of somebody else, or is damaged.
+    """
+    known = _written(path, who)
+    missing = [question for question in questions if question.id not in known]
+    with path.open("a", encoding="utf-8") as file, tqdm(total=len(questions), initial=len(questions) - len(missing), unit="question") as bar:
+        for start in range(0, len(missing), BATCH):
+            part = missing[start : start + BATCH]
+            table = evaluate(generator, part, engine, cfg, 0, method).assign(who=who)
+            rows = json.loads(table.to_json(orient="records"))
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))  # one write: whole lines
+            file.flush()
+            known |= {row["id"]: row for row in rows}
+            bar.update(len(part))
+    return pd.DataFrame([known[question.id] for question in questions])
+
+
+def _written(path: Path, who: str) -> dict[str, dict]:
+    """Question → its row in the file; what a kill left of a last line is removed."""
+    if not path.exists():
+        return {}
+    try:
+        whole = path.read_text(encoding="utf-8")
+        lines = whole.split("\n")
+        rows = [json.loads(line) for line in lines[:-1]]
+        others = {row["who"] for row in rows} - {who}
+        known = {row["id"]: row for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no file of predictions ({error!r}): name another, or delete it.") from error
+    if others:
+        raise DataError(f"{path} holds the answers of {others.pop()}, not of {who}: name another file.")
+    if lines[-1]:
+        path.write_text(whole.removesuffix(lines[-1]), encoding="utf-8")
+    return known
 
 
 def pick(questions: Sequence[Question], per_subset: int) -> list[Question]:

@@ -1,4 +1,4 @@
-"""Questions and passages: the embedded benchmark, and question files of your own.
+"""Questions and passages: the embedded benchmark, and questions of your own from a file or a hub.
 
 The benchmark mirrors the paper's seven sets with subsets made from real facts (`world`, built by `qa_build`):
 
@@ -64,23 +64,24 @@ class Passage:
     split: str
 
 
-def load_questions(path: Path | None = None, subset: str | tuple[str, ...] | None = None,
+def load_questions(source: Path | str | None = None, subset: str | tuple[str, ...] | None = None,
                    split: str | None = None) -> list[Question]:
-    """Questions from a JSON-lines file, the embedded benchmark's by default, in file order.
+    """Questions in the order of their source: the embedded benchmark, a JSON-lines or parquet file, or a set of the hub
+    ("owner/name", or "owner/name:config:split" where it has several; by default its test split).
 
-    A file of your own needs `question` and `golden_answers` in each line (FlashRAG's columns; `id` is made up
-    from the line number where it is missing).
+    Your own need `question` and `golden_answers` in each row (as in FlashRAG's and ZeroSearch's sets; `id` is made up
+    from the row's number where it is missing, `subset` is `data_source` where that is given instead).
 
     Raises:
-        DataError: the file cannot be read or is empty, a line is no JSON object, a column is missing or of another
-            kind, or two lines have one id.
+        DataError: the source cannot be read or is empty, a column is missing or of another kind, or two rows have one id.
     """
-    path = path or DATA / "questions.jsonl"
+    source = DATA / "questions.jsonl" if source is None else source
+    name = source.name if isinstance(source, Path) else source
     wanted = (subset,) if isinstance(subset, str) else subset
-    questions = [_question(row, path, number) for number, row in enumerate(_lines(path), 1)]
+    questions = [_question(row, name, number) for number, row in enumerate(_rows(source), 1)]
     ids = Counter(question.id for question in questions)
     if len(ids) < len(questions):  # all randomness hangs on the id, and tables are joined by it
-        raise DataError(f"{path.name}: two lines have the id {ids.most_common(1)[0][0]!r}; give each its own, or none")
+        raise DataError(f"{name}: two lines have the id {ids.most_common(1)[0][0]!r}; give each its own, or none")
     return [q for q in questions
             if (wanted is None or q.subset in wanted) and (split is None or q.split == split)]
 
@@ -134,29 +135,29 @@ def check_split(questions: list[Question], passages: list[Passage]) -> pd.DataFr
 
 
 KINDS = {"question": (str, "a text"), "id": ((str, int, types.NoneType), "a text or a number"), "subset": (str, "a text"),
-         "split": (str, "a text"), "popularity": (int, "a whole number"), "hops": (list, "a list")}
+         "data_source": (str, "a text"), "split": (str, "a text"), "popularity": (int, "a whole number"), "hops": (list, "a list")}
 
 
-def _question(row: dict, path: Path, number: int) -> Question:
+def _question(row: dict, name: str, number: int) -> Question:
     missing = [column for column in ("question", "golden_answers") if column not in row]
     if missing:
-        raise DataError(f"{path.name}, line {number}: no column {' and '.join(missing)} (found: {', '.join(row)}); "
+        raise DataError(f"{name}, line {number}: no column {' and '.join(missing)} (found: {', '.join(row)}); "
                         "each line needs 'question' (text) and 'golden_answers' (list of texts)")
     if not _are_texts(row["golden_answers"]):
-        raise DataError(f"{path.name}, line {number}: golden_answers must be a list of at least one text, "
+        raise DataError(f"{name}, line {number}: golden_answers must be a list of at least one text, "
                         f"not {reprlib.repr(row['golden_answers'])}")
     for column, (kind, name) in KINDS.items():
         if column in row and not (isinstance(row[column], kind) and _is_sound(row[column])):
-            raise DataError(f"{path.name}, line {number}: {column} must be {name}, not {reprlib.repr(row[column])}")
+            raise DataError(f"{name}, line {number}: {column} must be {name}, not {reprlib.repr(row[column])}")
     hops = []
     for hop in row.get("hops", ()):
         if not (isinstance(hop, dict) and _are_texts([hop.get("entity"), hop.get("relation")]) and _are_texts(hop.get("answers"))):
-            raise DataError(f"{path.name}, line {number}: each of its hops needs 'entity', 'relation' and 'answers', "
+            raise DataError(f"{name}, line {number}: each of its hops needs 'entity', 'relation' and 'answers', "
                             f"not {reprlib.repr(hop)}; leave the column out if they are not known")
         hops.append(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])))
-    name = row.get("id")
-    return Question(str(number if name is None else name), row["question"], tuple(row["golden_answers"]),
-                    row.get("subset", ""), row.get("split", ""), tuple(hops), row.get("popularity", 0))
+    known, subset = row.get("id"), row.get("subset", row.get("data_source", ""))
+    return Question(str(number if known is None else known), row["question"], tuple(row["golden_answers"]),
+                    subset, row.get("split", ""), tuple(hops), row.get("popularity", 0))
 
 
 def _are_texts(value: object) -> bool:
@@ -173,6 +174,28 @@ def _passage(row: dict, path: Path, number: int) -> Passage:
         return Passage(**row)
     except TypeError as error:
         raise DataError(f"{path.name}, line {number} is no passage ({error}): {_cure(path)}") from None
+
+
+def _rows(source: Path | str) -> list[dict]:
+    path = Path(source)
+    if path.suffix == ".parquet":
+        return _tables_rows(path.name, "parquet", data_files=str(path), split="train")
+    if isinstance(source, str) and source.count("/") == 1 and not path.exists() and not path.suffix:
+        name, config, split = (*source.split(":"), "", "")[:3]
+        return _tables_rows(source, name, config or None, split=split or "test")
+    return _lines(path)
+
+
+def _tables_rows(name: str, *which: str | None, **more: str) -> list[dict]:
+    """The rows of a data set as `datasets` reads it."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(*which, **more).to_list()
+    except Exception as error:  # of the library's own, the hub's, arrow's and the network's, by source
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{name} cannot be read ({cause}): name a file, or a set of the hub as owner/name:config:split") from error
 
 
 def _lines(path: Path) -> list[dict]:
