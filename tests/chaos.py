@@ -164,7 +164,8 @@ def state(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """One kill. `moment`: the share of the phase's usual time after which it came; `left`: what was there to go on
+    """One kill. `moment`: the share of the phase's usual time after which it came; `killed`: whether the phase was
+    still at work then; `left`: what was there to go on
     from; `differs`: names that ended otherwise than without a kill; `orphans`: processes that did not end."""
 
     phase: str
@@ -222,7 +223,8 @@ def main(kills: int, minutes: float) -> int:
     table = pd.DataFrame([vars(trial) | {"survived": trial.survived, "seed": SEED, "python": about["machine"]["python"],
                                          "torch": about["packages"]["torch"], "sources": about["code"]["sources"]} for trial in trials])
     table.to_csv(RECORD, index=False, lineterminator="\n")
-    print(f"{table['survived'].sum()} of {len(table)} kills survived: {RECORD.relative_to(config.ROOT)}")
+    print(f"{table['killed'].sum()} kills ({(~table['killed']).sum()} came too late), {(~table['survived']).sum()} lost: "
+          f"{RECORD.relative_to(config.ROOT)}")
     return int(not table["survived"].all())
 
 

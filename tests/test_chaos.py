@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import chaos
+import fuzz
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import save_file
+
+from zs_lib import config
 
 
 @pytest.mark.parametrize("phase", ["evaluation"])
@@ -27,3 +31,13 @@ def test_the_outcome_tells_weights_and_logs_apart_but_no_times(tmp_path):
     assert outcome(1.0 + 1e-12, "a", 1.0) != same != outcome(1.0, "b", 1.0)
     assert not chaos.Trial("policy", 0.5, True, "", "model.safetensors", 0, 0).survived
     assert not chaos.Trial("policy", 0.5, True, "", "", 0, 1).survived
+
+
+def test_the_page_says_what_the_records_say():
+    page = (config.ROOT / "tests" / "RELIABILITY.md").read_text(encoding="utf-8")
+    kills, cases = pd.read_csv(chaos.RECORD), pd.read_csv(fuzz.RECORD)
+    for phase, trials in kills.groupby("phase", sort=False):
+        assert f"| {phase} | {trials['killed'].sum()} | {(trials['killed'] & trials['survived']).sum()} |" in page
+    assert f"{kills['killed'].sum()} kills, {(~kills['survived']).sum()} lost" in page
+    assert f"{cases['cases'].sum():,} cases of {len(cases)} properties, {cases['failures'].sum()} failures" in page
+    assert cases["cases"].sum() >= 100_000
