@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test fuzz chaos figures notebooks doctor clean
+.PHONY: help setup reproduce test fuzz chaos faults figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -48,6 +48,9 @@ fuzz: $(STAMP)  ## 100,000 hostile inputs for parsers, loaders and the run store
 
 chaos: $(STAMP)  ## kill -9 at 50 random moments, start again, compare; recorded in data/results
 	$(VENV)/bin/python tests/chaos.py
+
+faults: $(STAMP)  ## engines that fail, at rates of 1% to 100%, and training with one; recorded in data/results
+	$(VENV)/bin/python tests/faults.py
 
 figures: $(STAMP)  ## draw figures/ from data/results, without training
 	$(ZS) figures --profile $(PROFILE)

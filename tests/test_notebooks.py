@@ -13,6 +13,8 @@ import pytest
 from zs_lib import config, models, reproduce, studies
 from zs_lib.notebook import PARAMETERS
 
+SECRET = "planted-f00d-key"
+"""Stands in the environment, and must not be found in anything that was written."""
 NOTEBOOKS = sorted(reproduce.NOTEBOOKS.glob("*.ipynb"))
 
 
@@ -31,7 +33,8 @@ def test_form(path):
 
 @pytest.mark.skipif("tiny-L" not in models.shipped(), reason="needs the shipped backbones")
 def test_smoke_run_of_all_and_again_from_the_store(tmp_path):
-    environment = os.environ | {"ZS_RUNS": str(tmp_path / "runs"), "ZS_OUTPUTS": str(tmp_path / "outputs")}
+    secrets = dict.fromkeys(("SERPAPI_API_KEY", "SERPER_API_KEY", "ZS_SERVE_TOKEN", "HF_TOKEN"), SECRET)
+    environment = os.environ | secrets | {"ZS_RUNS": str(tmp_path / "runs"), "ZS_OUTPUTS": str(tmp_path / "outputs")}
     command = [sys.executable, "-m", "zs_lib", "reproduce", "--profile", "smoke"]
     first = subprocess.run([*command, "--full"], env=environment, capture_output=True, text=True, timeout=480)
     assert first.returncode == 0, first.stderr[-3000:]
@@ -40,6 +43,8 @@ def test_smoke_run_of_all_and_again_from_the_store(tmp_path):
     summaries = list((tmp_path / "runs").glob("policy-*/summary.json"))
     policies = studies.full(config.load_profile("smoke")).policies
     assert len(summaries) == len(policies) and all("last_reward" in json.loads(path.read_text()) for path in summaries)
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert written == [] and SECRET not in first.stdout + first.stderr
     started = time.monotonic()
     again = subprocess.run([*command, "--only", "03"], env=environment, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0 and time.monotonic() - started < 60  # nothing is trained again
