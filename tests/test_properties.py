@@ -196,7 +196,7 @@ anything = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.d
 texts = st.lists(hostile, min_size=1, max_size=2)
 question_rows = st.fixed_dictionaries(
     {"question": hostile | anything, "golden_answers": texts | anything},
-    optional={"id": anything | st.integers(0, 3), "subset": anything, "split": anything, "popularity": anything,
+    optional={"id": anything | st.integers(0, 3), "subset": anything, "data_source": anything, "split": anything, "popularity": anything,
               "hops": anything | st.lists(st.fixed_dictionaries({"entity": hostile, "relation": hostile, "answers": texts | anything}), max_size=2)},
 )  # fmt: skip
 as_json = st.builds(lambda row, ascii: json.dumps(row, ensure_ascii=ascii).encode("utf-8", "backslashreplace"), question_rows | anything, st.booleans())

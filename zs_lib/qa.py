@@ -146,9 +146,9 @@ def _question(row: dict, name: str, number: int) -> Question:
     if not _are_texts(row["golden_answers"]):
         raise DataError(f"{name}, line {number}: golden_answers must be a list of at least one text, "
                         f"not {reprlib.repr(row['golden_answers'])}")
-    for column, (kind, name) in KINDS.items():
+    for column, (kind, what) in KINDS.items():
         if column in row and not (isinstance(row[column], kind) and _is_sound(row[column])):
-            raise DataError(f"{name}, line {number}: {column} must be {name}, not {reprlib.repr(row[column])}")
+            raise DataError(f"{name}, line {number}: {column} must be {what}, not {reprlib.repr(row[column])}")
     hops = []
     for hop in row.get("hops", ()):
         if not (isinstance(hop, dict) and _are_texts([hop.get("entity"), hop.get("relation")]) and _are_texts(hop.get("answers"))):
