@@ -27,7 +27,7 @@ from http_fixtures import Asked, serving
 from zs_lib import config, models, policy, qa, results
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.engines.client import Limits
-from zs_lib.engines.http import SearchR1Engine
+from zs_lib.engines.http import OpenAIEngine, SearchR1Engine
 from zs_lib.generate import uniform
 from zs_lib.provenance import available_cores, provenance
 from zs_lib.runs import RunStore
@@ -57,6 +57,20 @@ def drip(asked: Asked) -> None:
         asked.server.over.wait(LIMITS.attempt_s / 5)
 
 
+def retriever(asked: Asked) -> dict:
+    return {"result": [[{"document": {"id": "1", "contents": right(query)}, "score": 1.0}] for query in asked.body["queries"]]}
+
+
+def simulator(asked: Asked) -> dict:
+    query = asked.body["messages"][0]["content"].rpartition("Query: ")[2].partition("\n")[0]
+    return {"choices": [{"message": {"content": f"Doc 1: {right(query)}"}}]}
+
+
+SERVERS = {
+    "retriever": (retriever, lambda address: SearchR1Engine(address, LIMITS)),
+    "simulator": (simulator, lambda address: OpenAIEngine(address, "paper", 0.0, 50, "M", LIMITS)),
+}
+"""Kind of server → its right answer, and the engine that asks it."""
 SPOILT: dict[str, Callable[[Asked], None]] = {
     "hang": hang,
     "drip": drip,
@@ -67,7 +81,8 @@ SPOILT: dict[str, Callable[[Asked], None]] = {
     "half a JSON": lambda asked: asked.reply(b'{"result": [[{"document": {"id": "1", "contents": "Err'),
     "another protocol": lambda asked: asked.reply({"data": ["Error: unknown route"]}),
     "10 MB": lambda asked: asked.reply(b'{"result": "' + b"x" * 10_000_000 + b'"}'),
-    "zero documents": lambda asked: asked.reply({"result": [[] for _ in asked.body["queries"]]}),
+    "zero documents": lambda asked: asked.reply(
+        {"result": [[] for _ in asked.body["queries"]]} if "queries" in asked.body else {"choices": [{"message": {"content": ""}}]}),
 }
 """Name of a fault → what it does to an answer."""
 
@@ -76,9 +91,9 @@ def right(query: str) -> str:
     return f"the document of {query}"
 
 
-def http(kind: str, rate: float) -> dict:
+def http(kind: str, rate: float, served: str) -> dict:
     """Searches at a server that spoils this share of its answers; what came back, and how long it took."""
-    draw, spoil = Random(f"{SEED} {kind} {rate}"), SPOILT.get(kind)
+    draw, spoil, (answers, engine_at) = Random(f"{SEED} {kind} {rate} {served}"), SPOILT.get(kind), SERVERS[served]
 
     def answer(asked: Asked) -> None:
         with asked.server.lock:
@@ -86,12 +101,12 @@ def http(kind: str, rate: float) -> dict:
         if spoilt:
             spoil(asked)
         else:
-            asked.reply({"result": [[{"document": {"id": "1", "contents": right(query)}, "score": 1.0}] for query in asked.body["queries"]]})
+            asked.reply(answers(asked))
 
     requests = [SearchRequest(f"query {i}", "which?", ("x",), key=(SEED, i)) for i in range(REQUESTS[rate])]
     with serving(answer) as server:
         address = server.url if spoil else f"http://127.0.0.1:{_free_port()}"
-        engine, started, longest, results = SearchR1Engine(address, LIMITS), time.monotonic(), 0.0, []
+        engine, started, longest, results = engine_at(address), time.monotonic(), 0.0, []
         for start in range(0, len(requests), 64):  # a step's rollouts
             began = time.monotonic()
             results += engine.search(requests[start : start + 64], 3)
@@ -100,7 +115,7 @@ def http(kind: str, rate: float) -> dict:
     counts = Counter(result.status for result in results)
     wrong = sum(result.documents not in ((), (right(request.query),)) or (result.status == "failed") != bool(result.error)
                 for request, result in zip(requests, results, strict=True))
-    return {"fault": kind, "rate": rate, "requests": len(requests), "attempts": attempts, "ok": counts["ok"], "empty": counts["empty"],
+    return {"server": served, "fault": kind, "rate": rate, "requests": len(requests), "attempts": attempts, "ok": counts["ok"], "empty": counts["empty"],
             "failed": counts["failed"], "wrong": wrong, "longest_search_s": round(longest, 2), "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -140,7 +155,8 @@ def main() -> int:
     sources = provenance()["code"]["sources"]
     with ProcessPoolExecutor(available_cores(), get_context("spawn")) as pool:
         trained = pool.map(training, SEEDS)
-        tried = [http(kind, rate) for kind in SPOILT for rate in RATES] + [http("refused", 1.0)]
+        tried = [http(kind, rate, served) for served in SERVERS for kind in SPOILT for rate in RATES]
+        tried += [http("refused", 1.0, served) for served in SERVERS]
         learnt = pd.DataFrame(trained).assign(sources=sources)
     faults = pd.DataFrame(tried).assign(sources=sources)
     for name, table in (("faults", faults), ("faults_training", learnt)):
