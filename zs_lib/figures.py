@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from zs_lib import config, results, studies
 from zs_lib.collapse import collapse_warnings
 from zs_lib.errors import ConfigError, DataError
+from zs_lib.files import write_bytes
 from zs_lib.qa import SUBSETS
 from zs_lib.results import START, Tables
 
@@ -435,8 +436,9 @@ def draw_all(profile: str = "tiny", out: Path | str | None = None, tables: Table
     for name in (name for name in FIGURES if name not in lacking):
         shown = tables if FIGURES[name].studies else tables | {"provenance": results.core(tables["provenance"])}
         figure = draw(name, tables, provenance_of(shown, profile))
-        path = folder / f"{name}.png"
-        figure.savefig(path, metadata={"Software": None})
+        picture = BytesIO()
+        figure.savefig(picture, metadata={"Software": None})
         plt.close(figure)
-        written.append(path)
+        written.append(folder / f"{name}.png")
+        write_bytes(written[-1], picture.getvalue())
     return written, lacking

@@ -25,8 +25,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from zs_lib import claims, config, cost, paper, results
 from zs_lib.errors import DataError
+from zs_lib.files import write_text
 from zs_lib.results import Tables
 
 FOLDER = config.ROOT / "figures" / "tables"
@@ -47,7 +48,7 @@ def _write(table: pd.DataFrame, stem: Path) -> list[Path]:
     paths = []
     for ending, text in texts.items():
         paths.append(stem.with_name(f"{stem.name}.{ending}"))
-        paths[-1].write_text(text, encoding="utf-8")
+        write_text(paths[-1], text)
     return paths
 
 
