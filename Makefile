@@ -16,12 +16,12 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test fuzz chaos faults figures notebooks doctor clean
+.PHONY: help setup reproduce test fuzz chaos faults lock figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
-setup: $(STAMP)  ## make .venv with the pinned packages (once)
+setup: $(STAMP)  ## make .venv with the pinned packages (once); LOCKED=1: by hash, from requirements.lock
 
 # The stamp holds a checksum of both files, so a newer date alone (a checkout, a rebase) installs nothing.
 $(STAMP): pyproject.toml constraints.txt
@@ -31,7 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 setup" >&2; exit 1; }; \
 	$(PYTHON) -m venv $(VENV); \
-	$(PIP_INSTALL) --quiet -c constraints.txt -e '.[test]'; \
+	if [ -n "$(LOCKED)" ]; then \
+		$(PIP_INSTALL) --quiet --require-hashes -r requirements.lock; \
+		$(PIP_INSTALL) --quiet --no-deps --no-build-isolation -e .; \
+	else $(PIP_INSTALL) --quiet -c constraints.txt -e '.[test]'; fi; \
 	if ! command -v nvidia-smi >/dev/null && $(VENV)/bin/python -c 'import torch, sys; sys.exit(not torch.version.cuda)'; then \
 		echo "Note: this is torch's CUDA build, without an NVIDIA GPU. It works; the Makefile tells of a smaller one."; \
 	fi; \
@@ -51,6 +54,9 @@ chaos: $(STAMP)  ## kill -9 at 50 random moments, start again, compare; recorded
 
 faults: $(STAMP)  ## engines that fail, at rates of 1% to 100%, and training with one; recorded in data/results
 	$(VENV)/bin/python tests/faults.py
+
+lock: $(STAMP)  ## write requirements.lock: the hash of every package
+	$(VENV)/bin/python .ci/lock.py
 
 figures: $(STAMP)  ## draw figures/ from data/results, without training
 	$(ZS) figures --profile $(PROFILE)

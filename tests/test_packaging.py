@@ -45,6 +45,14 @@ def test_constraints_are_plain_pins():
     assert "torchvision" not in pins()  # pip's pairing with a CPU torch breaks the import of TRL and vLLM
 
 
+def test_the_lock_has_the_hash_of_every_pinned_package():
+    lines = [line for line in (config.ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    locked = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)(?:\+cpu)? --hash=sha256:[0-9a-f]{64}", line).groups() for line in lines)
+    locked = {normalise(name): version for name, version in locked.items()}
+    assert len(locked) == len(lines) and locked.items() <= pins().items() | {("setuptools", locked["setuptools"])}
+    assert {normalise(need.name) for need in NEEDED} <= set(locked)
+
+
 def test_environment_has_everything_by_name_in_the_tested_versions():
     conda, pip = environment()
     assert "python=3.11" in conda and PROJECT["requires-python"] == ">=3.11"
@@ -55,7 +63,7 @@ def test_environment_has_everything_by_name_in_the_tested_versions():
 
 
 def test_no_index_is_named():
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "environment.yml", ".ci/run"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "environment.yml", "requirements.lock", ".ci/run", ".ci/lock.py"):
         assert "://" not in (config.ROOT / name).read_text()
 
 
