@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import chaos
+import faults
 import fuzz
 import numpy as np
 import pandas as pd
@@ -41,3 +42,10 @@ def test_the_page_says_what_the_records_say():
     assert f"{kills['killed'].sum()} kills, {(~kills['survived']).sum()} lost" in page
     assert f"{cases['cases'].sum():,} cases of {len(cases)} properties, {cases['failures'].sum()} failures" in page
     assert cases["cases"].sum() >= 100_000
+    spoilt, trained = pd.read_csv(faults.RECORDS / "faults.csv"), pd.read_csv(faults.RECORDS / "faults_training.csv")
+    passing = spoilt[spoilt["fault"].isin(["hang", "drip", "reset", "429", "500"]) & (spoilt["rate"] == 0.1)]
+    assert spoilt["wrong"].sum() == 0 and f"{spoilt['requests'].sum():,} requests in {len(spoilt)} combinations" in page
+    assert f"the longest search took {spoilt['longest_search_s'].max():.1f} s" in page
+    assert f"{passing['failed'].sum()} of {passing['requests'].sum():,} requests failed" in page
+    first, second, third = trained["last_reward"]
+    assert f"the last rewards were {first:.2f}, {second:.2f} and {third:.2f}" in page
