@@ -28,6 +28,7 @@ import psutil
 from safetensors import safe_open
 
 from zs_lib import config
+from zs_lib.arms import EvaluationArm
 from zs_lib.evaluate import ROWS
 from zs_lib.provenance import provenance
 from zs_lib.runs import RunStore
@@ -65,7 +66,7 @@ def evaluation(folder: Path) -> Callable[[], object]:
     from zs_lib import evaluate
 
     study = config.load_profile("smoke", {"evaluation.questions_per_subset": 12})
-    arm = config.EvaluationArm.of_backbone(study.policy("search-r1"), study.evaluation)
+    arm = EvaluationArm.of_backbone(study.policy("search-r1"), study.evaluation)
     return lambda: evaluate.ensure(arm, 0, RunStore())
 
 

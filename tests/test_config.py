@@ -9,12 +9,8 @@ import nbformat
 import pytest
 
 from zs_lib import config, reproduce
-from zs_lib.config import (
-    CurriculumConfig,
-    PolicyArm,
-    SimulatorArm,
-    load_profile,
-)
+from zs_lib.arms import CurriculumConfig, PolicyArm, SimulatorArm
+from zs_lib.config import load_profile
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.values import digest, from_identity, identity
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zs_lib.config import CurriculumConfig
+from zs_lib.arms import CurriculumConfig
 from zs_lib.curriculum import noise_probability
 from zs_lib.errors import ConfigError
 

@@ -78,7 +78,7 @@ def test_a_simulated_search_does_not_depend_on_the_others():
 
 
 def test_unknown_engines_are_refused_with_the_known_ones():
-    with pytest.raises(EngineError, match="'google'.*bm25, dense, simulated, search-r1:URL"):
+    with pytest.raises(EngineError, match="'google'.*bm25, dense, serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, simulated, openai:URL"):
         build_engine("google")
     with pytest.raises(EngineError, match="needs a simulator"):
         build_engine("simulated")

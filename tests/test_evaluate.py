@@ -7,13 +7,7 @@ from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
 from zs_lib import evaluate as evaluation
 from zs_lib import models
-from zs_lib.config import (
-    EvaluationArm,
-    EvaluationConfig,
-    ObjectiveConfig,
-    PolicyArm,
-    RolloutConfig,
-)
+from zs_lib.arms import EvaluationArm, EvaluationConfig, ObjectiveConfig, PolicyArm, RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.evaluate import evaluate, pick, summarise

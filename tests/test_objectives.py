@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from zs_lib.config import ObjectiveConfig
+from zs_lib.arms import ObjectiveConfig
 from zs_lib.errors import ConfigError
 from zs_lib.objectives import (
     KINDS,

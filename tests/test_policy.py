@@ -26,13 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zs_lib import learner, policy, signals
 from zs_lib.collapse import collapse_warnings
-from zs_lib.config import (
-    CurriculumConfig,
-    ObjectiveConfig,
-    PolicyArm,
-    RolloutConfig,
-    SimulatorArm,
-)
+from zs_lib.arms import CurriculumConfig, ObjectiveConfig, PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
 from zs_lib.generate import uniform

@@ -23,14 +23,7 @@ from hypothesis import strategies as st
 from run_fixtures import CountingArm, ensure
 
 from zs_lib import config, learner, metrics, models, policy, protocol, qa, results, runs, values, world
-from zs_lib.config import (
-    CurriculumConfig,
-    EvaluationArm,
-    FidelityArm,
-    ObjectiveConfig,
-    RolloutConfig,
-    SimulatorArm,
-)
+from zs_lib.arms import CurriculumConfig, EvaluationArm, FidelityArm, ObjectiveConfig, RolloutConfig, SimulatorArm
 from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.objectives import group_advantages
 from zs_lib.protocol import TAGS

@@ -6,7 +6,7 @@ import pytest
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
 from zs_lib import protocol
-from zs_lib.config import RolloutConfig
+from zs_lib.arms import RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.errors import EngineError
 from zs_lib.generate import Generator

@@ -17,6 +17,7 @@ import torch
 from run_fixtures import CountingArm, ensure
 
 from zs_lib import config, reproduce, runs
+from zs_lib.arms import EvaluationArm, PolicyArm
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.runs import RunStore
 from zs_lib.values import digest, from_identity, identity
@@ -385,7 +386,7 @@ def test_an_arm_that_lacks_a_value_of_this_version_is_told(store):
     old = identity(arm, labels=True)
     del old["steps"]
     with pytest.raises(ConfigError, match="PolicyArm lacks steps"):
-        from_identity(config.PolicyArm, old)
+        from_identity(PolicyArm, old)
 
 
 def test_a_changed_summary_or_log_is_found(store):
@@ -445,7 +446,7 @@ def test_failing_workers_do_not_stop_the_others(store, workers):
 
 def test_a_run_waits_for_what_it_needs(store):
     profile = config.load_profile("tiny")
-    arm = config.EvaluationArm.of_policy(profile.policy("zerosearch"), profile.evaluation)
+    arm = EvaluationArm.of_policy(profile.policy("zerosearch"), profile.evaluation)
     queue = reproduce._Queue(store, [(arm, 0), (arm, 1), (profile.policy("r1"), 0)])
     assert queue.total == 6
     simulator, other = queue.next(), queue.next()
@@ -474,9 +475,9 @@ def test_what_needs_a_failed_run_fails_with_its_name(store):
 
 def test_a_job_survives_the_way_to_a_worker():
     profile = config.load_profile("tiny")
-    arm = config.EvaluationArm.of_policy(profile.policy("zerosearch"), profile.evaluation)
+    arm = EvaluationArm.of_policy(profile.policy("zerosearch"), profile.evaluation)
     plain = json.loads(json.dumps(identity(arm, labels=True)))
-    assert from_identity(config.EvaluationArm, plain) == arm
+    assert from_identity(EvaluationArm, plain) == arm
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -13,7 +13,7 @@ from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 from zs_lib import cli, config, models, policy, protocol
-from zs_lib.config import RolloutConfig
+from zs_lib.arms import RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ModelError
 from zs_lib.qa import Question

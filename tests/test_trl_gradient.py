@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
 from zs_lib import learner
-from zs_lib.config import ObjectiveConfig
+from zs_lib.arms import ObjectiveConfig
 from zs_lib.objectives import advantage_kind, group_advantages, policy_loss
 from zs_lib.rollout import Trajectory
 

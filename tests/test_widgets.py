@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from zs_lib import background, config, figures, progress, results, views, widgets
+from zs_lib import background, config, figures, progress, views, widgets
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.files import write_json

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zs_lib import config, protocol, stopping
+from zs_lib.arms import PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import ENGINES, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import EngineError, RunError, ZeroSearchError
 from zs_lib.values import from_identity
@@ -387,7 +388,7 @@ def _engine(name: str, study: config.Profile):
     return build_engine(name, arm=replace(arm, max_tokens=600))
 
 
-def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, config.RolloutConfig]:
+def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, RolloutConfig]:
     """The model to ask, and how it was trained to roll out (the profile's way for models that are no
     run)."""
     from zs_lib import models
@@ -400,10 +401,10 @@ def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, config
     run = RunStore().find(name)
     if run.kind != "policy" or not run.finished:
         raise RunError(f"{run.path.name} is no finished policy: choose another (`zs runs list`).")
-    return run.model_dir, from_identity(config.PolicyArm, run.config).rollout
+    return run.model_dir, from_identity(PolicyArm, run.config).rollout
 
 
-def _finished(arm: config.PolicyArm | config.SimulatorArm):
+def _finished(arm: PolicyArm | SimulatorArm):
     from zs_lib.runs import RunStore
 
     run = RunStore().get(arm, 0)

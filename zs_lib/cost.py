@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from zs_lib import paper
-from zs_lib.config import Profile, simulates
+from zs_lib.arms import simulates
+from zs_lib.config import Profile
 from zs_lib.runs import RunStore
 
 ENGINE, GPU = "Google", "SFT-3B"

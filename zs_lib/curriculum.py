@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zs_lib.config import CurriculumConfig
+from zs_lib.arms import CurriculumConfig
 from zs_lib.errors import ConfigError
 
 

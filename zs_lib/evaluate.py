@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from zs_lib import metrics, models, qa, signals, simulator, values
-from zs_lib.config import EvaluationArm, RolloutConfig
+from zs_lib.arms import EvaluationArm, RolloutConfig
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.engines.noisy import NoisyEngine
 from zs_lib.errors import DataError, EngineError, RunError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from zs_lib import metrics, models, qa, signals, simulator
-from zs_lib.config import EvaluationConfig, PolicyArm, RolloutConfig, SimulatorArm
+from zs_lib.arms import EvaluationConfig, PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import ConfigError
 from zs_lib.evaluate import pick

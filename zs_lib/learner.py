@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from zs_lib.config import PolicyArm
+from zs_lib.arms import PolicyArm
 from zs_lib.errors import ModelError, RunError
 from zs_lib.models import training_attention
 from zs_lib.objectives import gae, policy_loss, standardise, value_loss

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from zs_lib import protocol
-from zs_lib.config import RolloutConfig
+from zs_lib.arms import RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.generate import Generator, Key
 from zs_lib.protocol import Action

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zs_lib.config import ObjectiveConfig
+from zs_lib.arms import ObjectiveConfig
 from zs_lib.errors import ConfigError
 
 KINDS = ("group_mean", "batch_mean", "leave_one_out", "none", "grpo", "reinforce++", "ppo")

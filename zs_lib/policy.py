@@ -22,7 +22,7 @@ from accelerate import Accelerator
 
 from zs_lib import metrics, models, qa, simulator
 from zs_lib.collapse import collapse_warnings
-from zs_lib.config import SIMULATING, PolicyArm
+from zs_lib.arms import SIMULATING, PolicyArm
 from zs_lib.curriculum import noise_probability
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.engines.mixed import MixedEngine

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zs_lib import config
+from zs_lib.arms import served
 from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.files import read_json, write_json
 from zs_lib.progress import Board, clock, watching
@@ -113,7 +114,7 @@ def _needs(arm: Any, seed: int) -> tuple[Any, int] | None:
     """What must be finished before: an evaluation's policy, else the simulator (one for all seeds)."""
     if getattr(arm, "policy", None):
         return arm.policy, seed
-    if getattr(arm, "simulator", None) is None or config.served(getattr(arm, "engine", "")):
+    if getattr(arm, "simulator", None) is None or served(getattr(arm, "engine", "")):
         return None
     return arm.simulator, SIMULATOR_SEED
 

@@ -25,7 +25,8 @@ from pathlib import Path
 import pandas as pd
 
 from zs_lib import config, evaluate, studies
-from zs_lib.config import EvaluationArm, FidelityArm, PolicyArm, Profile
+from zs_lib.arms import EvaluationArm, FidelityArm, PolicyArm
+from zs_lib.config import Profile
 from zs_lib.cost import measured
 from zs_lib.errors import DataError, RunError
 from zs_lib.methods import METHODS

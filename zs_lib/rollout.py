@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from zs_lib import protocol
-from zs_lib.config import RolloutConfig
+from zs_lib.arms import RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import BudgetError, EngineError
 from zs_lib.generate import Completion, Generator, Key, uniform

@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 
 from zs_lib import metrics, models, protocol, qa, wording
-from zs_lib.config import FidelityArm, RolloutConfig, SimulatorArm
+from zs_lib.arms import FidelityArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from zs_lib.config import PolicyArm, Profile
+from zs_lib.arms import PolicyArm
+from zs_lib.config import Profile
 from zs_lib.methods import METHODS
 from zs_lib.values import digest, pick
 

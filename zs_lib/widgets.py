@@ -17,8 +17,9 @@ from pathlib import Path
 import ipywidgets
 from IPython.display import HTML
 
-from zs_lib import background, config, examples, models, progress, qa, results, simulator, trajectories, views, wording
-from zs_lib.config import Profile, SimulatorArm
+from zs_lib import background, examples, models, progress, qa, results, simulator, trajectories, views, wording
+from zs_lib.arms import SimulatorArm, simulates
+from zs_lib.config import Profile
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import ConfigError, EngineError, RunError, ZeroSearchError
 from zs_lib.generate import Generator
@@ -274,7 +275,7 @@ def _offer(control: ipywidgets.Widget, options: list, value: object) -> None:
 
 
 def _simulated(run: Run) -> bool:
-    return run.config.get("engine") in config.SIMULATING
+    return simulates(str(run.config.get("engine")))
 
 
 # engines -------------------------------------------------------------------------------------------------------------

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from zs_lib import config
+from zs_lib.arms import REAL_ENGINES, SERVED, engine_kind
 from zs_lib.errors import EngineError
 
 if TYPE_CHECKING:
-    from zs_lib.config import SimulatorArm
+    from zs_lib.arms import SimulatorArm
     from zs_lib.qa import Passage
 
-ADDRESSED = ("search-r1:URL", "zerosearch-wiki:URL", "openai:URL")
-"""Engines on servers of one's own; URL is the address, like http://127.0.0.1:8000, for openai also MODEL@URL."""
-PUBLIC = ("serpapi", "serper", "wikipedia")
-"""Services of the internet."""
-ENGINES = ("bm25", "dense", "simulated", *ADDRESSED, *PUBLIC)
+ENGINES = (*REAL_ENGINES, "simulated", SERVED)
+"""Engines by name; URL stands for the address of a server, like http://127.0.0.1:8000, for openai also MODEL@URL."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,6 @@ def build_engine(
     - "serpapi", "serper" (Google, with a key, for money), "wikipedia": answers are kept in ZS_SEARCH_CACHE
     (data/search_cache), and each process may spend ZS_SEARCH_BUDGET dollars (10).
     """
-    kind, _, address = name.partition(":")
-    if f"{kind}:URL" in ADDRESSED and address or name in PUBLIC:
-        return _over_http(kind, address, arm)
     if name == "bm25":
         from zs_lib.engines.bm25 import embedded_engine
 
@@ -98,6 +93,8 @@ def build_engine(
         return SimulatedEngine(
             Generator(loaded.model, loaded.tokenizer), arm.template, arm.temperature, arm.max_tokens
         )
+    if engine_kind(name) in ENGINES:
+        return _over_http(*name.partition(":")[::2], arm)
     raise EngineError(f"Unknown search engine '{name}'. Known: {', '.join(ENGINES)}.")
 
 

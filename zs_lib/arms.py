@@ -1,0 +1,317 @@
+"""What is trained and measured, as frozen dataclasses: arms, and the parts that they share.
+
+An arm is one training or measuring configuration; its digest (`values.digest`) and a seed name its run. Profiles
+(`config`) state their values, `studies` their variants.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from zs_lib.errors import ConfigError
+from zs_lib.values import LABEL, among, later, within
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """The multi-turn loop of policy and search engine."""
+
+    max_searches: int
+    """Searches a trajectory; then one last turn, in which a search is not executed. 0: no search."""
+    num_documents: int
+    """Documents shown for each search."""
+    template: str
+    """Name of the policy's prompt in `protocol.POLICY_TEMPLATES`."""
+    max_turn_tokens: int
+    """Tokens the policy may write in one turn."""
+    temperature: float
+    """Of the policy during training; evaluation decodes greedily."""
+    max_context_tokens: int
+    """Prompt, turns and observations together; a turn for which there is no room is not begun."""
+
+    def __post_init__(self):
+        within(self, max_searches=(0, 100), num_documents=(1, 100), max_turn_tokens=(1, math.inf),
+                temperature=(0, 10), max_context_tokens=(1, math.inf))  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """The probability of noisy documents over the training."""
+
+    schedule: str = "exponential"
+    """"exponential" (the paper's), "constant" (p_start throughout; the ablation of Table 6) or "adaptive" (ours:
+    one `gain` up after a step whose mean reward was above the band, down below it, within p_start and p_end)."""
+    p_start: float
+    """p_s: at the beginning."""
+    p_end: float
+    """p_e: at the last step."""
+    base: float = 4.0
+    """b of p_i = p_s + (b^(i/m) - 1)/(b - 1) (p_e - p_s); the paper takes 4. 1 is a straight line."""
+    band_low: float = later(0.4)
+    """Of "adaptive": with a lower mean reward there is too little to learn from."""
+    band_high: float = later(0.6)
+    """Of "adaptive": with a higher one it is too easy."""
+    gain: float = later(0.02)
+    """Of "adaptive": from 0 to 0.5 takes at least 25 steps."""
+
+    def __post_init__(self):
+        among(self, schedule=("exponential", "constant", "adaptive"))
+        within(self, p_start=(0, 1), p_end=(0, 1), base=(1e-6, math.inf), gain=(0, 1))
+        within(self, band_low=(0, self.band_high), band_high=(self.band_low, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorArm:
+    """One simulation LLM: its backbone, and how it is made to answer like a search engine."""
+
+    backbone: str
+    """The model that is fine-tuned, or only prompted."""
+    way: str
+    """"naive": pairs as the paper builds them; "grounded": bad queries keep the real engine's answerless
+    documents; "prompted": no fine-tuning."""
+    collector: str
+    """The model whose trajectories with the real engine give the (query, documents) pairs."""
+    judge: str
+    """The model that reads the documents and says useful or noisy."""
+    num_questions: int
+    """Training questions from which pairs are collected."""
+    attempts: int
+    """Trajectories a question: more attempts, more kinds of query."""
+    steps: int
+    """Fine-tuning steps."""
+    batch_size: int
+    """Pairs a fine-tuning step."""
+    learning_rate: float
+    """Of the fine-tuning."""
+    num_documents: int
+    """Documents a query gets."""
+    temperature: float
+    """At which the simulator answers."""
+    max_tokens: int
+    """An answer's length at most."""
+    template: str
+    """Name of the prompt in `protocol.SIMULATOR_TEMPLATES`."""
+    benchmark: str = "embedded"
+    """Where the questions come from (set by the profile)."""
+
+    def __post_init__(self):
+        among(self, way=("naive", "grounded", "prompted"))
+        within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
+        within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
+        within(self, temperature=(0, 10), max_tokens=(1, math.inf))
+
+    @property
+    def label(self) -> str:
+        """ "<way>-<backbone>", by which a profile's policies name their simulator."""
+        return f"{self.way}-{self.backbone.rsplit('/', 1)[-1]}"
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss of a policy update (`objectives`)."""
+
+    algorithm: str
+    """"reinforce" (the paper's default), "reinforce++", "grpo" or "ppo"."""
+    baseline: str
+    """What REINFORCE subtracts from a reward; the others have their own."""
+    clip: float
+    """The ratio of new to old probability is clipped to 1 ± clip; the paper takes 0.2."""
+    kl_coef: float
+    """Weight of KL(policy || reference) in the loss; the paper takes 0.001. 0: no reference model is kept."""
+    updates_per_batch: int
+    """Optimizer steps on each batch of trajectories; with 1 the ratio is 1 and nothing is clipped."""
+    mask_documents: bool = True
+    """Document tokens stay out of the loss (paper, Table 7); False is the ablation."""
+    gamma: float = later(1.0)
+    """PPO's discount a token; the paper takes 1."""
+    gae_lambda: float = later(1.0)
+    """PPO's lambda of generalised advantage estimation; the paper takes 1."""
+    value_coef: float = later(0.1)
+    """PPO: weight of the value loss. The paper's critic is a model of its own; ours is a head on the policy, and a
+    larger weight would train the shared layers for the critic's sake."""
+    value_clip: float = later(0.2)
+    """PPO: a value may move so far from the one before the update; as `clip`."""
+    value_rate_factor: float = later(10.0)
+    """PPO: the value head's learning rate over the policy's; the paper: 1e-5 over 1e-6."""
+
+    def __post_init__(self):
+        among(self, algorithm=("reinforce", "reinforce++", "grpo", "ppo"),
+               baseline=("group_mean", "batch_mean", "leave_one_out", "none"))  # fmt: skip
+        within(self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100), gamma=(0, 1), gae_lambda=(0, 1))
+        within(self, value_coef=(0, 10), value_clip=(0, math.inf), value_rate_factor=(0, math.inf))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyArm:
+    """One RL training: a policy, the engine that answers it, and how it learns."""
+
+    name: str = field(metadata=LABEL)
+    """For people: it does not enter the digest, so arms that differ in name only share their runs."""
+    backbone: str
+    """The policy before training, which is the reference policy too."""
+    engine: str
+    """Who answers queries in training: "simulated", "openai:[MODEL@]URL" (a simulator on a server), a real engine,
+    "mixed" (simulated, and a share of the queries by BM25), or "none" (the paper's R1)."""
+    simulator: SimulatorArm | None
+    """The simulator of engine "simulated"; all seeds of the policy share its run of seed 0, as in the
+    paper. On a server it says how to prompt and sample."""
+    curriculum: CurriculumConfig | None
+    """The share of noisy documents; None: always useful ones. Real engines take no notice."""
+    objective: ObjectiveConfig
+    rollout: RolloutConfig
+    steps: int
+    """Steps: one batch of trajectories each."""
+    prompts_per_step: int
+    """Questions a step."""
+    group_size: int
+    """Trajectories of each question: a group."""
+    learning_rate: float
+    """Peak, after the warm-up."""
+    weight_decay: float
+    """Of AdamW."""
+    max_grad_norm: float
+    """Longer gradients are cut to this length."""
+    warmup_ratio: float
+    """The share of the steps in which the learning rate rises."""
+    subsets: tuple[str, ...]
+    """The subsets whose training questions are used."""
+    checkpoint_every: int
+    """Steps between checkpoints: what a killed run loses at most."""
+    benchmark: str = "embedded"
+    """Where the questions come from (set by the profile)."""
+    real_share: float = later(0.0)
+    """The share of queries that the engine "mixed" hands to the real engine."""
+
+    def __post_init__(self):
+        _check_engine(self, "none", *SIMULATING, SERVED, *REAL_ENGINES)
+        within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
+                learning_rate=(0, 1), weight_decay=(0, 1), max_grad_norm=(0, math.inf), warmup_ratio=(0, 1),
+                checkpoint_every=(1, math.inf), real_share=(0, 1))  # fmt: skip
+        if simulates(self.engine) and self.simulator is None:
+            raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' needs a simulator.")
+        if (self.engine == "mixed") != (self.real_share > 0):
+            raise ConfigError(f"policy '{self.name}': a real_share belongs to the engine 'mixed', and that to a real_share.")
+        if not simulates(self.engine) and self.simulator is not None:
+            raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' has no simulator.")
+
+
+SIMULATING = ("simulated", "mixed")
+"""Engines in which a simulator of the run store writes documents."""
+SERVED = "openai:URL"
+"""The simulator on a server; here and below, URL stands for any address (`engines.build_engine`)."""
+REAL_ENGINES = ("bm25", "dense", "serpapi", "serper", "wikipedia", "search-r1:URL", "zerosearch-wiki:URL")
+"""Engines that find documents instead of writing them."""
+
+
+def simulates(engine: str) -> bool:
+    """Whether a simulator writes this engine's documents."""
+    return engine in SIMULATING or served(engine)
+
+
+def served(engine: str) -> bool:
+    """Whether that simulator stands on a server, so that none of the run store is needed."""
+    return engine_kind(engine) == SERVED
+
+
+def engine_kind(engine: str) -> str:
+    """An engine's name with URL for its address."""
+    kind, _, address = engine.partition(":")
+    return f"{kind}:URL" if address else kind
+
+
+def _check_engine(value: Any, *known: str) -> None:
+    if engine_kind(value.engine) not in known:
+        raise ConfigError(f"{type(value).__name__}.engine = {value.engine!r} is unknown. Known: {', '.join(known)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How policies are compared: greedily, on held-out questions, with the real engine for every method."""
+
+    questions_per_subset: int
+    """So many test questions of each subset, the same ones for every policy; the paper takes 500."""
+    engine: str = "bm25"
+    """The real engine (the paper's is Google, through SerpAPI)."""
+    num_documents: int = 3
+    """Documents a search."""
+    fidelity_questions: int = 200
+    """Questions on which a simulator's fidelity is measured."""
+    baselines: tuple[str, ...] = ("search",)
+    """Methods by which each backbone is evaluated untrained; "search" is what policies start from."""
+    engines: tuple[str, ...] = ()
+    """Other engines by which the core arms are evaluated: "simulated" is the first arm's simulator."""
+    noise: tuple[float, ...] = ()
+    """Shares of searches that find nothing of use, by which the core arms are evaluated besides."""
+
+    def __post_init__(self):
+        _check_engine(self, *REAL_ENGINES)
+        if wrong := [share for share in self.noise if not 0 < share <= 1]:
+            raise ConfigError(f"EvaluationConfig.noise = {wrong[0]} is out of range (above 0, to 1).")
+        within(
+            self, questions_per_subset=(1, math.inf), num_documents=(1, 100), fidelity_questions=(1, math.inf)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityArm:
+    """How faithful a simulator is (`simulator.fidelity`)."""
+
+    simulator: SimulatorArm
+    questions_from: str
+    """"held out": training questions that no pair was made from; "test": entities that it never met."""
+    num_questions: int
+    """Questions, each with a good query for every hop, and a bad one."""
+
+    def __post_init__(self):
+        among(self, questions_from=("held out", "test"))
+
+    @property
+    def name(self) -> str:
+        return self.simulator.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationArm:
+    """A policy on the benchmark's test questions: an arm's run of the same seed, or a backbone."""
+
+    policy: PolicyArm | None
+    """The trained arm; None: the backbone as it is, which is what policies start from."""
+    backbone: str
+    """Where the policy began."""
+    engine: str
+    """A real engine, or "none"."""
+    questions_per_subset: int
+    """As in `EvaluationConfig`."""
+    rollout: RolloutConfig
+    """As in training, but for the temperature: evaluation is greedy."""
+    method: str = later("search")
+    """How the model answers: a name of `methods.METHODS`."""
+    simulator: SimulatorArm | None = later(None)
+    """Of the engine "simulated"."""
+    noise: float = later(0.0)
+    """The share of searches that bring unrelated documents (`engines.noisy`)."""
+
+    @classmethod
+    def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
+        """The evaluation of an arm's policy; one trained without search is evaluated without."""
+        rollout = replace(arm.rollout, temperature=0.0, num_documents=cfg.num_documents)
+        engine = "none" if arm.engine == "none" else cfg.engine
+        count = cfg.questions_per_subset
+        return cls(
+            policy=arm, backbone=arm.backbone, engine=engine, questions_per_subset=count, rollout=rollout
+        )
+
+    @classmethod
+    def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:
+        """The evaluation of what an arm starts from, by some method with the real engine."""
+        return replace(cls.of_policy(arm, cfg), policy=None, engine=cfg.engine, method=method)
+
+    @property
+    def name(self) -> str:
+        return self.policy.name if self.policy else "start" if self.method == "search" else self.method
