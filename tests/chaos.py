@@ -25,9 +25,9 @@ from random import Random
 
 import pandas as pd
 import psutil
-from safetensors import safe_open
+from safetensors.torch import load_file
 
-from zs_lib import config
+from zs_lib import checkpoints, config
 from zs_lib.arms import EvaluationArm
 from zs_lib.evaluate import ROWS
 from zs_lib.provenance import provenance
@@ -135,8 +135,7 @@ def outcome(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:  # without the metadata: it has the seconds of pre-training
-                content = b"".join(key.encode() + file.get_tensor(key).numpy().tobytes() for key in sorted(file.keys()))
+            content = b"".join(key.encode() + tensor.numpy().tobytes() for key, tensor in sorted(load_file(path).items()))
         elif path.name == ROWS:
             content = pd.read_csv(path).drop(columns="seconds").to_csv().encode()
         elif path.name in ("metrics.jsonl", "trajectories.jsonl", "summary.json", "pairs.jsonl") or path.suffix in (".png", ".csv", ".md", ".tex"):
@@ -156,9 +155,8 @@ def state(folder: Path) -> str:
         elif (found.path / "run.json").exists() and not found.running:
             checkpoint, logged = found.checkpoint(), len(found.metrics())
             left.append(f"{found.kind} at step {logged}, kept {checkpoint.step if checkpoint else 0}")
-    for path in folder.glob("toy.safetensors"):
-        with safe_open(path, "pt") as file:
-            left.append(f"pretraining kept step {file.metadata()['step']}")
+    if (folder / "toy").exists():
+        left.append(f"pretraining kept step {checkpoints.load(folder / 'toy').step}")
     drawn = sum(path.suffix == ".png" for path in folder.rglob("*"))
     return "; ".join(left + ([f"{drawn} figures"] if drawn else [])) or "nothing"
 

@@ -10,7 +10,7 @@ import torch
 from benchmark_fixtures import tokenizer, world
 from safetensors.torch import load_file
 
-from zs_lib import backbones, models, protocol
+from zs_lib import backbones, checkpoints, models, protocol
 from zs_lib.backbones import RECIPES, Recipe, batches, encode, loss_of, pretrain, probe
 from zs_lib.errors import ModelError, RunError
 from zs_lib.pretraining import BASE, Sampler
@@ -134,7 +134,7 @@ def test_pretraining_learns_and_a_resumed_run_goes_on_counting(tmp_path, monkeyp
     stream = batches(Sampler(world(), 1, BASE, dict(SMALL.shares)), tokenizer(), SMALL.batch_tokens)
     while trainer.seen < SMALL.tokens // 2:
         trainer.update(*next(stream))
-    backbones._save(trainer, tmp_path / "x.safetensors", 7.0)
+    checkpoints.save(tmp_path / "x", backbones._checkpoint(trainer, 7.0))
     half = seen[-1]
     fresh = small_model()
     seconds = pretrain(fresh, tokenizer(), SMALL, world(), tmp_path, "x")
@@ -166,10 +166,10 @@ def test_a_stopped_pre_training_goes_on_bit_for_bit_and_a_damaged_one_is_told(tm
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(backbones.Trainer, "update", stopped_after_ten)
         trained(tmp_path / "stopped")
-    content = (checkpoint := tmp_path / "stopped" / "x.safetensors").read_bytes()
+    content = (checkpoint := tmp_path / "stopped" / "x" / checkpoints.TENSORS).read_bytes()
     for damaged in (content[:-5] + bytes([content[-5] ^ 1]) + content[-4:], content[:100]):
         checkpoint.write_bytes(damaged)
-        with pytest.raises(RunError, match="x.safetensors is damaged .*begins again"):
+        with pytest.raises(RunError, match="x/tensors.safetensors is damaged .*begins again"):
             trained(tmp_path / "stopped")
     checkpoint.write_bytes(content)
     resumed = trained(tmp_path / "stopped")
@@ -200,9 +200,9 @@ def test_a_checkpoint_brings_back_weights_and_moments(tmp_path):
     ids = torch.randint(10, 4000, (2, 30), generator=torch.Generator().manual_seed(0))
     one = backbones.Trainer(small_model(), SMALL)
     one.update(ids, torch.ones(2, 30))
-    backbones._save(one, tmp_path / "a.safetensors", 3.5)
+    checkpoints.save(tmp_path / "a", backbones._checkpoint(one, 3.5))
     two = backbones.Trainer(small_model(), SMALL)
-    assert backbones._restore(two, tmp_path / "a.safetensors") == 3.5
+    assert backbones._restore(two, checkpoints.load(tmp_path / "a")) == 3.5
     assert (two.seen, two.step) == (one.seen, one.step)
     for trainer in (one, two):
         trainer.update(ids, torch.ones(2, 30))

@@ -169,8 +169,8 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_lost(store, file, damage):
 
 def test_a_half_written_checkpoint_is_ignored(store):
     run = interrupted(store)
-    (run.path / "checkpoint.tmp").mkdir()
-    (run.path / "checkpoint.tmp" / "tensors.safetensors").write_bytes(b"half")
+    (run.path / "checkpoint-00000006.tmp").mkdir()
+    (run.path / "checkpoint-00000006.tmp" / "tensors.safetensors").write_bytes(b"half")
     assert run.checkpoint().step == 4 and torch.equal(run.checkpoint().tensors["x"], torch.arange(3))
     finished = store.ensure(CountingArm(), 0, lambda run: {"from": run.checkpoint().step})
     assert finished.summary == {"from": 4} and list(finished.metrics()["step"]) == [1, 2, 3, 4]
@@ -242,7 +242,7 @@ def test_a_folder_without_anything_in_it_is_no_damage(store):
 def test_a_waiting_process_takes_over_when_the_holder_dies(store):
     arm = CountingArm(sleep=0.3, steps=12)
     holder = start(store, arm)
-    wait_for(lambda: store.path(arm, 0).glob("checkpoint-*") and list(store.path(arm, 0).glob("checkpoint-[0-9]*")))
+    wait_for(lambda: store.path(arm, 0).glob("checkpoint-*") and list(store.path(arm, 0).glob("checkpoint-*[0-9]")))
     waiting = start(store, arm)
     time.sleep(0.5)
     holder.kill()

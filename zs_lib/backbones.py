@@ -7,7 +7,6 @@ resumes, and says what it cost. Everything else loads them through `models`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -18,15 +17,12 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zs_lib import metrics, protocol, wording
-from zs_lib.errors import RunError
-from zs_lib.files import sync
+from zs_lib import checkpoints, metrics, protocol, wording
+from zs_lib.checkpoints import Checkpoint
 from zs_lib.generate import Generator
 from zs_lib.models import training_attention
 from zs_lib.pretraining import BASE, END, INSTRUCT, Habits, Sampler, Segment
@@ -214,9 +210,9 @@ def pretrain(model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, s
     draws the examples of its past again, which takes a small part of the time that training on them took.
     """
     trainer, seconds = Trainer(model, recipe), 0.0
-    checkpoint, log = scratch / f"{label}.safetensors", scratch / f"{label}.jsonl"
-    if checkpoint.exists():
-        seconds = _restore(trainer, checkpoint)
+    folder, log = scratch / label, scratch / f"{label}.jsonl"
+    if folder.exists():
+        seconds = _restore(trainer, checkpoints.load(folder))
     stream = batches(Sampler(world, 1, recipe.habits, dict(recipe.shares)), tokenizer, recipe.batch_tokens)
     for _ in range(trainer.step if trainer.seen < recipe.tokens else 0):
         next(stream)
@@ -234,45 +230,26 @@ def pretrain(model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, s
                     file.write(json.dumps(row) + "\n")
                 bar.set_postfix(loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['chain']:.2f}")
             if time.monotonic() - saved > SAVE_S:
-                _save(trainer, checkpoint, seconds + time.process_time() - clock)
+                checkpoints.save(folder, _checkpoint(trainer, seconds + time.process_time() - clock))
                 saved = time.monotonic()
-        _save(trainer, checkpoint, seconds + time.process_time() - clock)
+        checkpoints.save(folder, _checkpoint(trainer, seconds + time.process_time() - clock))
     return seconds + time.process_time() - clock
 
 
-def _save(trainer: Trainer, path: Path, seconds: float) -> None:
-    """Weights and optimiser moments in one file, with their digest; replaced at once."""
+def _checkpoint(trainer: Trainer, seconds: float) -> Checkpoint:
+    """Weights and optimiser moments, and the CPU-seconds spent."""
     tensors = {f"model.{name}": value for name, value in trainer.model.named_parameters()}
     for number, optimizer in enumerate(trainer.optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-    partial = path.with_suffix(".part")
-    save_file(tensors, partial, {"seen": str(trainer.seen), "step": str(trainer.step), "seconds": str(seconds), "sha256": _digest(tensors)})
-    sync(partial)
-    partial.replace(path)
+    return Checkpoint(trainer.step, tensors, {"seen": trainer.seen, "seconds": seconds})
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    whole = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        whole.update(name.encode() + value.numpy().tobytes())
-    return whole.hexdigest()
-
-
-def _restore(trainer: Trainer, path: Path) -> float:
-    """The trainer as it was saved; the seconds spent till then. RunError if the file is damaged."""
-    try:
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} is damaged ({error}): delete it, and this round of pre-training begins again.") from error
-    if meta.get("sha256", "") not in ("", _digest(tensors)):  # older ones have none
-        raise RunError(f"{path} is damaged (its digest has changed): delete it, and this round of pre-training begins again.")
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> float:
+    """Bring the trainer back to where it was; the seconds spent till then."""
     parameters = dict(trainer.model.named_parameters())
     states: list[dict] = [{} for _ in trainer.optimizers]
-    for name, value in tensors.items():
+    for name, value in checkpoint.tensors.items():
         kind, rest = name.split(".", 1)
         if kind == "model":
             parameters[rest].data.copy_(value)
@@ -281,8 +258,8 @@ def _restore(trainer: Trainer, path: Path) -> float:
             states[int(number)].setdefault(int(index), {})[key] = value
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    trainer.seen, trainer.step = int(meta["seen"]), int(meta["step"])
-    return float(meta["seconds"])
+    trainer.seen, trainer.step = checkpoint.state["seen"], checkpoint.step
+    return checkpoint.state["seconds"]
 
 
 # build -------------------------------------------------------------------------------------------------------------

@@ -33,17 +33,11 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from zs_lib import config
+from zs_lib import checkpoints, config
+from zs_lib.checkpoints import Checkpoint
 from zs_lib.errors import RunError, ZeroSearchError
-from zs_lib.files import (
-    hash_file,
-    hashes,
-    read_json,
-    sync,
-    to_json,
-    write_json,
-    write_text,
-)
+from zs_lib.files import hash_file, hashes, read_json, sync, to_json, write_json, write_text
+from zs_lib.logs import Log
 from zs_lib.provenance import provenance
 from zs_lib.values import build, digest, identity
 
@@ -60,15 +54,6 @@ PASSING = ("lock", "progress.json", "worker.log")
 """Files that say how a run is going, not what it is; `verify` takes no notice of them."""
 OF_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 """Errors of a disk that is full, read-only or failing; others are left to whoever caused them."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A run after `step`: tensors by name, and JSON values."""
-
-    step: int
-    tensors: dict[str, torch.Tensor]
-    state: dict
 
 
 @dataclass(frozen=True)
@@ -227,17 +212,17 @@ class Run:
     def log(self, step: int, **metrics: Any) -> None:
         """Append one line of metrics. Numbers that are not finite become null; no times here: see
         `log_timing`."""
-        self._append("metrics.jsonl", [{"step": step, **metrics}])
+        self.logged("metrics.jsonl").append([{"step": step, **metrics}])
         if isinstance(steps := self._steps, int):
             self.progress("training", step, steps)
 
     def log_timing(self, step: int, **seconds: float) -> None:
         """Append one line of wall-clock seconds by phase."""
-        self._append("timing.jsonl", [{"step": step, **seconds}])
+        self.logged("timing.jsonl").append([{"step": step, **seconds}])
 
     def log_trajectories(self, step: int, trajectories: list[dict]) -> None:
         """Append trajectories as JSON objects for people."""
-        self._append("trajectories.jsonl", [{"step": step, **trajectory} for trajectory in trajectories])
+        self.logged("trajectories.jsonl").append([{"step": step, **trajectory} for trajectory in trajectories])
 
     def progress(self, stage: str, step: int, steps: int) -> None:
         """Tell who watches how far the run is; `log` does so by itself for arms that have `steps`."""
@@ -246,31 +231,13 @@ class Run:
         temporary.replace(self.path / "progress.json")
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
-        """Keep all that is needed to go on after `step`, in place of the checkpoint before.
-
-        The folder gets its name when it is whole, so a process killed in here leaves the old checkpoint
-        valid.
-        """
-        from safetensors.torch import save_file
-
+        """Keep all that is needed to go on after `step`, in place of the checkpoint before; a process killed in here
+        leaves the old one valid."""
         for name in LOGS:  # what was logged up to this step must not be lost after it
             if (self.path / name).exists():
                 sync(self.path / name)
-        folder, temporary = self.path / f"checkpoint-{step:08d}", self.path / "checkpoint.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-            temporary / "tensors.safetensors",
-        )
-        logs = {name: _sha256(self._kept(name, step)) for name in LOGS}
-        (temporary / "state.json").write_text(json.dumps({"step": step, "state": state, "logs": logs}, allow_nan=False))
-        (temporary / "sha256.json").write_text(json.dumps(hashes(temporary)))
-        for path in [*temporary.iterdir(), temporary]:
-            sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        sync(self.path)
+        logs = {name: self._digest_of(name, step) for name in LOGS}
+        checkpoints.save(self.path / f"checkpoint-{step:08d}", Checkpoint(step, tensors, state, logs))
         for older in self._checkpoints()[:-1]:
             shutil.rmtree(older)
 
@@ -282,18 +249,15 @@ class Run:
         folders = self._checkpoints()
         if not folders:
             return None
-        from safetensors.torch import load_file
+        found = checkpoints.load(folders[-1])
+        for name, digest_then in found.logs.items():
+            if self._digest_of(name, found.step) != digest_then:
+                raise RunError(f"{self.path / name} is damaged (its lines up to step {found.step} have changed): {self.cure}.")
+        return found
 
-        cure = f"delete {folders[-1]}, and the run begins again"
-        expected = read_json(folders[-1] / "sha256.json", cure)
-        for name in ("tensors.safetensors", "state.json"):
-            if hash_file(folders[-1] / name, cure) != expected.get(name):
-                raise RunError(f"{folders[-1] / name} is damaged (its sha256 has changed): {cure}.")
-        state = read_json(folders[-1] / "state.json", cure)
-        for name, digest_then in state.get("logs", {}).items():  # older checkpoints have none
-            if _sha256(self._kept(name, state["step"])) != digest_then:
-                raise RunError(f"{self.path / name} is damaged (its lines up to step {state['step']} have changed): {self.cure}.")
-        return Checkpoint(state["step"], load_file(folders[-1] / "tensors.safetensors"), state["state"])
+    def logged(self, name: str) -> Log:
+        """One of LOGS."""
+        return Log(self.path / name, self.cure, step=int)
 
     def metrics(self) -> pd.DataFrame:
         """One row a logged line, in order; empty (with a `step` column) before the first."""
@@ -305,7 +269,7 @@ class Run:
 
     def trajectories(self) -> list[dict]:
         """The trajectories kept, each with its `step`."""
-        return [json.loads(line) for line in self._lines("trajectories.jsonl")]
+        return self.logged("trajectories.jsonl").rows()
 
     def read_progress(self) -> Progress | None:
         """How far the run is, as far as it has said: None before, or if the file is damaged."""
@@ -326,7 +290,7 @@ class Run:
 
         check(self.path / "run.json", self._check_record)
         for name in LOGS:
-            check(self.path / name, functools.partial(self._lines, name))
+            check(self.path / name, self.logged(name).rows)
         if self.finished:
             check(self.path / "summary.json", lambda: self.summary)
             check(self.path, self._check_files)
@@ -366,20 +330,16 @@ class Run:
         if (self.path / "run.json").exists():
             self._check_record()
             checkpoint = self.checkpoint()
+            last = checkpoint.step if checkpoint else -math.inf
             for name in LOGS:
-                self._rewind(name, checkpoint.step if checkpoint else -math.inf)
+                self.logged(name).cut(lambda row: row["step"] <= last)
             return
         record = {"label": getattr(arm, "name", ""), "seed": seed, "config": identity(arm)}
         write_json(self.path / "run.json", record | provenance())
 
-    def _rewind(self, name: str, step: float) -> None:
-        path = self.path / name
-        if path.exists():
-            write_text(path, self._kept(name, step))
-
-    def _kept(self, name: str, step: float) -> str:
-        """What a log holds up to `step`."""
-        return "".join(line for line in self._lines(name) if json.loads(line)["step"] <= step)
+    def _digest_of(self, name: str, step: int) -> str:
+        """Of what a log holds up to `step`."""
+        return _sha256(self.logged(name).text(lambda row: row["step"] <= step))
 
     def _finish(self, summary: dict) -> None:
         text = to_json(summary, indent=1)
@@ -388,32 +348,16 @@ class Run:
         for folder in self.path.glob("checkpoint*"):  # only an unfinished run needs them
             shutil.rmtree(folder)
 
-    def _append(self, name: str, rows: list[dict]) -> None:
-        # One write a call: a reader, or a kill, finds whole lines and at most one broken one at the end.
-        text = "".join(map(to_json, rows))
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(text)
-
-    def _lines(self, name: str) -> list[str]:
-        """The whole lines of a log; a last line without its end was being written, and does not count."""
-        path = self.path / name
-        if not path.exists():
-            return []
-        lines = path.read_bytes().split(b"\n")[:-1]
-        for number, line in enumerate(lines, 1):
-            parse_line(line, path, number, self.cure)
-        return [line.decode() + "\n" for line in lines]
-
     def _frame(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
-        rows = [json.loads(line) for line in self._lines(name)]
+        rows = self.logged(name).rows()
         frame = pd.DataFrame(rows) if rows else pd.DataFrame({"step": []}, dtype=int)
         return frame.apply(lambda c: pd.to_numeric(c) if c.isna().all() else c)  # all null: NaN, not objects
 
     def _checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted(self.path.glob("checkpoint-[0-9]*"))
+        return sorted(self.path.glob("checkpoint-*[0-9]"))
 
     def _check_record(self) -> None:
         try:
@@ -430,17 +374,6 @@ class Run:
         for name in {"run.json", *digests}:  # a list that lacks even that is none
             if hash_file(self.path / name, self.cure) != digests.get(name):
                 raise RunError(f"{self.path / name} is damaged (its sha256 has changed): {self.cure}.")
-
-
-def parse_line(line: bytes, path: Path, number: int, cure: str) -> dict:
-    """The JSON object in line `number` of a log; RunError if it is damaged."""
-    try:
-        row = json.loads(line.decode())
-        if type(row["step"]) is not int:
-            raise ValueError("its step is no number")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"{path} is damaged in line {number} ({error}): {cure}.") from error
-    return row
 
 
 def _begun(path: Path) -> bool:

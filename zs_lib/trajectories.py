@@ -22,7 +22,7 @@ from itertools import groupby
 from zs_lib import metrics
 from zs_lib.errors import RunError
 from zs_lib.rollout import Trajectory
-from zs_lib.runs import Run, parse_line
+from zs_lib.runs import Run
 
 LOG = "trajectories.jsonl"
 
@@ -123,7 +123,7 @@ class TrajectoryLog:
         self.entries, self._end, self._lines = [], 0, 0
 
     def _entry(self, line: bytes) -> Entry:
-        record = parse_line(line, self.run.path / LOG, self._lines + 1, self.run.cure)
+        record = self.run.logged(LOG).parse(line, self._lines + 1)
         try:
             return Entry(self._end, record["step"], record["question"], record.get("group", 0), record["reward"],
                          len(record["turns"]), record["stop_reason"], any(turn["noisy"] for turn in record["turns"]),
