@@ -186,5 +186,5 @@ def test_predictions_are_kept_batch_by_batch_and_not_made_twice(tmp_path, monkey
     with pytest.raises(DataError, match="holds the answers of me, not of you"):
         evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "you")
     path.write_text("no JSON\n")
-    with pytest.raises(DataError, match="no file of predictions"):
+    with pytest.raises(RunError, match="out.jsonl is damaged in line 1.*name another file"):
         evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")

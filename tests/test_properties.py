@@ -12,6 +12,8 @@ import math
 import os
 import tempfile
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -375,13 +377,19 @@ def look(run: Run) -> list[runs.Problem]:
     return run.verify()
 
 
-@prop(data=st.data())
-def test_no_damage_of_a_finished_run_escapes_verify(data):
-    whole = stored()[0]
+@contextmanager
+def damaged(data, whole: dict[str, bytes]) -> Iterator[tuple[Run, str, bytes]]:
+    """A run of these files, one of them damaged: the run, and that file's name and content."""
     name = data.draw(st.sampled_from(sorted(whole)))
     content = data.draw(damage(whole[name]))
     with tempfile.TemporaryDirectory() as folder:
-        run = put(Path(folder), whole | {name: content})
+        yield put(Path(folder), whole | {name: content}), name, content
+
+
+@prop(data=st.data())
+def test_no_damage_of_a_finished_run_escapes_verify(data):
+    whole = stored()[0]
+    with damaged(data, whole) as (run, name, content):
         problems = look(run)
         if name in runs.PASSING or content == whole[name]:
             assert problems == []
@@ -394,14 +402,11 @@ def test_no_damage_of_a_finished_run_escapes_verify(data):
 @prop(data=st.data())
 def test_a_damaged_unfinished_run_is_told_or_resumes_from_its_checkpoint(data):
     whole = stored()[1]
-    name = data.draw(st.sampled_from(sorted(whole)))
-    content = data.draw(damage(whole[name]))
-    with tempfile.TemporaryDirectory() as folder:
-        run = put(Path(folder), whole | {name: content})
+    with damaged(data, whole) as (run, *_):
         problems = look(run)
         before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.suffix == ".safetensors"}
         try:
-            resumed = RunStore(folder).ensure(CountingArm(steps=6), 0, lambda run: {"from": run.checkpoint().step})
+            resumed = RunStore(run.path.parent).ensure(CountingArm(steps=6), 0, lambda run: {"from": run.checkpoint().step})
         except RunError:
             assert problems
             assert all(path.read_bytes() == kept for path, kept in before.items())  # nothing was deleted

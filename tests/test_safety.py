@@ -148,8 +148,8 @@ def test_a_query_cannot_change_the_keyword_of_a_simulator_prompt():
 
 def test_a_terminal_gets_no_commands():
     text = "a\tb\nc\x1b[31m\r\x07\x9b2J\x00\x7f\u202eabc\u2066\ud800 é 東京 \u200d🙂"
-    shown = cli._shown(text)
-    assert shown == "a\tb\nc\\x1b[31m\\r\\x07\\x9b2J\\x00\\x7f\\u202eabc\\u2066\\ud800 é 東京 \u200d🙂"
+    shown = protocol.visible(text)
+    assert shown == "a\tb\nc‹U+001B›[31m‹U+000D›‹U+0007›‹U+009B›2J‹U+0000›‹U+007F›‹U+202E›abc‹U+2066›‹U+D800› é 東京 \u200d🙂"
     assert shown.encode()
 
 
@@ -157,7 +157,7 @@ def test_search_shows_planted_characters_as_escapes(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_engine", lambda name, study: PlantedEngine(["safe\ttext", "\x1b]0;owned\x07\x1b[2J"]))
     assert cli.main(["search", "anything"]) == 0
     out = capsys.readouterr().out
-    assert "Doc 1: safe text\n" in out and "\x1b" not in out and "\\x1b]0;owned\\x07" in out
+    assert "Doc 1: safe text\n" in out and "\x1b" not in out and "‹U+001B›]0;owned‹U+0007›" in out
 
 
 def test_ask_shows_planted_characters_as_escapes(monkeypatch, capsys, folder):
@@ -168,4 +168,4 @@ def test_ask_shows_planted_characters_as_escapes(monkeypatch, capsys, folder):
     monkeypatch.setattr("zs_lib.generate.Generator", lambda *_: ScriptedGenerator(write))
     assert cli.main(["ask", "what?", "--policy", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "\x1b" not in out and "Answer: \\x1b[2J" in out
+    assert "\x1b" not in out and "Answer: ‹U+001B›[2J" in out

@@ -22,7 +22,6 @@ from zs_lib.engines.http import OpenAIEngine, SearchR1Engine, seed_of
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.generate import Generator
-from zs_lib.serve import load_corpus
 
 TOKEN = "planted-token-51c"
 CORPUS = [{"id": "7", "contents": '"France"\nThe capital of France is Paris.'},
@@ -180,7 +179,7 @@ def test_signals_end_it_cleanly(by, code, body):
     (["retriever", "--host", "no.such.host.invalid"], "no.such.host.invalid can be reached"),
     (["retriever", "--port", "99999"], "Port 99999 of 127.0.0.1 cannot be used"),
     (["retriever", "--port", "TAKEN"], "cannot be used (Address already in use): choose another --port"),
-    (["retriever", "--port", "0", "--corpus", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+    (["retriever", "--port", "0", "--corpus", "nowhere.jsonl"], "nowhere.jsonl is missing: each line must be"),
     (["simulator", "--port", "0", "--model", "nothing"], "No run is called 'nothing'"),
 ])
 def test_what_cannot_be_served_is_one_line(arguments, message, store, capsys):
@@ -191,22 +190,22 @@ def test_what_cannot_be_served_is_one_line(arguments, message, store, capsys):
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("{", "line 2 is no passage (JSONDecodeError"), ("[]", "line 2"), ("", "line 2"),
-    ('{"id": "1"}', "line 2 is no passage (KeyError('contents'))"),
+    ("{", "line 2 is not JSON (Expecting property name"), ("[]", "line 2"), ("", "line 2"),
+    ('{"id": "1"}', "line 2 is no passage (id or contents are missing"),
     ('{"id": null, "contents": "x"}', "no text"), ('{"id": "1", "contents": ["x"]}', "no text"), ("\udcff", "cannot be read as UTF-8")])
 def test_damaged_corpora_say_where(line, message, tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_bytes((json.dumps(CORPUS[0]) + "\n" + line + "\n").encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=re.escape(message)) as caught:
-        load_corpus(path)
+        qa.load_corpus(path)
     assert "mine.jsonl" in str(caught.value)
 
 
 def test_corpora_keep_their_ids(corpus, tmp_path):
-    assert load_corpus(corpus)[1] == qa.Passage("8", CORPUS[1]["contents"], "")
+    assert qa.load_corpus(corpus)[1] == qa.Passage("8", CORPUS[1]["contents"], "")
     (tmp_path / "empty").touch()
     with pytest.raises(DataError, match="is empty"):
-        load_corpus(tmp_path / "empty")
+        qa.load_corpus(tmp_path / "empty")
 
 
 # ------------------------------------------------------------------------------------------ simulator

@@ -17,11 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from zs_lib import config, reproduce
+from zs_lib import reproduce, worker
 from zs_lib.errors import RunError, ZeroSearchError
 from zs_lib.runs import RunStore
-from zs_lib.values import from_identity, identity
-from zs_lib.worker import named
 
 LOG = "background.log"
 START_S = 60
@@ -36,14 +34,12 @@ def start(wanted: Iterable[tuple[Any, int]], store: RunStore, jobs: int | None =
     """
     if pid := working(store):
         raise RunError(f"Process {pid} makes runs in {store.root} already: wait for it, or stop it.")
-    pairs = [{"type": f"{type(arm).__module__}:{type(arm).__name__}", "config": identity(arm, labels=True), "seed": seed}
-             for arm, seed in wanted]
+    pairs = [worker.spelled(arm) | {"seed": seed} for arm, seed in wanted]
     store.root.mkdir(parents=True, exist_ok=True)
-    paths = [str(config.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, "-m", "zs_lib.background", str(store.root)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, encoding="utf-8", start_new_session=True,  # a kernel that ends takes its group along
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
+        env=worker.environment())
     process.stdin.write(json.dumps({"jobs": jobs, "pairs": pairs}))
     process.stdin.close()
     deadline = time.monotonic() + START_S
@@ -98,8 +94,7 @@ def main() -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            reproduce.ensure_arms([(from_identity(named(pair["type"]), pair["config"]), pair["seed"]) for pair in job["pairs"]],
-                                  job["jobs"], store)
+            reproduce.ensure_arms([(worker.arm_of(pair), pair["seed"]) for pair in job["pairs"]], job["jobs"], store)
         except ZeroSearchError as error:
             print(error, flush=True)
             return 1

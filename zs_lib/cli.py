@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments) or 0
     except ZeroSearchError as error:
-        print(f"zs: {_shown(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"zs: {protocol.visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -252,16 +251,13 @@ def _serve_simulator(arguments: argparse.Namespace) -> None:
 
 
 def _runs_list(arguments: argparse.Namespace) -> None:
+    from zs_lib.progress import run_state
     from zs_lib.runs import RunStore
 
     store = RunStore()
     for run in store.list():
-        try:
-            label = run.label
-            state = "finished" if run.finished else "running" if run.running else "unfinished"
-        except RunError:
-            label, state = "?", "damaged"
-        print(f"{run.path.name:<32} {state:<10} {label}")
+        state = run_state(run)
+        print(f"{run.path.name:<32} {state:<10} {run.label if state != 'damaged' else '?'}")
     if not store.list():
         print(f"No runs in {store.root}.")
 
@@ -322,7 +318,7 @@ def _search(arguments: argparse.Namespace) -> None:
 def _print_documents(result: SearchResult) -> None:
     if result.status == "failed":
         raise EngineError(result.error)
-    print(_shown(protocol.format_documents(result.documents)), end="")
+    print(protocol.visible(protocol.format_documents(result.documents)), end="")
 
 
 def _ask(arguments: argparse.Namespace) -> None:
@@ -339,11 +335,11 @@ def _ask(arguments: argparse.Namespace) -> None:
     generator = Generator(loaded.model, loaded.tokenizer)
     trajectory = rollout([question], generator, engine, replace(cfg, temperature=0.0), [(0,)])[0]
     for turn in trajectory.turns:
-        print(_shown(turn.text))
+        print(protocol.visible(turn.text))
         if turn.documents:
-            print(_shown(protocol.format_observation(turn.documents).rstrip("\n")))
+            print(protocol.visible(protocol.format_observation(turn.documents).rstrip("\n")))
     print(
-        f"Answer: {_shown(trajectory.answer)}"
+        f"Answer: {protocol.visible(trajectory.answer)}"
         if trajectory.answer is not None
         else f"No answer ({trajectory.stop_reason})."
     )
@@ -413,13 +409,6 @@ def _finished(arm: PolicyArm | SimulatorArm):
             f"The run '{arm.name}' is not in the store: `zs reproduce` makes it."
         )
     return run
-
-
-def _shown(text: str) -> str:
-    """Text of documents and models for a terminal: characters that would command it, or turn its lines around, are
-    written as escapes; tab and newline stay."""
-    commands = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-    return re.sub(commands, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _known(text: str) -> tuple[str, tuple[str, ...]]:

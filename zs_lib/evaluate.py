@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.engines.noisy import NoisyEngine
 from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.generate import Generator, uniform
+from zs_lib.logs import Log
 from zs_lib.methods import METHODS
 from zs_lib.qa import Question
 from zs_lib.rollout import Trajectory
@@ -108,39 +108,22 @@ def to_file(path: Path, questions: Sequence[Question], generator: Generator, eng
     questions is not asked again. `who` says what answers, and with what.
 
     Raises:
-        DataError: the file holds answers of somebody else, or is damaged.
+        DataError: the file holds answers of somebody else. RunError: it is damaged.
     """
-    known = _written(path, who)
+    log = Log(path, "name another file, or delete it", id=str, who=str)
+    log.cut()
+    known = {row["id"]: row for row in log.rows()}
+    if others := {row["who"] for row in known.values()} - {who}:
+        raise DataError(f"{path} holds the answers of {others.pop()}, not of {who}: name another file.")
     missing = [question for question in questions if question.id not in known]
-    with path.open("a", encoding="utf-8") as file, tqdm(total=len(questions), initial=len(questions) - len(missing), unit="question") as bar:
+    with tqdm(total=len(questions), initial=len(questions) - len(missing), unit="question") as bar:
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
-            table = evaluate(generator, part, engine, cfg, 0, method).assign(who=who)
-            rows = json.loads(table.to_json(orient="records"))
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))  # one write: whole lines
-            file.flush()
+            rows = evaluate(generator, part, engine, cfg, 0, method).assign(who=who).to_dict("records")
+            log.append(rows)
             known |= {row["id"]: row for row in rows}
             bar.update(len(part))
     return pd.DataFrame([known[question.id] for question in questions])
-
-
-def _written(path: Path, who: str) -> dict[str, dict]:
-    """Question → its row in the file; what a kill left of a last line is removed."""
-    if not path.exists():
-        return {}
-    try:
-        whole = path.read_text(encoding="utf-8")
-        lines = whole.split("\n")
-        rows = [json.loads(line) for line in lines[:-1]]
-        others = {row["who"] for row in rows} - {who}
-        known = {row["id"]: row for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no file of predictions ({error!r}): name another, or delete it.") from error
-    if others:
-        raise DataError(f"{path} holds the answers of {others.pop()}, not of {who}: name another file.")
-    if lines[-1]:
-        path.write_text(whole.removesuffix(lines[-1]), encoding="utf-8")
-    return known
 
 
 def pick(questions: Sequence[Question], per_subset: int) -> list[Question]:

@@ -152,4 +152,6 @@ def show_documents(results_by_name: dict[str, SearchResult], answers: Sequence[s
 
 def show_trajectory(trajectory: Trajectory, title: str = "") -> None:
     """A trajectory turn by turn, coloured and labelled by kind."""
-    display(HTML(views.trajectory(to_record(trajectory), title)))
+    from zs_lib.policy import reward
+
+    display(HTML(views.trajectory(to_record(trajectory, reward(trajectory)), title)))

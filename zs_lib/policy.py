@@ -109,7 +109,7 @@ def train(
             run.log(step, **logged)
             run.log_timing(step, **seconds)
             sample = groups[: LOGGED_QUESTIONS * arm.group_size]
-            run.log_trajectories(step, [to_record(t, generator.decode) | {"group": n // arm.group_size, "advantage": round(advantage, 4)}
+            run.log_trajectories(step, [to_record(t, reward(t), generator.decode) | {"group": n // arm.group_size, "advantage": round(advantage, 4)}
                                         for n, (t, advantage) in enumerate(sample)])
             if step in (1, arm.steps) or step % max(1, arm.steps // WATCHED_TIMES) == 0:
                 run.log_trajectories(step, _watch(arm, seed, questions, generator, engine))
@@ -176,7 +176,7 @@ def _watch(arm, seed, questions, generator, engine) -> list[dict]:
     depend on the step, so that what changes is the policy. Nothing of this reaches the training or its metrics."""
     asked, cfg = pick_questions(questions, LOGGED_QUESTIONS, seed, 1), replace(arm.rollout, temperature=0.0)
     keys = [(seed, 0, i, 0) for i in range(len(asked))]  # training begins with step 1
-    return [to_record(t, generator.decode) | {"watched": True} for t in rollout(asked, generator, engine, cfg, keys)]
+    return [to_record(t, reward(t), generator.decode) | {"watched": True} for t in rollout(asked, generator, engine, cfg, keys)]
 
 
 def reward(trajectory: Trajectory) -> float:

@@ -139,7 +139,7 @@ def _arm_state(arm: Any, runs: list[Run | None]) -> ArmState:
 def run_state(run: Run) -> str:
     """"finished", "running", "unfinished", or "damaged" where what tells of it cannot be read."""
     try:
-        _ = run.summary if run.finished else (run.record, run.metrics(), run.timing())
+        _ = run.record, run.summary if run.finished else (run.metrics(), run.timing())
     except RunError:
         return "damaged"
     return "finished" if run.finished else "running" if run.running else "unfinished"

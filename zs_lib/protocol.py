@@ -58,6 +58,9 @@ _DOCUMENT_HEADER = re.compile(r"\bDoc(?:ument)?[ \t]*(\d{1,9})[ \t]*:")  # longe
 # Possessive, so that a "<" before any amount of white space costs no more than its length.
 _MARKUP = re.compile(r"<\s*+(/?+)\s*+\|?+\s*+(\w++)\s*+\|?+\s*+>")
 
+_COMMANDS = {code: f"‹U+{code:04X}›" for low, high in ((0, 9), (11, 32), (0x7F, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A), (0xD800, 0xE000))
+             for code in range(low, high)}
+
 
 def policy_prompt(question: str, template: str) -> str:
     """The policy's prompt (paper: Table 1). `template` is a key of POLICY_TEMPLATES, else ConfigError."""
@@ -157,6 +160,12 @@ def neutralise(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def visible(text: str) -> str:
+    """Text of documents and models for people: characters that would command a terminal, turn a line around, or are half a
+    character are named instead (‹U+001B›); tab and newline stay."""
+    return text.translate(_COMMANDS)
 
 
 def _template(templates: dict[str, str], name: str, what: str) -> str:

@@ -18,6 +18,7 @@ import re
 import reprlib
 import types
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +30,10 @@ from zs_lib.world import DATA
 SUBSETS = {"natural": "NQ", "trivia": "TriviaQA", "popularity": "PopQA", "bridge": "HotpotQA",
            "compositional": "2WikiMultiHopQA", "hops": "MuSiQue", "checked": "Bamboogle"}
 """Subset → the set of the paper that it mirrors."""
+REBUILD = "run `zs benchmark build`"
+QUESTION_LINE = 'give a file with one JSON object a line, {"question": "…", "golden_answers": ["…"]}'
+CORPUS_LINE = 'each line must be a JSON object {"id": "…", "contents": "…"}: mend or remove it'
+"""What to do about a file that cannot be read: of the benchmark, with questions, with passages."""
 TRAINED_ON = ("natural", "bridge")
 """The paper trains on NQ and HotpotQA only; the other five are out of domain."""
 
@@ -89,8 +94,13 @@ def load_questions(source: Path | str | None = None, subset: str | tuple[str, ..
 def load_passages(split: str | None = None) -> list[Passage]:
     """The embedded corpus, or the passages of one split (training searches only those of "train")."""
     path = DATA / "passages.jsonl"
-    passages = (_passage(row, path, number) for number, row in enumerate(_lines(path), 1))
+    passages = (_passage(row, path, number) for number, row in enumerate(_lines(path, REBUILD), 1))
     return [passage for passage in passages if split in (None, passage.split)]
+
+
+def load_corpus(path: Path) -> list[Passage]:
+    """Passages of a corpus of your own: JSON lines like wiki-18's, {"id", "contents"}; DataError if a line is none."""
+    return [_contents(row, path, number) for number, row in enumerate(_lines(path, CORPUS_LINE), 1)]
 
 
 def to_row(question: Question) -> dict:
@@ -173,17 +183,24 @@ def _passage(row: dict, path: Path, number: int) -> Passage:
     try:
         return Passage(**row)
     except TypeError as error:
-        raise DataError(f"{path.name}, line {number} is no passage ({error}): {_cure(path)}") from None
+        raise DataError(f"{path.name}, line {number} is no passage ({error}): {REBUILD}") from None
 
 
-def _rows(source: Path | str) -> list[dict]:
+def _contents(row: dict, path: Path, number: int) -> Passage:
+    known, text = row.get("id"), row.get("contents")
+    if not isinstance(known, (str, int)) or not isinstance(text, str):
+        raise DataError(f"{path.name}, line {number} is no passage (id or contents are missing, or no text): {CORPUS_LINE}")
+    return Passage(str(known), text, "")
+
+
+def _rows(source: Path | str) -> Iterable[dict]:
     path = Path(source)
     if path.suffix == ".parquet":
         return _tables_rows(path.name, "parquet", data_files=str(path), split="train")
     if isinstance(source, str) and source.count("/") == 1 and not path.exists() and not path.suffix:
         name, config, split = (*source.split(":"), "", "")[:3]
         return _tables_rows(source, name, config or None, split=split or "test")
-    return _lines(path)
+    return _lines(path, REBUILD if path.parent == DATA else QUESTION_LINE)
 
 
 def _tables_rows(name: str, *which: str | None, **more: str) -> list[dict]:
@@ -198,28 +215,26 @@ def _tables_rows(name: str, *which: str | None, **more: str) -> list[dict]:
         raise DataError(f"{name} cannot be read ({cause}): name a file, or a set of the hub as owner/name:config:split") from error
 
 
-def _lines(path: Path) -> list[dict]:
+def _lines(path: Path, cure: str) -> Iterator[dict]:
+    """The objects of a JSON-lines file."""
+    number = 0
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # JSON may hold other line ends in texts
+        with path.open(encoding="utf-8", newline="\n") as lines:  # JSON may hold other line ends in texts
+            for number, line in enumerate(lines, 1):
+                yield _object(line, path, number, cure)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: {_cure(path)}") from None
+        raise DataError(f"{path} is missing: {cure}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text ({error}): {_cure(path)}") from None
-    if lines == [""]:
-        raise DataError(f"{path.name} is empty: {_cure(path)}")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, endless brackets
-            raise DataError(f"{path.name}, line {number} is not JSON ({error}): {_cure(path)}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path.name}, line {number} is no JSON object: {_cure(path)}")
-        rows.append(row)
-    return rows
+        raise DataError(f"{path} cannot be read as UTF-8 text ({error}): {cure}") from None
+    if not number:
+        raise DataError(f"{path.name} is empty: {cure}")
 
 
-def _cure(path: Path) -> str:
-    if path.parent == DATA:
-        return "run `zs benchmark build`"
-    return 'give a file with one JSON object a line, {"question": "…", "golden_answers": ["…"]}'
+def _object(line: str, path: Path, number: int, cure: str) -> dict:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, endless brackets
+        raise DataError(f"{path.name}, line {number} is not JSON ({error}): {cure}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path.name}, line {number} is no JSON object: {cure}")
+    return row

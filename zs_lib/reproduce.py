@@ -22,7 +22,8 @@ from zs_lib.files import read_json, write_json
 from zs_lib.progress import Board, clock, watching
 from zs_lib.provenance import available_cores
 from zs_lib.runs import Run, RunStore, kind_of
-from zs_lib.values import identity, reject_unknown
+from zs_lib.values import reject_unknown
+from zs_lib.worker import environment, spelled
 
 NOTEBOOKS = config.ROOT / "notebooks"
 OUTPUTS = Path(os.environ.get("ZS_OUTPUTS") or config.ROOT / "outputs")
@@ -213,11 +214,8 @@ class _Worker:
         self.output.close()
 
     def _do(self, task: _Task) -> str | None:
-        cls = type(task.arm)
-        job = {
-            "work": WORK[cls.__name__],
-            "type": f"{cls.__module__}:{cls.__name__}",
-            "config": identity(task.arm, labels=True),
+        job = spelled(task.arm) | {
+            "work": WORK[type(task.arm).__name__],
             "seed": task.seed,
             "store": str(self.store.root),
             "log": str(self.store.path(task.arm, task.seed) / "worker.log"),
@@ -236,14 +234,13 @@ class _Worker:
                 # One thread each: more of them on the same cores are many times slower.
                 names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
                 settings = dict.fromkeys(names, "1") | {"TOKENIZERS_PARALLELISM": "false"}
-                paths = [str(config.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "zs_lib.worker"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self.output,
                     encoding="utf-8",
-                    env=os.environ | settings | {"PYTHONPATH": os.pathsep.join(paths)},
+                    env=environment() | settings,
                 )
             return self.process
 

@@ -27,9 +27,10 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 
+from zs_lib import qa
 from zs_lib.engines.client import is_loopback
 from zs_lib.engines.http import TOKENS, environment
-from zs_lib.errors import ConfigError, DataError, ModelError, RunError
+from zs_lib.errors import ConfigError, ModelError, RunError
 from zs_lib.qa import Passage
 from zs_lib.web import Refused, json_application, take, within
 
@@ -54,7 +55,7 @@ def retriever(engine: str, corpus: Path | None, host: str, port: int) -> None:
         from zs_lib.engines.dense import DenseEngine
 
         kinds = {"bm25": BM25Engine, "dense": DenseEngine}
-        ranking = build_engine(engine) if corpus is None else kinds[engine](load_corpus(corpus))
+        ranking = build_engine(engine) if corpus is None else kinds[engine](qa.load_corpus(corpus))
         example = {"queries": ["capital of France"], "topk": 3, "return_scores": True}
         _run(retriever_application(ranking, address.token), address, address.curl("/retrieve", example))
 
@@ -77,28 +78,6 @@ def simulator(model: str, host: str, port: int) -> None:
 
         loaded = models.load(weights)
         _run(application(Batches(Generator(loaded.model, loaded.tokenizer)), name, address.token), address, example)
-
-
-def load_corpus(path: Path) -> list[Passage]:
-    """Passages of a JSON-lines file like wiki-18: {"id", "contents"} in each line; DataError if one has not."""
-    cure = 'each line must be a JSON object {"id": "…", "contents": "…"}: mend or remove it'
-    passages = []
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    row = json.loads(line)
-                    known, text = row["id"], row["contents"]
-                except (ValueError, LookupError, TypeError, RecursionError) as error:
-                    raise DataError(f"{path.name}, line {number} is no passage ({error!r}); {cure}.") from None
-                if not isinstance(known, (str, int)) or not isinstance(text, str):
-                    raise DataError(f"{path.name}, line {number} is no passage (id or contents are no text); {cure}.")
-                passages.append(Passage(str(known), text, ""))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text ({error}): name a corpus of JSON lines.") from None
-    if not passages:
-        raise DataError(f"{path} is empty: name a corpus of JSON lines.")
-    return passages
 
 
 def _weights(name: str) -> tuple[str, str]:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
-from zs_lib import metrics
 from zs_lib.errors import RunError
 from zs_lib.rollout import Trajectory
 from zs_lib.runs import Run
@@ -27,16 +26,15 @@ from zs_lib.runs import Run
 LOG = "trajectories.jsonl"
 
 
-def to_record(trajectory: Trajectory, decode: Callable[[list[int]], str] | None = None) -> dict:
-    """A trajectory as a record; with `decode` (ids → text), its tokens too."""
-    failed, golden = trajectory.stop_reason == "engine_failed", trajectory.question.golden_answers
+def to_record(trajectory: Trajectory, reward: float, decode: Callable[[list[int]], str] | None = None) -> dict:
+    """A trajectory as a record with its reward (NaN if the engine failed); with `decode` (ids → text), its tokens too."""
     record = {
         "question": trajectory.question.question,
-        "golden_answers": list(golden),
+        "golden_answers": list(trajectory.question.golden_answers),
         "turns": [asdict(turn) for turn in trajectory.turns],
         "stop_reason": trajectory.stop_reason,
         "answer": trajectory.answer,
-        "reward": None if failed else metrics.f1(trajectory.answer, golden),
+        "reward": None if math.isnan(reward) else reward,
     }
     return record | ({"tokens": _tokens(trajectory, decode)} if decode else {})
 

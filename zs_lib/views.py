@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from zs_lib import figures, metrics, progress
+from zs_lib import figures, metrics, progress, protocol
 from zs_lib.collapse import collapse_warnings
 from zs_lib.engines import SearchResult
 from zs_lib.progress import ArmState, clock
@@ -58,14 +58,12 @@ FULL_SURPRISE = 3.0
 
 _BLOCK = re.compile(r"<(think|search|answer)>(.*?)</\1>", re.DOTALL)
 _MATH = re.compile(r"[$\\]")
-_CONTROL = {code: f"‹U+{code:04X}›" for code in (*range(9), *range(11, 32), *range(0x7F, 0xA0), *range(0x202A, 0x202F),
-                                                 *range(0x2066, 0x206A))}
 
 
 def text(value: object) -> str:
     """Anything as HTML text that no viewer interprets. Control characters become visible; each $ and backslash stands in
     an element of its own, across which MathJax looks for no formula."""
-    return _MATH.sub(lambda found: f"<span>{found.group()}</span>", html.escape(str(value).translate(_CONTROL)))
+    return _MATH.sub(lambda found: f"<span>{found.group()}</span>", html.escape(protocol.visible(str(value))))
 
 
 # trajectories --------------------------------------------------------------------------------------------------------

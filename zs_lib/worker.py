@@ -15,10 +15,28 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from typing import Any
 
+from zs_lib import config
 from zs_lib.errors import ZeroSearchError
 from zs_lib.runs import RunStore
-from zs_lib.values import from_identity
+from zs_lib.values import from_identity, identity
+
+
+def spelled(arm: Any) -> dict:
+    """An arm as JSON values, for a job of another process."""
+    return {"type": f"{type(arm).__module__}:{type(arm).__name__}", "config": identity(arm, labels=True)}
+
+
+def arm_of(job: dict) -> Any:
+    """The arm that a job spells."""
+    return from_identity(_named(job["type"]), job["config"])
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, for one that imports the library from where this one did."""
+    paths = [str(config.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def main() -> None:
@@ -45,8 +63,7 @@ def _do(job: dict) -> str | None:
     """Do one job; returns what went wrong, if anything did."""
     store = RunStore(job["store"])
     try:
-        arm = from_identity(named(job["type"]), job["config"])
-        named(job["work"])(arm, job["seed"], store)
+        _named(job["work"])(arm_of(job), job["seed"], store)
     except ZeroSearchError as error:
         return str(error)
     except Exception as error:
@@ -57,7 +74,7 @@ def _do(job: dict) -> str | None:
     return None
 
 
-def named(name: str):
+def _named(name: str):
     """What "module:name" stands for."""
     module, attribute = name.split(":")
     return getattr(importlib.import_module(module), attribute)
