@@ -36,6 +36,13 @@ def test_all_are_drawn_and_say_where_they_come_from(tables, tmp_path):
     assert figures.provenance_of(tables, "tiny") == "profile tiny; 1 seed(s); runs: zerosearch 012345"
 
 
+def test_a_picture_of_another_record_does_not_stay(tables, tmp_path):
+    old = tmp_path / "05_simulators.png"
+    old.write_bytes(b"of another record")
+    _, lacking = figures.draw_all("tiny", tmp_path, tables | {"study_rows": ROWS.iloc[:0]})
+    assert "05_simulators" in lacking and not old.exists()
+
+
 def test_redrawn_figures_are_the_same_bytes(tables, tmp_path):
     (first, _), (second, _) = (figures.draw_all("tiny", tmp_path / name, tables) for name in "ab")
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(first, second, strict=True))
@@ -115,7 +122,10 @@ def test_the_readme_says_what_is_recorded(tmp_path):
 
 
 def test_the_stored_tables_are_those_of_the_record(tmp_path):
+    for name in table_files.OURS:
+        (tmp_path / f"{name}.csv").write_text("of another record")
     written, lacking = table_files.write_all("tiny", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}
     assert len(written) == 3 * (len(table_files.OURS) - len(lacking) + len(paper.TABLES))
     assert {path.name for path in table_files.FOLDER.iterdir()} == {path.name for path in written}
     for path in written:

@@ -368,9 +368,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     loaded = models.load(model)
     who = f"{arguments.policy or study.policies[0].name}, {arguments.method}, {arguments.engine}"
     table = evaluate.to_file(arguments.out, questions, Generator(loaded.model, loaded.tokenizer), engine, cfg, arguments.method, who)
-    scores = table.groupby("subset")[["f1", "em", "cover_em", "searches"]].mean() if table["subset"].any() else None
-    if scores is not None:
-        print(scores.round(3).to_string())
+    if table["subset"].any():
+        print(table.groupby("subset")[["f1", "em", "cover_em", "searches"]].mean().round(3).to_string())
     print(f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, cover-EM {table['cover_em'].mean():.3f}, "
           f"{table['searches'].mean():.2f} searches; predictions in {arguments.out}")
 

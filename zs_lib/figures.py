@@ -427,11 +427,13 @@ def _lacks(drawing: Drawing, tables: Tables) -> str:
 
 def draw_all(profile: str = "tiny", out: Path | str | None = None, tables: Tables | None = None) -> tuple[list[Path], dict[str, str]]:
     """Redraw the figures of a profile from its recorded results (or `tables`) into `out`: the files, and of figures that
-    need what was not recorded, why they are not drawn."""
+    need what was not recorded, why they are not drawn. An older picture of these does not stay."""
     tables = tables or results.load(profile)
     folder = Path(out) if out else FOLDER / profile
     folder.mkdir(parents=True, exist_ok=True)
     lacking = {name: reason for name, drawing in FIGURES.items() if (reason := _lacks(drawing, tables))}
+    for name in lacking:
+        (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
     for name in (name for name in FIGURES if name not in lacking):
         shown = tables if FIGURES[name].studies else tables | {"provenance": results.core(tables["provenance"])}

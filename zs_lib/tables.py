@@ -37,6 +37,8 @@ def write_all(profile: str = "tiny", out: Path | str | None = None) -> tuple[lis
             written += _write(make(recorded), folder / name)
         except DataError as error:
             lacking[name] = str(error)
+            for older in folder.glob(f"{name}.*"):  # of another record
+                older.unlink()
     for name in paper.TABLES:
         table = paper.load(name) if name == "cost" else paper.with_intervals(name)
         written += _write(table.set_index(table.columns[0]), folder / f"paper_{name}")
