@@ -1,8 +1,14 @@
 """Fixtures for every test: a run store of its own, never the checkout's."""
 
+import signal
+
 import pytest
 
 from zs_lib.runs import RunStore
+
+# A process in the background of a script is started deaf to Ctrl-C, and so are its children: the tests that send it
+# need both to hear.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

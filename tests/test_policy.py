@@ -177,9 +177,7 @@ def end_at_six(number: int, name: str, backbone: Path, store: Path) -> int:
     """Send this signal to a training after its sixth step; the exit code."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, __file__, str(backbone), str(store), name, str(int(number))]
-    # a process in the background of a script is started deaf to Ctrl-C
-    hearing = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    return subprocess.run(command, env=environment, timeout=120, stderr=subprocess.DEVNULL, preexec_fn=hearing).returncode
+    return subprocess.run(command, env=environment, timeout=120, stderr=subprocess.DEVNULL).returncode
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)])

@@ -483,8 +483,6 @@ def test_a_job_survives_the_way_to_a_worker():
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_parent(store, workers, ending):
     code = (
-        # a process in the background of a script is started deaf to Ctrl-C
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from run_fixtures import CountingArm; from zs_lib import reproduce\n"
         "reproduce.WORK['CountingArm'] = 'run_fixtures:ensure'\n"
         "reproduce.ensure_arms([(CountingArm(sleep=0.2, steps=500), 0)], jobs=1)"

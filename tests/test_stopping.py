@@ -61,10 +61,8 @@ def test_a_signal_that_is_ignored_stays_ignored():
     (signal.SIGTERM, 143, ["--jobs", "1", "--only", "03"], 2)], ids=["Ctrl-C", "SIGTERM in a notebook"])  # a kernel, and its worker
 def test_the_study_ends_cleanly_and_leaves_no_process(number, code, part, processes, store, tmp_path):
     environment = os.environ | {"PYTHONPATH": PATHS, "ZS_OUTPUTS": str(tmp_path / "outputs")}
-    # a process in the background of a script is started deaf to Ctrl-C
-    hearing = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     study = subprocess.Popen([sys.executable, "-m", "zs_lib", "reproduce", "--profile", "smoke", *part],
-                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hearing)
+                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: any(run.running for run in store.list()), 90)
     family = psutil.Process(study.pid).children(recursive=True)
     assert len(family) == processes
