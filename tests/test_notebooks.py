@@ -9,8 +9,9 @@ import time
 
 import nbformat
 import pytest
+from run_fixtures import CountingArm, ensure
 
-from zs_lib import config, models, reproduce, studies
+from zs_lib import config, models, notebook, reproduce, studies
 from zs_lib.notebook import PARAMETERS
 
 SECRET = "planted-f00d-key"
@@ -29,6 +30,13 @@ def test_form(path):
             assert not any(output.output_type == "error" for output in cell.outputs)
     text = path.read_text(encoding="utf-8")
     assert str(config.ROOT) not in text and not re.search(r'"/(?:root|home|tmp|work)/', text)
+
+
+def test_no_jobs_show_what_is_finished_and_make_nothing(store, capsys):
+    made = ensure(CountingArm(), 1, store)
+    shown = notebook.run([(CountingArm(), 0), (CountingArm(), 1)], jobs=0)
+    assert [run.path for run in shown] == [made.path] and not store.get(CountingArm(), 0)
+    assert capsys.readouterr().out.startswith("1 of 2 runs are not finished")
 
 
 @pytest.mark.skipif("tiny-L" not in models.shipped(), reason="needs the shipped backbones")

@@ -6,7 +6,7 @@ shows. The notebooks draw the same figures from the run store; `zs figures` from
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -50,14 +50,14 @@ class Drawing:
 
 # parts ---------------------------------------------------------------------------------------------------------------
 
-def curve(table: pd.DataFrame, column: str, axes: Axes, arms: tuple[str, ...] | None = None) -> None:
-    """Moving mean of `column` over steps, one line an arm: mean over seeds, with their range as a band."""
+def curve(table: pd.DataFrame, column: str, axes: Axes, arms: Iterable[str] = (), labels: Mapping[str, str] = LABELS) -> None:
+    """Moving mean of `column` over steps, one line an arm (of `arms`, or of all): mean over seeds, with their range as a band."""
     shown = [(arm, part) for arm, part in table.groupby("arm", sort=False)
              if (not arms or arm in arms) and part[column].notna().any()]
     for number, (arm, part) in enumerate(shown):
         color = COLORS.get(arm, SERIES[number % len(SERIES)])
         wide = part.pivot_table(index="step", columns="seed", values=column).rolling(WINDOW, min_periods=1).mean()
-        axes.plot(wide.index, wide.mean(axis=1), color=color, label=_label(arm), lw=1.8)
+        axes.plot(wide.index, wide.mean(axis=1), color=color, label=labels.get(arm, arm), lw=1.8)
         if wide.shape[1] > 1:
             axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.15, lw=0)
     axes.set_xlabel("RL step")
@@ -289,10 +289,7 @@ def draw_learning(tables: Tables, figure: Figure) -> None:
         part = rows[rows["study"] == study].set_index("label")["arm"]
         if study == "methods":
             part = part[part.isin(results.base_and_instruct(tables))]
-        for number, (label, arm) in enumerate(part.items()):
-            wide = tables["training"].query("arm == @arm").pivot_table(index="step", columns="seed", values="reward")
-            mean = wide.rolling(WINDOW, min_periods=1).mean().mean(axis=1)
-            axes.plot(mean.index, mean, color=SERIES[number % len(SERIES)], lw=1.6, label=label)
+        curve(tables["training"], "reward", axes, tuple(part), {arm: label for label, arm in part.items()})
         axes.set(title=title, ylim=(0, 1), xlabel="RL step", ylabel="training reward (F1)")
         axes.legend(fontsize=7.5, ncols=2, loc="upper left")
 

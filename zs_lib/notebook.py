@@ -85,12 +85,23 @@ def _flat(part: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 def run(wanted: Sequence[tuple], jobs: int | None = None, study: Profile | None = None) -> list[Run]:
     """The finished runs of (arm, seed) pairs, made side by side where missing; with `study`, its reward curve is
-    drawn while they train. An interrupted cell ends with one line that says what is kept."""
+    drawn while they train. With `jobs` 0 nothing is made: those that are finished, and a line on how many are not.
+    An interrupted cell ends with one line that says what is kept."""
+    if jobs == 0:
+        return _stored(wanted)
     curve = _LiveCurve(study, wanted) if study else None
     try:
         return reproduce.ensure_arms(wanted, jobs, watch=curve)
     except KeyboardInterrupt:
         raise Stopped("Stopped. Finished runs and checkpoints are kept: run the cell again to go on.") from None
+
+
+def _stored(wanted: Sequence[tuple]) -> list[Run]:
+    store = RunStore()
+    runs = [run for arm, seed in wanted if (run := store.get(arm, seed)) and run.finished]
+    if len(runs) < len(wanted):
+        print(f"{len(wanted) - len(runs)} of {len(wanted)} runs are not finished and not shown (jobs = 0 makes none).")
+    return runs
 
 
 class Stopped(KeyboardInterrupt):
