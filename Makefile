@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test fuzz chaos faults lock figures notebooks doctor clean
+.PHONY: help setup reproduce test fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -54,6 +54,11 @@ chaos: $(STAMP)  ## kill -9 at 50 random moments, start again, compare; recorded
 
 faults: $(STAMP)  ## engines that fail, at rates of 1% to 100%, and training with one; recorded in data/results
 	$(VENV)/bin/python tests/faults.py
+
+audit: $(STAMP)  ## known vulnerabilities of what requirements.lock installs (pip-audit; asks PyPI)
+	$(VENV)/bin/python -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit
+	sed 's/+cpu / /; s/ --hash.*//' requirements.lock | $(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r /dev/stdin
 
 lock: $(STAMP)  ## write requirements.lock: the hash of every package
 	$(VENV)/bin/python .ci/lock.py
