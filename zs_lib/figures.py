@@ -317,17 +317,18 @@ def draw_scaling(tables: Tables, figure: Figure) -> None:
     _lines(panels[2], results.study_scores(tables, "lengths").assign(line=studies.TRAINED[studies.MAIN]))
     for axes, title in zip(panels, ("Simulator", "Policy", "Training"), strict=True):
         axes.set(title=title, ylim=(0, 1))
-        axes.legend(fontsize=7.5, loc="lower right")
+        axes.legend(fontsize=7.5, loc="upper right")
     panels[0].set_ylabel("held-out F1 (95% interval)")
 
 
 def _lines(axes: Axes, scores: pd.DataFrame) -> None:
-    """One line for each value of `line`, over the index in its order."""
+    """One line for each value of `line`, over the index in its order; those of one colour differ in their dashes."""
     order = list(dict.fromkeys(scores.index))
     for number, (line, part) in enumerate(scores.groupby("line", sort=False)):
         places = [order.index(label) + 0.06 * number for label in part.index]
         errors = [part["f1"] - part["low"], part["high"] - part["f1"]]
-        axes.errorbar(places, part["f1"], yerr=errors, marker="o", ms=4, capsize=3, lw=1.4, color=SERIES[number], label=line)
+        axes.errorbar(places, part["f1"], yerr=errors, marker="o", ms=4, capsize=3, lw=1.4,
+                      color=color_of(part["arm"].iloc[0]), ls=("-", "--", ":")[number % 3], label=line)
     axes.set_xticks(range(len(order)), order)
 
 
