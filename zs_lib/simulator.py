@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+import torch
+
 from zs_lib import metrics, models, protocol, qa, wording
 from zs_lib.arms import FidelityArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
@@ -26,6 +28,7 @@ from zs_lib.generate import Generator
 from zs_lib.qa import Hop, Question
 from zs_lib.rollout import rollout
 from zs_lib.runs import Run, RunStore
+from zs_lib.values import later
 
 Progress = Callable[[int, int, dict], None]
 
@@ -162,14 +165,14 @@ def ensure(arm: SimulatorArm, seed: int, store: RunStore, progress: Progress | N
     A prompted simulator is its backbone as it is, copied into the run so that every arm is used alike.
     """
     def work(run: Run) -> dict:
-        loaded = models.load(arm.backbone)
+        loaded = models.load(arm.backbone, arm.dtype)
         summary: dict = {"backbone": arm.backbone, "way": arm.way}
         if arm.way != "prompted":
             pairs = read_pairs(ensure_pairs(arm, store))
             chosen = examples(pairs, arm.way, seed)
             rows = encode_examples(chosen, loaded.tokenizer, arm.template)
             summary |= {"examples": len(chosen)} | fine_tune(run, loaded, rows, arm, seed, progress)
-        loaded.model.save_pretrained(run.model_dir)
+        loaded.model.to(getattr(torch, arm.dtype)).save_pretrained(run.model_dir)
         loaded.tokenizer.save_pretrained(run.model_dir)
         return summary
 
@@ -186,6 +189,7 @@ class PairsArm:
     attempts: int
     num_documents: int
     benchmark: str
+    dtype: str = later("float32")
 
     @property
     def name(self) -> str:
@@ -198,9 +202,9 @@ def ensure_pairs(arm: SimulatorArm, store: RunStore) -> Run:
         questions, _ = split_questions(qa.load_questions(subset=qa.TRAINED_ON, split="train"))
         questions = Random("pairs").sample(questions, min(arm.num_questions, len(questions)))
         run.progress("collecting", 0, 2)
-        pairs = collect(arm, questions, _generator(arm.collector), build_engine("bm25", split="train"))
+        pairs = collect(arm, questions, _generator(arm.collector, arm.dtype), build_engine("bm25", split="train"))
         run.progress("judging", 1, 2)
-        pairs = judge(pairs, _generator(arm.judge))
+        pairs = judge(pairs, _generator(arm.judge, arm.dtype))
         lines = "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs)
         (run.path / PAIRS).write_text(lines, encoding="utf-8")
         return agreement(pairs)
@@ -224,13 +228,14 @@ def read_pairs(run: Run) -> list[Pair]:
                         "collected again.") from error
 
 
-def _generator(name: str | Path) -> Generator:
-    loaded = models.load(name)
+def _generator(name: str, dtype: str) -> Generator:
+    loaded = models.load(name, dtype)
     return Generator(loaded.model, loaded.tokenizer)
 
 
 def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, progress: Progress | None) -> dict:
-    """Supervised fine-tuning with TRL, loss on the documents only (paper, section 3.2 and appendix B)."""
+    """Supervised fine-tuning with TRL, in place, loss on the documents only (paper, section 3.2 and appendix B). In half
+    precision the weights that are trained are float32, and rounded where they are used."""
     import datasets
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -250,13 +255,18 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
         output_dir=str(Path(run.path) / "trainer"), max_steps=arm.steps, per_device_train_batch_size=arm.batch_size,
         learning_rate=arm.learning_rate, lr_scheduler_type="linear", warmup_steps=max(1, arm.steps // 20), seed=seed,
         logging_steps=max(1, arm.steps // 40), save_strategy="no", report_to=[], max_length=1024,
-        completion_only_loss=True, gradient_checkpointing=False, disable_tqdm=True, dataloader_num_workers=0,
-        use_cpu=loaded.model.device.type == "cpu", bf16=loaded.model.device.type != "cpu",
+        completion_only_loss=True, gradient_checkpointing=arm.gradient_checkpointing, disable_tqdm=True, dataloader_num_workers=0,
+        use_cpu=loaded.model.device.type == "cpu", bf16=arm.dtype == "bfloat16",
         train_sampling_strategy="group_by_length", dataset_num_proc=None)
+    adapters = models.add_lora(loaded.model, arm.lora_rank) if arm.lora_rank else None
+    if adapters is None:
+        loaded.model.float()
     trainer = SFTTrainer(loaded.model, config, train_dataset=datasets.Dataset.from_list(rows),
                          processing_class=loaded.tokenizer, callbacks=[Log()])
     with models.training_attention(loaded.model):
         outcome = trainer.train()
+    if adapters:
+        adapters.merge_and_unload()
     return {"steps": arm.steps, "final_loss": outcome.training_loss, "tokens": sum(len(row["input_ids"]) for row in rows)}
 
 
