@@ -90,7 +90,7 @@ class SimulatorArm(Trained):
     """The model that is fine-tuned, or only prompted."""
     way: str
     """"naive": pairs as the paper builds them; "grounded": bad queries keep the real engine's answerless
-    documents; "prompted": no fine-tuning."""
+    documents; "prompted": no fine-tuning; "published": none either, for others have fine-tuned it."""
     collector: str
     """The model whose trajectories with the real engine give the (query, documents) pairs."""
     judge: str
@@ -115,13 +115,23 @@ class SimulatorArm(Trained):
     """Name of the prompt in `protocol.SIMULATOR_TEMPLATES`."""
     benchmark: str = "embedded"
     """Where the questions come from (set by the profile)."""
+    engine: str = later("bm25")
+    """The real engine that the collector asks: what the simulator learns to play."""
+    collection: RolloutConfig | None = later(None)
+    """How the collector writes its trajectories; None: as suits the tiny models (`simulator.COLLECTION`)."""
 
     def __post_init__(self):
         super().__post_init__()
-        among(self, way=("naive", "grounded", "prompted"))
+        _check_engine(self, *REAL_ENGINES)
+        among(self, way=("naive", "grounded", "prompted", "published"))
         within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
         within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
         within(self, temperature=(0, 10), max_tokens=(1, math.inf))
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether that is our part, so that it has pairs and a loss."""
+        return self.way in ("naive", "grounded")
 
     @property
     def label(self) -> str:
@@ -320,6 +330,8 @@ class EvaluationArm:
     """The share of searches that bring unrelated documents (`engines.noisy`)."""
     dtype: str = later("float32")
     """As the policy was trained."""
+    benchmark: str = later("embedded")
+    """As in training: whose test questions are asked."""
 
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
@@ -328,7 +340,7 @@ class EvaluationArm:
         engine = "none" if arm.engine == "none" else cfg.engine
         count = cfg.questions_per_subset
         return cls(policy=arm, backbone=arm.backbone, engine=engine, questions_per_subset=count, rollout=rollout,
-                   dtype=arm.dtype)  # fmt: skip
+                   dtype=arm.dtype, benchmark=arm.benchmark)  # fmt: skip
 
     @classmethod
     def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:

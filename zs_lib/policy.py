@@ -54,7 +54,7 @@ def ensure(arm: PolicyArm, seed: int, store: RunStore, progress: Progress | None
     """
 
     def work(run: Run) -> dict:
-        questions = qa.load_questions(subset=arm.subsets, split="train")
+        questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
         loaded = models.load(arm.backbone, arm.dtype)
         return train(run, arm, seed, questions, loaded.model, loaded.tokenizer, _engine(arm, store), progress)
 
