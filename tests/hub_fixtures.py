@@ -18,12 +18,14 @@ def write_hub(folder: Path, train: list[tuple[str, str, list[str]]], test: dict[
         rows.append({
             "id": f"train_{number}", "question": question, "golden_answers": answers, "data_source": source,
             "prompt": [{"role": "user", "content": protocol.policy_prompt(question, "paper")}], "ability": "fact-reasoning",
-            "reward_model": {"style": "rule", "ground_truth": {"target": answers}}, "extra_info": {"split": "train", "index": number}})  # fmt: skip
+            "reward_model": {"style": "rule", "ground_truth": {"target": answers}},
+            "extra_info": {"split": "train", "index": number}})  # fmt: skip
     _write(rows, folder / qa.HUB_TRAIN / "train.parquet")
     for name, asked in test.items():
         split = qa.HUB_SETS[name]
-        _write([{"id": f"{split}_{number}", "question": question, "golden_answers": answers}
-                for number, (question, answers) in enumerate(asked)], folder / qa.HUB_TEST / name / f"{split}.parquet")  # fmt: skip
+        rows = [{"id": f"{split}_{number}", "question": question, "golden_answers": answers}
+                for number, (question, answers) in enumerate(asked)]  # fmt: skip
+        _write(rows, folder / qa.HUB_TEST / name / f"{split}.parquet")
 
 
 def _write(rows: list[dict], path: Path) -> None:

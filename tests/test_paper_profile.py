@@ -32,15 +32,15 @@ def model(tmp_path_factory):
     """The folder of a model that writes the formats of policy and simulator, with random words in them."""
     path = tmp_path_factory.mktemp("models") / "model"
     tags = [f"<{slash}{tag}>" for tag in protocol.TAGS for slash in ("", "/")]
-    vocabulary = ["<pad>", "<eos>", *tags, *WORDS, "other", "Doc", *(f"{i}:" for i in range(1, 7)), "useful", "noisy", "Question:"]
+    vocabulary = ["<pad>", "<eos>", *tags, *WORDS, "other", "Doc", *(f"{i}:" for i in range(1, 7)), "useful", "noisy"]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="other"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.add_special_tokens(["<pad>", "<eos>"])
     inner.add_tokens(tags)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
     torch.manual_seed(0)
-    made = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=1, hidden_size=32, intermediate_size=64,
-                                        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8192))  # fmt: skip
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8192)
+    made = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=1, **sizes))
     optimizer, dice = torch.optim.AdamW(made.parameters(), lr=1e-2), random.Random(0)
     for step in range(60):
         texts = [written(dice, step % 2) for _ in range(8)]
@@ -95,7 +95,7 @@ def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monk
         profile = located(config.load_profile("paper", STEPS), model, server.url)
         arm, real = profile.policy("zerosearch"), profile.policy("search-r1")
         assert differing(identity(paper.policy("zerosearch")), identity(arm)) == {
-            "steps", "backbone", *(f"simulator.{name}" for name in ("steps", "backbone", "collector", "judge", "engine"))}  # fmt: skip
+            "steps", "backbone", "simulator.steps", "simulator.backbone", "simulator.collector", "simulator.judge", "simulator.engine"}
 
         tuned = [ours for ours, theirs in zip(profile.simulators, paper.simulators, strict=True)
                  if theirs.label in ("naive-Qwen2.5-3B-Instruct", "naive-Qwen2.5-7B-Instruct")]  # all weights, and LoRA

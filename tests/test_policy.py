@@ -559,7 +559,8 @@ def test_the_finished_policy_of_lora_is_an_ordinary_model_that_says_the_same(bac
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_gradient_checkpointing_keeps_the_gradient_and_runs_layers_again(lora_rank, backbone, batch, monkeypatch):
     def gradients(on):
-        learn = Learner(load(backbone)[0], arm(gradient_checkpointing=on, lora_rank=lora_rank, max_grad_norm=1e9), Accelerator(cpu=True))
+        values = dict(gradient_checkpointing=on, lora_rank=lora_rank, max_grad_norm=1e9)
+        learn = Learner(load(backbone)[0], arm(**values), Accelerator(cpu=True))
         ran = []
         learn.model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: ran.append(1))
         monkeypatch.setattr(learn.optimizer, "zero_grad", lambda: None)

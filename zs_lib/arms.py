@@ -62,6 +62,9 @@ class CurriculumConfig:
         within(self, band_low=(0, self.band_high), band_high=(self.band_low, 1))
 
 
+DTYPES = ("float32", "bfloat16")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """How a model is held in memory while it is trained."""
@@ -77,9 +80,6 @@ class Trained:
     def __post_init__(self):
         among(self, dtype=DTYPES)
         within(self, lora_rank=(0, 4096))
-
-
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,8 @@ def gpu(name: str) -> Gpu:
     """A card of data/gpus.csv, at its lowest quote; ConfigError, which lists them, for others."""
     row = pick("GPU", name, {row["gpu"]: row for row in _table("gpus")})
     quotes = [float(quote["usd"]) for quote in _table("prices") if quote["kind"] == "gpu" and quote["item"] == name]
-    return Gpu(1e9 * float(row["memory_gb"]), 1e9 * float(row["bandwidth_gb_s"]), 1e12 * float(row["bf16_tflops"]), min(quotes, default=None))
+    memory, bandwidth, tflops = (float(row[column]) for column in ("memory_gb", "bandwidth_gb_s", "bf16_tflops"))
+    return Gpu(1e9 * memory, 1e9 * bandwidth, 1e12 * tflops, min(quotes, default=None))
 
 
 def query_usd(engine: str) -> float:

@@ -141,15 +141,15 @@ class Learner:
         self.adapters = add_lora(self.model, arm.lora_rank) if arm.lora_rank else None
         if arm.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
-        mine = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}  # tied weights once
-        self.parameters = {name: _master(parameter) for name, parameter in mine.items()}
-        self.rounded = [(parameter, self.parameters[name]) for name, parameter in mine.items() if parameter.dtype != torch.float32]
+        own = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}  # tied once
+        self.parameters = {name: _master(parameter) for name, parameter in own.items()}
+        self.rounded = [(parameter, self.parameters[name]) for name, parameter in own.items() if parameter.dtype != torch.float32]
         groups = [{"params": list(self.parameters.values()), "factor": 1.0}]
         self.critic = self._new_critic() if arm.objective.algorithm == "ppo" else None
         if self.critic:
-            critic = {f"critic.{name}": parameter for name, parameter in self.critic.named_parameters()}
-            self.parameters |= critic
-            groups.append({"params": list(critic.values()), "factor": arm.objective.value_rate_factor})
+            mine = {f"critic.{name}": parameter for name, parameter in self.critic.named_parameters()}
+            self.parameters |= mine
+            groups.append({"params": list(mine.values()), "factor": arm.objective.value_rate_factor})
         self.optimizer = torch.optim.AdamW(groups, lr=arm.learning_rate, weight_decay=arm.weight_decay)
 
     def _new_critic(self) -> torch.nn.Linear:
@@ -343,7 +343,6 @@ def _master(parameter: Tensor) -> Tensor:
     if parameter.dtype == torch.float32:
         return parameter
     master = parameter.detach().float()
-    master.grad = None
 
     def hand_over(parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad.float(), None

@@ -50,8 +50,8 @@ def load(name: str | Path, dtype: str = "float32") -> LoadedModel:
     """Load a model by backbone name ("tiny-S"), folder, or hub id ("Qwen/Qwen2.5-3B").
 
     Weights are of this `dtype` (a name of `arms.DTYPES`), whatever precision they are stored in (half precision only
-    keeps the files small), on the GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes with a model. Raises
-    ModelError if there is no such model or its files are damaged.
+    keeps the files small), on the GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes
+    with a model. Raises ModelError if there is no such model or its files are damaged.
     """
     name = str(name)
     sources = _sources(name)
@@ -99,6 +99,7 @@ def add_lora(model: PreTrainedModel, rank: int) -> LoraModel:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    model.train(model.training)  # the new parts as the rest
     return adapters
 
 

@@ -4,7 +4,7 @@ is modelled, nothing was measured on such cards; `ASSUMED` says on what it rests
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zs_lib import hardware
 from zs_lib.arms import PolicyArm, RolloutConfig, SimulatorArm, Trained, simulates
@@ -20,18 +20,21 @@ PROMPT, SIMULATOR_PROMPT, TURN, DOCUMENT = 180, 120, 120, 45
 SEARCHES = 1.0
 """A rollout: what Table 8's 64,000 queries leave to each of the paper's 64,000 rollouts."""
 USABLE, ANSWERS_A_SECOND, SMALLEST_SET, PORT = 0.95, 10, 125, 8001
-ASSUMED = f"""\
-lengths: {PROMPT} tokens a policy prompt, {TURN} a turn, {DOCUMENT} a document, {SIMULATOR_PROMPT} a simulator's prompt; {SEARCHES:g} searches a rollout (the paper's Table 8)
-writing: {hardware.DECODING:.0%} of what bandwidth and arithmetic allow, {BATCH} sequences at once; all else: {hardware.COMPUTING:.0%} of the bf16 FLOPs
-memory: at these lengths, not at the longest that the profile allows; {USABLE:.0%} of a card can be used
-prices: a card's lowest quote, a search API's cheapest plan; {ANSWERS_A_SECOND} answers a second
-left out: loading, checkpoints, failures, waiting for cards"""
+ASSUMED = (
+    f"lengths: {PROMPT} tokens a policy prompt, {TURN} a turn, {DOCUMENT} a document, {SIMULATOR_PROMPT} a simulator's prompt",
+    f"searches: {SEARCHES:g} a rollout, as the queries of the paper's Table 8; {ANSWERS_A_SECOND} answers of a search API a second",
+    f"writing: {hardware.DECODING:.0%} of what bandwidth and arithmetic allow, {BATCH} sequences at once",
+    f"reading and training: {hardware.COMPUTING:.0%} of the data sheet's bf16 FLOPs",
+    f"memory: at these lengths, not at the longest that the profile allows; {USABLE:.0%} of a card can be used",
+    "prices: a card's lowest quote, a search API's cheapest plan (data/prices.csv)",
+    "left out: loading, checkpoints, failures, waiting for cards",
+)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of run: bytes by kind on the card that holds most, tokens written or trained on, hours, dollars for an API, the
-    command that starts it, and the cards that it takes."""
+    """One kind of run: bytes by kind on its card, tokens written or trained on, hours, dollars for an API, the command that
+    starts it, and bytes by kind on a second card, if it takes one."""
 
     name: str
     memory: dict[str, float]
@@ -39,11 +42,16 @@ class Stage:
     hours: float
     api_usd: float
     command: str
-    cards: int = 1
+    second: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cards(self) -> int:
+        return 1 + bool(self.second)
 
     @property
     def bytes(self) -> float:
-        return sum(self.memory.values())
+        """Of the card that holds most."""
+        return max(sum(self.memory.values()), sum(self.second.values()))
 
     def usd(self, card: Gpu) -> float | None:
         """Dollars; None without a quote for the card."""
@@ -65,7 +73,7 @@ def training_memory(of: Shape, arm: Trained, tokens: float, reference: bool) -> 
 
 
 def training_flops(of: Shape, arm: Trained, tokens: float, reference: bool) -> float:
-    """For each weight and token: 2 forward, 4 backward (2 if the weights are frozen), 2 to run layers again, 2 of the reference."""
+    """For each weight and token: 2 forward, 4 backward (2 if weights are frozen), 2 to run layers again, 2 of the reference."""
     return of.parameters * tokens * (6 - 2 * (arm.lora_rank > 0) + 2 * arm.gradient_checkpointing + 2 * reference)
 
 
@@ -97,8 +105,8 @@ def stages(profile: Profile, card: Gpu, cards: int) -> list[Stage]:
     policy's simulator stands on one of its own."""
     tuned = [arm for arm in profile.simulators if arm.fine_tuned]
     pairs = [_pairs(profile, tuned[0], card)] if tuned else []
-    return [*pairs, *(_tuning(profile, arm, card) for arm in tuned), *(_training(profile, arm, card, cards > 1) for arm in profile.policies),
-            _evaluation(profile, card)]  # fmt: skip
+    trainings = [_training(profile, arm, card, cards > 1) for arm in profile.policies]
+    return [*pairs, *(_tuning(profile, arm, card) for arm in tuned), *trainings, _evaluation(profile, card)]
 
 
 def _pairs(profile: Profile, arm: SimulatorArm, card: Gpu) -> Stage:
@@ -138,11 +146,11 @@ def _training(profile: Profile, arm: PolicyArm, card: Gpu, apart: bool) -> Stage
         waiting = card.writing(theirs, dtype, queries, output, SIMULATOR_PROMPT + output)
         waiting += card.computing(2 * theirs.parameters * queries * SIMULATOR_PROMPT)
         beside = {"simulator": theirs.held(dtype), "its KV cache": theirs.kept(dtype, BATCH * (SIMULATOR_PROMPT + output))}
-    memory = max(memory, beside, key=lambda kinds: sum(kinds.values())) if apart else memory | beside
+    memory, second = (memory, beside) if apart else (memory | beside, {})
     update = card.computing(training_flops(of, arm, rollouts * whole, reference) * arm.objective.updates_per_batch)
     seconds = rolling(of, arm.dtype, card, rollouts, arm.rollout, arm.engine != "none") + waiting + update
     return Stage(f"policy {arm.name}", memory, arm.steps * (rollouts * written + queries * output), arm.steps * seconds / 3600,
-                 arm.steps * usd, _training_command(profile, arm, simulated and apart), 1 + (simulated and apart))  # fmt: skip
+                 arm.steps * usd, _training_command(profile, arm, bool(second)), second)  # fmt: skip
 
 
 def _evaluation(profile: Profile, card: Gpu) -> Stage:
@@ -171,9 +179,11 @@ def _training_command(profile: Profile, arm: PolicyArm, apart: bool) -> str:
     if not apart:
         return _python(profile, "arms, evaluate, policy", start)
     made = RunStore().path(arm.simulator, 0).name if arm.simulator.fine_tuned else arm.simulator.backbone
+    address = f"http://127.0.0.1:{PORT}"
     server = f"CUDA_VISIBLE_DEVICES=1 zs serve simulator --model {made} --port {PORT} &"
-    address = {"policy.engine": f"openai:http://127.0.0.1:{PORT}"}
-    return f"{server}\nCUDA_VISIBLE_DEVICES=0 {_python(profile, 'arms, evaluate, policy', start, address)}; kill %1"
+    ready = f'timeout 1800 sh -c "until curl -fs {address}/v1/models; do sleep 5; done"'
+    training = _python(profile, "arms, evaluate, policy", start, {"policy.engine": f"openai:{address}"})
+    return f"{server}\n{ready} && CUDA_VISIBLE_DEVICES=0 {training}\nkill %1"
 
 
 def _python(profile: Profile, modules: str, start: str, overrides: dict | None = None) -> str:
@@ -183,8 +193,8 @@ def _python(profile: Profile, modules: str, start: str, overrides: dict | None =
 
 
 def describe(profile: Profile, name: str, cards: int) -> str:
-    """The plan as text: two lines a stage, totals, assumptions, and the commands in their order. ConfigError for an unknown card
-    or model."""
+    """The plan as text: a line a stage and one for each of its cards, totals, assumptions, and the commands in their order.
+    ConfigError for an unknown card or model."""
     if cards < 1:
         raise ConfigError(f"gpus = {cards}: at least one is needed.")
     card = hardware.gpu(name)
@@ -194,12 +204,13 @@ def describe(profile: Profile, name: str, cards: int) -> str:
              f"{'stage':<{width}} {'GB a card':>9} {'tokens':>8} {'hours':>7} {'cards':>5} {'dollars':>8}"]  # fmt: skip
     for stage in planned:
         fits = "" if stage.bytes <= USABLE * card.memory else "  does not fit"
-        lines.append(f"{stage.name:<{width}} {stage.bytes / 1e9:9.1f} {stage.tokens / 1e6:7.1f}M {stage.hours:7.2f} {stage.cards:5} "
-                     f"{_dollars(stage.usd(card)):>8}{fits}")  # fmt: skip
-        lines.append("    " + ", ".join(f"{kind} {held / 1e9:.1f}" for kind, held in stage.memory.items() if held >= 5e7))
+        lines.append(f"{stage.name:<{width}} {stage.bytes / 1e9:9.1f} {stage.tokens / 1e6:7.1f}M {stage.hours:7.2f} "
+                     f"{stage.cards:5} {_dollars(stage.usd(card)):>8}{fits}")  # fmt: skip
+        lines += ["    " + ", ".join(f"{kind} {held / 1e9:.1f}" for kind, held in kinds.items() if held >= 5e7)
+                  for kinds in (stage.memory, stage.second) if kinds]  # fmt: skip
     spent = None if card.usd is None else sum(stage.usd(card) for stage in planned)
-    lines += [f"in all: {sum(stage.hours * stage.cards for stage in planned):.1f} card-hours, {_dollars(spent)} dollars", "", "Assumed"]
-    lines += [f"  {line}" for line in ASSUMED.splitlines()]
+    hours = sum(stage.hours * stage.cards for stage in planned)
+    lines += [f"in all: {hours:.1f} card-hours, {_dollars(spent)} dollars", "", "Assumed", *(f"  {line}" for line in ASSUMED)]
     lines += ["", "To start, in this order; what is finished is found again, what was stopped goes on"]
     return "\n".join([*lines, *(stage.command for stage in planned)])
 

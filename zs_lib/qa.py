@@ -134,7 +134,7 @@ def _hub_source(name: str, config: str, split: str) -> Path | str:
     files = [Path(folder, name, config, split + suffix) for suffix in (".parquet", ".jsonl")]
     if found := next(filter(Path.exists, files), None):
         return found
-    raise DataError(f"{files[0]} is missing (or .jsonl): fill ZS_HUB_DATA with `hf download --repo-type dataset {name}`, or unset it")
+    raise DataError(f"{files[0]} is missing (or .jsonl): get it by `hf download --repo-type dataset {name}`, or unset ZS_HUB_DATA")
 
 
 def load_passages(split: str | None = None) -> list[Passage]:

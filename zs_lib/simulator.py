@@ -117,7 +117,8 @@ def judge(pairs: Sequence[Pair], generator: Generator, cfg: RolloutConfig = COLL
     prompts = [generator.encode_prompt(protocol.policy_prompt(pair.question, cfg.template))
                + generator.encode(f"<think> I need the {pair.query}. </think><search> {pair.query} </search>")
                + generator.encode(protocol.format_observation(pair.documents)) for pair in pairs]
-    completions = generator.generate(prompts, [("judge", i) for i in range(len(pairs))], cfg.max_turn_tokens, 0.0, protocol.STOP_STRINGS)
+    keys = [("judge", i) for i in range(len(pairs))]
+    completions = generator.generate(prompts, keys, cfg.max_turn_tokens, 0.0, protocol.STOP_STRINGS)
     return [replace(pair, useful=states([generator.decode(completion.ids)], pair.answers))
             for pair, completion in zip(pairs, completions, strict=True)]
 
