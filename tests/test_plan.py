@@ -90,6 +90,10 @@ def test_the_papers_searches_cost_what_table_8_says():
     assert by_name["policy search-r1"].api_usd == pytest.approx(586.7, rel=1e-3)  # 64,000 queries
     assert by_name["policy zerosearch"].api_usd == by_name["policy r1"].api_usd == 0
     assert by_name["policy zerosearch"].cards == 2 and by_name["policy search-r1"].cards == 1
+    budgets = {name: stage.command.partition("ZS_SEARCH_BUDGET=")[2].partition(" ")[0] for name, stage in by_name.items()}
+    # twice 25 dollars a thousand: of 64,000 queries in training, 3,125 in an evaluation, 2,000 for pairs
+    names = ("policy search-r1", "policy zerosearch", "policy r1", "pairs", "simulator naive-Qwen2.5-3B-Instruct")
+    assert [budgets[name] for name in names] == ["3357", "157", "", "100", ""]
     stage = by_name["policy zerosearch"]
     assert stage.usd(hardware.gpu("A100-80GB")) == pytest.approx(stage.hours * 2 * 1.79)
     # 3.09 billion: 2 bytes, gradients of 4, 4 + 8 of copies and moments, and the reference

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,10 +102,10 @@ def gpu(name: str) -> Gpu:
     return Gpu(1e9 * memory, 1e9 * bandwidth, 1e12 * tflops, min(quotes, default=None))
 
 
-def query_usd(engine: str) -> float:
-    """Dollars of one query, on the cheapest plan that is quoted; 0 for engines that nobody sells."""
+def query_usd(engine: str, plan: Callable = min) -> float:
+    """Dollars of one query, on the cheapest plan that is quoted (`max`: the dearest); 0 for engines that nobody sells."""
     plans = [row for row in _table("prices") if row["kind"] == "search" and row["vendor"].lower() == engine]
-    return min((float(row["usd"]) / float(row["quantity"]) for row in plans), default=0.0)
+    return plan((float(row["usd"]) / float(row["quantity"]) for row in plans), default=0.0)
 
 
 def _table(name: str) -> list[dict]:

@@ -4,10 +4,11 @@ is modelled, nothing was measured on such cards; `ASSUMED` says on what it rests
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 
 from zs_lib import hardware
-from zs_lib.arms import PolicyArm, RolloutConfig, SimulatorArm, Trained, simulates
+from zs_lib.arms import EvaluationConfig, PolicyArm, RolloutConfig, SimulatorArm, Trained, simulates
 from zs_lib.config import Profile
 from zs_lib.errors import ConfigError
 from zs_lib.hardware import BATCH, WIDTH, Gpu, Shape, shape
@@ -22,7 +23,7 @@ SEARCHES = 1.0
 USABLE, ANSWERS_A_SECOND, SMALLEST_SET, PORT = 0.95, 10, 125, 8001
 ASSUMED = (
     f"lengths: {PROMPT} tokens a policy prompt, {TURN} a turn, {DOCUMENT} a document, {SIMULATOR_PROMPT} a simulator's prompt",
-    f"searches: {SEARCHES:g} a rollout, as the queries of the paper's Table 8; {ANSWERS_A_SECOND} answers of a search API a second",
+    f"searches: {SEARCHES:g} a rollout, as the paper's Table 8 has them; {ANSWERS_A_SECOND} answers of a search API a second",
     f"writing: {hardware.DECODING:.0%} of what bandwidth and arithmetic allow, {BATCH} sequences at once",
     f"reading and training: {hardware.COMPUTING:.0%} of the data sheet's bf16 FLOPs",
     f"memory: at these lengths, not at the longest that the profile allows; {USABLE:.0%} of a card can be used",
@@ -121,7 +122,8 @@ def _pairs(profile: Profile, arm: SimulatorArm, card: Gpu) -> Stage:
     memory = {"weights": largest.held(arm.dtype), "KV cache": largest.kept(arm.dtype, BATCH * whole)}
     start = _python(profile, "simulator", f'simulator.ensure_pairs(study.simulator("{arm.label}"), store)')
     seconds = rolling(collector, arm.dtype, card, rollouts, cfg) + judging + waiting
-    return Stage("pairs", memory, rollouts * written + queries * TURN, seconds / 3600, usd, start)
+    tokens = rollouts * written + queries * TURN
+    return Stage("pairs", memory, tokens, seconds / 3600, usd, _budget((arm.engine, queries)) + start)
 
 
 def _tuning(profile: Profile, arm: SimulatorArm, card: Gpu) -> Stage:
@@ -156,7 +158,7 @@ def _training(profile: Profile, arm: PolicyArm, card: Gpu, apart: bool) -> Stage
 def _evaluation(profile: Profile, card: Gpu) -> Stage:
     """Of every policy, and of what each backbone is before."""
     cfg = profile.evaluation
-    questions = 6 * cfg.questions_per_subset + min(cfg.questions_per_subset, SMALLEST_SET)
+    questions = _questions(cfg)
     starts = {arm.backbone: arm for arm in reversed(profile.policies)}.values()
     hours = tokens = spent = 0.0
     memory: dict[str, float] = {}
@@ -169,21 +171,35 @@ def _evaluation(profile: Profile, card: Gpu) -> Stage:
         held = {"weights": of.held(arm.dtype), "KV cache": of.kept(arm.dtype, BATCH * whole)}
         memory = max(memory, held, key=lambda kinds: sum(kinds.values()))
     start = "[evaluate.ensure(arms.EvaluationArm.of_backbone(arm, study.evaluation), 0, store) for arm in study.policies]"
-    return Stage("evaluation", memory, tokens, hours, spent, _python(profile, "arms, evaluate", start))
+    budget = _budget((cfg.engine, SEARCHES * questions * len(starts)))
+    return Stage("evaluation", memory, tokens, hours, spent, budget + _python(profile, "arms, evaluate", start))
 
 
 def _training_command(profile: Profile, arm: PolicyArm, apart: bool) -> str:
     """Trains a policy and evaluates it, with a server for its simulator if that stands apart."""
     start = (f'arm = study.policy("{arm.name}"); policy.ensure(arm, 0, store); '
              "evaluate.ensure(arms.EvaluationArm.of_policy(arm, study.evaluation), 0, store)")  # fmt: skip
+    trained = arm.steps * arm.prompts_per_step * arm.group_size
+    tested = _questions(profile.evaluation) if arm.engine != "none" else 0
+    budget = _budget((arm.engine, SEARCHES * trained), (profile.evaluation.engine, SEARCHES * tested))
     if not apart:
-        return _python(profile, "arms, evaluate, policy", start)
+        return budget + _python(profile, "arms, evaluate, policy", start)
     made = RunStore().path(arm.simulator, 0).name if arm.simulator.fine_tuned else arm.simulator.backbone
     address = f"http://127.0.0.1:{PORT}"
     server = f"CUDA_VISIBLE_DEVICES=1 zs serve simulator --model {made} --port {PORT} &"
     ready = f'timeout 1800 sh -c "until curl -fs {address}/v1/models; do sleep 5; done"'
     training = _python(profile, "arms, evaluate, policy", start, {"policy.engine": f"openai:{address}"})
-    return f"{server}\n{ready} && CUDA_VISIBLE_DEVICES=0 {training}\nkill %1"
+    return f"{server}\n{ready} && CUDA_VISIBLE_DEVICES=0 {budget}{training}\nkill %1"
+
+
+def _questions(cfg: EvaluationConfig) -> int:
+    return 6 * cfg.questions_per_subset + min(cfg.questions_per_subset, SMALLEST_SET)
+
+
+def _budget(*asked: tuple[str, float]) -> str:
+    """Leave to spend twice what these (engine, queries) cost on the dearest plan: a policy may search more than is assumed."""
+    usd = sum(queries * hardware.query_usd(engine, max) for engine, queries in asked)
+    return f"ZS_SEARCH_BUDGET={math.ceil(2 * usd)} " if usd else ""
 
 
 def _python(profile: Profile, modules: str, start: str, overrides: dict | None = None) -> str:
@@ -211,7 +227,7 @@ def describe(profile: Profile, name: str, cards: int) -> str:
     spent = None if card.usd is None else sum(stage.usd(card) for stage in planned)
     hours = sum(stage.hours * stage.cards for stage in planned)
     lines += [f"in all: {hours:.1f} card-hours, {_dollars(spent)} dollars", "", "Assumed", *(f"  {line}" for line in ASSUMED)]
-    lines += ["", "To start, in this order; what is finished is found again, what was stopped goes on"]
+    lines += ["", "To start, in this order (search APIs: with their key in the environment); what was stopped goes on"]
     return "\n".join([*lines, *(stage.command for stage in planned)])
 
 
