@@ -31,6 +31,7 @@ from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
 from zs_lib.generate import uniform
 from zs_lib.learner import Learner
+from zs_lib.models import training_attention
 from zs_lib.protocol import parse_action
 from zs_lib.qa import Hop, Question
 from zs_lib.rollout import Trajectory, Turn
@@ -88,6 +89,13 @@ KILLED = {
     # what has most to remember: a critic, its optimizer, and a curriculum that follows the rewards
     "ppo": arm(engine="bm25", objective=PPO, curriculum=CurriculumConfig(
         schedule="adaptive", p_start=0.0, p_end=0.5, band_low=0.1, band_high=0.1)),
+}
+KL = dataclasses.replace(arm().objective, kl_coef=0.01, updates_per_batch=2)
+NOISY = CurriculumConfig(schedule="exponential", p_start=0.0, p_end=0.75)
+LEAN = dict(dtype="bfloat16", gradient_checkpointing=True)
+KILLED |= {
+    "full, bfloat16": arm(engine="bm25", curriculum=NOISY, objective=KL, **LEAN),
+    "lora, bfloat16": arm(engine="bm25", curriculum=NOISY, objective=KL, lora_rank=4, **LEAN),
 }
 
 
@@ -503,6 +511,92 @@ def test_a_checkpoint_of_another_model_is_refused(backbone):
     learn = Learner(load(backbone)[0], arm(), Accelerator(cpu=True))
     with pytest.raises(RunError, match="delete the run"):
         learn.restore({"model.lm_head.weight": learn.parameters["lm_head.weight"]})
+
+
+# --- how the weights are held
+# ---------------------------------------------------------------------------------------
+
+
+def lora(**changes) -> PolicyArm:
+    return arm(lora_rank=4, objective=dataclasses.replace(KL, kl_coef=0.1), learning_rate=1e-2, **changes)
+
+
+def reference_logprobs(learn, batch):
+    (micro,) = learner.micro_batches(learner.make_rows(*batch, True), torch.device("cpu"))
+    with torch.no_grad(), training_attention(learn.model), learn._reference() as model:
+        return learner.token_logprobs(model, learner.trained_states(model, micro), micro, 1.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lora_leaves_the_weights_alone_and_the_base_is_its_reference(dtype, backbone, batch):
+    plain = Learner(load(backbone)[0], arm(objective=KL, dtype=dtype), Accelerator(cpu=True))
+    base = dict(load(backbone)[0].to(getattr(torch, dtype)).named_parameters())
+    learn = Learner(load(backbone)[0], lora(dtype=dtype), Accelerator(cpu=True))
+    assert learn.frozen is None and plain.frozen is not None
+    for _ in range(3):
+        stats = learn.update(9, *batch)
+    assert stats["kl"] > 0 and stats["grad_norm"] > 0
+    held = {name.replace(".base_layer", ""): p for name, p in learn.model.named_parameters() if "lora_" not in name}
+    assert held.keys() == base.keys() and all(torch.equal(held[name], base[name]) for name in base)
+    assert torch.equal(reference_logprobs(learn, batch), reference_logprobs(plain, batch))
+    assert all("lora_" in name and parameter.dtype == torch.float32 for name, parameter in learn.parameters.items())
+    assert all("lora_" in name for name in learn.state())  # all that a checkpoint holds
+
+
+def test_the_finished_policy_of_lora_is_an_ordinary_model_that_says_the_same(backbone, batch, tmp_path):
+    learn = Learner(load(backbone)[0], lora(), Accelerator(cpu=True))
+    learn.update(9, *batch)
+    ids = torch.tensor([batch[0][1].ids])
+    with torch.no_grad():
+        before = learn.model(ids).logits
+        learn.finished().save_pretrained(tmp_path)
+        after = LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits
+        untrained = load(backbone)[0](ids).logits
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+    assert (after - untrained).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_gradient_checkpointing_keeps_the_gradient_and_runs_layers_again(lora_rank, backbone, batch, monkeypatch):
+    def gradients(on):
+        values = dict(gradient_checkpointing=on, lora_rank=lora_rank, max_grad_norm=1e9)
+        learn = Learner(load(backbone)[0], arm(**values), Accelerator(cpu=True))
+        ran = []
+        learn.model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: ran.append(1))
+        monkeypatch.setattr(learn.optimizer, "zero_grad", lambda: None)
+        learn.update(1, *batch)
+        assert not any(module.training for module in learn.model.modules())  # sampling keeps its cache
+        return {name: parameter.grad for name, parameter in learn.parameters.items()}, len(ran)
+
+    (kept, once), (again, twice) = gradients(False), gradients(True)
+    assert twice == 2 * once
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_half_precision_keeps_steps_that_it_could_not_hold(backbone, batch):
+    """1e-6 is below the resolution of nearly every weight: only the float32 copies can add up such steps."""
+    learn = Learner(load(backbone)[0], arm(dtype="bfloat16", learning_rate=1e-6), Accelerator(cpu=True))
+    before = {name: parameter.clone() for name, parameter in learn.parameters.items()}
+    for _ in range(2):
+        learn.update(9, *batch)
+    moved = torch.cat([(parameter - before[name]).flatten() for name, parameter in learn.parameters.items()])
+    assert 1e-6 < moved.abs().max() < 4e-6 and (moved != 0).double().mean() > 0.5
+    for name, parameter in learn.model.named_parameters():
+        assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, learn.parameters[name].bfloat16())
+
+
+def test_half_precision_adds_gradients_up_in_full(backbone, batch, monkeypatch):
+    """One row a micro-batch: the sum of many is that of float32, to the rounding of a single pass."""
+    monkeypatch.setattr(learner, "MICRO_BATCH_TOKENS", 1)
+
+    def gradients(dtype):
+        learn = Learner(load(backbone)[0], arm(dtype=dtype, max_grad_norm=1e9), Accelerator(cpu=True))
+        monkeypatch.setattr(learn.optimizer, "zero_grad", lambda: None)
+        learn.update(1, *batch)
+        return torch.cat([parameter.grad.flatten() for parameter in learn.parameters.values()])
+
+    full, half = gradients("float32"), gradients("bfloat16")
+    assert half.dtype == torch.float32 and torch.nn.functional.cosine_similarity(full, half, dim=0) > 0.999
 
 
 # --- what is logged

@@ -8,11 +8,12 @@ from itertools import islice
 import pandas as pd
 import pytest
 from benchmark_fixtures import stated, tokenizer, true_sentences, world
+from hub_fixtures import write_hub
 
 from zs_lib import pretraining, qa, qa_build
 from zs_lib.engines import build_engine
 from zs_lib.engines.recall import retrieval_recall
-from zs_lib.errors import DataError
+from zs_lib.errors import ConfigError, DataError
 from zs_lib.pretraining import BASE, Sampler
 from zs_lib.world import DATA, statement
 
@@ -254,7 +255,7 @@ def test_parquet_with_the_columns_of_the_hubs_sets(tmp_path):
            "prompt": [{"role": "user", "content": "Who?"}], "reward_model": {"style": "rule", "ground_truth": {"target": ["I"]}},
            "extra_info": {"split": "train", "index": 0}}
     pd.DataFrame([row]).to_parquet(tmp_path / "train.parquet")
-    assert qa.load_questions(tmp_path / "train.parquet") == [qa.Question("train_0", "Who?", ("I", "me"), "nq")]
+    assert qa.load_questions(tmp_path / "train.parquet") == [qa.Question("nq/train_0", "Who?", ("I", "me"), "nq")]
     pd.DataFrame([{"question": "Who?"}]).to_parquet(tmp_path / "bare.parquet")
     with pytest.raises(DataError, match="bare.parquet, line 1: no column golden_answers"):
         qa.load_questions(str(tmp_path / "bare.parquet"))
@@ -267,3 +268,66 @@ def test_a_set_that_the_hub_does_not_have_is_one_error(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="nobody/nothing:all:test cannot be read"):
         qa.load_questions("nobody/nothing:all:test")
+
+
+# the hub's sets, from a folder --------------------------------------------------------------------------------------
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder in the place of the hub, one question a set and split, in the columns of the sets themselves."""
+    monkeypatch.setenv("ZS_HUB_DATA", str(tmp_path))
+    write_hub(tmp_path, [("nq", "who wrote it", ["I", "me"]), ("hotpotqa", "Where?", ["Oslo"])],
+              {name: [("When?", ["1945"])] for name in qa.HUB_SETS})
+    return tmp_path
+
+
+def test_the_hubs_sets_are_the_papers(hub):
+    assert qa.load_benchmark("hub", "train", ("nq", "hotpotqa")) == [
+        qa.Question("nq/train_0", "who wrote it", ("I", "me"), "nq", "train"),
+        qa.Question("hotpotqa/train_0", "Where?", ("Oslo",), "hotpotqa", "train")]
+    assert [question.subset for question in qa.load_benchmark("hub", "train", ("hotpotqa",))] == ["hotpotqa"]
+    tests = qa.load_benchmark("hub", "test")
+    assert [question.subset for question in tests] == list(qa.HUB_SETS) and {question.split for question in tests} == {"test"}
+    assert tests[0] == qa.Question("nq/test_0", "When?", ("1945",), "nq", "test")
+    assert (hub / qa.HUB_TEST / "hotpotqa" / "dev.parquet").exists()  # it has no test split
+
+
+def test_another_training_set_of_the_hub(hub):
+    (hub / "PeterJinGo").mkdir()
+    (hub / "Alibaba-NLP/ZeroSearch_dataset").rename(hub / "PeterJinGo/nq_hotpotqa_train")
+    assert len(qa.load_benchmark("hub:PeterJinGo/nq_hotpotqa_train", "train", ("nq", "hotpotqa"))) == 2
+    with pytest.raises(DataError, match=r"ZeroSearch_dataset/train\.parquet is missing.*hf download --repo-type dataset Alibaba"):
+        qa.load_benchmark("hub", "train", ("nq",))
+
+
+def test_lines_as_flashrag_stores_them(hub):
+    folder = hub / qa.HUB_TEST / "nq"
+    (folder / "test.parquet").unlink()
+    (folder / "test.jsonl").write_text('{"id": "test_0", "question": "Who?", "golden_answers": ["I"]}\n')
+    assert qa.load_benchmark("hub", "test")[0] == qa.Question("nq/test_0", "Who?", ("I",), "nq", "test")
+
+
+def test_what_is_wrong_with_a_hub_set_is_told(hub):
+    with pytest.raises(DataError, match="'hub' has no train questions of trivia, only of nq, hotpotqa: correct policy.subsets"):
+        qa.load_benchmark("hub", "train", ("nq", "trivia"))
+    with pytest.raises(ConfigError, match="'hob'. Known: embedded, hub, hub:OWNER/NAME"):
+        qa.load_benchmark("hob", "train")
+    train = hub / qa.HUB_TRAIN / "train.parquet"
+    frame = pd.read_parquet(train)
+    frame.assign(golden_answers=[["I"], []]).to_parquet(train)
+    with pytest.raises(DataError, match=r"train.parquet, line 2: golden_answers must be a list of at least one text, not \[\]"):
+        qa.load_benchmark("hub", "train")
+    frame.drop(columns="golden_answers").to_parquet(train)
+    with pytest.raises(DataError, match="train.parquet, line 1: no column golden_answers"):
+        qa.load_benchmark("hub", "train")
+
+
+def test_without_the_folder_the_hub_is_asked(monkeypatch):
+    monkeypatch.delenv("ZS_HUB_DATA", raising=False)
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *which, **more: asked.append((which, more)) or 1 / 0)
+    with pytest.raises(DataError, match="RUC-NLPIR/FlashRAG_datasets:nq:test cannot be read"):
+        qa.load_benchmark("hub", "test")
+    with pytest.raises(DataError):
+        qa.load_benchmark("hub", "train")
+    assert asked == [((qa.HUB_TEST, "nq"), {"split": "test"}), ((qa.HUB_TRAIN, None), {"split": "train"})]

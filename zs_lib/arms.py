@@ -62,15 +62,35 @@ class CurriculumConfig:
         within(self, band_low=(0, self.band_high), band_high=(self.band_low, 1))
 
 
+DTYPES = ("float32", "bfloat16")
+
+
 @dataclass(frozen=True, kw_only=True)
-class SimulatorArm:
+class Trained:
+    """How a model is held in memory while it is trained."""
+
+    dtype: str = later("float32")
+    """"float32", or "bfloat16": the weights that read and write are half as large; those that are trained keep a
+    float32 copy, for steps of 1e-6 would be rounded away."""
+    gradient_checkpointing: bool = later(False)
+    """Layers run again in the backward pass, instead of keeping what is inside them: a third slower, far smaller."""
+    lora_rank: int = later(0)
+    """Train low-rank additions to the linear layers, of this rank, and leave the weights as they are; 0: train all weights."""
+
+    def __post_init__(self):
+        among(self, dtype=DTYPES)
+        within(self, lora_rank=(0, 4096))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorArm(Trained):
     """One simulation LLM: its backbone, and how it is made to answer like a search engine."""
 
     backbone: str
     """The model that is fine-tuned, or only prompted."""
     way: str
     """"naive": pairs as the paper builds them; "grounded": bad queries keep the real engine's answerless
-    documents; "prompted": no fine-tuning."""
+    documents; "prompted": no fine-tuning; "published": none either, for others have fine-tuned it."""
     collector: str
     """The model whose trajectories with the real engine give the (query, documents) pairs."""
     judge: str
@@ -95,12 +115,23 @@ class SimulatorArm:
     """Name of the prompt in `protocol.SIMULATOR_TEMPLATES`."""
     benchmark: str = "embedded"
     """Where the questions come from (set by the profile)."""
+    engine: str = later("bm25")
+    """The real engine that the collector asks: what the simulator learns to play."""
+    collection: RolloutConfig | None = later(None)
+    """How the collector writes its trajectories; None: as suits the tiny models (`simulator.COLLECTION`)."""
 
     def __post_init__(self):
-        among(self, way=("naive", "grounded", "prompted"))
+        super().__post_init__()
+        _check_engine(self, *REAL_ENGINES)
+        among(self, way=("naive", "grounded", "prompted", "published"))
         within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
         within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
         within(self, temperature=(0, 10), max_tokens=(1, math.inf))
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether that is our part, so that it has pairs and a loss."""
+        return self.way in ("naive", "grounded")
 
     @property
     def label(self) -> str:
@@ -148,7 +179,7 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyArm:
+class PolicyArm(Trained):
     """One RL training: a policy, the engine that answers it, and how it learns."""
 
     name: str = field(metadata=LABEL)
@@ -189,6 +220,7 @@ class PolicyArm:
     """The share of queries that the engine "mixed" hands to the real engine."""
 
     def __post_init__(self):
+        super().__post_init__()
         _check_engine(self, "none", *SIMULATING, SERVED, *REAL_ENGINES)
         within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
                 learning_rate=(0, 1), weight_decay=(0, 1), max_grad_norm=(0, math.inf), warmup_ratio=(0, 1),
@@ -296,6 +328,10 @@ class EvaluationArm:
     """Of the engine "simulated"."""
     noise: float = later(0.0)
     """The share of searches that bring unrelated documents (`engines.noisy`)."""
+    dtype: str = later("float32")
+    """As the policy was trained."""
+    benchmark: str = later("embedded")
+    """As in training: whose test questions are asked."""
 
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
@@ -303,9 +339,8 @@ class EvaluationArm:
         rollout = replace(arm.rollout, temperature=0.0, num_documents=cfg.num_documents)
         engine = "none" if arm.engine == "none" else cfg.engine
         count = cfg.questions_per_subset
-        return cls(
-            policy=arm, backbone=arm.backbone, engine=engine, questions_per_subset=count, rollout=rollout
-        )
+        return cls(policy=arm, backbone=arm.backbone, engine=engine, questions_per_subset=count, rollout=rollout,
+                   dtype=arm.dtype, benchmark=arm.benchmark)  # fmt: skip
 
     @classmethod
     def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:

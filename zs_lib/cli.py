@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
     sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a core)")
 
+    sub = add("plan", _plan, "what a study takes: memory, hours and dollars of each stage on given cards, and how to start it")
+    _add_profile(sub)
+    sub.add_argument("--gpu", default="A100-80GB", metavar="NAME", help="a card of data/gpus.csv (default: A100-80GB)")
+    sub.add_argument("--gpus", type=int, default=2, metavar="N", help="cards; the second holds a policy's simulator (default: 2)")
+
     sub = add("figures", _figures, "draw all figures and tables from recorded results, without training")
     _add_profile(sub)
     sub.add_argument(
@@ -169,6 +174,12 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     only = arguments.only.split(",") if arguments.only is not None else None
     for path in reproduce(arguments.profile, only, arguments.seeds, arguments.jobs, arguments.full):
         print(path)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from zs_lib import plan
+
+    print(plan.describe(config.load_profile(arguments.profile), arguments.gpu, arguments.gpus))
 
 
 def _figures(arguments: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ class Profile:
     seeds: int
     """Runs of each policy arm: seeds 0 to seeds - 1."""
     benchmark: str
-    """"embedded" (facts shipped in data/benchmark), or hub data sets."""
+    """"embedded" (facts shipped in data/benchmark), "hub" or "hub:OWNER/NAME" (`qa.load_benchmark`)."""
     backbones: tuple[str, ...]
     """The base models of the study, smallest first."""
     instructs: tuple[str, ...]

@@ -39,9 +39,9 @@ def ensure(arm: EvaluationArm, seed: int, store: RunStore) -> Run:
     """
 
     def work(run: Run) -> dict:
-        loaded = models.load(_model(arm, seed, store))
+        loaded = models.load(_model(arm, seed, store), arm.dtype)
         engine = _engine(arm, store)
-        questions = pick(qa.load_questions(split="test"), arm.questions_per_subset)
+        questions = pick(qa.load_benchmark(arm.benchmark, "test"), arm.questions_per_subset)
         generator = Generator(loaded.model, loaded.tokenizer)
         subsets, tables = list(dict.fromkeys(question.subset for question in questions)), []
         for number, subset in enumerate(subsets):

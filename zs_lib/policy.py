@@ -54,8 +54,8 @@ def ensure(arm: PolicyArm, seed: int, store: RunStore, progress: Progress | None
     """
 
     def work(run: Run) -> dict:
-        questions = qa.load_questions(subset=arm.subsets, split="train")
-        loaded = models.load(arm.backbone)
+        questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
+        loaded = models.load(arm.backbone, arm.dtype)
         return train(run, arm, seed, questions, loaded.model, loaded.tokenizer, _engine(arm, store), progress)
 
     return store.ensure(arm, seed, work)
@@ -120,7 +120,7 @@ def train(
                 progress(step, arm.steps, logged)
             if stop:
                 break
-    learner.model.save_pretrained(run.model_dir)
+    learner.finished().save_pretrained(run.model_dir)
     tokenizer.save_pretrained(run.model_dir)
     return _summary(run, learner)
 

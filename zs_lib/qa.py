@@ -14,17 +14,18 @@ The benchmark mirrors the paper's seven sets with subsets made from real facts (
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 import types
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from zs_lib.errors import DataError
+from zs_lib.errors import ConfigError, DataError
 from zs_lib.world import DATA
 
 SUBSETS = {"natural": "NQ", "trivia": "TriviaQA", "popularity": "PopQA", "bridge": "HotpotQA",
@@ -36,6 +37,13 @@ CORPUS_LINE = 'each line must be a JSON object {"id": "…", "contents": "…"}:
 """What to do about a file that cannot be read: of the benchmark, with questions, with passages."""
 TRAINED_ON = ("natural", "bridge")
 """The paper trains on NQ and HotpotQA only; the other five are out of domain."""
+HUB_TRAIN = "Alibaba-NLP/ZeroSearch_dataset"
+"""NQ's and HotpotQA's training questions, one parquet file a split; Search-R1's PeterJinGo/nq_hotpotqa_train is alike."""
+HUB_TEST = "RUC-NLPIR/FlashRAG_datasets"
+"""One configuration a set."""
+HUB_SETS = {"nq": "test", "triviaqa": "test", "popqa": "test", "hotpotqa": "dev", "2wikimultihopqa": "dev", "musique": "dev",
+            "bamboogle": "test"}
+"""The paper's seven sets → the split with answers that the original evaluates on."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def load_questions(source: Path | str | None = None, subset: str | tuple[str, ..
     ("owner/name", or "owner/name:config:split" where it has several; by default its test split).
 
     Your own need `question` and `golden_answers` in each row (as in FlashRAG's and ZeroSearch's sets; `id` is made up
-    from the row's number where it is missing, `subset` is `data_source` where that is given instead).
+    from the row's number where it is missing; `data_source` is its first part where that is given, and the `subset`).
 
     Raises:
         DataError: the source cannot be read or is empty, a column is missing or of another kind, or two rows have one id.
@@ -89,6 +97,44 @@ def load_questions(source: Path | str | None = None, subset: str | tuple[str, ..
         raise DataError(f"{name}: two lines have the id {ids.most_common(1)[0][0]!r}; give each its own, or none")
     return [q for q in questions
             if (wanted is None or q.subset in wanted) and (split is None or q.split == split)]
+
+
+def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None) -> list[Question]:
+    """The "train" or "test" questions of a profile's benchmark: "embedded", or "hub": HUB_TRAIN, and HUB_SETS of HUB_TEST.
+    "hub:OWNER/NAME" has its training questions from there, with columns like HUB_TRAIN's.
+
+    Where the environment's ZS_HUB_DATA names a folder, files in it stand for the hub, as `hf download --repo-type dataset
+    OWNER/NAME --local-dir $ZS_HUB_DATA/OWNER/NAME` leaves them.
+
+    Raises:
+        DataError: as `load_questions`, or a subset has no questions. ConfigError: there is no such benchmark.
+    """
+    if name == "embedded":
+        return load_questions(subset=subset, split=split)
+    kind, _, training = name.partition(":")
+    if kind != "hub":
+        raise ConfigError(f"Unknown benchmark {name!r}. Known: embedded, hub, hub:OWNER/NAME.")
+    if split == "train":
+        questions = load_questions(_hub_source(training or HUB_TRAIN, "", "train"))
+    else:
+        questions = [replace(question, id=f"{one}/{question.id}", subset=one) for one, theirs in HUB_SETS.items()
+                     for question in load_questions(_hub_source(HUB_TEST, one, theirs))]
+    known = dict.fromkeys(question.subset for question in questions)
+    if lacking := [one for one in subset or () if one not in known]:
+        raise DataError(f"The benchmark '{name}' has no {split} questions of {', '.join(lacking)}, only of {', '.join(known)}: "
+                        "correct policy.subsets, or the files.")
+    return [replace(question, split=split) for question in questions if subset is None or question.subset in subset]
+
+
+def _hub_source(name: str, config: str, split: str) -> Path | str:
+    """What `load_questions` takes for one split of a set: its name, or a file of ZS_HUB_DATA."""
+    folder = os.environ.get("ZS_HUB_DATA")
+    if not folder:
+        return f"{name}:{config}:{split}"
+    files = [Path(folder, name, config, split + suffix) for suffix in (".parquet", ".jsonl")]
+    if found := next(filter(Path.exists, files), None):
+        return found
+    raise DataError(f"{files[0]} is missing (or .jsonl): get it by `hf download --repo-type dataset {name}`, or unset ZS_HUB_DATA")
 
 
 def load_passages(split: str | None = None) -> list[Passage]:
@@ -144,6 +190,8 @@ def check_split(questions: list[Question], passages: list[Passage]) -> pd.DataFr
                          for what, sets in (("no (entity, relation)", facts), ("no passage", stated))])
 
 
+UNUSED = ("prompt", "reward_model", "extra_info", "ability", "metadata")
+"""Columns of the hub's sets that repeat the others, or are large."""
 KINDS = {"question": (str, "a text"), "id": ((str, int, types.NoneType), "a text or a number"), "subset": (str, "a text"),
          "data_source": (str, "a text"), "split": (str, "a text"), "popularity": (int, "a whole number"), "hops": (list, "a list")}
 
@@ -165,9 +213,11 @@ def _question(row: dict, name: str, number: int) -> Question:
             raise DataError(f"{name}, line {number}: each of its hops needs 'entity', 'relation' and 'answers', "
                             f"not {reprlib.repr(hop)}; leave the column out if they are not known")
         hops.append(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])))
-    known, subset = row.get("id"), row.get("subset", row.get("data_source", ""))
-    return Question(str(number if known is None else known), row["question"], tuple(row["golden_answers"]),
-                    subset, row.get("split", ""), tuple(hops), row.get("popularity", 0))
+    known, source = row.get("id"), row.get("data_source", "")
+    known = str(number if known is None else known)
+    # Sets that were put together count each of their parts anew: "train_0" is in all of them.
+    return Question(f"{source}/{known}" if source else known, row["question"], tuple(row["golden_answers"]),
+                    row.get("subset", source), row.get("split", ""), tuple(hops), row.get("popularity", 0))
 
 
 def _are_texts(value: object) -> bool:
@@ -209,7 +259,8 @@ def _tables_rows(name: str, *which: str | None, **more: str) -> list[dict]:
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(*which, **more).to_list()
+        rows = datasets.load_dataset(*which, **more)
+        return rows.remove_columns([name for name in UNUSED if name in rows.column_names]).to_list()
     except Exception as error:  # of the library's own, the hub's, arrow's and the network's, by source
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{name} cannot be read ({cause}): name a file, or a set of the hub as owner/name:config:split") from error

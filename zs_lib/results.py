@@ -149,14 +149,14 @@ def fidelity(profile: Profile, store: RunStore) -> pd.DataFrame:
 def tuning(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Loss of every fine-tuned simulator, by step."""
     return _stack(run.metrics().assign(simulator=arm.label)
-                  for arm, _, run in _finished([(arm, 0) for arm in profile.simulators], store) if arm.way != "prompted")
+                  for arm, _, run in _finished([(arm, 0) for arm in profile.simulators], store) if arm.fine_tuned)
 
 
 def pairs(profile: Profile, store: RunStore) -> pd.DataFrame:
     """How the LLM judge and plain containment agree on the training pairs."""
     from zs_lib.simulator import pairs_arm
 
-    arms = dict.fromkeys(pairs_arm(arm) for arm in profile.simulators if arm.way != "prompted")
+    arms = dict.fromkeys(pairs_arm(arm) for arm in profile.simulators if arm.fine_tuned)
     return _stack(pd.DataFrame([run.summary]) for _, _, run in _finished([(arm, 0) for arm in arms], store))
 
 

@@ -17,15 +17,18 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+import torch
+
 from zs_lib import metrics, models, protocol, qa, wording
 from zs_lib.arms import FidelityArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
 from zs_lib.engines.simulated import SimulatedEngine
-from zs_lib.errors import DataError
+from zs_lib.errors import DataError, EngineError
 from zs_lib.generate import Generator
 from zs_lib.qa import Hop, Question
 from zs_lib.rollout import rollout
 from zs_lib.runs import Run, RunStore
+from zs_lib.values import later
 
 Progress = Callable[[int, int, dict], None]
 
@@ -69,16 +72,27 @@ def answers_of(question: Question) -> tuple[str, ...]:
     return (*question.golden_answers, *(answer for hop in question.hops for answer in hop.answers))
 
 
+COLLECTION = RolloutConfig(max_searches=2, num_documents=3, template="short", max_turn_tokens=40, temperature=1.0,
+                           max_context_tokens=600)
+"""How the collector writes where its arm does not say."""
+
+
+def _collection(arm: SimulatorArm) -> RolloutConfig:
+    return replace(arm.collection or COLLECTION, num_documents=arm.num_documents)
+
+
 def collect(arm: SimulatorArm, questions: Sequence[Question], collector: Generator, engine: SearchEngine) -> list[Pair]:
-    """Trajectories of the collector with the real engine, as pairs; equal queries of a question once."""
-    cfg = RolloutConfig(max_searches=2, num_documents=arm.num_documents, template="short",
-                        max_turn_tokens=40, temperature=1.0, max_context_tokens=600)
+    """Trajectories of the collector with the real engine, as pairs; equal queries of a question once. EngineError if the
+    engine failed one: its pairs would be missing for good."""
+    cfg = _collection(arm)
     asked = [(question, attempt) for question in questions for attempt in range(arm.attempts)]
     trajectories = rollout([question for question, _ in asked], collector, engine, cfg,
                            [("collect", question.id, attempt) for question, attempt in asked])
     found = {}
     for trajectory in trajectories:
         for turn in trajectory.turns:
+            if turn.status == "failed":
+                raise EngineError(f"The engine '{arm.engine}' failed while pairs were collected ({turn.error}): try again.")
             if turn.query and turn.documents:
                 found[trajectory.question.id, turn.query] = (trajectory.question, turn)
     pool = list(dict.fromkeys(document for _, turn in found.values() for document in turn.documents))
@@ -97,12 +111,14 @@ def _pair(question: Question, query: str, documents: Sequence[str], pool: Sequen
                 tuple(islice(others, len(documents))), states(documents, answers))
 
 
-def judge(pairs: Sequence[Pair], generator: Generator) -> list[Pair]:
-    """The LLM judge reads the documents and says what it found; a right answer means useful."""
-    prompts = [generator.encode_prompt(protocol.policy_prompt(pair.question, "short"))
+def judge(pairs: Sequence[Pair], generator: Generator, cfg: RolloutConfig = COLLECTION) -> list[Pair]:
+    """The LLM judge reads the documents and says what it found, prompted as the collector was; a right answer means
+    useful."""
+    prompts = [generator.encode_prompt(protocol.policy_prompt(pair.question, cfg.template))
                + generator.encode(f"<think> I need the {pair.query}. </think><search> {pair.query} </search>")
                + generator.encode(protocol.format_observation(pair.documents)) for pair in pairs]
-    completions = generator.generate(prompts, [("judge", i) for i in range(len(pairs))], 40, 0.0, protocol.STOP_STRINGS)
+    keys = [("judge", i) for i in range(len(pairs))]
+    completions = generator.generate(prompts, keys, cfg.max_turn_tokens, 0.0, protocol.STOP_STRINGS)
     return [replace(pair, useful=states([generator.decode(completion.ids)], pair.answers))
             for pair, completion in zip(pairs, completions, strict=True)]
 
@@ -159,17 +175,17 @@ def encode_examples(chosen, tokenizer, template: str) -> list[dict[str, list[int
 def ensure(arm: SimulatorArm, seed: int, store: RunStore, progress: Progress | None = None) -> Run:
     """The finished simulator of this arm and seed: found in the store, or made now.
 
-    A prompted simulator is its backbone as it is, copied into the run so that every arm is used alike.
+    One that is not fine-tuned is its backbone as it is, copied into the run so that every arm is used alike.
     """
     def work(run: Run) -> dict:
-        loaded = models.load(arm.backbone)
+        loaded = models.load(arm.backbone, arm.dtype)
         summary: dict = {"backbone": arm.backbone, "way": arm.way}
-        if arm.way != "prompted":
+        if arm.fine_tuned:
             pairs = read_pairs(ensure_pairs(arm, store))
             chosen = examples(pairs, arm.way, seed)
             rows = encode_examples(chosen, loaded.tokenizer, arm.template)
             summary |= {"examples": len(chosen)} | fine_tune(run, loaded, rows, arm, seed, progress)
-        loaded.model.save_pretrained(run.model_dir)
+        loaded.model.to(getattr(torch, arm.dtype)).save_pretrained(run.model_dir)
         loaded.tokenizer.save_pretrained(run.model_dir)
         return summary
 
@@ -186,6 +202,9 @@ class PairsArm:
     attempts: int
     num_documents: int
     benchmark: str
+    dtype: str = later("float32")
+    engine: str = later("bm25")
+    collection: RolloutConfig | None = later(None)
 
     @property
     def name(self) -> str:
@@ -195,12 +214,12 @@ class PairsArm:
 def ensure_pairs(arm: SimulatorArm, store: RunStore) -> Run:
     """The pairs that `arm` is trained on: found in the store, or collected and judged now."""
     def work(run: Run) -> dict:
-        questions, _ = split_questions(qa.load_questions(subset=qa.TRAINED_ON, split="train"))
+        questions, _ = split_questions(qa.load_benchmark(arm.benchmark, "train"))
         questions = Random("pairs").sample(questions, min(arm.num_questions, len(questions)))
         run.progress("collecting", 0, 2)
-        pairs = collect(arm, questions, _generator(arm.collector), build_engine("bm25", split="train"))
+        pairs = collect(arm, questions, _generator(arm.collector, arm.dtype), build_engine(arm.engine, split="train"))
         run.progress("judging", 1, 2)
-        pairs = judge(pairs, _generator(arm.judge))
+        pairs = judge(pairs, _generator(arm.judge, arm.dtype), _collection(arm))
         lines = "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs)
         (run.path / PAIRS).write_text(lines, encoding="utf-8")
         return agreement(pairs)
@@ -224,13 +243,14 @@ def read_pairs(run: Run) -> list[Pair]:
                         "collected again.") from error
 
 
-def _generator(name: str | Path) -> Generator:
-    loaded = models.load(name)
+def _generator(name: str, dtype: str) -> Generator:
+    loaded = models.load(name, dtype)
     return Generator(loaded.model, loaded.tokenizer)
 
 
 def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, progress: Progress | None) -> dict:
-    """Supervised fine-tuning with TRL, loss on the documents only (paper, section 3.2 and appendix B)."""
+    """Supervised fine-tuning with TRL, in place, loss on the documents only (paper, section 3.2 and appendix B). In half
+    precision the weights that are trained are float32, and rounded where they are used."""
     import datasets
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -250,13 +270,18 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
         output_dir=str(Path(run.path) / "trainer"), max_steps=arm.steps, per_device_train_batch_size=arm.batch_size,
         learning_rate=arm.learning_rate, lr_scheduler_type="linear", warmup_steps=max(1, arm.steps // 20), seed=seed,
         logging_steps=max(1, arm.steps // 40), save_strategy="no", report_to=[], max_length=1024,
-        completion_only_loss=True, gradient_checkpointing=False, disable_tqdm=True, dataloader_num_workers=0,
-        use_cpu=loaded.model.device.type == "cpu", bf16=loaded.model.device.type != "cpu",
+        completion_only_loss=True, gradient_checkpointing=arm.gradient_checkpointing, disable_tqdm=True, dataloader_num_workers=0,
+        use_cpu=loaded.model.device.type == "cpu", bf16=arm.dtype == "bfloat16",
         train_sampling_strategy="group_by_length", dataset_num_proc=None)
+    adapters = models.add_lora(loaded.model, arm.lora_rank) if arm.lora_rank else None
+    if adapters is None:
+        loaded.model.float()
     trainer = SFTTrainer(loaded.model, config, train_dataset=datasets.Dataset.from_list(rows),
                          processing_class=loaded.tokenizer, callbacks=[Log()])
     with models.training_attention(loaded.model):
         outcome = trainer.train()
+    if adapters:
+        adapters.merge_and_unload()
     return {"steps": arm.steps, "final_loss": outcome.training_loss, "tokens": sum(len(row["input_ids"]) for row in rows)}
 
 
@@ -330,6 +355,9 @@ def ensure_fidelity(arm: FidelityArm, seed: int, store: RunStore) -> Run:
     out", where the simulator may know the facts that bridge two hops) or on questions of entities that it never
     met ("test")."""
     def work(run: Run) -> dict:
+        if arm.simulator.benchmark != "embedded":
+            raise DataError(f"The fidelity of '{arm.name}' cannot be measured: that takes questions whose hops are known, which "
+                            f"the benchmark '{arm.simulator.benchmark}' has not.")
         if arm.questions_from == "test":
             questions = qa.load_questions(subset=qa.TRAINED_ON, split="test")
         else:

@@ -89,7 +89,7 @@ def build_engine(
         from zs_lib.engines.simulated import SimulatedEngine
         from zs_lib.generate import Generator
 
-        loaded = models.load(model)
+        loaded = models.load(model, arm.dtype)
         return SimulatedEngine(
             Generator(loaded.model, loaded.tokenizer), arm.template, arm.temperature, arm.max_tokens
         )

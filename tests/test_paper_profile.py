@@ -1,0 +1,125 @@
+"""The paper's profile, run through all its stages.
+
+Nothing of it is changed but what cannot be had here: models are one random Llama that was taught the formats for a few
+seconds, the hub's sets are parquet files with their columns, Google is a retriever on this machine, and a training ends after
+two steps.
+"""
+
+import json
+import random
+import re
+
+import pytest
+import torch
+from http_fixtures import serving
+from hub_fixtures import write_hub
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from zs_lib import config, evaluate, policy, protocol, qa, simulator
+from zs_lib.arms import EvaluationArm
+from zs_lib.config import Profile
+from zs_lib.values import from_identity, identity
+
+WORDS = [f"w{i}" for i in range(6)]
+STEPS = {"policy.steps": 2, "simulator.steps": 2}
+MODEL = re.compile(r'"(?:Qwen|meta-llama|sunhaonlp)/[^"]+"')
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a model that writes the formats of policy and simulator, with random words in them."""
+    path = tmp_path_factory.mktemp("models") / "model"
+    tags = [f"<{slash}{tag}>" for tag in protocol.TAGS for slash in ("", "/")]
+    vocabulary = ["<pad>", "<eos>", *tags, *WORDS, "other", "Doc", *(f"{i}:" for i in range(1, 7)), "useful", "noisy"]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="other"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(["<pad>", "<eos>"])
+    inner.add_tokens(tags)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8192)
+    made = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=1, **sizes))
+    optimizer, dice = torch.optim.AdamW(made.parameters(), lr=1e-2), random.Random(0)
+    for step in range(60):
+        texts = [written(dice, step % 2) for _ in range(8)]
+        rows = [tokenizer(prompt).input_ids + tokenizer(text).input_ids for prompt, text in texts]
+        skipped = len(tokenizer(texts[0][0]).input_ids)
+        labels = torch.tensor(rows)
+        labels[:, :skipped] = -100
+        made(input_ids=torch.tensor(rows), labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    made.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def written(dice: random.Random, searching: int) -> tuple[str, str]:
+    """A prompt, and what should follow."""
+    question, query, answer, *documents = dice.choices(WORDS, k=8)
+    if searching:
+        observation = protocol.format_observation(documents)
+        return protocol.policy_prompt(question, "paper"), f"<search> {query} </search> {observation} <answer> {answer} </answer>"
+    prompt = protocol.simulator_prompt(query, question, answer, dice.random() < 0.5, len(documents), "paper")
+    return prompt, protocol.format_documents(documents) + " <eos>"
+
+
+def retriever(asked):
+    """Search-R1's protocol: five passages a query."""
+    passages = [{"document": {"id": str(i), "contents": f'"{word}"\n{word}'}, "score": 1.0} for i, word in enumerate(WORDS)]
+    asked.reply({"result": [passages[: asked.body["topk"]] for _ in asked.body["queries"]]})
+
+
+def located(profile: Profile, model, address: str) -> Profile:
+    """The profile with other model paths and another engine's address."""
+    text = MODEL.sub(lambda _: json.dumps(str(model)), json.dumps(identity(profile, labels=True)))
+    return from_identity(Profile, json.loads(text.replace('"serpapi"', json.dumps(f"search-r1:{address}"))))
+
+
+def differing(one, other, where="") -> set[str]:
+    """Dotted names of the values that two identities differ in."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return set().union(*(differing(one[key], other[key], f"{where}.{key}") for key in one))
+    return set() if one == other else {where.lstrip(".")}
+
+
+def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZS_HUB_DATA", str(tmp_path))
+    answers = [WORDS[i % 6 :] for i in range(12)]
+    write_hub(tmp_path, [(source, WORDS[i % 6], answers[i]) for source in ("nq", "hotpotqa") for i in range(12)],
+              {name: [(WORDS[i], answers[i]) for i in range(2)] for name in qa.HUB_SETS})
+    paper = config.load_profile("paper")
+    with serving(retriever) as server:
+        profile = located(config.load_profile("paper", STEPS), model, server.url)
+        arm, real = profile.policy("zerosearch"), profile.policy("search-r1")
+        assert differing(identity(paper.policy("zerosearch")), identity(arm)) == {
+            "steps", "backbone", "simulator.steps", "simulator.backbone", "simulator.collector", "simulator.judge", "simulator.engine"}
+
+        tuned = [ours for ours, theirs in zip(profile.simulators, paper.simulators, strict=True)
+                 if theirs.label in ("naive-Qwen2.5-3B-Instruct", "naive-Qwen2.5-7B-Instruct")]  # all weights, and LoRA
+        pairs = simulator.ensure_pairs(tuned[0], store)
+        assert 0 < pairs.summary["useful"] < 1 and len(server.asked) > 0
+        assert all(len(pair.documents) == 5 for pair in simulator.read_pairs(pairs))
+        for one in tuned:
+            made = simulator.ensure(one, 0, store)
+            weights = load_file(made.model_dir / "model.safetensors")
+            assert made.summary["steps"] == 2 and {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+            assert not any("lora" in name for name in weights)
+
+        before = len(server.asked)
+        run = policy.ensure(arm, 0, store)
+        assert len(server.asked) == before  # the published simulator answered
+        logged = run.metrics()
+        assert (logged["search_tokens"] > 0).all() and (logged["searches"] > 0).all() and (logged["grad_norm"] > 0).all()
+        assert logged["noise_probability"].tolist() == pytest.approx([(4**0.5 - 1) / 3 * 0.25, 0.25])  # m is 2 here
+        assert {t.dtype for t in load_file(run.model_dir / "model.safetensors").values()} == {torch.bfloat16}
+
+        searched = policy.ensure(real, 0, store).metrics()
+        assert (searched["searches"] > 0).all() and (searched["failed"] == 0).all() and len(server.asked) > before
+
+        scored = evaluate.ensure(EvaluationArm.of_policy(arm, profile.evaluation), 0, store)
+        assert list(scored.summary["subsets"]) == list(qa.HUB_SETS) and scored.summary["questions"] == 14
+        assert scored.summary["mean"]["searches"] > 0 and 0 <= scored.summary["mean"]["em"] <= 1
+    assert store.verify() == [] and len(store.list()) == 7

@@ -1,0 +1,113 @@
+"""Models and cards as arithmetic sees them: parameters, bytes, seconds. Facts are in `data/`: shapes of models (models.csv), data
+sheets (gpus.csv), quoted prices (prices.csv)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from zs_lib import config
+from zs_lib.values import pick
+
+DATA = config.ROOT / "data"
+WIDTH = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number."""
+BATCH = 128
+"""Sequences that are written at once (`generate.Generator`)."""
+DECODING, COMPUTING = 0.5, 0.35
+"""Assumed shares of the data sheet that are reached in writing, and in everything else."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a Llama or Qwen; biases, less than a thousandth of the weights, are left out."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: int
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """(in, out) of a layer's linear maps."""
+        wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = [(self.hidden, wide), (self.hidden, narrow), (self.hidden, narrow), (wide, self.hidden)]
+        return [*attention, (self.hidden, self.intermediate), (self.hidden, self.intermediate), (self.intermediate, self.hidden)]
+
+    @property
+    def parameters(self) -> int:
+        layer = sum(rows * columns for rows, columns in self.matrices) + 2 * self.hidden
+        return (2 - self.tied) * self.vocab * self.hidden + self.layers * layer + self.hidden
+
+    def adapters(self, rank: int) -> int:
+        """Parameters of LoRA."""
+        return self.layers * rank * sum(rows + columns for rows, columns in self.matrices)
+
+    def held(self, dtype: str) -> int:
+        """Bytes of the weights."""
+        return WIDTH[dtype] * self.parameters
+
+    def kept(self, dtype: str, tokens: float) -> float:
+        """Bytes of the keys and values of so many tokens in all."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * WIDTH[dtype] * tokens
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A data sheet in bytes, bytes a second and operations a second, and dollars an hour (None: no quote)."""
+
+    memory: float
+    bandwidth: float
+    flops: float
+    usd: float | None
+
+    def writing(self, shape: Shape, dtype: str, sequences: float, tokens: float, context: float) -> float:
+        """Seconds in which `sequences` are continued by `tokens` each, after about `context` tokens: a roofline."""
+        if not sequences:
+            return 0.0
+        batch = min(sequences, BATCH)
+        reading = (shape.held(dtype) + shape.kept(dtype, batch * context)) / self.bandwidth
+        step = max(reading, 2 * batch * shape.parameters / self.flops)  # one token of every sequence
+        return sequences / batch * tokens * step / DECODING
+
+    def computing(self, flops: float) -> float:
+        """Seconds."""
+        return flops / (COMPUTING * self.flops)
+
+
+def shape(model: str) -> Shape:
+    """Of a shipped backbone or a folder, by its config.json, else of data/models.csv; ConfigError for others."""
+    for folder in (DATA / "backbones" / model, Path(model)):
+        if (folder / "config.json").is_file():
+            it = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            head = it.get("head_dim") or it["hidden_size"] // it["num_attention_heads"]
+            return Shape(it["num_hidden_layers"], it["hidden_size"], it["intermediate_size"], it["num_attention_heads"],
+                         it["num_key_value_heads"], head, it["vocab_size"], int(it["tie_word_embeddings"]))  # fmt: skip
+    row = pick("model", model, {row["model"]: row for row in _table("models")})
+    return Shape(**{name: int(value) for name, value in row.items() if name not in ("model", "source")})
+
+
+def gpu(name: str) -> Gpu:
+    """A card of data/gpus.csv, at its lowest quote; ConfigError, which lists them, for others."""
+    row = pick("GPU", name, {row["gpu"]: row for row in _table("gpus")})
+    quotes = [float(quote["usd"]) for quote in _table("prices") if quote["kind"] == "gpu" and quote["item"] == name]
+    memory, bandwidth, tflops = (float(row[column]) for column in ("memory_gb", "bandwidth_gb_s", "bf16_tflops"))
+    return Gpu(1e9 * memory, 1e9 * bandwidth, 1e12 * tflops, min(quotes, default=None))
+
+
+def query_usd(engine: str, plan: Callable = min) -> float:
+    """Dollars of one query, on the cheapest plan that is quoted (`max`: the dearest); 0 for engines that nobody sells."""
+    plans = [row for row in _table("prices") if row["kind"] == "search" and row["vendor"].lower() == engine]
+    return plan((float(row["usd"]) / float(row["quantity"]) for row in plans), default=0.0)
+
+
+def _table(name: str) -> list[dict]:
+    with (DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
