@@ -215,6 +215,7 @@ def test_a_question_file_of_one_s_own(tmp_path):
     ('{"golden_answers": ["I"]}', "no column question"),
     ('{"question": "Who?", "golden_answers": []}', "golden_answers must be a list of at least one text"),
     ('{"question": "Who?", "golden_answers": "I"}', "golden_answers must be a list"),
+    ('{"question": "Who?", "golden_answers": ["I", " "]}', "golden_answers must be .*none of them empty"),
     ('{"question": ', "mine.jsonl, line 2 is not JSON.*golden_answers"),
     ('["Who?", "I"]', "mine.jsonl, line 2 is no JSON object"),
     ('{"question": 7, "golden_answers": ["I"]}', "question must be a text, not 7"),

@@ -153,8 +153,8 @@ def _question(row: dict, name: str, number: int) -> Question:
     if missing:
         raise DataError(f"{name}, line {number}: no column {' and '.join(missing)} (found: {', '.join(row)}); "
                         "each line needs 'question' (text) and 'golden_answers' (list of texts)")
-    if not _are_texts(row["golden_answers"]):
-        raise DataError(f"{name}, line {number}: golden_answers must be a list of at least one text, "
+    if not _are_texts(row["golden_answers"]) or not all(map(str.strip, row["golden_answers"])):
+        raise DataError(f"{name}, line {number}: golden_answers must be a list of at least one text, none of them empty, "
                         f"not {reprlib.repr(row['golden_answers'])}")
     for column, (kind, what) in KINDS.items():
         if column in row and not (isinstance(row[column], kind) and _is_sound(row[column])):
