@@ -78,7 +78,7 @@ def test_a_simulated_search_does_not_depend_on_the_others():
 
 
 def test_unknown_engines_are_refused_with_the_known_ones():
-    with pytest.raises(EngineError, match="'google'.*bm25, dense, serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, simulated, openai:URL"):
+    with pytest.raises(EngineError, match="'google'.*bm25, dense, serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL"):
         build_engine("google")
     with pytest.raises(EngineError, match="needs a simulator"):
         build_engine("simulated")
@@ -129,3 +129,20 @@ def test_noise_at_test_time_hides_the_answer_for_its_share(bm25):
     assert all(TEXTS[0] not in result.documents and len(result.documents) == 2 for result in found)
     assert noisy.search(requests[100:], 2) == noisy.search(requests, 2)[100:]
     assert NoisyEngine(bm25, passages, 0.0).search(requests[:5], 2) == bm25.search(requests[:5], 2)
+
+
+def test_a_function_of_one_s_own_is_an_engine(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def good(queries, num_documents):\n    return [[query] * 9 for query in queries]\n"
+        "def bad(queries, num_documents):\n    return queries\n"
+        "def raising(queries, num_documents):\n    return queries['no']\n")
+    monkeypatch.chdir(tmp_path)
+    requests = [SearchRequest(query, "", ()) for query in ("a", "b")]
+    assert build_engine("python:mine.good").search(requests, 2) == [SearchResult(("a", "a"), "ok"), SearchResult(("b", "b"), "ok")]
+    with pytest.raises(EngineError, match="list of texts for each query"):
+        build_engine("python:mine.bad").search(requests, 2)
+    with pytest.raises(EngineError, match=r"'python:mine.raising' failed \(TypeError"):
+        build_engine("python:mine.raising").search(requests, 2)
+    for name in ("python:mine.gone", "python:gone.good", "python:mine"):
+        with pytest.raises(EngineError, match=f"'{name}' cannot be imported"):
+            build_engine(name)

@@ -13,7 +13,7 @@ from hub_fixtures import write_hub
 from zs_lib import pretraining, qa, qa_build
 from zs_lib.engines import build_engine
 from zs_lib.engines.recall import retrieval_recall
-from zs_lib.errors import ConfigError, DataError
+from zs_lib.errors import DataError
 from zs_lib.pretraining import BASE, Sampler
 from zs_lib.world import DATA, statement
 
@@ -216,6 +216,7 @@ def test_a_question_file_of_one_s_own(tmp_path):
     ('{"golden_answers": ["I"]}', "no column question"),
     ('{"question": "Who?", "golden_answers": []}', "golden_answers must be a list of at least one text"),
     ('{"question": "Who?", "golden_answers": "I"}', "golden_answers must be a list"),
+    ('{"question": "Who?", "golden_answers": ["I", " "]}', "golden_answers must be .*none of them empty"),
     ('{"question": ', "mine.jsonl, line 2 is not JSON.*golden_answers"),
     ('["Who?", "I"]', "mine.jsonl, line 2 is no JSON object"),
     ('{"question": 7, "golden_answers": ["I"]}', "question must be a text, not 7"),
@@ -307,10 +308,18 @@ def test_lines_as_flashrag_stores_them(hub):
     assert qa.load_benchmark("hub", "test")[0] == qa.Question("nq/test_0", "Who?", ("I",), "nq", "test")
 
 
+def test_questions_of_your_own_are_for_training_unless_they_say_otherwise(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"question": "Who?", "golden_answers": ["I"]}\n{"question": "What?", "golden_answers": ["it"], "split": "test"}\n')
+    assert [[q.question for q in qa.load_benchmark(str(path), split)] for split in ("train", "test")] == [["Who?"], ["What?"]]
+    with pytest.raises(DataError, match="no dev questions: say so in their column 'split'"):
+        qa.load_benchmark(str(path), "dev")
+
+
 def test_what_is_wrong_with_a_hub_set_is_told(hub):
     with pytest.raises(DataError, match="'hub' has no train questions of trivia, only of nq, hotpotqa: correct policy.subsets"):
         qa.load_benchmark("hub", "train", ("nq", "trivia"))
-    with pytest.raises(ConfigError, match="'hob'. Known: embedded, hub, hub:OWNER/NAME"):
+    with pytest.raises(DataError, match="hob"):
         qa.load_benchmark("hob", "train")
     train = hub / qa.HUB_TRAIN / "train.parquet"
     frame = pd.read_parquet(train)

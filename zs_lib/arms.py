@@ -14,6 +14,10 @@ from zs_lib.errors import ConfigError
 from zs_lib.values import LABEL, among, later, within
 
 
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+"""Where the metrics of a run can go besides its own log (`tracking`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     """The multi-turn loop of policy and search engine."""
@@ -119,11 +123,13 @@ class SimulatorArm(Trained):
     """The real engine that the collector asks: what the simulator learns to play."""
     collection: RolloutConfig | None = later(None)
     """How the collector writes its trajectories; None: as suits the tiny models (`simulator.COLLECTION`)."""
+    tracker: str = field(default="none", metadata=LABEL, compare=False)
+    """One of TRACKERS (set by the profile). It makes no other arm: it is in neither digest nor comparison."""
 
     def __post_init__(self):
         super().__post_init__()
         _check_engine(self, *REAL_ENGINES)
-        among(self, way=("naive", "grounded", "prompted", "published"))
+        among(self, way=("naive", "grounded", "prompted", "published"), tracker=TRACKERS)
         within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
         within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
         within(self, temperature=(0, 10), max_tokens=(1, math.inf))
@@ -218,9 +224,12 @@ class PolicyArm(Trained):
     """Where the questions come from (set by the profile)."""
     real_share: float = later(0.0)
     """The share of queries that the engine "mixed" hands to the real engine."""
+    tracker: str = field(default="none", metadata=LABEL, compare=False)
+    """As a simulator's."""
 
     def __post_init__(self):
         super().__post_init__()
+        among(self, tracker=TRACKERS)
         _check_engine(self, "none", *SIMULATING, SERVED, *REAL_ENGINES)
         within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
                 learning_rate=(0, 1), weight_decay=(0, 1), max_grad_norm=(0, math.inf), warmup_ratio=(0, 1),
@@ -237,7 +246,9 @@ SIMULATING = ("simulated", "mixed")
 """Engines in which a simulator of the run store writes documents."""
 SERVED = "openai:URL"
 """The simulator on a server; here and below, URL stands for any address (`engines.build_engine`)."""
-REAL_ENGINES = ("bm25", "dense", "serpapi", "serper", "wikipedia", "search-r1:URL", "zerosearch-wiki:URL")
+OWN = "python:MODULE.FUNCTION"
+"""A function of yours (`engines.own`)."""
+REAL_ENGINES = ("bm25", "dense", "serpapi", "serper", "wikipedia", "search-r1:URL", "zerosearch-wiki:URL", OWN)
 """Engines that find documents instead of writing them."""
 
 
@@ -252,9 +263,9 @@ def served(engine: str) -> bool:
 
 
 def engine_kind(engine: str) -> str:
-    """An engine's name with URL for its address."""
+    """An engine's name with URL, or what else it takes, for its address."""
     kind, _, address = engine.partition(":")
-    return f"{kind}:URL" if address else kind
+    return (OWN if kind == "python" else f"{kind}:URL") if address else kind
 
 
 def _check_engine(value: Any, *known: str) -> None:

@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("show", _runs_show, "one run: configuration, summary, where it is", runs)
     sub.add_argument("run", metavar="RUN", help="the beginning of a run's name or digest")
     add("verify", _runs_verify, "look for damage", runs)
+    sub = add("export", _runs_export, "a finished policy as a folder for transformers, with a model card", runs)
+    sub.add_argument("run", metavar="RUN", help="the beginning of a run's name or digest")
+    sub.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
     sub = add("record", _runs_record, "maintainers: write the study's tables into data/results/PROFILE, and tiny's into README", runs)
     _add_profile(sub)
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
@@ -293,6 +296,14 @@ def _runs_verify(arguments: argparse.Namespace) -> int:
     if not problems:
         print(f"{len(store.list())} runs, no damage.")
     return int(bool(problems))
+
+
+def _runs_export(arguments: argparse.Namespace) -> None:
+    from zs_lib.export import export
+    from zs_lib.runs import RunStore
+
+    store = RunStore()
+    print(export(store.find(arguments.run), arguments.folder, store))
 
 
 def _runs_record(arguments: argparse.Namespace) -> None:

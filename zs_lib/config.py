@@ -2,7 +2,7 @@
 
 Nothing else in the library asks which profile runs. Layout of a file:
 
-    name, seeds, benchmark, backbones, instructs      of the whole study
+    name, seeds, benchmark, tracker, backbones, instructs      of the whole study
     [simulator]  values that all simulators share     [[simulators]]  one row an arm: what differs
     [policy]     values that all policies share       [[policies]]    one row an arm: what differs
                  (with [policy.objective], [policy.rollout], [policy.curriculum])
@@ -36,7 +36,9 @@ class Profile:
     seeds: int
     """Runs of each policy arm: seeds 0 to seeds - 1."""
     benchmark: str
-    """"embedded" (facts shipped in data/benchmark), "hub" or "hub:OWNER/NAME" (`qa.load_benchmark`)."""
+    """"embedded" (facts shipped in data/benchmark), "hub", or questions of your own (`qa.load_benchmark`)."""
+    tracker: str = "none"
+    """Where the runs' metrics also go: one of `arms.TRACKERS`."""
     backbones: tuple[str, ...]
     """The base models of the study, smallest first."""
     instructs: tuple[str, ...]
@@ -130,7 +132,7 @@ def _dotted_keys(table: dict, prefix: str = "") -> list[str]:
 
 def _profile(table: dict) -> Profile:
     table = copy.deepcopy(table)
-    of_study = {"benchmark": table["benchmark"]} if "benchmark" in table else {}
+    of_study = {key: table[key] for key in ("benchmark", "tracker") if key in table}
     rows = _rows(table, "simulator", of_study)
     simulators = tuple(build(SimulatorArm, row, f"simulators[{i}]") for i, row in enumerate(rows))
     labels = {arm.label: arm for arm in simulators}

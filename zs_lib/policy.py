@@ -142,11 +142,7 @@ def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tupl
     searching = engine.seconds - searched[0] if engine else 0.0
 
     alive = [t for t in trajectories if t.stop_reason != "engine_failed"]
-    failed = 1 - len(alive) / len(trajectories)
-    if failed > FAILED_LIMIT:
-        cause = next(turn.error for t in trajectories for turn in t.turns if turn.status == "failed")
-        raise EngineError(f"{failed:.0%} of the rollouts of step {step} failed with their engine ({cause}): check the engine "
-                          f"'{arm.engine}', then start again; the run goes on from its last checkpoint.")
+    failed = check_failed(trajectories, arm.engine, step)
     rewards = torch.tensor([reward(t) for t in trajectories], dtype=torch.float64).view(len(batch), -1)
     advantages = group_advantages(rewards, advantage_kind(arm.objective)).flatten().tolist()
     pairs = list(zip(trajectories, advantages, strict=True))
@@ -177,6 +173,16 @@ def _watch(arm, seed, questions, generator, engine) -> list[dict]:
     asked, cfg = pick_questions(questions, LOGGED_QUESTIONS, seed, 1), replace(arm.rollout, temperature=0.0)
     keys = [(seed, 0, i, 0) for i in range(len(asked))]  # training begins with step 1
     return [to_record(t, reward(t), generator.decode) | {"watched": True} for t in rollout(asked, generator, engine, cfg, keys)]
+
+
+def check_failed(trajectories: Sequence[Trajectory], engine: str, step: int) -> float:
+    """The share of a step's rollouts that failed with their engine; EngineError if it is above FAILED_LIMIT."""
+    failed = 1 - sum(t.stop_reason != "engine_failed" for t in trajectories) / len(trajectories)
+    if failed > FAILED_LIMIT:
+        cause = next(turn.error for t in trajectories for turn in t.turns if turn.status == "failed")
+        raise EngineError(f"{failed:.0%} of the rollouts of step {step} failed with their engine ({cause}): check the engine "
+                          f"'{engine}', then start again; the run goes on from its last checkpoint.")
+    return failed
 
 
 def reward(trajectory: Trajectory) -> float:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from zs_lib.errors import ConfigError, DataError
+from zs_lib.errors import DataError
 from zs_lib.world import DATA
 
 SUBSETS = {"natural": "NQ", "trivia": "TriviaQA", "popularity": "PopQA", "bridge": "HotpotQA",
@@ -101,19 +101,23 @@ def load_questions(source: Path | str | None = None, subset: str | tuple[str, ..
 
 def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None) -> list[Question]:
     """The "train" or "test" questions of a profile's benchmark: "embedded", or "hub": HUB_TRAIN, and HUB_SETS of HUB_TEST.
-    "hub:OWNER/NAME" has its training questions from there, with columns like HUB_TRAIN's.
+    "hub:OWNER/NAME" has its training questions from there, with columns like HUB_TRAIN's. Any other name is a source of
+    your own for `load_questions`, taken whole whatever the `subset`; its rows are for training where their `split` says
+    nothing else.
 
     Where the environment's ZS_HUB_DATA names a folder, files in it stand for the hub, as `hf download --repo-type dataset
     OWNER/NAME --local-dir $ZS_HUB_DATA/OWNER/NAME` leaves them.
 
     Raises:
-        DataError: as `load_questions`, or a subset has no questions. ConfigError: there is no such benchmark.
+        DataError: as `load_questions`, or a subset or split has no questions.
     """
     if name == "embedded":
         return load_questions(subset=subset, split=split)
     kind, _, training = name.partition(":")
     if kind != "hub":
-        raise ConfigError(f"Unknown benchmark {name!r}. Known: embedded, hub, hub:OWNER/NAME.")
+        if not (own := [question for question in load_questions(name) if (question.split or "train") == split]):
+            raise DataError(f"{name} has no {split} questions: say so in their column 'split'.")
+        return own
     if split == "train":
         questions = load_questions(_hub_source(training or HUB_TRAIN, "", "train"))
     else:
@@ -201,8 +205,8 @@ def _question(row: dict, name: str, number: int) -> Question:
     if missing:
         raise DataError(f"{name}, line {number}: no column {' and '.join(missing)} (found: {', '.join(row)}); "
                         "each line needs 'question' (text) and 'golden_answers' (list of texts)")
-    if not _are_texts(row["golden_answers"]):
-        raise DataError(f"{name}, line {number}: golden_answers must be a list of at least one text, "
+    if not _are_texts(row["golden_answers"]) or not all(map(str.strip, row["golden_answers"])):
+        raise DataError(f"{name}, line {number}: golden_answers must be a list of at least one text, none of them empty, "
                         f"not {reprlib.repr(row['golden_answers'])}")
     for column, (kind, what) in KINDS.items():
         if column in row and not (isinstance(row[column], kind) and _is_sound(row[column])):

@@ -26,7 +26,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ from zs_lib.errors import RunError, ZeroSearchError
 from zs_lib.files import hash_file, hashes, read_json, sync, to_json, write_json, write_text
 from zs_lib.logs import Log
 from zs_lib.provenance import provenance
+from zs_lib.tracking import Tracker
 from zs_lib.values import build, digest, identity
 
 if TYPE_CHECKING:
@@ -96,7 +97,10 @@ class RunStore:
         checkpoint is gone by then. Another process that wants the same run waits here, and then finds it
         finished.
 
+        Metrics go to the arm's tracker too, if it has one: TensorBoard's files lie in the store's folder "tensorboard".
+
         Raises:
+            ConfigError: the tracker is not installed or does not start.
             RunError: the run is damaged, another process has worked on it for longer than LOCK_WAIT_S, or the disk
                 takes nothing (full, read-only); what was there before stays.
         """
@@ -107,14 +111,19 @@ class RunStore:
             run.path.mkdir(parents=True, exist_ok=True)
             with run._exclusively():
                 if not run.finished:
-                    run._begin(arm, seed)
-                    run._finish(work(run))
+                    with closing(self._tracker(arm, run)) as run.tracker:
+                        run._begin(arm, seed)
+                        run._finish(work(run))
         except (OSError, SafetensorError) as error:  # safetensors tells the system's error in words only
             if getattr(error, "errno", errno.EIO) not in OF_DISK:
                 raise
             raise RunError(f"{run.path} cannot be written ({error}): make room, or point ZS_RUNS to a folder that can "
                            "be written, and start again; it goes on from its last checkpoint.") from error
         return run
+
+    def _tracker(self, arm: Any, run: Run) -> Tracker:
+        kind = getattr(arm, "tracker", "none")
+        return Tracker(kind, run.path.name, self.root / "tensorboard", identity(arm, labels=True) | {"seed": run.seed})
 
     def list(self) -> list[Run]:
         """All runs that were begun, by folder name; the damaged ones too (reading their parts raises RunError)."""
@@ -151,6 +160,7 @@ class Run:
         if parts is None:
             raise RunError(f"{path} is no run: the folder's name must be like policy-0123456789ab-s0.")
         self.kind, self.digest, self.seed = parts["kind"], parts["digest"], int(parts["seed"])
+        self.tracker: Tracker | None = None
 
     def __repr__(self) -> str:
         return f"Run({self.path.name}, {'finished' if self.finished else 'unfinished'})"
@@ -213,6 +223,8 @@ class Run:
         """Append one line of metrics. Numbers that are not finite become null; no times here: see
         `log_timing`."""
         self.logged("metrics.jsonl").append([{"step": step, **metrics}])
+        if self.tracker:
+            self.tracker.log(step, metrics)
         if isinstance(steps := self._steps, int):
             self.progress("training", step, steps)
 

@@ -16,7 +16,7 @@ from zs_lib.errors import ConfigError
 BEYOND = 2**63
 """No whole number of a configuration reaches so far: TOML's limit."""
 LABEL = {"label": True}
-"""Field metadata: a name for people, which does not enter the digest."""
+"""Field metadata: for people, so it does not enter the digest."""
 
 
 def later(default: Any) -> Any:
@@ -56,7 +56,7 @@ def digest(value: Any) -> str:
 
 def from_identity(cls: type, plain: dict) -> Any:
     """The `cls` whose `identity` this is: the inverse; a label of `cls` itself may be missing."""
-    labels = {f.name: "" for f in fields(cls) if f.metadata.get("label")}
+    labels = {f.name: "" for f in fields(cls) if f.metadata.get("label") and f.default is MISSING}
     return build(cls, labels | plain, cls.__name__)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from zs_lib import config
-from zs_lib.arms import REAL_ENGINES, SERVED, engine_kind
+from zs_lib.arms import OWN, REAL_ENGINES, SERVED, engine_kind
 from zs_lib.errors import EngineError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def build_engine(
     - "dense": the same passages by latent semantic vectors.
     - "simulated": the simulator in the folder `model` (or so named), prompted and sampled as its `arm` says.
     - "openai:[MODEL@]URL": a simulator on an OpenAI-compatible server, prompted and sampled as `arm` says.
+    - "python:MODULE.FUNCTION": a function of yours, from queries and a number to a list of documents for each query.
     - "search-r1:URL", "zerosearch-wiki:URL": retrievers, the first kind also by `zs serve retriever`.
     - "serpapi", "serper" (Google, with a key, for money), "wikipedia": answers are kept in ZS_SEARCH_CACHE
     (data/search_cache), and each process may spend ZS_SEARCH_BUDGET dollars (10).
@@ -93,6 +94,10 @@ def build_engine(
         return SimulatedEngine(
             Generator(loaded.model, loaded.tokenizer), arm.template, arm.temperature, arm.max_tokens
         )
+    if engine_kind(name) == OWN:
+        from zs_lib.engines.own import OwnEngine
+
+        return OwnEngine(name.partition(":")[2])
     if engine_kind(name) in ENGINES:
         return _over_http(*name.partition(":")[::2], arm)
     raise EngineError(f"Unknown search engine '{name}'. Known: {', '.join(ENGINES)}.")

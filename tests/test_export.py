@@ -1,0 +1,85 @@
+"""An exported policy is answered by transformers alone, and its card says what the run's files say."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from zs_lib import cli, config, evaluate, models, policy
+from zs_lib.arms import EvaluationArm
+from zs_lib.errors import RunError
+from zs_lib.export import export
+from zs_lib.generate import Generator
+from zs_lib.protocol import STOP_STRINGS
+from zs_lib.runs import RunStore
+
+STUDY = config.load_profile("smoke", {"policy.steps": 1, "policy.backbone": "tiny-S-instruct"})
+ARM = STUDY.policy("search-r1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store with a policy of one step and its evaluation, and the folder that `zs runs export` made of it."""
+    folder = tmp_path_factory.mktemp("export")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZS_RUNS", str(folder / "runs"))
+        store = RunStore()
+        run = policy.ensure(ARM, 0, store)
+        evaluate.ensure(EvaluationArm.of_policy(ARM, dataclasses.replace(STUDY.evaluation, questions_per_subset=1)), 0, store)
+        assert cli.main(["runs", "export", run.digest, str(folder / "policy")]) == 0
+    return store, run, folder / "policy"
+
+
+def test_transformers_alone_loads_it_and_writes_what_we_write(made):
+    _, run, folder = made
+    snippet, = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    program = snippet + "\nimport sys; print('zs_lib' in sys.modules, written[0].tolist(), sep='\\n')"
+    shown = subprocess.run([sys.executable, "-I", "-c", program], cwd=folder, capture_output=True, text=True, check=True, timeout=300).stdout
+    foreign, ids = shown.splitlines()[-2:]
+    loaded = models.load(run.model_dir)
+    generator = Generator(loaded.model, loaded.tokenizer)
+    prompt = generator.encode_prompt("Question: what is the capital of Norway?\n")
+    ours = generator.generate([prompt], [(0,)], ARM.rollout.max_turn_tokens, 0.0, STOP_STRINGS)[0]
+    assert foreign == "False" and ids == str(prompt + ours.ids) and "<search>" in generator.decode(ours.ids)
+
+
+def test_the_card_holds_the_facts_of_the_run(made):
+    store, run, folder = made
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front) == {"license": "apache-2.0", "library_name": "transformers", "pipeline_tag": "text-generation",
+                                     "tags": ["zerosearch", "search", "reinforcement-learning"]}
+    evaluation, = (other for other in store.list() if other.kind == "evaluation")
+    mean = evaluation.summary["mean"]
+    for fact in (f"# {ARM.name}, seed 0", f"`{run.path.name}`", f"{run.summary['parameters']:,} parameters", "| backbone | tiny-S-instruct |",
+                 "embedded benchmark: natural, bridge", "| engine in training | bm25 |", "reinforce, KL 0.001, document tokens out of the loss",
+                 f"{run.summary['last_reward']:.3f} in the last", f"torch {torch.__version__.partition('+')[0]}",
+                 f"| bm25 | 7 | {round(mean['f1'], 3):.4g} |", "Apache-2.0"):
+        assert fact in text, fact
+    assert str(store.root) not in text
+    assert {path.name for path in folder.iterdir()} == {path.name for path in run.model_dir.iterdir()} | {"README.md"}
+    assert store.verify() == []
+
+
+def test_what_is_no_finished_sound_policy_is_not_exported(made, tmp_path):
+    store, run, folder = made
+    evaluation, = (other for other in store.list() if other.kind == "evaluation")
+    with pytest.raises(RunError, match="no finished policy"):
+        export(evaluation, tmp_path / "new", store)
+    with pytest.raises(RunError, match="not empty"):
+        export(run, folder, store)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be written"):
+        export(run, tmp_path / "file", store)
+    weights = run.model_dir / "model.safetensors"
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-1] + b"x")
+    with pytest.raises(RunError, match="damaged"):
+        export(run, tmp_path / "new", store)
+    weights.write_bytes(sound)
+    assert not (tmp_path / "new").exists()

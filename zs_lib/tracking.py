@@ -1,0 +1,65 @@
+"""Trackers: a run's metrics sent to TensorBoard, Weights & Biases or trackio as they are logged, by accelerate's adapters.
+
+The run's own log stays the record; what a tracker got is never read back, and does not count as part of the run.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from zs_lib.errors import ConfigError
+
+PROJECT = "zerosearch"
+
+
+class Tracker:
+    """One run's tracker; of kind "none" it does nothing.
+
+    TensorBoard's files go to `folder`/`name`; the others file the run under `name` in PROJECT, with `config`, and a resumed
+    one goes on there. Raises ConfigError if the tracker is not installed or does not start; if it fails later, it warns
+    and is left.
+    """
+
+    def __init__(self, kind: str, name: str, folder: Path, config: dict):
+        self.kind = kind
+        self._to = None if kind == "none" else _start(kind, name, folder, config)
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Send the metrics that are finite numbers."""
+        self._try("log", {key: value for key, value in metrics.items() if isinstance(value, (int, float)) and math.isfinite(value)}, step=step)
+
+    def close(self) -> None:
+        self._try("finish")
+
+    def _try(self, method: str, *arguments, **more) -> None:
+        if self._to is None:
+            return
+        try:
+            getattr(self._to, method)(*arguments, **more)
+        except Exception as error:  # of its server, its disk or itself: no reason to lose a training
+            self._to = None
+            warnings.warn(f"The tracker '{self.kind}' failed ({error}) and gets no more; the run goes on, and its own log has all.",
+                          RuntimeWarning, stacklevel=3)
+
+
+def _start(kind: str, name: str, folder: Path, config: dict) -> Any:
+    from accelerate import PartialState, tracking
+    from accelerate.utils import LoggerType
+
+    if LoggerType(kind) not in tracking.get_available_trackers():
+        raise ConfigError(f"The tracker '{kind}' is not installed: `pip install {kind}`, or set the profile's tracker to \"none\".")
+    PartialState()  # accelerate's trackers ask which process they are in
+    try:
+        if kind == "tensorboard":
+            started = tracking.TensorBoardTracker(name, folder)
+        elif kind == "wandb":
+            started = tracking.WandBTracker(PROJECT, name=name, id=name, resume="allow", reinit="create_new", config=config)
+        else:
+            started = tracking.TrackioTracker(PROJECT, name=name, resume="allow", config=config)
+        started.start()
+    except Exception as error:  # no account, no server, a folder that cannot be written: of each library's own
+        raise ConfigError(f"The tracker '{kind}' does not start ({error}): mend that, or set the profile's tracker to \"none\".") from error
+    return started
