@@ -56,12 +56,12 @@ def test_a_curve_is_the_mean_over_seeds(tables):
 
 def test_costs_break_even_where_lines_cross():
     figure = figures.draw("08_break_even", {}, "profile tiny")
-    assert figure.get_supxlabel().startswith("quoted: data/prices.csv")  # it shows no run of any profile
+    assert figure.get_supxlabel().startswith("prices quoted (data/prices.csv)")  # it shows no run of any profile
     axes, training = figure.axes[0], cost.papers_training()
     told = [text.get_text().partition("\n")[0] for text in axes.texts]
     assert told[:8] == [*cost.COMPARED, *cost.ways(training, "14B").index] and len(set(told)) == 10
     cheapest, rented = axes.lines[2], axes.lines[3]
-    cross = next(x for x, engine, simulator in zip(cheapest.get_xdata(), cheapest.get_ydata(), rented.get_ydata()) if engine > simulator)
+    cross = cheapest.get_xdata()[cheapest.get_ydata() > rented.get_ydata()][0]
     assert cross == pytest.approx(rented.get_ydata()[0] / 0.0003, rel=0.11)  # a step of x: 10%
 
 

@@ -4,7 +4,7 @@ paper's Table 8), and modelled (`ways`, `today`, `saved`: they rest on `roofline
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -66,8 +66,8 @@ def priced(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates(profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
-    """Of `measured`, what one query was to each arm of the profile that asks a simulator (medians over seeds): searches a rollout,
-    simulator tokens and seconds a query, and `writing`, the share of rollouts in the time without searches."""
+    """Of `measured`, what a query was to each arm of the profile that asks a simulator (medians over seeds): searches a
+    rollout, simulator tokens and seconds a query, and `writing`, the share of rollouts in the time without searches."""
     rollouts = {arm.name: arm.steps * arm.prompts_per_step * arm.group_size for arm in profile.policies}
     part = table[(table["simulator_tokens"] > 0) & table["arm"].isin(rollouts)]
     frame = pd.DataFrame({"searches_a_rollout": part["queries"] / part["arm"].map(rollouts),
@@ -101,7 +101,8 @@ def engines(queries: float) -> pd.DataFrame:
     table = table.set_index((table["vendor"] + " " + table["plan"]).rename("engine"))
     price = table["usd"] / table["quantity"]
     packages = (queries / table["quantity"]).map(math.ceil)
-    return pd.DataFrame({"usd_per_1000": 1000 * price, "usd": queries * price, "bought": packages * table["usd"], "as_of": table["as_of"]})
+    return pd.DataFrame({"usd_per_1000": 1000 * price, "usd": queries * price, "bought": packages * table["usd"],
+                         "as_of": table["as_of"]})
 
 
 def recomputed() -> pd.DataFrame:
@@ -125,7 +126,7 @@ def papers_cards(row: str) -> int:
 
 @dataclass(frozen=True)
 class Training:
-    """The load of one training: its rollouts, searches a rollout, and hours if no search is waited for longer than the paper's."""
+    """The load of one training: its rollouts, searches a rollout, and its hours if the simulator keeps up."""
 
     steps: int
     prompts: int
@@ -145,15 +146,15 @@ class Training:
 def papers_training() -> Training:
     """The paper's configuration, with the hours of Table 8 and the searches a rollout that its queries leave."""
     arm, row = config.load_profile("paper").policy("zerosearch"), paper.load("cost").iloc[0]
-    rollouts = arm.steps * arm.prompts_per_step * arm.group_size
-    return Training(arm.steps, arm.prompts_per_step, arm.group_size, float(row["training_queries"] / rollouts), float(row["training_hours"]))
+    once = Training(arm.steps, arm.prompts_per_step, arm.group_size, 1.0, float(row["training_hours"]))
+    return replace(once, searches=float(row["training_queries"] / once.rollouts))
 
 
 def published() -> pd.DataFrame:
     """Decoding speeds that others measured (data/decoding.csv), the roofline's, and the share that they reached of it."""
     table = quotes("decoding")
-    table["roofline"] = [row.output_tokens * roofline.queries_per_second(
-        row.model, row.gpu, row.batch, roofline.Query(row.prompt_tokens, row.output_tokens), reached=1) for row in table.itertuples()]
+    table["roofline"] = [row.output_tokens * roofline.queries_per_second(row.model, row.gpu, row.batch, roofline.Query(
+        row.prompt_tokens, row.output_tokens), reached=1) for row in table.itertuples()]
     return table.assign(reached=table["tokens_per_second"] / table["roofline"])
 
 

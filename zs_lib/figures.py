@@ -366,7 +366,8 @@ def draw_break_even(tables: Tables, figure: Figure) -> None:
     training = cost.papers_training()
     queries = np.geomspace(1000, 5 * training.rollouts, 60)  # to the five searches that a rollout may make
     engines = pd.concat({count: cost.engines(count)["usd"] for count in queries}, axis=1).loc[list(cost.COMPARED)]
-    ways = pd.concat({count: cost.ways(replace(training, searches=count / training.rollouts), SIMULATOR)["usd"] for count in queries}, axis=1)
+    trainings = {count: replace(training, searches=count / training.rollouts) for count in queries}
+    ways = pd.concat({count: cost.ways(one, SIMULATOR)["usd"] for count, one in trainings.items()}, axis=1)
     style = {"fontsize": 8, "textcoords": "offset points", "bbox": {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5}}
     for name, usd in engines.iterrows():
         axes.plot(queries, usd, color="#555555", ls="--", lw=1.3)
@@ -379,10 +380,10 @@ def draw_break_even(tables: Tables, figure: Figure) -> None:
         axes.annotate(name, (queries[place], usd.iloc[place]), shift, va="center", color="#222222", **style)
     for searches in (1, 5):
         axes.axvline(searches * training.rollouts, color="#999999", ls=":", lw=1)
-        axes.annotate(f"{searches} a rollout", (searches * training.rollouts, 0.02), (-4, 0), rotation=90, ha="right", color="#777777",
-                      xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=7.5)
-    axes.set(xscale="log", yscale="log", xlim=(queries[0], queries[-1]), ylim=(0.3, None), xlabel="queries of one training", ylabel="dollars",
-             title=f"A {SIMULATOR} simulator on {cost.CARD}, and search engines (dashed)")
+        axes.annotate(f"{searches} a rollout", (searches * training.rollouts, 0.02), (-4, 0), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", rotation=90, ha="right", fontsize=7.5, color="#777777")
+    axes.set(xscale="log", yscale="log", xlim=(queries[0], queries[-1]), ylim=(0.3, None), xlabel="queries of one training",
+             ylabel="dollars", title=f"A {SIMULATOR} simulator on {cost.CARD}, and search engines (dashed)")
 
 
 def _heat(axes: Axes, frame: pd.DataFrame) -> None:
@@ -412,7 +413,7 @@ FIGURES = {
     "06_transfer": Drawing(draw_transfer, (11.0, 3.4), ("study_rows", "robustness"), ("engines",)),
     "07_methods": Drawing(draw_methods, (8.4, 3.8), ("study_rows", "evaluation"), ("methods",)),
     "07_scaling": Drawing(draw_scaling, (10.6, 3.4), ("study_rows", "evaluation"), ("simulators", "methods", "lengths")),
-    "08_break_even": Drawing(draw_break_even, (8.6, 4.4), (), source="quoted: data/prices.csv; modelled: zs_lib/roofline.py; no run is shown"),
+    "08_break_even": Drawing(draw_break_even, (8.6, 4.4), (), source="prices quoted (data/prices.csv), speeds modelled, no run"),
 }
 """Name of the file (its number is the notebook's) → how it is drawn."""
 

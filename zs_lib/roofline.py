@@ -52,7 +52,7 @@ GPUS = {"A100-80GB": Gpu(80e9, 2.039e12, 312e12), "H100-80GB": Gpu(80e9, 3.35e12
 REACHED = 0.5
 """Share of the roofline that a server reaches; speeds that others published reach 0.39 to 0.68 (`cost.published`)."""
 BATCH = 64
-"""Queries that a server answers at once; a step of the paper asks 320, or more."""
+"""Queries that a server answers at once, of the 320 rollouts of a step of the paper."""
 USABLE = 0.9
 """Of a card's memory: vLLM's default."""
 

@@ -110,8 +110,8 @@ def board(study: Profile, jobs: int | None = None, store: RunStore | None = None
 
 
 def calculator(model: str = "14B", gpu: str = cost.CARD) -> Calculator | HTML:
-    """What a simulator of this size on these cards costs one training, and what it saves against search engines; with controls for
-    the price of a card, searches a rollout (its turns, less the answer's) and the group size. ConfigError for an unknown name."""
+    """What a simulator of this size on these cards costs one training, and what it saves against search engines; with controls
+    for a card's price, searches a rollout (its turns, less the answer's) and group size. ConfigError for an unknown name."""
     reject_unknown("simulator", [model], roofline.MODELS)
     reject_unknown("GPU", [gpu], cost.hourly())
     if attended():
@@ -457,6 +457,6 @@ class Calculator(_Panel):
 def _costs(model: str, gpu: str, usd_hour: float | None, searches: float, group: int) -> str:
     training = replace(cost.papers_training(), searches=searches, group=group)
     ways = cost.ways(training, model, gpu, usd_hour)
-    said = (f"{training.queries:,.0f} queries ({training.steps} steps of {training.prompts} prompts x {group} rollouts x {searches:.1f} "
-            f"searches) in {training.hours:.0f} hours, or as many as the cards need. Modelled, at quoted prices.")
+    said = (f"{training.queries:,.0f} queries ({training.steps} steps of {training.prompts} prompts x {group} rollouts x "
+            f"{searches:.1f} searches) in {training.hours:.0f} hours, or as many as the cards need. Modelled, at quoted prices.")
     return views.costs(ways, cost.saved(ways["usd"], training.queries), said)
