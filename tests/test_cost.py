@@ -1,11 +1,16 @@
-"""Costs: what counts as a real query, and dollars worked out by hand."""
+"""Costs: what counts as a real query, and dollars, tokens and seconds worked out by hand."""
+
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from zs_lib import claims, cost
+from zs_lib import claims, config, cost, roofline
+from zs_lib.engines.http import SerpApiEngine, SerperEngine
+from zs_lib.errors import ConfigError, DataError
 
 ROW = {"seed": 0, "queries": 6400, "policy_tokens": 1, "rollout": 9.0, "update": 9.0}
+PAPER = cost.papers_training()
 
 
 def test_prices_are_the_papers():
@@ -31,3 +36,124 @@ def test_the_claim_is_about_our_own_trainings():
     assert saved.verdict == "holds" and saved.estimate == pytest.approx(1 - 17.7 / 12 * 110 / 3600 / 58.67)
     dear, = claims.CLAIMS[12].test({"cost": pd.DataFrame(rows).assign(search=[3e4, 3.1e4, 3.2e4])})
     assert dear.verdict == "does not hold"
+
+
+def test_rates_by_hand():
+    study = config.load_profile("tiny")  # 64 steps of 12 prompts x 6 rollouts: 4,608 rollouts
+    asked = {"arm": "zerosearch", "real_queries": 0, "simulator_tokens": 128000, "search": 640.0} | ROW
+    table = pd.DataFrame([asked, asked | {"seed": 1, "rollout": 3.0}, asked | {"arm": "search-r1", "simulator_tokens": 0}])
+    rates = cost.rates(study, table)
+    assert rates.index.tolist() == ["zerosearch"]  # a real engine writes nothing
+    assert rates.loc["zerosearch"].tolist() == pytest.approx([6400 / 4608, 20, 0.1, (0.5 + 0.25) / 2])
+
+
+def test_what_is_assumed_of_rollouts_was_measured():
+    recorded = pd.read_csv(config.ROOT / "data" / "results" / "tiny" / "cost.csv")
+    assert cost.rates(config.load_profile("tiny"), recorded).loc["zerosearch", "writing"] == pytest.approx(cost.WRITING, abs=0.05)
+
+
+# the paper's table ---------------------------------------------------------------------------------------------------
+
+def test_table_8_line_by_line():
+    table = cost.recomputed()
+    # Every printed total follows from queries, hours and cards, at one price a query and one price an hour of a card.
+    assert (table["usd"] - table["printed"]).abs().max() < 0.05
+    assert table["gpu_hours"].tolist() == [0, 12, 24, 48] and table["printed"].tolist() == [586.7, 17.7, 35.4, 70.8]
+    # The 88% is the dearest simulator's; the others' lines say more.
+    assert table["saved"].round(3).tolist() == [0, 0.970, 0.940, 0.879]
+    # What the total does not equal: five searches for each rollout, which the configuration allows, or the packages sold.
+    assert (table["searches_a_rollout"] == 1).all() and PAPER.rollouts == 64000
+    assert cost.engines(PAPER.queries).loc["SerpAPI Big Data", "bought"] == 3 * 275 != pytest.approx(586.7, abs=0.05)
+    assert cost.engines(5 * PAPER.queries).loc["SerpAPI Big Data", "usd"] == pytest.approx(2933.33, abs=0.01)
+
+
+# quotes --------------------------------------------------------------------------------------------------------------
+
+def test_every_quote_has_its_source_and_date():
+    for name in ("prices", "decoding"):
+        table = cost.quotes(name)
+        assert len(table) and table.notna().all(axis=None)
+    assert cost.hourly().keys() == cost.hourly(serverless=True).keys() == {"A100-80GB", "H100-80GB", "L4"} <= roofline.GPUS.keys()
+    assert cost.hourly()["A100-80GB"] < cost.hourly(serverless=True)["A100-80GB"]
+
+
+def test_a_damaged_quote_is_told(monkeypatch, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "prices.csv").write_bytes(b"\xff")
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    with pytest.raises(DataError, match="data/prices.csv .* `git checkout`"):
+        cost.quotes()
+
+
+def test_the_engines_budgets_are_the_quotes():
+    plans = cost.engines(1000)
+    assert plans.loc["SerpAPI Developer", "usd"] == pytest.approx(1000 * SerpApiEngine.usd_per_query)
+    assert plans.loc["Serper Starter", "usd"] == pytest.approx(1000 * SerperEngine.usd_per_query)
+
+
+# the roofline --------------------------------------------------------------------------------------------------------
+
+def test_one_query_at_a_time_is_bound_by_memory():
+    # 7.61e9 parameters of 2 bytes, and 232.5 tokens of 28 layers x 4 heads x 128 x 2 x 2 bytes, at 2.039 TB/s: 7.4710 ms a token
+    held = 15.22e9 + 232.5 * 57344
+    reading, prompt = 225 * held / 2.039e12, 120 * 15.22e9 / 312e12
+    assert roofline.queries_per_second("7B", "A100-80GB", batch=1, reached=1) == pytest.approx(1 / (reading + prompt))
+    assert held / 2.039e12 == pytest.approx(7.4710e-3, rel=1e-4)
+
+
+def test_many_at_once_are_bound_by_arithmetic():
+    # 1,000 tokens a step: 1000 x 15.22e9 operations take 48.8 ms, reading 15.22e9 + 1000 x 13.3e6 bytes 14.0 ms
+    assert roofline.queries_per_second("7B", "A100-80GB", batch=1000, reached=1) == pytest.approx(312e12 / 15.22e9 / (120 + 225))
+    whole = roofline.queries_per_second("7B", "A100-80GB", reached=1)
+    assert roofline.queries_per_second("7B", "A100-80GB", reached=0.5) == 0.5 * whole
+
+
+def test_cards_are_as_many_as_hold_the_model():
+    assert [roofline.cards(model, "A100-80GB") for model in roofline.MODELS] == [1, 1, 1]
+    assert [roofline.cards(model, "L4") for model in roofline.MODELS] == [1, 1, 2]  # 29.5 GB do not fit into 24
+    with pytest.raises(ConfigError, match="Known: 3B, 7B, 14B"):
+        roofline.cards("32B", "L4")
+    with pytest.raises(ConfigError, match="TPU"):
+        roofline.queries_per_second("7B", "TPU")
+
+
+def test_published_speeds_reach_what_is_assumed():
+    reached = cost.published()["reached"]
+    assert reached.round(2).between(0.39, 0.68).all() and reached.median() == pytest.approx(roofline.REACHED, abs=0.1)
+
+
+# dollars of a simulator ----------------------------------------------------------------------------------------------
+
+def busy(hours: float, model: str = "14B") -> cost.Training:
+    """180 steps in 12 hours whose queries take one A100 so long."""
+    queries = hours * 3600 * roofline.queries_per_second(model, "A100-80GB")
+    return cost.Training(steps=180, prompts=10, group=10, searches=queries / 18000, hours=12.0)
+
+
+def test_ways_by_hand():
+    ways = cost.ways(busy(hours=1), "14B", "A100-80GB", usd_hour=2.0)
+    assert ways["cards"].tolist() == [4, 1, 1, 1, 1]
+    # awake: one hour of answers, 0.4 of the other eleven, and 180 starts of a minute
+    assert ways["card_hours"].tolist() == pytest.approx([48, 12, 3, 1 + 0.4 * 11 + 3, 1])
+    assert ways["load"].tolist() == pytest.approx([1 / 48, 1 / 12, 1 / 3, 1 / 8.4, 1])
+    dollars = [96, 24, 6, 8.4 * cost.hourly(serverless=True)["A100-80GB"], 2]
+    assert ways["usd"].tolist() == pytest.approx(dollars)
+    assert ways["usd_per_1000"].tolist() == pytest.approx([1000 * usd / busy(hours=1).queries for usd in dollars])
+
+
+def test_a_server_that_cannot_keep_up_is_paid_for_longer():
+    ways = cost.ways(busy(hours=24), "14B")
+    assert ways["card_hours"].tolist() == pytest.approx([48, 24, 24, 24, 24])  # four cards do it in 12 hours
+
+
+def test_the_88_percent_anew():
+    saved = cost.saved(pd.Series({"paper": 70.8, "free": 0.0}), 64000)
+    assert saved.loc["paper"].tolist() == pytest.approx([1 - 70.8 / (64000 * 275 / 30000), 1 - 70.8 / 64, 1 - 70.8 / 19.2])
+    assert saved.loc["free"].tolist() == [1, 1, 1]
+    today = cost.today(PAPER)
+    assert (today["load"] <= 1).all() and today["load"].xs("as many cards as the paper", level="way").between(0.04, 0.06).all()
+
+
+def test_an_unknown_card_is_named():
+    with pytest.raises(ConfigError, match="A100-80GB, H100-80GB, L4"):
+        cost.ways(PAPER, "7B", "A40")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from study_fixtures import ROWS
 
-from zs_lib import config, figures, paper, readme, results
+from zs_lib import config, cost, figures, paper, readme, results
 from zs_lib import tables as table_files
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.qa import SUBSETS
@@ -52,6 +52,17 @@ def test_a_curve_is_the_mean_over_seeds(tables):
     figure = figures.draw("04_engines", tables)
     line = figure.axes[0].lines[0]
     assert line.get_ydata()[0] == pytest.approx(0.1) and line.get_ydata()[-1] == pytest.approx(0.8)  # mean of steps 6 to 10
+
+
+def test_costs_break_even_where_lines_cross():
+    figure = figures.draw("08_break_even", {}, "profile tiny")
+    assert figure.get_supxlabel().startswith("prices quoted (data/prices.csv)")  # it shows no run of any profile
+    axes, training = figure.axes[0], cost.papers_training()
+    told = [text.get_text().partition("\n")[0] for text in axes.texts]
+    assert told[:8] == [*cost.COMPARED, *cost.ways(training, "14B").index] and len(set(told)) == 10
+    cheapest, rented = axes.lines[2], axes.lines[3]
+    cross = cheapest.get_xdata()[cheapest.get_ydata() > rented.get_ydata()][0]
+    assert cross == pytest.approx(rented.get_ydata()[0] / 0.0003, rel=0.11)  # a step of x: 10%
 
 
 def test_a_warning_of_collapse_marks_the_curve(tables):

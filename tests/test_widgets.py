@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from zs_lib import background, config, figures, progress, views, widgets
+from zs_lib import background, config, cost, figures, progress, views, widgets
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.files import write_json
@@ -411,3 +411,26 @@ def test_a_front_end_gets_a_widget_and_a_program_the_page(store):
     (static, comms), (live, live_comms) = kinds
     assert "runs finished" in static["text/html"] and view not in static and not comms  # no widget, not even a closed one
     assert view in live and live_comms
+
+
+# costs ---------------------------------------------------------------------------------------------------------------
+
+def test_costs_are_calculated_anew_with_each_choice():
+    panel = widgets.Calculator("7B", "A100-80GB")
+    assert "64,000 queries" in panel.view.value and panel.view.value == widgets.calculator("7B").data
+    panel.gpu.value = "L4"
+    assert panel.price.value == cost.hourly()["L4"] and panel.view.value == widgets.calculator("7B", "L4").data
+    panel.price.value, panel.group.value, panel.searches.value = 2.0, 8, 1.2
+    cells = "".join(f"{text}|" for text in Tags(panel.view.value).texts)
+    assert "122,880 queries (200 steps of 64 prompts x 8 rollouts x 1.2 searches)" in cells
+    assert "|2|2.00|58%|48.00|" in cells  # two cards, 12 hours
+    panel.price.value = 100.0
+    assert "times as much" in panel.view.value and "saves -" not in panel.view.value
+    panel.close()
+
+
+def test_an_unknown_size_or_card_is_named():
+    with pytest.raises(ConfigError, match="3B, 7B, 14B"):
+        widgets.calculator("32B")
+    with pytest.raises(ConfigError, match="A100-80GB, H100-80GB, L4"):
+        widgets.calculator("7B", "A40")

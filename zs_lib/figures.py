@@ -7,16 +7,17 @@ shows. The notebooks draw the same figures from the run store; `zs figures` from
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zs_lib import config, results, studies
+from zs_lib import config, cost, results, studies
 from zs_lib.collapse import collapse_warnings
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.files import write_bytes
@@ -40,12 +41,14 @@ STYLE = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 9.5, "axes.spines.t
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure: what draws it, how large it is in inches, the tables that it needs, and the studies."""
+    """A figure: what draws it, how large it is in inches, the tables that it needs, and the studies; `source` is what stands
+    at its foot if it shows no runs."""
 
     draw: Callable[[Tables, Figure], None]
     size: tuple[float, float]
     needs: tuple[str, ...]
     studies: tuple[str, ...] = ()
+    source: str = ""
 
 
 # parts ---------------------------------------------------------------------------------------------------------------
@@ -348,6 +351,39 @@ def draw_transfer(tables: Tables, figure: Figure) -> None:
     right.legend(fontsize=7.5)
 
 
+SIMULATOR = "14B"
+"""The one whose 88% the paper reports."""
+LABELLED = {"scaled to zero": -1, "never idle": 0.55}
+"""Ways to run it whose label stands at this share of the line, or at its end, where it is alone; of others, at its beginning."""
+
+
+def draw_break_even(tables: Tables, figure: Figure) -> None:
+    """Dollars against queries in one training: engines (dashed) and ways to run the simulator. Where lines cross, they cost the
+    same."""
+    axes = figure.subplots()
+    training = cost.papers_training()
+    queries = np.geomspace(1000, 5 * training.rollouts, 60)  # to the five searches that a rollout may make
+    engines = pd.concat({count: cost.engines(count)["usd"] for count in queries}, axis=1).loc[list(cost.COMPARED)]
+    trainings = {count: replace(training, searches=count / training.rollouts) for count in queries}
+    ways = pd.concat({count: cost.ways(one, SIMULATOR)["usd"] for count, one in trainings.items()}, axis=1)
+    style = {"fontsize": 8, "textcoords": "offset points", "bbox": {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5}}
+    for name, usd in engines.iterrows():
+        axes.plot(queries, usd, color="#555555", ls="--", lw=1.3)
+        label = f"{name}\n\\${1000 * usd.iloc[0] / queries[0]:.2f} per 1,000"
+        axes.annotate(label, (queries[-1], usd.iloc[-1]), (5, 0), va="center", color="#555555", **style)
+    for (name, usd), color in zip(ways.iterrows(), SERIES):
+        axes.plot(queries, usd, color=color, lw=2)
+        place = LABELLED.get(name, 0)
+        place, shift = (-1, (5, 0)) if place < 0 else (int(place * len(queries)), (6, -9 if place else 7))
+        axes.annotate(name, (queries[place], usd.iloc[place]), shift, va="center", color="#222222", **style)
+    for searches in (1, 5):
+        axes.axvline(searches * training.rollouts, color="#999999", ls=":", lw=1)
+        axes.annotate(f"{searches} a rollout", (searches * training.rollouts, 0.02), (-4, 0), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", rotation=90, ha="right", fontsize=7.5, color="#777777")
+    axes.set(xscale="log", yscale="log", xlim=(queries[0], queries[-1]), ylim=(0.3, None), xlabel="queries of one training",
+             ylabel="dollars", title=f"A {SIMULATOR} simulator on {cost.CARD}, and search engines (dashed)")
+
+
 def _heat(axes: Axes, frame: pd.DataFrame) -> None:
     """Shares in [0, 1] as a map with their values."""
     axes.imshow(frame, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
@@ -375,6 +411,7 @@ FIGURES = {
     "06_transfer": Drawing(draw_transfer, (11.0, 3.4), ("study_rows", "robustness"), ("engines",)),
     "07_methods": Drawing(draw_methods, (8.4, 3.8), ("study_rows", "evaluation"), ("methods",)),
     "07_scaling": Drawing(draw_scaling, (10.6, 3.4), ("study_rows", "evaluation"), ("simulators", "methods", "lengths")),
+    "08_break_even": Drawing(draw_break_even, (8.6, 4.4), (), source="prices quoted (data/prices.csv), speeds modelled, no run"),
 }
 """Name of the file (its number is the notebook's) → how it is drawn."""
 
@@ -393,7 +430,7 @@ def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=drawing.size)
         drawing.draw(tables, figure)
-        figure.supxlabel(provenance, fontsize=6.5, color="#777777", x=0.995, ha="right")
+        figure.supxlabel(drawing.source or provenance, fontsize=6.5, color="#777777", x=0.995, ha="right")
     return figure
 
 

@@ -228,6 +228,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
             f'color:{INK}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 
+def costs(ways: pd.DataFrame, saved: pd.DataFrame, said: str) -> str:
+    """`cost.ways` with `cost.saved` beside it: each way to run a simulator against each engine; `said` stands above."""
+    rows = []
+    for way, row in ways.iterrows():
+        shown = [f"{row['cards']:.0f}", f"{row['usd_hour']:.2f}", f"{row['load']:.0%}", f"{row['usd']:,.2f}"]
+        against = [f"saves {share:.0%}" if share >= 0 else f"costs {1 - share:.1f} times as much" for share in saved.loc[way]]
+        rows.append([text(way), *shown, *against])
+    columns = ["way to run it", "cards", "$ an hour of one", "busy", "$ a training", *(f"against {one}" for one in saved)]
+    return f'<div style="margin-bottom:4px">{text(said)}</div>{table(columns, rows)}'
+
+
 def board(states: Sequence[ArmState], said: str = "") -> str:
     """Every arm of a study: how its runs stand, how far the unfinished one is, and its last score; `said` stands above."""
     done, wanted = sum(state.done for state in states), sum(state.wanted for state in states)

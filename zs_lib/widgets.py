@@ -1,4 +1,5 @@
-"""Things to use in JupyterLab: an explorer of trajectories, a playground of search engines, a training monitor, a board.
+"""Things to use in JupyterLab: an explorer of trajectories, a playground of search engines, a training monitor, a board, a
+calculator of costs.
 
 Each is one call. Where somebody sits at the notebook it returns a widget; where a program executes it (papermill), the
 same call returns the view as HTML, which stays in the stored notebook. All read the run store, so a run may be trained
@@ -11,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import ipywidgets
 from IPython.display import HTML
 
-from zs_lib import background, examples, models, progress, qa, results, simulator, trajectories, views, wording
+from zs_lib import background, cost, examples, models, progress, qa, results, roofline, simulator, trajectories, views, wording
 from zs_lib.arms import SimulatorArm, simulates
 from zs_lib.config import Profile
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
@@ -105,6 +107,17 @@ def board(study: Profile, jobs: int | None = None, store: RunStore | None = None
     """How every arm of a study stands, with a button that makes what is missing in a process that outlives the notebook."""
     wanted, store = results.study_runs(study), store or RunStore()
     return StudyBoard(wanted, jobs, store) if attended() else HTML(views.board(progress.arm_states(wanted, store)))
+
+
+def calculator(model: str = "14B", gpu: str = cost.CARD) -> Calculator | HTML:
+    """What a simulator of this size on these cards costs one training, and what it saves against search engines; with controls
+    for a card's price, searches a rollout (its turns, less the answer's) and group size. ConfigError for an unknown name."""
+    reject_unknown("simulator", [model], roofline.MODELS)
+    reject_unknown("GPU", [gpu], cost.hourly())
+    if attended():
+        return Calculator(model, gpu)
+    training = cost.papers_training()
+    return HTML(_costs(model, gpu, None, training.searches, training.group))
 
 
 class _Panel(ipywidgets.VBox):
@@ -413,3 +426,37 @@ class StudyBoard(_Panel):
     def _stop(self, _: object) -> None:
         background.stop(self.store)
         self._follow()
+
+
+# costs ---------------------------------------------------------------------------------------------------------------
+
+class Calculator(_Panel):
+    """What a simulator costs, anew with each choice; another GPU brings its quoted price with it."""
+
+    def __init__(self, model: str, gpu: str):
+        training = cost.papers_training()
+        self.model = ipywidgets.Dropdown(options=list(roofline.MODELS), value=model, description="simulator")
+        self.gpu = ipywidgets.Dropdown(options=list(cost.hourly()), value=gpu, description="GPU")
+        self.price = ipywidgets.BoundedFloatText(cost.hourly()[gpu], min=0.01, max=100, step=0.1, description="$ an hour")
+        self.searches = ipywidgets.FloatSlider(training.searches, min=0.5, max=5, step=0.1, description="searches")
+        self.group = ipywidgets.IntSlider(training.group, min=1, max=16, description="group size")
+        super().__init__(self.model, self.gpu, self.price, self.searches, self.group)
+        self.gpu.observe(self._price, "value")
+        for control in (self.model, self.gpu, self.price, self.searches, self.group):
+            control.observe(self.update, "value")
+        self.update()
+
+    def update(self, change: dict | None = None) -> None:
+        """Show what the choices cost."""
+        self.show(lambda: _costs(self.model.value, self.gpu.value, self.price.value, self.searches.value, self.group.value))
+
+    def _price(self, change: dict) -> None:
+        self.price.value = cost.hourly()[self.gpu.value]
+
+
+def _costs(model: str, gpu: str, usd_hour: float | None, searches: float, group: int) -> str:
+    training = replace(cost.papers_training(), searches=searches, group=group)
+    ways = cost.ways(training, model, gpu, usd_hour)
+    said = (f"{training.queries:,.0f} queries ({training.steps} steps of {training.prompts} prompts x {group} rollouts x "
+            f"{searches:.1f} searches) in {training.hours:.0f} hours, or as many as the cards need. Modelled, at quoted prices.")
+    return views.costs(ways, cost.saved(ways["usd"], training.queries), said)
