@@ -1,7 +1,5 @@
 """Benchmarks at their smallest: every loop that is compared does the work, and the page says what the records say."""
 
-import importlib
-
 import pandas as pd
 import pytest
 
@@ -10,16 +8,11 @@ from zs_lib.bench import page
 from zs_lib.errors import ConfigError
 
 
-def measured(name: str) -> pd.DataFrame:
-    module, function = bench.BENCHMARKS[name].split(".")
-    return pd.DataFrame(getattr(importlib.import_module(f"zs_lib.bench.{module}"), function)(True))
-
-
 @pytest.mark.parametrize(
     ("name", "who"), [("rollouts", {"ours", "TRL", "original"}), ("step", {"ours", "TRL", "both"}), ("growth", {"ours"}),
                       ("simulator", {"ours", "ours, served", "transformers"})])  # fmt: skip
 def test_everybody_works(name, who):
-    rows = measured(name)
+    rows = pd.DataFrame(bench.rows(name, small=True))
     assert set(rows["who"]) == who
     assert (rows[rows["measure"].isin(["time", "speed", "searches", "sampled tokens"])]["value"] > 0).all()
     assert (rows[rows["measure"] == "of the peak"]["value"] < 1).all()
@@ -29,8 +22,8 @@ def test_a_target_is_met_missed_or_not_measured():
     table = pd.DataFrame([("64 rollouts, X", who, "time", seconds, "s") for who, seconds in (("ours", 2.0), ("TRL", 5.0), ("original", 3.0))],
                          columns=["case", "who", "measure", "value", "unit"])
     judged = {target.what: page._judged(target, {"rollouts": table}) for target in page.TARGETS}
-    assert (judged["Rollouts: TRL's tool loop"]["ratio"], judged["Rollouts: TRL's tool loop"][""]) == ("2.50", "met")
-    assert (judged["Rollouts: the original's loop"]["ratio"], judged["Rollouts: the original's loop"][""]) == ("1.50", "missed")
+    assert (judged["Rollouts: TRL's tool loop"]["ratio"], judged["Rollouts: TRL's tool loop"][""]) == ("2.5", "met")
+    assert (judged["Rollouts: the original's loop"]["ratio"], judged["Rollouts: the original's loop"][""]) == ("1.5", "missed")
     assert judged["`zs --help`"][""] == "not measured"
 
 

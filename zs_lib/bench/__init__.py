@@ -10,6 +10,7 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -45,18 +46,25 @@ def run(names: list[str], small: bool = False) -> None:
         subprocess.run(command, check=True)
 
 
-def _measure(name: str, small: bool) -> None:
+def rows(name: str, small: bool = False) -> Iterator[dict]:
+    """What a benchmark measures, one after the other."""
     module, function = BENCHMARKS[name].split(".")
-    rows = []
-    for row in getattr(importlib.import_module(f"zs_lib.bench.{module}"), function)(small):
+    return getattr(importlib.import_module(f"zs_lib.bench.{module}"), function)(small)
+
+
+def _measure(name: str, small: bool) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everybody on the same processor, whose peak is measured
+    measured = []
+    for row in rows(name, small):
         print(f"{name}: {row['case']}, {row['who']}: {row['measure']} {row['value']:.4g} {row['unit']}", flush=True)
-        rows.append(row)
+        measured.append(row)
     if small:
         return
     from zs_lib.bench import page
 
     RECORDS.mkdir(parents=True, exist_ok=True)
-    write_text(RECORDS / f"{name}.csv", pd.DataFrame(rows).assign(**_circumstances()).to_csv(index=False, lineterminator="\n"))
+    table = pd.DataFrame(measured).assign(**_circumstances())
+    write_text(RECORDS / f"{name}.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     page.write()
 
 

@@ -45,7 +45,6 @@ TARGETS = (
     Target("Step, tiny, KL", "step", f"{TINY}, KL 0.001", "time", 2, peer="TRL"),
     Target("Step, tiny, without KL", "step", f"{TINY}, without KL", "time", 2, peer="TRL"),
     Target("Step, tiny, none idle", "step", f"{TINY}, without KL, none idle", "time", 2, peer="TRL"),
-    Target("Step, 135M, without KL", "step", f"{SMOL}, without KL", "time", 1, peer="TRL"),
     Target("Step, 135M, none idle", "step", f"{SMOL}, without KL, none idle", "time", 1, peer="TRL"),
     *(Target(f"Simulator: {n}", "simulator", f"{n} queries at once", "speed", peer="transformers") for n in (1, 8, 32, 128)),
     Target("Simulator: greedy, every query four times", "simulator", "greedy", "speed", peer="transformers"),
@@ -81,32 +80,31 @@ def write() -> None:
 def _judged(target: Target, records: dict[str, pd.DataFrame]) -> dict[str, str]:
     """One line of the table of targets."""
     table = records.get(target.benchmark)
-    ours = _find(table, target.case, "ours", target.measure)
-    line = {"target": target.what, "aim": "", "here": _number(*ours), "beside": "", "ratio": "", "of the peak": "", "": "not measured"}
-    if ours is None:
-        return line
-    line["of the peak"] = _number(*(_find(table, target.case, "ours", "of the peak") or (math.nan,))[:1])
-    other = _find(table, target.base or target.case, target.peer or "ours", target.measure) if target.peer or target.base else None
-    ratio = ours[0] if other is None else other[0] / ours[0] if target.peer and ours[1] in ("s", "ms") else ours[0] / other[0]
-    if other is not None:
-        line |= {"beside": f"{target.peer or target.base}: {_number(*other)}", "ratio": f"{ratio:.2f}"}
-    if math.isnan(target.bound):
-        return line | {"": "stated"}
-    met = ratio >= target.bound if target.peer else ratio <= target.bound
-    aim = f"≥ {target.bound:g} times" if target.peer else f"≤ {target.bound:g}{' times' if target.base else f' {ours[1]}'}"
-    return line | {"aim": aim, "": "met" if met else "missed"}
+    value, unit = _find(table, target.case, "ours", target.measure)
+    peak, _ = _find(table, target.case, "ours", "of the peak")
+    beside, _ = _find(table, target.base or target.case, target.peer or "ours", target.measure)
+    faster_is_less = target.peer and target.measure == "time"
+    ratio = beside / value if faster_is_less else value / beside
+    compared = target.peer or target.base
+    reached = ratio if compared else value
+    met = reached >= target.bound if target.peer else reached <= target.bound
+    aim = f"≥ {target.bound:g} times" if target.peer else f"≤ {target.bound:g} {'times' if target.base else 's'}"
+    verdict = "not measured" if math.isnan(value) else "stated" if math.isnan(target.bound) else "met" if met else "missed"
+    return {"target": target.what, "aim": "" if math.isnan(target.bound) else aim, "here": _number(value, unit),
+            "beside": f"{compared}: {_number(beside, unit)}" if compared and beside == beside else "",
+            "ratio": _number(ratio) if compared else "", "of the peak": _number(peak), "": verdict}  # fmt: skip
 
 
-def _find(table: pd.DataFrame | None, case: str, who: str, measure: str) -> tuple[float, str] | None:
-    """Value and unit of the first case that is called so, or else begins so."""
+def _find(table: pd.DataFrame | None, case: str, who: str, measure: str) -> tuple[float, str]:
+    """Value and unit of the first case that is called so, or else begins so; NaN if there is none."""
     if table is None:
-        return None
+        return math.nan, ""
     rows = table[(table["who"] == who) & (table["measure"] == measure)]
     named = pd.concat([rows[rows["case"] == case], rows[rows["case"].str.startswith(case)]])
-    return None if named.empty else (named.iloc[0]["value"], named.iloc[0]["unit"])
+    return (math.nan, "") if named.empty else (named.iloc[0]["value"], named.iloc[0]["unit"])
 
 
-def _number(value: float = math.nan, unit: str = "") -> str:
+def _number(value: float, unit: str = "") -> str:
     if math.isnan(value):
         return ""
     return f"{value:,.0f} {unit}".strip() if value >= 1000 else f"{value:.3g} {unit}".strip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,11 +20,11 @@ from zs_lib.rollout import Trajectory, rollout
 from zs_lib.wording import NOUNS, query
 
 MODEL, GROUP = "HuggingFaceTB/SmolLM2-135M-Instruct", 4
-TAUGHT = config.ROOT / "outputs" / "bench"
-"""Where policies that were taught the format lie."""
-LESSONS, LESSON_EXAMPLES, LESSON_RATE, TAUGHT_LAYERS = 24, 4, 3e-4, 10
+SCRATCH = config.ROOT / "outputs" / "bench"
+"""Where policies that were taught the format lie, and what TRL writes."""
+LESSONS, LESSON_EXAMPLES, LESSON_RATE, TAUGHT_LAYERS = 32, 4, 3e-4, 10
 """A model that was never shown the format rambles on to the last token of one turn. So the benchmark's policy is shown it
-first, in a minute or two: steps, examples in each, learning rate, and how many of the last layers learn."""
+first, in a few minutes: steps, examples in each, learning rate, and how many of the last layers learn."""
 
 Loop = Callable[[Sequence[Question]], dict[str, float]]
 """Rolls out each question, and counts what it did."""
@@ -152,7 +151,7 @@ def trl(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
     tokenizer = copy.copy(generator.tokenizer)
     tokenizer.chat_template, tokenizer.response_template = CHAT, RESPONSE
     chat = [[{"role": "user", "content": ""}]]
-    trl_trainer = trainer(generator.model, tokenizer, cfg, GROUP, prompts=chat, environment_factory=Environment)
+    trl_trainer = trainer(generator.model, tokenizer, cfg, GROUP, chat, environment_factory=Environment)
     return loop
 
 
@@ -162,7 +161,7 @@ def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence =
     from trl import GRPOConfig, GRPOTrainer
 
     args = GRPOConfig(
-        output_dir=tempfile.mkdtemp(prefix="zs-bench-"), temperature=cfg.temperature, top_k=0, num_generations=2,
+        output_dir=str(SCRATCH / "trl"), temperature=cfg.temperature, top_k=0, num_generations=2,
         per_device_train_batch_size=rows, gradient_accumulation_steps=1, max_completion_length=cfg.max_context_tokens,
         max_tool_calling_iterations=cfg.max_searches, beta=0.0, use_cpu=True, bf16=False, gradient_checkpointing=False,
         use_bias_correction_kl=False, report_to=[],
@@ -179,7 +178,7 @@ def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence =
 
 def taught(name: str, cfg: RolloutConfig) -> Path:
     """The folder of model `name` after a few lessons in the format; made if it is not there."""
-    folder = TAUGHT / name.rpartition("/")[2]
+    folder = SCRATCH / name.rpartition("/")[2]
     if (folder / "config.json").is_file():
         return folder
     loaded, engine = models.load(name), build_engine("bm25", split="train")
@@ -194,13 +193,13 @@ def taught(name: str, cfg: RolloutConfig) -> Path:
         for i, question in enumerate(questions[step * LESSON_EXAMPLES : (step + 1) * LESSON_EXAMPLES]):
             ids, trained = _lesson(question, loaded.tokenizer, engine, cfg, ended=i % 2 == 0)
             labels = torch.where(trained, ids, -100)
-            loss = loaded.model(input_ids=ids[None], labels=labels[None]).loss / LESSON_EXAMPLES
-            loss.backward()
+            (loaded.model(input_ids=ids[None], labels=labels[None]).loss / LESSON_EXAMPLES).backward()
         optimizer.step()
         optimizer.zero_grad()
-    loaded.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
-    return folder
+    unfinished = folder.with_suffix(".tmp")
+    loaded.model.save_pretrained(unfinished)
+    loaded.tokenizer.save_pretrained(unfinished)
+    return unfinished.rename(folder)
 
 
 def _lesson(question: Question, tokenizer, engine: SearchEngine, cfg: RolloutConfig, ended: bool) -> tuple[torch.Tensor, torch.Tensor]:

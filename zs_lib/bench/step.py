@@ -25,13 +25,13 @@ ROWS = 8
 
 
 def measure(small: bool = False) -> Iterator[dict]:
-    """Seconds from trajectories and advantages to new weights: with the profile's KL term, without it, and without it where
-    no rollout is idle (an advantage of 0 is dropped by us, and trained by TRL)."""
+    """Seconds from trajectories and advantages to new weights. At `tiny` with the profile's KL term and without it; and,
+    since trajectories without advantage are dropped by us and trained by TRL, with rewards that leave none idle."""
     tiny = config.load_profile("tiny").policies[0]
     yield from _compare("tiny-S-instruct", replace(tiny, prompts_per_step=2) if small else tiny, (tiny.objective.kl_coef, 0.0), 1 if small else 5)
     if not small:
         smol = replace(config.load_profile("smol").policies[0], prompts_per_step=3, group_size=4)
-        yield from _compare(rollouts.taught(rollouts.MODEL, smol.rollout), smol, (0.0,), 1)
+        yield from _compare(rollouts.taught(rollouts.MODEL, smol.rollout), smol, (), 1)
 
 
 def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries: int) -> Iterator[dict]:
@@ -40,8 +40,11 @@ def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries:
     cases = [(f"KL {kl:g}" if kl else "without KL", kl, rewards) for kl in kl_coefs]
     cases.append(("without KL, none idle", 0.0, rewards + torch.linspace(0, 0.1, rewards.numel()).view_as(rewards)))
     for label, kl, given in cases:
-        changed = replace(arm, objective=replace(arm.objective, kl_coef=kl))
+        # At rate 0 every try finds the weights that sampled, for the same work.
+        changed = replace(arm, learning_rate=0.0, objective=replace(arm.objective, kl_coef=kl))
         advantages = group_advantages(given, advantage_kind(changed.objective)).flatten().tolist()
+        if not kl and not any(advantages):  # nothing to learn from, and no time taken
+            continue
         case = {"case": f"{len(advantages)} trajectories, {loaded.model.num_parameters() / 1e6:.1f}M, {label}"}
         for who, make in (("ours", _ours), ("TRL", _trl)):
             update = make(copy.deepcopy(loaded.model), loaded.tokenizer, changed, trajectories, advantages)
@@ -76,7 +79,10 @@ def _ours(model, tokenizer, arm: PolicyArm, trajectories: Sequence[Trajectory], 
 
 
 def _trl(model, tokenizer, arm: PolicyArm, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> Callable[[], object]:
+    from trl.trainer.utils import add_fused_lm_head
+
     reference = copy.deepcopy(model)
+    add_fused_lm_head(reference, arm.rollout.temperature)  # as the trainer does with its model and its reference
     trainer = rollouts.trainer(model, tokenizer, arm.rollout, ROWS)
     trainer.beta, trainer.current_gradient_accumulation_steps = arm.objective.kl_coef, 1
     optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=arm.weight_decay)
