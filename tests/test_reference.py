@@ -26,7 +26,7 @@ class PlainGenerator(Generator):
 
     @torch.inference_mode()
     def generate(self, prompts, keys, max_tokens, temperature, stop=()):
-        return [self.complete(list(prompt), key, max_tokens, temperature, stop) for prompt, key in zip(prompts, keys, strict=True)]
+        return [self.complete(prompt, key, max_tokens, temperature, stop) for prompt, key in zip(prompts, keys, strict=True)]
 
     def complete(self, prompt, key, max_tokens, temperature, stop) -> Completion:
         ids, logprobs = [], []
@@ -53,8 +53,8 @@ def test_rollouts_are_those_of_the_plain_path(temperature):
     fast, plain = rolled_out(Generator, temperature), rolled_out(PlainGenerator, temperature)
     assert len({t.stop_reason for t in plain} | {len(t.ids) for t in plain}) > 2
     for mine, reference in zip(fast, plain, strict=True):
-        assert (mine.ids, mine.mask, mine.turns, mine.stop_reason) == (reference.ids, reference.mask, reference.turns, reference.stop_reason)
         assert mine.logprobs == pytest.approx(reference.logprobs, abs=1e-4)
+        assert replace(mine, logprobs=[]) == replace(reference, logprobs=[])
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.05])

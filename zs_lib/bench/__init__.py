@@ -70,7 +70,8 @@ def _measure(name: str, small: bool) -> None:
 
 def load() -> dict[str, pd.DataFrame]:
     """The recorded benchmarks, by name."""
-    return {name: pd.read_csv(RECORDS / f"{name}.csv", dtype={"sources": str}) for name in BENCHMARKS if (RECORDS / f"{name}.csv").exists()}
+    files = {name: RECORDS / f"{name}.csv" for name in BENCHMARKS}
+    return {name: pd.read_csv(path, dtype={"sources": str}) for name, path in files.items() if path.exists()}
 
 
 def _recorded(name: str) -> bool:
@@ -80,7 +81,7 @@ def _recorded(name: str) -> bool:
 
 
 def _circumstances() -> dict:
-    """What belongs beside a measured number; `load` is what the machine had to do in the minute before."""
+    """What belongs beside a measured number; `load` is what the machine had to do in its last minute."""
     import torch
 
     made = provenance()

@@ -54,7 +54,7 @@ TARGETS = (
     Target("A notebook on a filled store", "start", "notebook", "time", 10),
     Target("Smoke run of all notebooks", "whole", "smoke", "time", 240),
     Target("`make reproduce` after set-up", "whole", "make reproduce", "time", 900),
-    Target("1,024 rollouts a step instead of 64: time a rollout", "growth", "1024 rollouts", "time a rollout", 1.2, base="64 rollouts"),
+    Target("1,024 rollouts a step: time of one", "growth", "1024 rollouts", "time a rollout", 1.2, base="64 rollouts"),
     Target("Memory of a further rollout", "growth", "64 to 1024 rollouts", "memory a rollout"),
     Target("A million passages: time a query", "growth", "1,000,000 passages", "time a query"),
     Target("A million passages: memory", "growth", "1,000,000 passages", "memory of the index"),
@@ -65,11 +65,12 @@ TARGETS = (
 def write() -> None:
     """Write BENCHMARKS.md from what is recorded."""
     records = bench.load()
-    parts = [INTRODUCTION, "## Targets\n", markdown(pd.DataFrame([_judged(target, records) for target in TARGETS]).set_index("target"))]
+    judged = pd.DataFrame([_judged(target, records) for target in TARGETS])
+    parts = [INTRODUCTION, "## Targets\n", markdown(judged.set_index("target"))]
     for name, table in records.items():
         first = table.iloc[0]
-        made = f"{first['date']}, {first['machine']}, {first['threads']} threads, load {first['load']} before, torch {first['torch']}, " \
-               f"transformers {first['transformers']}, TRL {first['trl']}"
+        versions = ", ".join(f"{package} {first[package]}" for package in ("torch", "transformers", "trl"))
+        made = f"{first['date']}, {first['machine']}, {first['threads']} threads, load {first['load']} at the end, {versions}"
         shown = table[["case", "who", "measure", "value", "unit"]].assign(value=[_number(value) for value in table["value"]])
         parts.append(f"## {name}\n\n{made}.\n\n{markdown(shown.set_index('case'))}")
     if TRIED.exists():

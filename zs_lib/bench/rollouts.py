@@ -140,12 +140,14 @@ def trl(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
                 query: What to search for.
             """
             searches.append(query)
-            return protocol.format_observation(engine.search([SearchRequest(query, "", ("",))], cfg.num_documents)[0].documents)
+            found, = engine.search([SearchRequest(query, "", ("",))], cfg.num_documents)
+            return protocol.format_observation(found.documents)
 
     def loop(questions: Sequence[Question]) -> dict[str, float]:
         torch.manual_seed(0)
         prompts = [protocol.policy_prompt(question.question, cfg.template) for question in questions]
-        output = trl_trainer._generate_and_score_completions([{"prompt": [{"role": "user", "content": text}]} for text in prompts])
+        inputs = [{"prompt": [{"role": "user", "content": text}]} for text in prompts]
+        output = trl_trainer._generate_and_score_completions(inputs)
         return {"sampled tokens": output["tool_mask"].sum().item(), "searches": len(searches)}
 
     tokenizer = copy.copy(generator.tokenizer)
@@ -166,8 +168,10 @@ def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence =
         max_tool_calling_iterations=cfg.max_searches, beta=0.0, use_cpu=True, bf16=False, gradient_checkpointing=False,
         use_bias_correction_kl=False, report_to=[],
     )  # fmt: skip
-    made = GRPOTrainer(model, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args,
-                       train_dataset=Dataset.from_dict({"prompt": list(prompts)}), processing_class=tokenizer, **options)  # fmt: skip
+    made = GRPOTrainer(
+        model, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args, processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": list(prompts)}), **options,
+    )  # fmt: skip
     # TRL's limit is one for the whole trajectory; without ours, a turn that misses its end goes on that far.
     made.generation_config.max_new_tokens = cfg.max_turn_tokens
     return made
@@ -202,7 +206,7 @@ def taught(name: str, cfg: RolloutConfig) -> Path:
     return unfinished.rename(folder)
 
 
-def _lesson(question: Question, tokenizer, engine: SearchEngine, cfg: RolloutConfig, ended: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _lesson(question: Question, tokenizer, engine: SearchEngine, cfg: RolloutConfig, ended: bool) -> tuple[torch.Tensor, ...]:
     """Ids of a right trajectory, and which of them are to be learnt. Turns end with EOS, for loops that stop at nothing
     else; in half of the examples it is not in the context, since ours stops at the tag."""
     prompt = tokenizer(protocol.policy_prompt(question.question, cfg.template)).input_ids
@@ -220,5 +224,6 @@ def _lesson(question: Question, tokenizer, engine: SearchEngine, cfg: RolloutCon
             add(tokenizer.eos_token, True)
         found, = engine.search([SearchRequest(asked, question.question, question.golden_answers)], 1)
         add(protocol.format_observation(found.documents), False)
-    add(f"<think> It is {question.golden_answers[0]}. </think>\n<answer> {question.golden_answers[0]} </answer>{tokenizer.eos_token}", True)
+    answer = question.golden_answers[0]
+    add(f"<think> It is {answer}. </think>\n<answer> {answer} </answer>{tokenizer.eos_token}", True)
     return torch.tensor(ids), torch.tensor(trained)

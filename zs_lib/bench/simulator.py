@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from zs_lib import config, models, qa
+from zs_lib import config, protocol, qa
 from zs_lib.arms import SimulatorArm
 from zs_lib.bench.machine import forward_flops, peak_flops, seconds
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
@@ -30,13 +30,14 @@ def measure(small: bool = False) -> Iterator[dict]:
     arm = replace(config.load_profile("tiny").simulators[0], backbone=BACKBONE)
     ours = build_engine("simulated", model=BACKBONE, arm=arm)
     with _server() as address:
-        served = OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens, limits=Limits(concurrency=128, attempt_s=120.0))
+        limits = Limits(concurrency=max(CONCURRENT), attempt_s=120.0)
+        served = OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens, limits=limits)
         for count in CONCURRENT[:2] if small else CONCURRENT:
             for who, engine in (("ours", ours), ("ours, served", served), ("transformers", _Transformers(ours, arm))):
                 yield from _speed(f"{count} queries at once", who, engine, _requests(count), arm)
     greedy = replace(arm, temperature=0.0)
-    alike = _requests(8) * REPEATED
-    for who, engine in (("ours", build_engine("simulated", model=BACKBONE, arm=greedy)), ("transformers", _Transformers(ours, greedy))):
+    alike, writes_once = _requests(8) * REPEATED, build_engine("simulated", model=BACKBONE, arm=greedy)
+    for who, engine in (("ours", writes_once), ("transformers", _Transformers(ours, greedy))):
         yield from _speed(f"greedy, {len(alike)} queries, {len(alike) // REPEATED} of them different", who, engine, alike, arm)
 
 
@@ -71,13 +72,11 @@ class _Transformers(SearchEngine):
 
     @torch.inference_mode()
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        from zs_lib import protocol
-
         model, tokenizer, arm = self.generator.model, self.generator.tokenizer, self.arm
         torch.manual_seed(0)
         texts = [simulator_prompt(request, num_documents, arm.template) for request in requests]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
-        sampling = dict(do_sample=True, temperature=arm.temperature, top_k=0, top_p=1.0) if arm.temperature else dict(do_sample=False)
+        sampling = {"do_sample": True, "temperature": arm.temperature, "top_k": 0} if arm.temperature else {"do_sample": False}
         output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=arm.max_tokens,
                                 tokenizer=tokenizer, stop_strings=[stop_string(num_documents)], **sampling)  # fmt: skip
         written = [self.generator.decode(ids) for ids in output[:, inputs.input_ids.shape[1]:].tolist()]

@@ -28,7 +28,8 @@ def measure(small: bool = False) -> Iterator[dict]:
     """Seconds from trajectories and advantages to new weights. At `tiny` with the profile's KL term and without it; and,
     since trajectories without advantage are dropped by us and trained by TRL, with rewards that leave none idle."""
     tiny = config.load_profile("tiny").policies[0]
-    yield from _compare("tiny-S-instruct", replace(tiny, prompts_per_step=2) if small else tiny, (tiny.objective.kl_coef, 0.0), 1 if small else 5)
+    few = replace(tiny, prompts_per_step=2)
+    yield from _compare("tiny-S-instruct", few if small else tiny, (tiny.objective.kl_coef, 0.0), 1 if small else 5)
     if not small:
         smol = replace(config.load_profile("smol").policies[0], prompts_per_step=3, group_size=4)
         yield from _compare(rollouts.taught(rollouts.MODEL, smol.rollout), smol, (), 1)
@@ -47,8 +48,7 @@ def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries:
             continue
         case = {"case": f"{len(advantages)} trajectories, {loaded.model.num_parameters() / 1e6:.1f}M, {label}"}
         for who, make in (("ours", _ours), ("TRL", _trl)):
-            update = make(copy.deepcopy(loaded.model), loaded.tokenizer, changed, trajectories, advantages)
-            took = seconds(update, tries)
+            took = seconds(make(loaded, changed, trajectories, advantages), tries)
             yield case | {"who": who, "measure": "time", "value": took, "unit": "s"}
             if who == "ours":
                 least = _least_work(loaded.model, changed, trajectories, advantages)
@@ -70,20 +70,23 @@ def _least_work(model, arm: PolicyArm, trajectories: Sequence[Trajectory], advan
     """Forward, twice as much backward, and the reference's forward, of the rows that have something to teach."""
     kl = arm.objective.kl_coef > 0
     rows = [row for row in make_rows(trajectories, advantages, arm.objective.mask_documents) if kl or row.advantage]
-    return (4 if kl else 3) * forward_flops(model, sum(len(row.ids) for row in rows), sum(sum(row.trained) for row in rows))
+    forward = forward_flops(model, sum(len(row.ids) for row in rows), sum(sum(row.trained) for row in rows))
+    return (4 if kl else 3) * forward
 
 
-def _ours(model, tokenizer, arm: PolicyArm, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> Callable[[], object]:
-    learner = Learner(model, arm, Accelerator(cpu=True))
+def _ours(loaded: models.LoadedModel, arm: PolicyArm, trajectories: Sequence[Trajectory],
+          advantages: Sequence[float]) -> Callable[[], object]:
+    learner = Learner(copy.deepcopy(loaded.model), arm, Accelerator(cpu=True))
     return lambda: learner.update(1, trajectories, advantages)
 
 
-def _trl(model, tokenizer, arm: PolicyArm, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> Callable[[], object]:
+def _trl(loaded: models.LoadedModel, arm: PolicyArm, trajectories: Sequence[Trajectory],
+         advantages: Sequence[float]) -> Callable[[], object]:
     from trl.trainer.utils import add_fused_lm_head
 
-    reference = copy.deepcopy(model)
+    model, reference = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
     add_fused_lm_head(reference, arm.rollout.temperature)  # as the trainer does with its model and its reference
-    trainer = rollouts.trainer(model, tokenizer, arm.rollout, ROWS)
+    trainer = rollouts.trainer(model, loaded.tokenizer, arm.rollout, ROWS)
     trainer.beta, trainer.current_gradient_accumulation_steps = arm.objective.kl_coef, 1
     optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=arm.weight_decay)
     mask = _padded([t.mask for t in trajectories]).long()
@@ -103,7 +106,8 @@ def _trl(model, tokenizer, arm: PolicyArm, trajectories: Sequence[Trajectory], a
             if arm.objective.kl_coef:
                 ids, seen = (torch.cat([part[f"prompt_{kind}"], part[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
                 with torch.no_grad():
-                    part["ref_per_token_logps"] = trainer._get_per_token_logps_and_entropies(reference, ids, seen, mask.shape[1])[0]
+                    theirs = trainer._get_per_token_logps_and_entropies(reference, ids, seen, mask.shape[1])
+                part["ref_per_token_logps"] = theirs[0]
             trainer.compute_loss(model, part).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), arm.max_grad_norm)
         optimizer.step()
