@@ -20,7 +20,7 @@ def test_everybody_works(name, who):
 
 def test_a_target_is_met_missed_or_not_measured():
     seconds = {"ours": 2.0, "TRL": 5.0, "original": 3.0}
-    table = pd.DataFrame({"case": "64 rollouts, X", "who": list(seconds), "measure": "time", "value": list(seconds.values()), "unit": "s"})
+    table = pd.DataFrame({"who": seconds.keys(), "value": seconds.values()}).assign(case="64 rollouts", measure="time", unit="s")
     judged = {target.what: page._judged(target, {"rollouts": table}) for target in page.TARGETS}
     assert (judged["Rollouts: TRL's tool loop"]["ratio"], judged["Rollouts: TRL's tool loop"][""]) == ("2.5", "met")
     assert (judged["Rollouts: the original's loop"]["ratio"], judged["Rollouts: the original's loop"][""]) == ("1.5", "missed")
