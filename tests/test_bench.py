@@ -1,0 +1,38 @@
+"""Benchmarks at their smallest: every loop that is compared does the work, and the page says what the records say."""
+
+import pandas as pd
+import pytest
+
+from zs_lib import bench, config
+from zs_lib.bench import page
+from zs_lib.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("name", "who"), [("rollouts", {"ours", "TRL", "original"}), ("step", {"ours", "TRL", "both"}), ("growth", {"ours"}),
+                      ("simulator", {"ours", "ours, served", "transformers"})])  # fmt: skip
+def test_everybody_works(name, who):
+    rows = pd.DataFrame(bench.rows(name, small=True))
+    assert set(rows["who"]) == who
+    assert (rows[rows["measure"].isin(["time", "speed", "searches", "sampled tokens"])]["value"] > 0).all()
+    assert (rows[rows["measure"] == "of the peak"]["value"] < 1).all()
+
+
+def test_a_target_is_met_missed_or_not_measured():
+    seconds = {"ours": 2.0, "TRL": 5.0, "original": 3.0}
+    table = pd.DataFrame({"who": seconds.keys(), "value": seconds.values()}).assign(case="64 rollouts", measure="time", unit="s")
+    judged = {target.what: page._judged(target, {"rollouts": table}) for target in page.TARGETS}
+    assert (judged["Rollouts: TRL's tool loop"]["ratio"], judged["Rollouts: TRL's tool loop"][""]) == ("2.5", "met")
+    assert (judged["Rollouts: the original's loop"]["ratio"], judged["Rollouts: the original's loop"][""]) == ("1.5", "missed")
+    assert judged["`zs --help`"][""] == "not measured"
+
+
+def test_the_page_says_what_the_records_say(monkeypatch, tmp_path):
+    monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
+    page.write()
+    assert (tmp_path / "page.md").read_bytes() == (config.ROOT / "BENCHMARKS.md").read_bytes()
+
+
+def test_an_unknown_benchmark_is_refused():
+    with pytest.raises(ConfigError, match="rollouts"):
+        bench.run(["speed"])

@@ -1,0 +1,95 @@
+"""Documents a second of a simulator: in process, served, and by transformers' own generate."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from zs_lib import config, protocol, qa
+from zs_lib.arms import SimulatorArm
+from zs_lib.bench.machine import forward_flops, peak_flops, seconds
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
+from zs_lib.engines.client import Limits
+from zs_lib.engines.http import OpenAIEngine
+from zs_lib.engines.simulated import SimulatedEngine, simulator_prompt, stop_string
+from zs_lib.wording import NOUNS, query
+
+BACKBONE = "tiny-L"
+CONCURRENT = (1, 8, 32, 128)
+REPEATED = 4
+"""How often each of the greedy requests comes, as when the rollouts of a group ask alike."""
+
+
+def measure(small: bool = False) -> Iterator[dict]:
+    """Documents a second at so many queries at once."""
+    arm = replace(config.load_profile("tiny").simulators[0], backbone=BACKBONE)
+    ours = build_engine("simulated", model=BACKBONE, arm=arm)
+    with _server() as address:
+        limits = Limits(concurrency=max(CONCURRENT), attempt_s=120.0)
+        served = OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens, limits=limits)
+        for count in CONCURRENT[:2] if small else CONCURRENT:
+            for who, engine in (("ours", ours), ("ours, served", served), ("transformers", _Transformers(ours, arm))):
+                yield from _speed(f"{count} queries at once", who, engine, _requests(count), arm)
+    greedy = replace(arm, temperature=0.0)
+    alike, writes_once = _requests(8) * REPEATED, build_engine("simulated", model=BACKBONE, arm=greedy)
+    for who, engine in (("ours", writes_once), ("transformers", _Transformers(ours, greedy))):
+        yield from _speed(f"greedy, {len(alike)} queries, {len(alike) // REPEATED} of them different", who, engine, alike, arm)
+
+
+def _speed(case: str, who: str, engine: SearchEngine, requests: Sequence[SearchRequest], arm: SimulatorArm) -> Iterator[dict]:
+    found: list[SearchResult] = []
+    before = engine.tokens
+    took = seconds(lambda: found.extend(engine.search(requests, arm.num_documents)))
+    row = {"case": case, "who": who}
+    yield row | {"measure": "speed", "value": sum(len(result.documents) for result in found) / took, "unit": "documents/s"}
+    if isinstance(engine, SimulatedEngine):
+        texts = {simulator_prompt(request, arm.num_documents, arm.template) for request in requests}
+        written = engine.tokens - before
+        read = sum(len(engine.generator.encode_prompt(text)) for text in texts)
+        least = forward_flops(engine.generator.model, read + written, written)
+        yield row | {"measure": "of the peak", "value": least / took / peak_flops(), "unit": "share"}
+
+
+def _requests(count: int) -> list[SearchRequest]:
+    """Good queries, half of them for useful documents."""
+    chains = [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if qa.is_chain(q)][:count]
+    return [SearchRequest(query(NOUNS[q.hops[0].relation], q.hops[0].entity), q.question, q.golden_answers, i % 2 == 1, (0, i))
+            for i, q in enumerate(chains)]  # fmt: skip
+
+
+class _Transformers(SearchEngine):
+    """The same simulator by `model.generate`: one batch, padded, to the end of its slowest row."""
+
+    name = "transformers"
+
+    def __init__(self, engine: SimulatedEngine, arm: SimulatorArm):
+        self.generator, self.arm, self.tokens = engine.generator, arm, 0
+
+    @torch.inference_mode()
+    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
+        model, tokenizer, arm = self.generator.model, self.generator.tokenizer, self.arm
+        torch.manual_seed(0)
+        texts = [simulator_prompt(request, num_documents, arm.template) for request in requests]
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+        sampling = {"do_sample": True, "temperature": arm.temperature, "top_k": 0} if arm.temperature else {"do_sample": False}
+        output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=arm.max_tokens,
+                                tokenizer=tokenizer, stop_strings=[stop_string(num_documents)], **sampling)  # fmt: skip
+        written = [self.generator.decode(ids) for ids in output[:, inputs.input_ids.shape[1]:].tolist()]
+        return [SearchResult.of(protocol.parse_documents(text, num_documents)) for text in written]
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """The address of `zs serve simulator`, in a process of its own."""
+    command = [sys.executable, "-m", "zs_lib", "serve", "simulator", "--model", BACKBONE, "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().split()[2].rpartition("/v1")[0]
+    finally:
+        process.terminate()
+        process.wait()
