@@ -56,9 +56,12 @@ def measured(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 
 def priced(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of `measured`, of the arms that search, with dollars: of the real queries at the API's price, of the simulator's seconds at
-    a GPU's price (an upper bound where there is no GPU), and the share that is saved against asking the API everything."""
-    price, frame = prices(), table[table["queries"] > 0].groupby("arm", sort=False).mean(numeric_only=True).drop(columns="seed")
+    """Means over seeds of `measured`, of the arms that search (of seconds the least: what else a machine does only adds to
+    them), with dollars: of the real queries at the API's price, of the simulator's seconds at a GPU's price (an upper bound
+    where there is no GPU), and the share that is saved against asking the API everything."""
+    price, arms = prices(), table[table["queries"] > 0].drop(columns="seed").groupby("arm", sort=False)
+    frame = arms.mean()
+    frame[["rollout", "search", "update"]] = arms[["rollout", "search", "update"]].min()
     frame["api_usd"] = frame["real_queries"] * price["query"]
     frame["simulator_usd"] = (frame["simulator_tokens"] > 0) * frame["search"] * price["gpu_hour"] / 3600
     frame["saved"] = 1 - (frame["api_usd"] + frame["simulator_usd"]) / (frame["queries"] * price["query"])
