@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from html.parser import HTMLParser
@@ -323,6 +325,46 @@ def test_a_monitor_ends_with_its_run_or_when_it_is_closed(growing, monkeypatch):
         monitor.close()
 
     asyncio.run(watch())
+
+
+ELSEWHERE = """
+import sys
+from zs_lib import config
+from zs_lib.runs import RunStore
+
+def work(run):
+    for step in range(1, 5):
+        run.log(step, reward=0.5, turns=2.0)
+        print(step, flush=True)
+        sys.stdin.readline()
+    return {"last_reward": 0.5}
+
+RunStore().ensure(config.load_profile("smoke").policy("zerosearch"), 0, work)
+"""
+
+
+def test_a_training_elsewhere_is_watched_and_loses_nothing_with_the_watcher(store, monkeypatch):
+    """It is another process's. A monitor that is closed, as with its browser, ends; the training goes on, and the next monitor
+    shows all of it."""
+    monkeypatch.setattr(widgets, "REFRESH_S", 0.01)
+    monkeypatch.setattr(figures, "draw_panel", lambda table, column: f"{column} of {len(table)}".encode())
+    environment = os.environ | {"PYTHONPATH": str(config.ROOT)}
+    with subprocess.Popen([sys.executable, "-c", ELSEWHERE], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "1\n"
+        run, = store.list()
+
+        async def watch():
+            monitor = widgets.Monitor([run])
+            assert "▶ running, step 1 of" in monitor.view.value
+            process.stdin.write("\n")
+            process.stdin.flush()
+            await until(lambda: "step 2 of" in monitor.view.value)
+            monitor.close()
+
+        asyncio.run(watch())
+        assert "▶ running" in widgets.monitor(store=store).data  # found without its name
+        process.communicate("\n" * 3, timeout=60)
+    assert "✔ finished, 4 steps" in widgets.monitor(run, store=store).data
 
 
 def test_a_monitor_tells_of_a_run_that_vanishes(growing):
