@@ -230,16 +230,17 @@ def test_a_missing_run_is_told(store):
 
 
 def test_ten_thousand_trajectories_are_browsed_without_a_pause(store):
+    """In seconds of this process alone: others may work beside it."""
     run, lines = finished(store), [json.dumps(record(question=f"q{number // 4} of 7?", reward=number % 4 / 4)) for number in range(100)]
     with (run.path / LOG).open("a") as file:
         file.writelines(f'{{"step": {step}, {line[1:]}\n' for step in range(4, 104) for line in lines)
-    started = time.perf_counter()
+    started = time.process_time()
     explorer = widgets.Explorer([], run)
-    assert len(explorer.index.entries) > 10_000 and time.perf_counter() - started < 5
-    started = time.perf_counter()
+    assert len(explorer.index.entries) > 10_000 and time.process_time() - started < 2
+    started = time.process_time()
     for step in (1, 50, 103):
         explorer.step.value = step
-    assert (time.perf_counter() - started) / 3 < 0.5 and "q0 of 7?" in explorer.view.value
+    assert (time.process_time() - started) / 3 < 0.2 and "q0 of 7?" in explorer.view.value
     explorer.close()
 
 
@@ -260,11 +261,12 @@ def test_the_explorer_follows_its_controls(store):
     assert "q1 of 2?" in shown()
     explorer.reward.value = (0.5, 1.0)
     assert "q1 of 2?" in shown() and "rollout 2 of 2" in shown() and "rollout 1" not in shown()
-    explorer.noise.value = False
+    explorer.noise.value = "none noisy"
     assert "No trajectory of this run passes the filters" in shown()
-    explorer.noise.value = None
+    explorer.noise.value = "any"
     explorer.shade.value = "logprob"
     assert "darker" in shown()
+    assert all(one.index is not None for one in explorer.children[0].children if hasattr(one, "options"))  # none looks empty
     explorer.what.value = True
     assert "asked no question again" in shown()
     text = (other.path / LOG).read_text()

@@ -34,6 +34,8 @@ SHORT = {"width": "300px", "max_width": "98%"}
 LONG = {"width": "604px", "max_width": "98%"}
 """Layouts of controls, LONG for a sentence: with the margins of 2 px as wide as two short ones, so that rows form columns."""
 SETS = {"the group of a step": False, "a question through training": True}
+NOISE = {"any": None, "noisy documents": True, "none noisy": False}
+"""Name → what `trajectories.select` takes. (A drop-down whose value is None shows nothing.)"""
 NONE_LOGGED, NONE_LEFT, NONE_WATCHED = map(views.error, (
     "Nothing is logged yet.", "No trajectory of this run passes the filters.", "This run asked no question again: it is older, or has just begun."))
 
@@ -168,8 +170,7 @@ class Explorer(_Panel):
         self.turns = ipywidgets.IntRangeSlider(value=(1, 1), min=1, max=1, description="turns", continuous_update=False, layout=SHORT)
         self.stop = ipywidgets.Dropdown(options=[("any", ""), *((why, name) for name, why in views.STOPS.items())], description="stop",
                                         layout=SHORT)
-        self.noise = ipywidgets.Dropdown(options=[("any", None), ("noisy documents", True), ("none noisy", False)], description="noise",
-                                         layout=SHORT)
+        self.noise = ipywidgets.Dropdown(options=list(NOISE), description="noise", layout=SHORT)
         self.shade = ipywidgets.Dropdown(options=[(name, shade) for shade, name in views.SHADES.items()], description="shade by",
                                          layout=SHORT)
         controls = (self.run, self.what, self.step, self.question, self.reward, self.turns, self.stop, self.noise, self.shade)
@@ -198,8 +199,9 @@ class Explorer(_Panel):
     def _render(self) -> str:
         if self.index.run is not self.run.value:
             self._open(self.run.value)
-        chosen = trajectories.select(self.index.entries, self.reward.value, self.turns.value, self.stop.value, self.noise.value)
-        self.step.layout.visibility = "hidden" if self.what.value else "visible"  # all steps are shown
+        chosen = trajectories.select(self.index.entries, self.reward.value, self.turns.value, self.stop.value,
+                                     NOISE[self.noise.value])
+        self.step.layout.display = "none" if self.what.value else None  # all steps are shown
         return self._through_training(chosen) if self.what.value else self._group(chosen)
 
     def _open(self, run: Run) -> None:
