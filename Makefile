@@ -16,10 +16,10 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test test-browser fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
 setup: $(STAMP)  ## make .venv with the pinned packages (once); LOCKED=1: by hash, from requirements.lock
 
@@ -45,6 +45,15 @@ reproduce: $(STAMP)  ## run the study (PROFILE=tiny): notebooks, tables and figu
 
 test: $(STAMP)  ## all tests, the smoke run of every notebook included
 	$(VENV)/bin/python -m pytest
+
+# As root apt-get installs what is missing; sudo is used where there is one.
+test-browser: $(STAMP)  ## notebooks in JupyterLab and Chromium, by mouse and keys; screenshots in outputs/browser/
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || { sudo=$$(command -v sudo); \
+		$$sudo apt-get update -qq && $$sudo apt-get install -y -qq chromium chromium-driver; } || \
+		{ echo "chromium and chromedriver are needed, and apt-get could not install Debian's packages chromium and" \
+			"chromium-driver: install both, so that they are on the PATH." >&2; exit 1; }
+	@$(VENV)/bin/python -c 'import selenium' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[browser]'
+	$(VENV)/bin/python -m pytest tests/browser.py
 
 fuzz: $(STAMP)  ## 100,000 hostile inputs for parsers, loaders and the run store, recorded in data/results
 	$(VENV)/bin/python tests/fuzz.py

@@ -1,5 +1,6 @@
 """The notebooks: thin, all of one form, and each runs from top to bottom at `smoke`."""
 
+import ast
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from zs_lib.notebook import PARAMETERS
 SECRET = "planted-f00d-key"
 """Stands in the environment, and must not be found in anything that was written."""
 NOTEBOOKS = sorted(reproduce.NOTEBOOKS.glob("*.ipynb"))
+TOUR = reproduce.NOTEBOOKS / "README.md"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -37,6 +39,22 @@ def test_no_jobs_show_what_is_finished_and_make_nothing(store, capsys):
     shown = notebook.run([(CountingArm(), 0), (CountingArm(), 1)], jobs=0)
     assert [run.path for run in shown] == [made.path] and not store.get(CountingArm(), 0)
     assert capsys.readouterr().out.startswith("1 of 2 runs are not finished")
+
+
+def test_the_tour_lists_each_by_its_title():
+    rows = re.findall(r"^\| \[(.+?)\]\((.+?)\) \|", TOUR.read_text(encoding="utf-8"), re.M)
+    assert rows == [(nbformat.read(path, 4).cells[0].source.splitlines()[0].removeprefix("# "), path.name) for path in NOTEBOOKS]
+
+
+def test_what_they_say_can_be_overridden_can_be():
+    found = {text for path in [*NOTEBOOKS, TOUR] for text in re.findall(r"`overrides = (\{.+?\})`", path.read_text(encoding="utf-8").replace('\\"', '"'))}
+    assert len(found) > 5
+    for text in found:
+        config.load_profile("tiny", ast.literal_eval(text))
+
+
+def test_they_are_small():
+    assert all(path.stat().st_size < 500_000 for path in NOTEBOOKS)
 
 
 @pytest.mark.skipif("tiny-L" not in models.shipped(), reason="needs the shipped backbones")

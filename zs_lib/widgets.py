@@ -32,9 +32,12 @@ from zs_lib.values import reject_unknown
 REFRESH_S = 3.0
 """Seconds between two looks at the store."""
 REAL = ("bm25", "dense")
-LONG = {"width": "440px", "max_width": "98%"}
-"""Layout of controls that hold a sentence."""
+SHORT = {"width": "300px", "max_width": "98%"}
+LONG = {"width": "604px", "max_width": "98%"}
+"""Layouts of controls, LONG for a sentence: with the margins of 2 px as wide as two short ones, so that rows form columns."""
 SETS = {"the group of a step": False, "a question through training": True}
+NOISE = {"any": None, "noisy documents": True, "none noisy": False}
+"""Name → what `trajectories.select` takes. (A drop-down whose value is None shows nothing.)"""
 NONE_LOGGED, NONE_LEFT, NONE_WATCHED = map(views.error, (
     "Nothing is logged yet.", "No trajectory of this run passes the filters.", "This run asked no question again: it is older, or has just begun."))
 
@@ -172,15 +175,17 @@ class Explorer(_Panel):
         by_name = {one.path.name: one for one in (*runs, run)}
         options = [(f"{one.label} s{one.seed} ({name})", one) for name, one in by_name.items()]
         self.run = ipywidgets.Dropdown(options=options, value=run, description="run", layout=LONG)
-        self.what = ipywidgets.Dropdown(options=list(SETS.items()), value=watch, description="show")
-        self.step = ipywidgets.SelectionSlider(options=[0], description="step", continuous_update=False)
+        self.what = ipywidgets.Dropdown(options=list(SETS.items()), value=watch, description="show", layout=SHORT)
+        self.step = ipywidgets.SelectionSlider(options=[0], description="step", continuous_update=False, layout=SHORT)
         self.question = ipywidgets.Dropdown(description="question", layout=LONG)
         self.reward = ipywidgets.FloatRangeSlider(value=(0, 1), min=0, max=1, step=0.1, description="reward", readout_format=".1f",
-                                                  continuous_update=False)
-        self.turns = ipywidgets.IntRangeSlider(value=(1, 1), min=1, max=1, description="turns", continuous_update=False)
-        self.stop = ipywidgets.Dropdown(options=[("any", ""), *((why, name) for name, why in views.STOPS.items())], description="stop")
-        self.noise = ipywidgets.Dropdown(options=[("any", None), ("noisy documents", True), ("none noisy", False)], description="noise")
-        self.shade = ipywidgets.Dropdown(options=[(name, shade) for shade, name in views.SHADES.items()], description="shade by")
+                                                  continuous_update=False, layout=SHORT)
+        self.turns = ipywidgets.IntRangeSlider(value=(1, 1), min=1, max=1, description="turns", continuous_update=False, layout=SHORT)
+        self.stop = ipywidgets.Dropdown(options=[("any", ""), *((why, name) for name, why in views.STOPS.items())], description="stop",
+                                        layout=SHORT)
+        self.noise = ipywidgets.Dropdown(options=list(NOISE), description="noise", layout=SHORT)
+        self.shade = ipywidgets.Dropdown(options=[(name, shade) for shade, name in views.SHADES.items()], description="shade by",
+                                         layout=SHORT)
         controls = (self.run, self.what, self.step, self.question, self.reward, self.turns, self.stop, self.noise, self.shade)
         super().__init__(*controls)
         self.index, self._updating = None, False
@@ -207,7 +212,9 @@ class Explorer(_Panel):
     def _render(self) -> str:
         if self.index.run is not self.run.value:
             self._open(self.run.value)
-        chosen = trajectories.select(self.index.entries, self.reward.value, self.turns.value, self.stop.value, self.noise.value)
+        chosen = trajectories.select(self.index.entries, self.reward.value, self.turns.value, self.stop.value,
+                                     NOISE[self.noise.value])
+        self.step.layout.display = "none" if self.what.value else None  # all steps are shown
         return self._through_training(chosen) if self.what.value else self._group(chosen)
 
     def _open(self, run: Run) -> None:
@@ -301,18 +308,19 @@ class Playground(_Panel):
         self.study, self.store = study, store
         self.query = ipywidgets.Text(query, description="query", layout=LONG)
         self.question = ipywidgets.Text(question, description="question", layout=LONG, placeholder="a simulator is told it")
-        self.answer = ipywidgets.Text(answer, description="answer", layout=LONG, placeholder="known for the benchmark's questions")
-        self.engines = ipywidgets.SelectMultiple(options=known, value=tuple(engines), description="engines", rows=6)
-        self.judge = ipywidgets.Checkbox(judge, description="ask the LLM judge")
+        self.answer = ipywidgets.Text(answer, description="answer", layout=SHORT, placeholder="known for benchmark questions")
+        # No list: JupyterLab takes its arrow keys for itself, and moves to the next cell.
+        self.engines = [ipywidgets.Checkbox(name in engines, description=name, indent=False, layout=SHORT) for name in known]
+        self.judge = ipywidgets.Checkbox(judge, description="ask the LLM judge", layout=SHORT)
         self.button = ipywidgets.Button(description="Search", button_style="primary")
         self.button.on_click(self.search)
-        super().__init__(self.query, self.question, self.answer, self.engines, self.judge, self.button)
+        super().__init__(self.query, self.answer, self.question, self.judge, *self.engines, self.button)
         self.search()
 
     def search(self, _: object = None) -> None:
         """Ask the chosen engines, and show what they find."""
         self.show(lambda: _compared(self.study, self.store, self.query.value, self.question.value, self.answer.value,
-                                    self.engines.value, self.judge.value))
+                                    [box.description for box in self.engines if box.value], self.judge.value))
 
 
 def _compared(study: Profile, store: RunStore, query: str, question: str, answer: str, engines: Sequence[str], judge: bool) -> str:
