@@ -1,5 +1,7 @@
 """Engines: each result belongs to its request, ties are settled, a simulator's text is read tolerantly."""
 
+import sys
+
 import pytest
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
@@ -140,6 +142,7 @@ def test_noise_at_test_time_hides_the_answer_for_its_share(bm25):
 
 
 def test_a_function_of_one_s_own_is_an_engine(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
     (tmp_path / "mine.py").write_text(
         "def good(queries, num_documents):\n    return [[query] * 9 for query in queries]\n"
         "def bad(queries, num_documents):\n    return queries\n"

@@ -489,7 +489,7 @@ def test_engines_by_name(keys, monkeypatch, tmp_path):
         with pytest.raises(EngineError, match="number of dollars"):
             build_engine("serper")
     for name in ("search-r1", "serpapi:http://x", "bing:http://x"):
-        with pytest.raises(EngineError, match="Unknown search engine .*serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, simulated, openai:URL"):
+        with pytest.raises(EngineError, match="Unknown search engine .*serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL"):
             build_engine(name)
 
 

@@ -293,11 +293,13 @@ def survives(arm) -> bool:
 
 def fields_of(cls):
     """A strategy for each field of a configuration: numbers from all over their type, names among the known ones."""
-    named = {"schedule": ["exponential", "constant", "adaptive"], "way": ["naive", "grounded", "prompted"],
+    named = {"schedule": ["exponential", "constant", "adaptive"], "way": ["naive", "grounded", "prompted", "published"],
+             "dtype": ["float32", "bfloat16"], "tracker": ["none", "tensorboard"],
              "algorithm": ["reinforce", "reinforce++", "grpo", "ppo"], "baseline": ["group_mean", "none"],
              "questions_from": ["held out", "test"], "engine": ["bm25", "dense", "none", "mixed", "simulated"]}  # fmt: skip
     kinds = {float: st.floats(0, 1) | st.floats() | st.just(-0.0) | st.integers(0, 2), int: st.integers(0, 200) | st.integers(), str: st.text(max_size=8),
-             bool: st.booleans(), tuple[str, ...]: st.lists(st.text(max_size=5), max_size=3).map(tuple)}  # fmt: skip
+             bool: st.booleans(), tuple[str, ...]: st.lists(st.text(max_size=5), max_size=3).map(tuple),
+             RolloutConfig | None: st.none()}  # fmt: skip
     hints = typing.get_type_hints(cls)
     return {name: st.sampled_from(named[name]) if name in named else kinds[hint] for name, hint in hints.items()}
 

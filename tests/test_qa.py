@@ -324,7 +324,7 @@ def test_what_is_wrong_with_a_hub_set_is_told(hub):
     train = hub / qa.HUB_TRAIN / "train.parquet"
     frame = pd.read_parquet(train)
     frame.assign(golden_answers=[["I"], []]).to_parquet(train)
-    with pytest.raises(DataError, match=r"train.parquet, line 2: golden_answers must be a list of at least one text, not \[\]"):
+    with pytest.raises(DataError, match=r"train.parquet, line 2: golden_answers must be a list of at least one text, none of them empty, not \[\]"):
         qa.load_benchmark("hub", "train")
     frame.drop(columns="golden_answers").to_parquet(train)
     with pytest.raises(DataError, match="train.parquet, line 1: no column golden_answers"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 
 import pytest
 
@@ -20,6 +21,7 @@ SECTIONS = dict(re.findall(r"^### (.+?)\n+(.*?)(?=^##|\Z)", README.read_text(enc
 def desk(tmp_path, monkeypatch, store):
     """A working directory as README takes it: the checkout's data, and files of one's own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
     (tmp_path / "data").symlink_to(config.ROOT / "data")
     (tmp_path / "my-model").symlink_to(models.BACKBONES / "tiny-S-instruct")
     questions = [{"question": f"what is the capital of {country}?", "golden_answers": [city]}

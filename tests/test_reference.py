@@ -64,7 +64,7 @@ def test_the_gradient_is_that_of_the_plain_path(kl_coef, monkeypatch):
     objective = replace(arm().objective, kl_coef=kl_coef)
     learning = Learner(tiny_model(seed=1), arm(objective=objective, max_grad_norm=1e9), Accelerator(cpu=True))
     if kl_coef:
-        learning.reference.load_state_dict(tiny_model(seed=2).state_dict())
+        learning.frozen.load_state_dict(tiny_model(seed=2).state_dict())
     monkeypatch.setattr(learning.optimizer, "zero_grad", lambda: None)
     learning.update(1, trajectories, advantages)
     fast = {name: parameter.grad for name, parameter in learning.parameters.items()}

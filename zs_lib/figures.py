@@ -276,8 +276,9 @@ CHOICES = {"algorithms": "Algorithm", "curricula": "Noise", "masks": "Document t
 
 def draw_choices(tables: Tables, figure: Figure) -> None:
     """Held-out F1 by algorithm, curriculum and document mask: Tables 5 to 7 of the paper, and arms beyond it."""
-    panels = figure.subplots(1, len(CHOICES), sharex=True)
-    for axes, (study, title) in zip(panels, CHOICES.items(), strict=True):
+    panels = figure.subplots(2, 3, sharex=True).flat
+    panels[-1].remove()
+    for axes, (study, title) in zip(panels, CHOICES.items(), strict=False):
         _forest(axes, results.study_scores(tables, study), {})
         axes.set(title=title, xlabel="held-out F1")
 
@@ -406,7 +407,7 @@ FIGURES = {
     "04_heldout": Drawing(draw_heldout, (7.2, 3.0), ("evaluation",)),
     "04_subsets": Drawing(draw_subsets, (9.4, 3.2), ("evaluation",)),
     "05_simulators": Drawing(draw_simulators, (7.2, 4.6), ("study_rows", "evaluation"), ("simulators",)),
-    "06_choices": Drawing(draw_choices, (13.0, 3.2), ("study_rows", "evaluation"), tuple(CHOICES)),
+    "06_choices": Drawing(draw_choices, (9.4, 5.4), ("study_rows", "evaluation"), tuple(CHOICES)),
     "06_learning": Drawing(draw_learning, (9.4, 6.2), ("study_rows", "training"), ("algorithms", "curricula", "masks", "methods")),
     "06_transfer": Drawing(draw_transfer, (11.0, 3.4), ("study_rows", "robustness"), ("engines",)),
     "07_methods": Drawing(draw_methods, (8.4, 3.8), ("study_rows", "evaluation"), ("methods",)),

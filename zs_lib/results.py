@@ -334,7 +334,7 @@ def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
 
 
 def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
-    """Table 3: backbone and method by subset, in percent, with the average.
+    """Table 3: backbone and method by subset, in percent, with the average, and the number of seeds.
 
     Raises:
         DataError: the study's rows are not among the tables.
@@ -350,7 +350,8 @@ def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
     table = table[table["method"].notna()]
     frame = 100 * table.pivot_table(index=["backbone", "method"], columns="subset", values=score, sort=False)
     order = sorted(frame.index, key=lambda key: (list(dict.fromkeys(table["backbone"])).index(key[0]), list(names.values()).index(key[1])))
-    return frame.assign(Avg=frame.mean(axis=1)).round(1).loc[order]
+    seeds = table.groupby(["backbone", "method"])["seed"].nunique()
+    return frame.assign(Avg=frame.mean(axis=1)).round(1).assign(seeds=seeds).loc[order]
 
 
 def effort_table(tables: Tables) -> pd.DataFrame:
