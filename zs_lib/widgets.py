@@ -13,7 +13,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import ipywidgets
@@ -306,9 +306,11 @@ class Playground(_Panel):
     def __init__(self, study: Profile, store: RunStore, known: Sequence[str], query: str, question: str, answer: str,
                  engines: Sequence[str], judge: bool):
         self.study, self.store = study, store
-        self.query = ipywidgets.Text(query, description="query", layout=LONG)
-        self.question = ipywidgets.Text(question, description="question", layout=LONG, placeholder="a simulator is told it")
-        self.answer = ipywidgets.Text(answer, description="answer", layout=SHORT, placeholder="known for benchmark questions")
+        # Sent when they are left, not key by key: what is sent late would miss the search.
+        field = partial(ipywidgets.Text, continuous_update=False)
+        self.query = field(query, description="query", layout=LONG)
+        self.question = field(question, description="question", layout=LONG, placeholder="a simulator is told it")
+        self.answer = field(answer, description="answer", layout=SHORT, placeholder="known for benchmark questions")
         # No list: JupyterLab takes its arrow keys for itself, and moves to the next cell.
         self.engines = [ipywidgets.Checkbox(name in engines, description=name, indent=False, layout=SHORT) for name in known]
         self.judge = ipywidgets.Checkbox(judge, description="ask the LLM judge", layout=SHORT)
