@@ -11,6 +11,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -131,9 +132,14 @@ def hierarchical_bootstrap(
     array = _checked(matrix)
     if array.ndim != 2:
         raise DataError(f"A matrix of seeds × questions is needed, got {array.ndim} dimension(s).")
-    rng = np.random.default_rng(seed)
-    rows, columns = (draw_counts(rng, size) / size for size in array.shape)
+    rows, columns = _shares(array.shape, seed)
     return float(array.mean()), *_percentiles(((rows @ array) * columns).sum(axis=1), level)
+
+
+@lru_cache(maxsize=4)  # a table's rows have few shapes, and drawing takes longer than all the rest
+def _shares(shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [draw_counts(rng, size) / size for size in shape]
 
 
 def draw_counts(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -349,9 +349,10 @@ def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
     table = table.assign(method=parts[0].map(names), backbone=parts[2].where(parts[1] != "", core))
     table = table[table["method"].notna()]
     frame = 100 * table.pivot_table(index=["backbone", "method"], columns="subset", values=score, sort=False)
-    order = sorted(frame.index, key=lambda key: (list(dict.fromkeys(table["backbone"])).index(key[0]), list(names.values()).index(key[1])))
+    backbones, order = list(dict.fromkeys(table["backbone"])), list(names.values())
     seeds = table.groupby(["backbone", "method"])["seed"].nunique()
-    return frame.assign(Avg=frame.mean(axis=1)).round(1).assign(seeds=seeds).loc[order]
+    frame = frame.assign(Avg=frame.mean(axis=1)).round(1).assign(seeds=seeds)
+    return frame.loc[sorted(frame.index, key=lambda key: (backbones.index(key[0]), order.index(key[1])))]
 
 
 def effort_table(tables: Tables) -> pd.DataFrame:
