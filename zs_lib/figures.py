@@ -6,7 +6,7 @@ shows. The notebooks draw the same figures from the run store; `zs figures` from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -14,29 +14,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zs_lib import config, cost, results, studies
-from zs_lib.collapse import collapse_warnings
+from zs_lib.drawing import SERIES, STYLE, WINDOW, bars, color_of, core_color, curve, forest, heat, label_of, mark_warnings, points
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.files import write_bytes
 from zs_lib.qa import SUBSETS
 from zs_lib.results import START, Tables
 
 FOLDER = config.ROOT / "figures"
-WINDOW = 5
-"""Points of the moving mean of a training curve: one step is the mean of only tens of rollouts."""
-LABELS = {START: "before RL", "zerosearch": "ZeroSearch (grounded simulator)", "zerosearch-naive": "ZeroSearch (naive simulator)",
-          "search-r1": "Search-R1 (real engine)", "r1": "R1 (no search)",
-          "search-r1/engine=dense": "Search-R1 (dense engine)"}
-COLORS = {START: "#9a9a9a", "zerosearch": "#1f6fb4", "zerosearch-naive": "#e08214", "search-r1": "#2a9d5c", "r1": "#8a4fa3",
-          "search-r1/engine=dense": "#00707a"}
-SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-"""Of lines that are no core arm: told apart by those who do not see red and green (Okabe and Ito)."""
-STYLE = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False,
-         "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "legend.frameon": False, "axes.titlesize": 10.5,
-         "axes.titleweight": "bold", "axes.titlelocation": "left", "figure.constrained_layout.use": True}
 
 
 @dataclass(frozen=True)
@@ -51,59 +38,6 @@ class Drawing:
     source: str = ""
 
 
-# parts ---------------------------------------------------------------------------------------------------------------
-
-def curve(table: pd.DataFrame, column: str, axes: Axes, arms: Iterable[str] = (), labels: Mapping[str, str] = LABELS) -> None:
-    """Moving mean of `column` over steps, one line an arm (of `arms`, or of all): mean over seeds, with their range as a band."""
-    shown = [(arm, part) for arm, part in table.groupby("arm", sort=False)
-             if (not arms or arm in arms) and part[column].notna().any()]
-    for number, (arm, part) in enumerate(shown):
-        color = COLORS.get(arm, SERIES[number % len(SERIES)])
-        wide = part.pivot_table(index="step", columns="seed", values=column).rolling(WINDOW, min_periods=1).mean()
-        axes.plot(wide.index, wide.mean(axis=1), color=color, label=labels.get(arm, arm), lw=1.8)
-        if wide.shape[1] > 1:
-            axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.15, lw=0)
-    axes.set_xlabel("RL step")
-
-
-def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
-    """A cross, with its name, on the reward curve where an early warning of collapse (`collapse`) came first."""
-    named = {}
-    for (arm, _), part in table.groupby(["arm", "seed"], sort=False):
-        log = part.sort_values("step").reset_index(drop=True)
-        for warning in collapse_warnings(log):
-            if warning.step < named.get((arm, warning.name), (float("inf"),))[0]:
-                named[arm, warning.name] = (warning.step, log["reward"].rolling(WINDOW, min_periods=1).mean()[log["step"] == warning.step].iloc[0])
-    for (arm, name), (step, reward) in named.items():
-        axes.plot(step, reward, marker="X", ms=8, color=_color(arm), mec="white", ls="", zorder=5)
-        axes.annotate(name.replace("_", " "), (step, reward), xytext=(4, 6), textcoords="offset points", fontsize=7.5, color=_color(arm),
-                      bbox={"fc": "white", "ec": "none", "alpha": 0.85, "pad": 1}, zorder=4)
-
-
-def _bars(axes: Axes, frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> None:
-    """Grouped bars: rows of `frame` along x, one bar for each of `columns` (column → (label, colour))."""
-    width = 0.8 / len(columns)
-    for number, (column, (label, color)) in enumerate(columns.items()):
-        places = [x + (number - (len(columns) - 1) / 2) * width for x in range(len(frame))]
-        axes.bar(places, frame[column], width * 0.92, color=color, label=label)
-    axes.set_xticks(range(len(frame)), frame.index)
-    axes.grid(axis="x", visible=False)
-
-
-def _label(arm: str) -> str:
-    return LABELS.get(arm, arm)
-
-
-def _color(arm: str) -> str:
-    return COLORS.get(arm, "#555555")
-
-
-def color_of(arm: str) -> str:
-    """A variant's colour is its core arm's; of one with another way of simulating, the way's."""
-    ways = {"=naive-": COLORS["zerosearch-naive"], "=prompted-": COLORS[START]}
-    return next((color for way, color in ways.items() if way in arm), COLORS.get(arm, _color(arm.partition("/")[0])))
-
-
 # figures -------------------------------------------------------------------------------------------------------------
 
 def draw_retrieval(tables: Tables, figure: Figure) -> None:
@@ -111,7 +45,7 @@ def draw_retrieval(tables: Tables, figure: Figure) -> None:
     axes = figure.subplots()
     table = tables["retrieval"]
     table = table.assign(row=table["subset"] + "\nhop " + table["hop"].astype(str)).set_index("row")
-    _bars(axes, table, {"recall@3": ("recall@3", "#1f6fb4"), "recall@5": ("recall@5", "#a6cee3")})
+    bars(axes, table, {"recall@3": ("recall@3", "#1f6fb4"), "recall@5": ("recall@5", "#a6cee3")})
     axes.set(ylim=(0, 1.05), ylabel="share of good queries", title="BM25 finds the fact that a good query asks for")
     axes.tick_params(axis="x", labelsize=7)
     figure.legend(loc="outside upper right", ncols=2)
@@ -125,7 +59,7 @@ def draw_fidelity(tables: Tables, figure: Figure) -> None:
         part = table[table["questions_from"] == source].set_index("simulator")
         real = part[["real_good", "real_bad"]].iloc[0]
         part = part.rename(lambda name: name.replace("-tiny-", "\n").replace("-", "\n", 1))
-        _bars(axes, part, {"answer_good": ("good query, useful documents", "#2a9d5c"), "answer_bad": ("bad query", "#e08214"),
+        bars(axes, part, {"answer_good": ("good query, useful documents", "#2a9d5c"), "answer_bad": ("bad query", "#e08214"),
                            "leak": ("good query, noisy documents", "#8a4fa3")})
         axes.axhline(real["real_good"], color="#2a9d5c", ls=":", lw=1.2)
         axes.axhline(real["real_bad"], color="#e08214", ls=":", lw=1.2)
@@ -223,8 +157,8 @@ def draw_heldout(tables: Tables, figure: Figure) -> None:
     axes = figure.subplots()
     frame = results.heldout_table(results.core(tables["evaluation"])).iloc[::-1]
     errors = [frame["f1"] - frame["low"], frame["high"] - frame["f1"]]
-    axes.barh([_label(arm) for arm in frame.index], frame["f1"], xerr=errors, height=0.62, capsize=3,
-              color=[_color(arm) for arm in frame.index], error_kw={"lw": 1.2})
+    axes.barh([label_of(arm) for arm in frame.index], frame["f1"], xerr=errors, height=0.62, capsize=3,
+              color=[core_color(arm) for arm in frame.index], error_kw={"lw": 1.2})
     for place, (value, high) in enumerate(zip(frame["f1"], frame["high"], strict=True)):
         axes.text(high + 0.02, place, f"{value:.2f}", va="center", fontweight="bold")
     axes.grid(axis="y", visible=False)
@@ -237,37 +171,20 @@ def draw_subsets(tables: Tables, figure: Figure) -> None:
     axes = figure.subplots()
     frame = results.subset_table(results.core(tables["evaluation"]), "f1") / 100
     frame.columns = [f"{name}\n({SUBSETS[name]})" if name in SUBSETS else name for name in frame.columns]
-    _heat(axes, frame.rename(index=_label))
+    heat(axes, frame.rename(index=label_of))
     axes.tick_params(axis="x", labelsize=7.5)
     axes.set_title("F1 by subset")
 
 
-def _forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]]) -> None:
-    """Mean and interval of each row of `scores`, top down; `marks` (label → value, colour) are lines across."""
-    places = range(len(scores))[::-1]
-    errors = [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
-    colors = [color_of(arm) for arm in scores["arm"]]
-    for place, value, below, above, color in zip(places, scores["f1"], *errors, colors, strict=True):
-        axes.errorbar(value, place, xerr=[[below], [above]], fmt="o", color=color, capsize=3, lw=1.4, ms=5)
-        axes.text(value, place + 0.2, f"{value:.2f}", ha="center", va="bottom", fontsize=8)
-    for label, (value, color) in marks.items():
-        axes.axvline(value, color=color, ls=":", lw=1.4, label=label)
-    axes.set_yticks(places, scores.index)
-    axes.set(ylim=(-0.6, len(scores) - 0.3), xlabel="held-out F1, real engine (95% interval)")
-    axes.grid(axis="y", visible=False)
-    if marks:
-        axes.legend(loc="best", fontsize=8)
-
-
 def _marks(tables: Tables, *arms: str) -> dict[str, tuple[float, str]]:
     means = tables["evaluation"].groupby("arm")["f1"].mean()
-    return {_label(arm): (means[arm], _color(arm)) for arm in arms if arm in means}
+    return {label_of(arm): (means[arm], core_color(arm)) for arm in arms if arm in means}
 
 
 def draw_simulators(tables: Tables, figure: Figure) -> None:
     """Held-out F1 by the simulator of training: Table 4 of the paper."""
     axes = figure.subplots()
-    _forest(axes, results.study_scores(tables, "simulators"), _marks(tables, START, "search-r1"))
+    forest(axes, results.study_scores(tables, "simulators"), _marks(tables, START, "search-r1"))
     axes.set_title("Trained with this simulator")
 
 
@@ -279,7 +196,7 @@ def draw_choices(tables: Tables, figure: Figure) -> None:
     panels = figure.subplots(2, 3, sharex=True).flat
     panels[-1].remove()
     for axes, (study, title) in zip(panels, CHOICES.items(), strict=False):
-        _forest(axes, results.study_scores(tables, study), {})
+        forest(axes, results.study_scores(tables, study), {})
         axes.set(title=title, xlabel="held-out F1")
 
 
@@ -301,7 +218,7 @@ def draw_learning(tables: Tables, figure: Figure) -> None:
 def draw_methods(tables: Tables, figure: Figure) -> None:
     """Average F1 of every method and backbone: Table 3 of the paper."""
     axes = figure.subplots()
-    _heat(axes, results.methods_table(tables, "f1")["Avg"].unstack("backbone", sort=False) / 100)
+    heat(axes, results.methods_table(tables, "f1")["Avg"].unstack("backbone", sort=False) / 100)
     axes.set_title("Average F1 by method and backbone")
 
 
@@ -312,28 +229,17 @@ def draw_scaling(tables: Tables, figure: Figure) -> None:
     ways = simulators.index.str.partition("-")
     lines = [simulators[[way == kind for way, *_ in ways]].rename(index=lambda label: label.partition("-")[2]).assign(line=kind)
              for kind in ("grounded", "naive", "prompted")]
-    _lines(panels[0], pd.concat(lines))
+    points(panels[0], pd.concat(lines))
     policies = results.study_scores(tables, "methods").rename(index=lambda label: label.replace("-Instruct", "-instruct"))
     names = policies.index.str.partition(", ")
     policies = policies.set_axis([name.removesuffix("-instruct") for *_, name in names]).assign(
         line=[f"{method}, {'instruct' if name.endswith('-instruct') else 'base'}" for method, _, name in names])
-    _lines(panels[1], policies[policies["line"].str.startswith(studies.TRAINED[studies.MAIN])])
-    _lines(panels[2], results.study_scores(tables, "lengths").assign(line=studies.TRAINED[studies.MAIN]))
+    points(panels[1], policies[policies["line"].str.startswith(studies.TRAINED[studies.MAIN])])
+    points(panels[2], results.study_scores(tables, "lengths").assign(line=studies.TRAINED[studies.MAIN]))
     for axes, title in zip(panels, ("Simulator", "Policy", "Training"), strict=True):
         axes.set(title=title, ylim=(0, 1))
         axes.legend(fontsize=7.5, loc="upper right")
     panels[0].set_ylabel("held-out F1 (95% interval)")
-
-
-def _lines(axes: Axes, scores: pd.DataFrame) -> None:
-    """One line for each value of `line`, over the index in its order; those of one colour differ in their dashes."""
-    order = list(dict.fromkeys(scores.index))
-    for number, (line, part) in enumerate(scores.groupby("line", sort=False)):
-        places = [order.index(label) + 0.06 * number for label in part.index]
-        errors = [part["f1"] - part["low"], part["high"] - part["f1"]]
-        axes.errorbar(places, part["f1"], yerr=errors, marker="o", ms=4, capsize=3, lw=1.4,
-                      color=color_of(part["arm"].iloc[0]), ls=("-", "--", ":")[number % 3], label=line)
-    axes.set_xticks(range(len(order)), order)
 
 
 def draw_transfer(tables: Tables, figure: Figure) -> None:
@@ -341,13 +247,13 @@ def draw_transfer(tables: Tables, figure: Figure) -> None:
     table = tables["robustness"]
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     frame = table[table["noise"] == 0].pivot_table(index="arm", columns="engine", values="f1", sort=False)
-    _heat(left, frame.rename(index=_label))
+    heat(left, frame.rename(index=label_of))
     left.set_title("Tested with")
     for arm, part in table[table["engine"].isin(table.loc[table["noise"] > 0, "engine"])].groupby("arm", sort=False):
         wide = part.pivot_table(index="noise", columns="seed", values="f1")
         if len(wide) > 1:
-            right.plot(wide.index, wide.mean(axis=1), marker="o", ms=4, color=_color(arm), label=_label(arm))
-            right.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=_color(arm), alpha=0.15, lw=0)
+            right.plot(wide.index, wide.mean(axis=1), marker="o", ms=4, color=core_color(arm), label=label_of(arm))
+            right.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=core_color(arm), alpha=0.15, lw=0)
     right.set(title="Noise at test time", xlabel="share of searches that find nothing", ylabel="held-out F1", ylim=(0, 1))
     right.legend(fontsize=7.5)
 
@@ -383,18 +289,6 @@ def draw_break_even(tables: Tables, figure: Figure) -> None:
                       textcoords="offset points", rotation=90, ha="right", fontsize=7.5, color="#777777")
     axes.set(xscale="log", yscale="log", xlim=(queries[0], queries[-1]), ylim=(0.3, None), xlabel="queries of one training",
              ylabel="dollars", title=f"A {SIMULATOR} simulator on {cost.CARD}, and search engines (dashed)")
-
-
-def _heat(axes: Axes, frame: pd.DataFrame) -> None:
-    """Shares in [0, 1] as a map with their values."""
-    axes.imshow(frame, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
-    for row in range(frame.shape[0]):
-        for column in range(frame.shape[1]):
-            value = frame.iloc[row, column]
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color="white" if value > 0.55 else "black")
-    axes.set_xticks(range(frame.shape[1]), frame.columns, fontsize=8)
-    axes.set_yticks(range(frame.shape[0]), frame.index)
-    axes.grid(visible=False)
 
 
 FIGURES = {

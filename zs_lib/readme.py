@@ -8,7 +8,7 @@ import pandas as pd
 
 from zs_lib import claims, config, results
 from zs_lib.errors import DataError
-from zs_lib.figures import LABELS
+from zs_lib.drawing import LABELS
 from zs_lib.results import Tables
 from zs_lib.tables import markdown
 

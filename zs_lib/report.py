@@ -16,7 +16,7 @@ import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
 
-from zs_lib import config, figures, paper, reproduce, results, tables
+from zs_lib import config, drawing, paper, reproduce, results, tables
 from zs_lib.errors import DataError
 
 INTERPRETED = ("application/javascript", "application/vnd.jupyter.widget-view+json")
@@ -125,7 +125,7 @@ def _recorded(profile: str) -> Iterator[str]:
         yield f'<h2>Results</h2><p class="note">{html.escape(str(error))}</p>'
         return
     yield f"<h2>The paper's claims, tested here</h2>{_table(tables.OURS['claims'](recorded))}"
-    yield f"<h2>Held-out scores</h2>{_table(tables.OURS['core'](recorded).rename(index=figures.LABELS))}<h2>Tables</h2>"
+    yield f"<h2>Held-out scores</h2>{_table(tables.OURS['core'](recorded).rename(index=drawing.LABELS))}<h2>Tables</h2>"
     for name in (name for name in tables.OURS if name.startswith("table")):
         title = re.sub(r"table(\d+)_", r"Table \1: ", name)
         try:

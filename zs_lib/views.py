@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from zs_lib import figures, metrics, progress, protocol
+from zs_lib import drawing, figures, metrics, progress, protocol
 from zs_lib.collapse import collapse_warnings
 from zs_lib.engines import SearchResult
 from zs_lib.progress import ArmState, clock
@@ -244,7 +244,7 @@ def board(states: Sequence[ArmState], said: str = "") -> str:
     done, wanted = sum(state.done for state in states), sum(state.wanted for state in states)
     rows = []
     for state in states:
-        mark = f'<span style="color:{figures.color_of(state.name)}">■</span> ' if state.kind == "policy" else ""
+        mark = f'<span style="color:{drawing.color_of(state.name)}">■</span> ' if state.kind == "policy" else ""
         at = state.progress
         far = f"{text(at.stage)} {at.step} of {at.steps}" if at else ""
         left = clock(state.seconds_left) if state.seconds_left is not None else ""
@@ -264,7 +264,7 @@ def training(runs: Sequence[Run]) -> str:
         state = progress.run_state(run)
         at, left = run.read_progress(), progress.seconds_left(run) if state == "running" else None
         far = f", step {at.step} of {at.steps}" if at and state != "finished" else f", {len(log)} steps"
-        lines.append(f'<div><span style="color:{figures.color_of(run.label)}">■</span> <b>{text(run.label)} s{run.seed}</b>: '
+        lines.append(f'<div><span style="color:{drawing.color_of(run.label)}">■</span> <b>{text(run.label)} s{run.seed}</b>: '
                      f"{STATES[state]} {state}{far}{f', about {clock(left)} left' if left is not None else ''} "
                      f'<span style="color:{FAINT}">({run.path.name})</span></div>')
         lines += [f'<div style="color:{KINDS["invalid"].color}"><b>⚠ {text(warning.name.replace("_", " "))}</b> from step '

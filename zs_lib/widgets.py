@@ -13,25 +13,22 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import ipywidgets
 from IPython.display import HTML
 
-from zs_lib import background, cost, examples, models, progress, qa, results, roofline, simulator, trajectories, views, wording
-from zs_lib.arms import SimulatorArm, simulates
+from zs_lib import background, comparison, cost, examples, progress, results, roofline, trajectories, views, wording
+from zs_lib.arms import simulates
 from zs_lib.config import Profile
-from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
-from zs_lib.errors import ConfigError, EngineError, RunError, ZeroSearchError
-from zs_lib.generate import Generator
+from zs_lib.errors import RunError, ZeroSearchError
 from zs_lib.runs import Run, RunStore
 from zs_lib.trajectories import Entry, TrajectoryLog
 from zs_lib.values import reject_unknown
 
 REFRESH_S = 3.0
 """Seconds between two looks at the store."""
-REAL = ("bm25", "dense")
 SHORT = {"width": "300px", "max_width": "98%"}
 LONG = {"width": "604px", "max_width": "98%"}
 """Layouts of controls, LONG for a sentence: with the margins of 2 px as wide as two short ones, so that rows form columns."""
@@ -77,7 +74,7 @@ def playground(study: Profile, query: str = "", question: str = "", answer: str 
     """What several engines find for one query, side by side; by default the good query of a training question, asked of BM25
     and of the study's main simulator, useful and noisy. `engines`: names of `engine_names`, else ConfigError."""
     store = store or RunStore()
-    known = engine_names(study, store)
+    known = comparison.engine_names(study, store)
     reject_unknown("engine", engines, known)
     if not query:
         sample = examples.training_questions(1)[0]
@@ -87,7 +84,7 @@ def playground(study: Profile, query: str = "", question: str = "", answer: str 
     engines = engines or [name for name in known if name == "bm25" or name.startswith(f"{main}, ")]
     if attended():
         return Playground(study, store, known, query, question, answer, engines, judge)
-    return HTML(_compared(study, store, query, question, answer, engines, judge))
+    return HTML(comparison.compare(study, store, query, question, answer, engines, judge))
 
 
 def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
@@ -321,63 +318,8 @@ class Playground(_Panel):
 
     def search(self, _: object = None) -> None:
         """Ask the chosen engines, and show what they find."""
-        self.show(lambda: _compared(self.study, self.store, self.query.value, self.question.value, self.answer.value,
+        self.show(lambda: comparison.compare(self.study, self.store, self.query.value, self.question.value, self.answer.value,
                                     [box.description for box in self.engines if box.value], self.judge.value))
-
-
-def _compared(study: Profile, store: RunStore, query: str, question: str, answer: str, engines: Sequence[str], judge: bool) -> str:
-    query, question, answer = query.strip(), question.strip(), answer.strip()
-    if not query:
-        raise ConfigError("There is no query: write one.")
-    answers = (answer,) if answer else _answers(question)
-    found = search(study, query, question or query, answers, engines, store)
-    return views.documents(found, answers, _judged(study, query, question or query, answers, found) if judge else None)
-
-
-def engine_names(study: Profile, store: RunStore) -> list[str]:
-    """The engines that a playground can ask: the real ones, and "LABEL, useful" and "LABEL, noisy" of every simulator of the
-    study that the store has."""
-    return [*REAL, *(f"{label}, {kind}" for label in _trained(study, store) for kind in ("useful", "noisy"))]
-
-
-def search(study: Profile, query: str, question: str, answers: Sequence[str], names: Sequence[str],
-           store: RunStore | None = None) -> dict[str, SearchResult]:
-    """What each engine of these `engine_names` finds; one that fails is among the results, with its error."""
-    found, trained = {}, _trained(study, store or RunStore())
-    for name in names:
-        label, _, kind = name.partition(", ")
-        request = SearchRequest(query, question, tuple(answers) or ("unknown",), kind == "noisy", ("playground", query))
-        try:
-            engine = build_engine(name) if name in REAL else _simulator(*trained[label])
-            found[name], = engine.search([request], study.evaluation.num_documents)
-        except EngineError as error:
-            found[name] = SearchResult((), "failed", str(error))
-    return found
-
-
-def _trained(study: Profile, store: RunStore) -> dict[str, tuple[Path, SimulatorArm]]:
-    runs = {arm: store.get(arm, 0) for arm in study.simulators}
-    return {arm.label: (run.model_dir, arm) for arm, run in runs.items() if run and run.finished}
-
-
-@lru_cache(maxsize=4)
-def _simulator(model: Path, arm: SimulatorArm) -> SearchEngine:
-    return build_engine("simulated", model=model, arm=arm)
-
-
-def _judged(study: Profile, query: str, question: str, answers: Sequence[str], found: dict[str, SearchResult]) -> dict[str, bool]:
-    """The verdict of the study's LLM judge (`simulator.judge`) on what each engine found."""
-    if not study.simulators or not answers:
-        raise ConfigError("The LLM judge needs a study with simulators, which name it, and the right answer: give both.")
-    loaded = models.load(study.simulators[0].judge)
-    pairs = {name: simulator.Pair(query, question, answers[0], tuple(answers), result.documents, (), False)
-             for name, result in found.items() if result.documents}
-    judged = simulator.judge(list(pairs.values()), Generator(loaded.model, loaded.tokenizer))
-    return {name: bool(pair.useful) for name, pair in zip(pairs, judged, strict=True)}
-
-
-def _answers(question: str) -> tuple[str, ...]:
-    return next((known.golden_answers for known in qa.load_questions() if known.question == question), ())
 
 
 # training ------------------------------------------------------------------------------------------------------------
