@@ -68,14 +68,17 @@ class Gpu:
     flops: float
     usd: float | None
 
+    def step(self, shape: Shape, dtype: str, batch: float, context: float) -> float:
+        """Seconds in which each of `batch` sequences, with `context` tokens each, gets one token more: a roofline."""
+        reading = (shape.held(dtype) + shape.kept(dtype, batch * context)) / self.bandwidth
+        return max(reading, 2 * batch * shape.parameters / self.flops)
+
     def writing(self, shape: Shape, dtype: str, sequences: float, tokens: float, context: float) -> float:
-        """Seconds in which `sequences` are continued by `tokens` each, after about `context` tokens: a roofline."""
+        """Seconds in which `sequences` are continued by `tokens` each, after about `context` tokens."""
         if not sequences:
             return 0.0
         batch = min(sequences, BATCH)
-        reading = (shape.held(dtype) + shape.kept(dtype, batch * context)) / self.bandwidth
-        step = max(reading, 2 * batch * shape.parameters / self.flops)  # one token of every sequence
-        return sequences / batch * tokens * step / DECODING
+        return sequences / batch * tokens * self.step(shape, dtype, batch, context) / DECODING
 
     def computing(self, flops: float) -> float:
         """Seconds."""

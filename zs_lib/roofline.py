@@ -37,22 +37,17 @@ def queries_per_second(model: str, gpu: str, batch: int = BATCH, query: Query = 
     """Queries that one card answers in a second, or each of several that a model is spread over. ConfigError for an unknown
     name."""
     size, card = _shape(model), hardware.gpu(gpu)
-    arithmetic = 2 * size.parameters / card.flops  # seconds a token: a multiplication and an addition for each parameter
-    reading = _held(size, batch, query.prompt_tokens + query.output_tokens / 2) / card.bandwidth
-    step = max(reading, batch * arithmetic)  # one token of every query
-    return reached / (query.prompt_tokens * arithmetic + query.output_tokens * step / batch)
+    reading = 2 * size.parameters / card.flops * query.prompt_tokens  # a multiplication and an addition for each parameter
+    writing = card.step(size, DTYPE, batch, query.prompt_tokens + query.output_tokens / 2) * query.output_tokens / batch
+    return reached / (reading + writing)
 
 
 def cards(model: str, gpu: str, query: Query = Query()) -> int:
     """The fewest cards that hold the model and BATCH queries. ConfigError for an unknown name."""
-    held = _held(_shape(model), BATCH, query.prompt_tokens + query.output_tokens)
+    size = _shape(model)
+    held = size.held(DTYPE) + size.kept(DTYPE, BATCH * (query.prompt_tokens + query.output_tokens))
     return math.ceil(held / (USABLE * hardware.gpu(gpu).memory))
 
 
 def _shape(model: str) -> Shape:
     return hardware.shape(pick("model", model, MODELS))
-
-
-def _held(size: Shape, queries: int, context: float) -> float:
-    """Bytes of the weights, and of the keys and values of so many queries with `context` tokens each."""
-    return size.held(DTYPE) + size.kept(DTYPE, queries * context)
