@@ -87,6 +87,43 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmUp(Trained):
+    """A few supervised steps on well-formed trajectories, for a model that cannot follow the template (`warm_up`)."""
+
+    steps: int
+    """Fine-tuning steps."""
+    batch_size: int
+    """Trajectories a step."""
+    learning_rate: float
+    """Of the fine-tuning."""
+    template: str
+    """Name of the policy's prompt in `protocol.POLICY_TEMPLATES`."""
+    num_documents: int
+    """Documents shown for each search."""
+    engine: str
+    """The real engine that finds them."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_engine(self, *REAL_ENGINES)
+        within(self, steps=(1, math.inf), batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUpArm:
+    """The warm-up of one model, which all arms that begin with it share."""
+
+    backbone: str
+    benchmark: str
+    """Where the questions come from."""
+    how: WarmUp
+
+    @property
+    def name(self) -> str:
+        return self.backbone.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SimulatorArm(Trained):
     """One simulation LLM: its backbone, and how it is made to answer like a search engine."""
 
@@ -123,6 +160,8 @@ class SimulatorArm(Trained):
     """The real engine that the collector asks: what the simulator learns to play."""
     collection: RolloutConfig | None = later(None)
     """How the collector writes its trajectories; None: as suits the tiny models (`simulator.COLLECTION`)."""
+    warm_up: WarmUp | None = later(None)
+    """What collector and judge, which are prompted as policies, go through before."""
     tracker: str = field(default="none", metadata=LABEL, compare=False)
     """One of TRACKERS (set by the profile). It makes no other arm: it is in neither digest nor comparison."""
 
@@ -224,6 +263,8 @@ class PolicyArm(Trained):
     """Where the questions come from (set by the profile)."""
     real_share: float = later(0.0)
     """The share of queries that the engine "mixed" hands to the real engine."""
+    warm_up: WarmUp | None = later(None)
+    """What the backbone goes through before; the reference policy is the model after it."""
     tracker: str = field(default="none", metadata=LABEL, compare=False)
     """As a simulator's."""
 
@@ -248,7 +289,7 @@ SERVED = "openai:URL"
 """The simulator on a server; here and below, URL stands for any address (`engines.build_engine`)."""
 OWN = "python:MODULE.FUNCTION"
 """A function of yours (`engines.own`)."""
-REAL_ENGINES = ("bm25", "dense", "serpapi", "serper", "wikipedia", "search-r1:URL", "zerosearch-wiki:URL", OWN)
+REAL_ENGINES = ("bm25", "bm25+factbook", "dense", "serpapi", "serper", "wikipedia", "search-r1:URL", "zerosearch-wiki:URL", OWN)
 """Engines that find documents instead of writing them."""
 
 
@@ -343,6 +384,8 @@ class EvaluationArm:
     """As the policy was trained."""
     benchmark: str = later("embedded")
     """As in training: whose test questions are asked."""
+    warm_up: WarmUp | None = later(None)
+    """Of a backbone: what it went through before."""
 
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
@@ -356,7 +399,7 @@ class EvaluationArm:
     @classmethod
     def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:
         """The evaluation of what an arm starts from, by some method with the real engine."""
-        return replace(cls.of_policy(arm, cfg), policy=None, engine=cfg.engine, method=method)
+        return replace(cls.of_policy(arm, cfg), policy=None, engine=cfg.engine, method=method, warm_up=arm.warm_up)
 
     @property
     def name(self) -> str:

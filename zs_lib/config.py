@@ -3,6 +3,7 @@
 Nothing else in the library asks which profile runs. Layout of a file:
 
     name, seeds, benchmark, tracker, backbones, instructs      of the whole study
+    [warm_up]    if there is one: what every policy begins with that does not say `warm_up = false`
     [simulator]  values that all simulators share     [[simulators]]  one row an arm: what differs
     [policy]     values that all policies share       [[policies]]    one row an arm: what differs
                  (with [policy.objective], [policy.rollout], [policy.curriculum])
@@ -133,13 +134,16 @@ def _dotted_keys(table: dict, prefix: str = "") -> list[str]:
 def _profile(table: dict) -> Profile:
     table = copy.deepcopy(table)
     of_study = {key: table[key] for key in ("benchmark", "tracker") if key in table}
-    rows = _rows(table, "simulator", of_study)
+    warm_up = table.pop("warm_up", None)
+    rows = _rows(table, "simulator", of_study | {"warm_up": warm_up})
     simulators = tuple(build(SimulatorArm, row, f"simulators[{i}]") for i, row in enumerate(rows))
     labels = {arm.label: arm for arm in simulators}
     if len(labels) < len(simulators):
         raise ConfigError("two simulators have the same way and backbone: remove one of them.")
     policies = []
-    for row in _rows(table, "policy", {"simulator": None, "curriculum": None} | of_study):
+    for row in _rows(table, "policy", {"simulator": None, "curriculum": None, "warm_up": warm_up} | of_study):
+        if row["warm_up"] is False:
+            row["warm_up"] = None
         if not simulates(str(row.get("engine"))):  # the shared values are for simulated search
             row |= {"simulator": None, "curriculum": None}
         elif row["simulator"] is not None:

@@ -11,7 +11,7 @@ from statistics import fmean
 import pandas as pd
 from tqdm import tqdm
 
-from zs_lib import metrics, models, qa, signals, simulator, values
+from zs_lib import metrics, models, qa, signals, simulator, values, warm_up
 from zs_lib.arms import EvaluationArm, RolloutConfig
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.engines.noisy import NoisyEngine
@@ -181,7 +181,7 @@ def _engine(arm: EvaluationArm, store: RunStore) -> SearchEngine | None:
 def _model(arm: EvaluationArm, seed: int, store: RunStore) -> str:
     """Where the model to evaluate is."""
     if arm.policy is None:
-        return arm.backbone
+        return warm_up.start(arm.backbone, arm.warm_up, arm.benchmark, store)
     run = store.get(arm.policy, seed)
     if run is None or not run.finished:
         raise RunError(f"The run of {arm.name}, seed {seed}, is not finished: train it to its end before it is evaluated.")

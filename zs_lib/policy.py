@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from zs_lib import metrics, models, qa, simulator
+from zs_lib import metrics, models, qa, simulator, warm_up
 from zs_lib.collapse import collapse_warnings
 from zs_lib.arms import SIMULATING, PolicyArm
 from zs_lib.curriculum import noise_probability
@@ -55,7 +55,7 @@ def ensure(arm: PolicyArm, seed: int, store: RunStore, progress: Progress | None
 
     def work(run: Run) -> dict:
         questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
-        loaded = models.load(arm.backbone, arm.dtype)
+        loaded = models.load(warm_up.start(arm.backbone, arm.warm_up, arm.benchmark, store), arm.dtype)
         return train(run, arm, seed, questions, loaded.model, loaded.tokenizer, _engine(arm, store), progress)
 
     return store.ensure(arm, seed, work)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zs_lib import config
-from zs_lib.arms import served
+from zs_lib.arms import WarmUpArm, served
 from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.files import read_json, write_json
 from zs_lib.progress import Board, clock, watching
@@ -28,6 +28,7 @@ from zs_lib.worker import environment, spelled
 NOTEBOOKS = config.ROOT / "notebooks"
 OUTPUTS = Path(os.environ.get("ZS_OUTPUTS") or config.ROOT / "outputs")
 WORK = {
+    "WarmUpArm": "zs_lib.warm_up:ensure",
     "SimulatorArm": "zs_lib.simulator:ensure",
     "PolicyArm": "zs_lib.policy:ensure",
     "FidelityArm": "zs_lib.simulator:ensure_fidelity",
@@ -112,12 +113,14 @@ class _Task:
 
 
 def _needs(arm: Any, seed: int) -> tuple[Any, int] | None:
-    """What must be finished before: an evaluation's policy, else the simulator (one for all seeds)."""
+    """What must be finished before: an evaluation's policy, else the simulator (one for all seeds), else the warm-up."""
     if getattr(arm, "policy", None):
         return arm.policy, seed
-    if getattr(arm, "simulator", None) is None or served(getattr(arm, "engine", "")):
-        return None
-    return arm.simulator, SIMULATOR_SEED
+    if getattr(arm, "simulator", None) and not served(getattr(arm, "engine", "")):
+        return arm.simulator, SIMULATOR_SEED
+    if how := getattr(arm, "warm_up", None):
+        return WarmUpArm(backbone=getattr(arm, "collector", arm.backbone), benchmark=arm.benchmark, how=how), SIMULATOR_SEED
+    return None
 
 
 class _Queue:

@@ -65,10 +65,10 @@ def fidelity_runs(profile: Profile) -> list[tuple]:
 
 def baseline_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of the evaluations without training: of every backbone that a policy starts from, by each method."""
-    first = {arm.backbone: arm for arm in reversed(profile.policies)}
-    backbones = dict.fromkeys(arm.backbone for arm in profile.policies)
-    return [(EvaluationArm.of_backbone(first[backbone], profile.evaluation, method), 0)
-            for backbone in backbones for method in profile.evaluation.baselines]
+    first = {(arm.backbone, arm.warm_up): arm for arm in reversed(profile.policies)}
+    starts = dict.fromkeys((arm.backbone, arm.warm_up) for arm in profile.policies)
+    return [(EvaluationArm.of_backbone(first[start], profile.evaluation, method), 0)
+            for start in starts for method in profile.evaluation.baselines]
 
 
 def robustness_runs(profile: Profile) -> list[tuple]:
@@ -126,10 +126,13 @@ def evaluation(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 
 def _name(arm: EvaluationArm, profile: Profile) -> str:
-    """The arm's name; of an untrained backbone other than the first policy's, with the backbone, as `studies` writes it."""
-    if arm.policy or arm.backbone == profile.policies[0].backbone:
-        return arm.name
-    return f"{arm.name}/backbone={arm.backbone.rsplit('/', 1)[-1]}"
+    """The arm's name; of an untrained model other than the first policy's, with what is other, as `studies` writes it."""
+    first, name = profile.policies[0], arm.name
+    if arm.policy:
+        return name
+    if arm.backbone != first.backbone:
+        name += f"/backbone={arm.backbone.rsplit('/', 1)[-1]}"
+    return name if arm.warm_up == first.warm_up else name + "/warm_up=off"
 
 
 def robustness(profile: Profile, store: RunStore) -> pd.DataFrame:

@@ -14,23 +14,21 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
-from pathlib import Path
 from random import Random
 
 import torch
 
-from zs_lib import metrics, models, protocol, qa, wording
-from zs_lib.arms import FidelityArm, RolloutConfig, SimulatorArm
+from zs_lib import metrics, models, protocol, qa, warm_up, wording
+from zs_lib.arms import FidelityArm, RolloutConfig, SimulatorArm, WarmUp
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError, EngineError
+from zs_lib.fine_tuning import Progress, fine_tune
 from zs_lib.generate import Generator
 from zs_lib.qa import Hop, Question
 from zs_lib.rollout import rollout
 from zs_lib.runs import Run, RunStore
 from zs_lib.values import later
-
-Progress = Callable[[int, int, dict], None]
 
 PAIRS = "pairs.jsonl"
 HELD_OUT = 0.2
@@ -205,6 +203,7 @@ class PairsArm:
     dtype: str = later("float32")
     engine: str = later("bm25")
     collection: RolloutConfig | None = later(None)
+    warm_up: WarmUp | None = later(None)
 
     @property
     def name(self) -> str:
@@ -217,9 +216,9 @@ def ensure_pairs(arm: SimulatorArm, store: RunStore) -> Run:
         questions, _ = split_questions(qa.load_benchmark(arm.benchmark, "train"))
         questions = Random("pairs").sample(questions, min(arm.num_questions, len(questions)))
         run.progress("collecting", 0, 2)
-        pairs = collect(arm, questions, _generator(arm.collector, arm.dtype), build_engine(arm.engine, split="train"))
+        pairs = collect(arm, questions, _generator(arm.collector, arm, store), build_engine(arm.engine, split="train"))
         run.progress("judging", 1, 2)
-        pairs = judge(pairs, _generator(arm.judge, arm.dtype), _collection(arm))
+        pairs = judge(pairs, _generator(arm.judge, arm, store), _collection(arm))
         lines = "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs)
         (run.path / PAIRS).write_text(lines, encoding="utf-8")
         return agreement(pairs)
@@ -243,46 +242,9 @@ def read_pairs(run: Run) -> list[Pair]:
                         "collected again.") from error
 
 
-def _generator(name: str, dtype: str) -> Generator:
-    loaded = models.load(name, dtype)
+def _generator(name: str, arm: SimulatorArm, store: RunStore) -> Generator:
+    loaded = models.load(warm_up.start(name, arm.warm_up, arm.benchmark, store), arm.dtype)
     return Generator(loaded.model, loaded.tokenizer)
-
-
-def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, progress: Progress | None) -> dict:
-    """Supervised fine-tuning with TRL, in place, loss on the documents only (paper, section 3.2 and appendix B). In half
-    precision the weights that are trained are float32, and rounded where they are used."""
-    import datasets
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    class Log(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if logs and "loss" in logs:
-                run.log(state.global_step, loss=logs["loss"], learning_rate=logs["learning_rate"],
-                        token_accuracy=logs.get("mean_token_accuracy"))
-
-        def on_step_end(self, args, state, control, **kwargs):
-            if progress:
-                progress(state.global_step, arm.steps, {})
-
-    datasets.disable_progress_bars()
-    config = SFTConfig(
-        output_dir=str(Path(run.path) / "trainer"), max_steps=arm.steps, per_device_train_batch_size=arm.batch_size,
-        learning_rate=arm.learning_rate, lr_scheduler_type="linear", warmup_steps=max(1, arm.steps // 20), seed=seed,
-        logging_steps=max(1, arm.steps // 40), save_strategy="no", report_to=[], max_length=1024,
-        completion_only_loss=True, gradient_checkpointing=arm.gradient_checkpointing, disable_tqdm=True, dataloader_num_workers=0,
-        use_cpu=loaded.model.device.type == "cpu", bf16=arm.dtype == "bfloat16",
-        train_sampling_strategy="group_by_length", dataset_num_proc=None)
-    adapters = models.add_lora(loaded.model, arm.lora_rank) if arm.lora_rank else None
-    if adapters is None:
-        loaded.model.float()
-    trainer = SFTTrainer(loaded.model, config, train_dataset=datasets.Dataset.from_list(rows),
-                         processing_class=loaded.tokenizer, callbacks=[Log()])
-    with models.training_attention(loaded.model):
-        outcome = trainer.train()
-    if adapters:
-        adapters.merge_and_unload()
-    return {"steps": arm.steps, "final_loss": outcome.training_loss, "tokens": sum(len(row["input_ids"]) for row in rows)}
 
 
 # fidelity -----------------------------------------------------------------------------------------------------------
@@ -366,7 +328,7 @@ def ensure_fidelity(arm: FidelityArm, seed: int, store: RunStore) -> Run:
         questions = Random("fidelity").sample(questions, min(arm.num_questions, len(questions)))
         simulator = ensure(arm.simulator, seed, store)
         engine = build_engine("simulated", model=simulator.model_dir, arm=arm.simulator)
-        return fidelity(engine, questions, build_engine("bm25"), arm.simulator.num_documents,
+        return fidelity(engine, questions, build_engine(arm.simulator.engine), arm.simulator.num_documents,
                         progress=lambda done, of: run.progress("measuring", done, of))
 
     return store.ensure(arm, seed, work)

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import torch
 
-from zs_lib import config, models, policy, protocol, qa
-from zs_lib.arms import RolloutConfig
+from zs_lib import config, models, policy, protocol, qa, warm_up
+from zs_lib.arms import RolloutConfig, WarmUp
 from zs_lib.bench.machine import forward_flops, peak_flops
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
 from zs_lib.generate import Generator
 from zs_lib.qa import Question
 from zs_lib.rollout import Trajectory, rollout
-from zs_lib.wording import NOUNS, query
 
 MODEL, GROUP = "HuggingFaceTB/SmolLM2-135M-Instruct", 4
 SCRATCH = config.ROOT / "outputs" / "bench"
@@ -35,7 +34,7 @@ def measure(small: bool = False) -> Iterator[dict]:
     numbers of tokens differ a little."""
     arm = config.load_profile("tiny" if small else "smol").policies[0]
     name, count = ("tiny-S-instruct", 8) if small else (MODEL, 64)
-    loaded = models.load(name if small else taught(name, arm.rollout))
+    loaded = models.load(name if small else taught(name, arm.warm_up))
     generator, engine = Generator(loaded.model, loaded.tokenizer), build_engine("bm25", split="train")
     asked = policy.pick_questions(qa.load_questions(subset=arm.subsets, split="train"), count // GROUP, 0, 1)
     loops = {"ours": ours, "original": original, "TRL": trl}
@@ -180,12 +179,13 @@ def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence =
 # ------------------------------------------------------------------------------------------ the policy
 
 
-def taught(name: str, cfg: RolloutConfig) -> Path:
-    """The folder of model `name` after a few lessons in the format; made if it is not there."""
+def taught(name: str, how: WarmUp) -> Path:
+    """The folder of model `name` after a few lessons in the format; made if it is not there. Other than the study's
+    warm-up, only some layers learn, which is faster, and half of the turns end with EOS, which the peers' loops need."""
     folder = SCRATCH / name.rpartition("/")[2]
     if (folder / "config.json").is_file():
         return folder
-    loaded, engine = models.load(name), build_engine("bm25", split="train")
+    loaded, engine = models.load(name), build_engine(how.engine, split="train")
     questions = policy.pick_questions(
         [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if qa.is_chain(q)], LESSONS * LESSON_EXAMPLES, 1, 1)
     learning = [p for layer in loaded.model.base_model.layers[-TAUGHT_LAYERS:] for p in layer.parameters()]
@@ -195,8 +195,9 @@ def taught(name: str, cfg: RolloutConfig) -> Path:
     optimizer = torch.optim.AdamW(learning, lr=LESSON_RATE)
     for step in range(LESSONS):
         for i, question in enumerate(questions[step * LESSON_EXAMPLES : (step + 1) * LESSON_EXAMPLES]):
-            ids, trained = _lesson(question, loaded.tokenizer, engine, cfg, ended=i % 2 == 0)
-            labels = torch.where(trained, ids, -100)
+            row = warm_up.encode(warm_up.lesson(question, engine, how), loaded.tokenizer, ended=i % 2 == 0)
+            ids, learnt = torch.tensor(row["input_ids"]), torch.tensor(row["completion_mask"]) == 1
+            labels = torch.where(learnt, ids, -100)
             (loaded.model(input_ids=ids[None], labels=labels[None]).loss / LESSON_EXAMPLES).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -204,26 +205,3 @@ def taught(name: str, cfg: RolloutConfig) -> Path:
     loaded.model.save_pretrained(unfinished)
     loaded.tokenizer.save_pretrained(unfinished)
     return unfinished.rename(folder)
-
-
-def _lesson(question: Question, tokenizer, engine: SearchEngine, cfg: RolloutConfig, ended: bool) -> tuple[torch.Tensor, ...]:
-    """Ids of a right trajectory, and which of them are to be learnt. Turns end with EOS, for loops that stop at nothing
-    else; in half of the examples it is not in the context, since ours stops at the tag."""
-    prompt = tokenizer(protocol.policy_prompt(question.question, cfg.template)).input_ids
-    ids, trained = list(prompt), [False] * len(prompt)
-
-    def add(text: str, learnt: bool) -> None:
-        new = tokenizer(text, add_special_tokens=False).input_ids
-        ids.extend(new)
-        trained.extend([learnt] * len(new))
-
-    for hop in question.hops:
-        asked = query(NOUNS[hop.relation], hop.entity)
-        add(f"<think> I need the {NOUNS[hop.relation]} of {hop.entity}. </think>\n<search> {asked} </search>", True)
-        if ended:
-            add(tokenizer.eos_token, True)
-        found, = engine.search([SearchRequest(asked, question.question, question.golden_answers)], 1)
-        add(protocol.format_observation(found.documents), False)
-    answer = question.golden_answers[0]
-    add(f"<think> It is {answer}. </think>\n<answer> {answer} </answer>{tokenizer.eos_token}", True)
-    return torch.tensor(ids), torch.tensor(trained)

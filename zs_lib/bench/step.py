@@ -31,8 +31,8 @@ def measure(small: bool = False) -> Iterator[dict]:
     few = replace(tiny, prompts_per_step=2)
     yield from _compare("tiny-S-instruct", few if small else tiny, (tiny.objective.kl_coef, 0.0), 1 if small else 5)
     if not small:
-        smol = replace(config.load_profile("smol").policies[0], prompts_per_step=3, group_size=4)
-        yield from _compare(rollouts.taught(rollouts.MODEL, smol.rollout), smol, (), 1)
+        smol = replace(config.load_profile("smol").policies[0], prompts_per_step=3, group_size=4, dtype="float32")
+        yield from _compare(rollouts.taught(rollouts.MODEL, smol.warm_up), smol, (), 1)
 
 
 def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries: int) -> Iterator[dict]:

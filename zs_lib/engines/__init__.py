@@ -67,7 +67,8 @@ def build_engine(
 
     - "bm25": the embedded benchmark's passages, those of one `split` (training must not search test facts) or
     all.
-    - "dense": the same passages by latent semantic vectors.
+    - "bm25+factbook": these, and the World Factbook's prose about the same countries.
+    - "dense": the benchmark's passages by latent semantic vectors.
     - "simulated": the simulator in the folder `model` (or so named), prompted and sampled as its `arm` says.
     - "openai:[MODEL@]URL": a simulator on an OpenAI-compatible server, prompted and sampled as `arm` says.
     - "python:MODULE.FUNCTION": a function of yours, from queries and a number to a list of documents for each query.
@@ -75,10 +76,10 @@ def build_engine(
     - "serpapi", "serper" (Google, with a key, for money), "wikipedia": answers are kept in ZS_SEARCH_CACHE
     (data/search_cache), and each process may spend ZS_SEARCH_BUDGET dollars (10).
     """
-    if name == "bm25":
+    if name in ("bm25", "bm25+factbook"):
         from zs_lib.engines.bm25 import embedded_engine
 
-        return embedded_engine(split)
+        return embedded_engine(split, prose=name != "bm25")
     if name == "dense":
         from zs_lib.engines import dense
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import bm25s
 import numpy as np
 
-from zs_lib import qa
+from zs_lib import factbook, qa
 from zs_lib.engines import Ranking, SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
@@ -55,9 +55,10 @@ class BM25Engine(SearchEngine):
 
 
 @lru_cache(maxsize=4)
-def embedded_engine(split: str | None = None) -> BM25Engine:
-    """BM25 over the embedded benchmark's passages; the index is built once per process and split."""
-    return BM25Engine(qa.load_passages(split))
+def embedded_engine(split: str | None = None, prose: bool = False) -> BM25Engine:
+    """BM25 over the embedded benchmark's passages, and the Factbook's if `prose`; the index is built once per process."""
+    more = [passage for passage in factbook.passages() if split in (None, passage.split)] if prose else []
+    return BM25Engine(qa.load_passages(split) + more)
 
 
 def _words(texts: list[str]) -> list[list[str]]:
