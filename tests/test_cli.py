@@ -20,7 +20,7 @@ def zs(capsys, *arguments) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reproduce", "--profile", "huge"], "Unknown profile 'huge'. Known: smoke, tiny, smol, paper."),
+        (["reproduce", "--profile", "huge"], "Unknown profile 'huge'. Known: smoke, tiny, smol, smol-sizes, paper."),
         (["reproduce", "--profile", "smoke", "--seeds", "0"], "out of range"),
         (["figures", "--profile", "huge"], "Unknown profile"),
         (["runs", "show", "nothing"], "No run is called 'nothing'"),

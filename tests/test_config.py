@@ -15,10 +15,10 @@ from zs_lib.errors import ConfigError, RunError
 from zs_lib.values import digest, from_identity, identity
 
 
-@pytest.mark.parametrize("name", ["smoke", "tiny", "smol", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "tiny", "smol", "smol-sizes", "paper"])
 def test_profiles_load(name):
     profile = load_profile(name)
-    assert profile.name == name and config.profiles() == ["smoke", "tiny", "smol", "paper"]
+    assert profile.name == name and config.profiles() == ["smoke", "tiny", "smol", "smol-sizes", "paper"]
     engines = {arm.engine for arm in profile.policies}
     assert {"simulated", "none", profile.evaluation.engine} <= engines
     assert all(arm.simulator in profile.simulators for arm in profile.policies if arm.engine == "simulated")
@@ -76,7 +76,7 @@ def test_wrong_overrides(overrides, message):
 
 @pytest.mark.parametrize("name", ["huge", "", "../tiny"])
 def test_unknown_profile(name):
-    with pytest.raises(ConfigError, match="Known: smoke, tiny, smol, paper"):
+    with pytest.raises(ConfigError, match="Known: smoke, tiny, smol, smol-sizes, paper"):
         load_profile(name)
 
 
@@ -213,3 +213,14 @@ def test_reproduce(notebook, tmp_path, monkeypatch, store, capsys):
     nbformat.write(broken, notebook)
     with pytest.raises(RunError, match=r"03_example.ipynb, cell \d: ValueError: no luck"):
         reproduce.reproduce("smoke")
+
+
+def test_a_profile_that_extends_another_differs_in_what_it_says(tmp_path, monkeypatch):
+    smol, sizes = config.load_profile("smol"), config.load_profile("smol-sizes")
+    assert sizes.policies[:-1] == smol.policies and sizes.simulators[:-1] == smol.simulators
+    assert sizes.evaluation == smol.evaluation and sizes.policies[-1].simulator == sizes.simulators[-1]
+    assert config.load_profile("smol-sizes", {"policy.steps": 3}).policies[0].steps == 3
+    monkeypatch.setattr(config, "PROFILES", tmp_path)
+    (tmp_path / "mine.toml").write_text('extends = "mine"')
+    with pytest.raises(ConfigError, match="Unknown profile 'mine'. Known: none"):  # not itself, in a circle
+        config.load_profile("mine")

@@ -2,6 +2,7 @@
 
 Nothing else in the library asks which profile runs. Layout of a file:
 
+    extends      another profile, whose values hold where this one has none; rows are added to its rows
     name, seeds, benchmark, tracker, backbones, instructs      of the whole study
     [warm_up]    if there is one: what every policy begins with that does not say `warm_up = false`
     [simulator]  values that all simulators share     [[simulators]]  one row an arm: what differs
@@ -65,7 +66,7 @@ class Profile:
 
 def profiles() -> list[str]:
     """Names of the profiles, smallest first."""
-    order = ["smoke", "tiny", "smol", "paper"]
+    order = ["smoke", "tiny", "smol", "smol-sizes", "paper"]
     found = [path.stem for path in PROFILES.glob("*.toml")]
     return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
 
@@ -82,10 +83,11 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     """
     if name not in profiles():
         raise ConfigError(f"Unknown profile {name!r}. Known: {', '.join(profiles())}.")
-    try:
-        table = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, a thousand brackets
-        raise ConfigError(f"The profile '{name}' is no valid TOML ({error}): correct {name}.toml.") from error
+    table = _read(name)
+    if "extends" in table:
+        below = _read(pick("profile", table.pop("extends"), {other: other for other in profiles() if other != name}))
+        rows = {kind: [*below.get(kind, []), *table.get(kind, [])] for kind in ARM_TABLES.values()}
+        table = _merge(below, table) | rows
     for kind, rows in ARM_TABLES.items():
         given = table.get(rows, [])
         if not isinstance(table.get(kind, {}), dict) or not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
@@ -99,6 +101,13 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
 
 
 # ------------------------------------------------------------------------------------------ TOML → dataclasses
+
+
+def _read(name: str) -> dict:
+    try:
+        return tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, a thousand brackets
+        raise ConfigError(f"The profile '{name}' is no valid TOML ({error}): correct {name}.toml.") from error
 
 
 def _override(table: dict, dotted: str, value: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from zs_lib import hardware
 from zs_lib.arms import EvaluationConfig, PolicyArm, RolloutConfig, SimulatorArm, Trained, simulates
@@ -104,10 +104,21 @@ def asking(engine: str, queries: float) -> tuple[float, float]:
 def stages(profile: Profile, card: Gpu, cards: int) -> list[Stage]:
     """Every stage of the profile's own arms, one seed of each, in the order in which they are needed. With two cards or more, a
     policy's simulator stands on one of its own."""
+    warmed = {(arm.backbone, arm.warm_up): arm for arm in reversed(profile.policies) if arm.warm_up}.values()
     tuned = [arm for arm in profile.simulators if arm.fine_tuned]
     pairs = [_pairs(profile, tuned[0], card)] if tuned else []
     trainings = [_training(profile, arm, card, cards > 1) for arm in profile.policies]
-    return [*pairs, *(_tuning(profile, arm, card) for arm in tuned), *trainings, _evaluation(profile, card)]
+    before = [_warming(profile, arm, card) for arm in warmed] + pairs + [_tuning(profile, arm, card) for arm in tuned]
+    return [*before, *trainings, _evaluation(profile, card)]
+
+
+def _warming(profile: Profile, arm: PolicyArm, card: Gpu) -> Stage:
+    of, how = shape(arm.backbone), arm.warm_up
+    batch = how.batch_size * trajectory(replace(arm.rollout, num_documents=how.num_documents))[2]
+    seconds = card.computing(training_flops(of, how, how.steps * batch, False))
+    start = f'arm = study.policy("{arm.name}"); warm_up.start(arm.backbone, arm.warm_up, arm.benchmark, store)'
+    return Stage(f"warm-up {arm.backbone.rsplit('/', 1)[-1]}", training_memory(of, how, batch, False), how.steps * batch,
+                 seconds / 3600, 0.0, _python(profile, "warm_up", start))  # fmt: skip
 
 
 def _pairs(profile: Profile, arm: SimulatorArm, card: Gpu) -> Stage:
@@ -159,7 +170,7 @@ def _evaluation(profile: Profile, card: Gpu) -> Stage:
     """Of every policy, and of what each backbone is before."""
     cfg = profile.evaluation
     questions = _questions(cfg)
-    starts = {arm.backbone: arm for arm in reversed(profile.policies)}.values()
+    starts = {(arm.backbone, arm.warm_up): arm for arm in reversed(profile.policies)}.values()
     hours = tokens = spent = 0.0
     memory: dict[str, float] = {}
     for arm in (*profile.policies, *starts):

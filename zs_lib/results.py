@@ -25,7 +25,7 @@ from pathlib import Path
 import pandas as pd
 
 from zs_lib import config, evaluate, studies
-from zs_lib.arms import EvaluationArm, FidelityArm, PolicyArm
+from zs_lib.arms import EvaluationArm, FidelityArm, PolicyArm, WarmUpArm
 from zs_lib.config import Profile
 from zs_lib.cost import measured
 from zs_lib.errors import DataError, RunError
@@ -55,6 +55,12 @@ Tables = dict[str, pd.DataFrame]
 def policy_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of every policy of the study."""
     return [(arm, seed) for arm in profile.policies for seed in range(profile.seeds)]
+
+
+def warm_ups(profile: Profile) -> list[WarmUpArm]:
+    """What the policies begin with, each once."""
+    return list(dict.fromkeys(WarmUpArm(backbone=arm.backbone, benchmark=arm.benchmark, how=arm.warm_up)
+                              for arm in profile.policies if arm.warm_up))
 
 
 def fidelity_runs(profile: Profile) -> list[tuple]:
@@ -150,9 +156,9 @@ def fidelity(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 
 def tuning(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Loss of every fine-tuned simulator, by step."""
-    return _stack(run.metrics().assign(simulator=arm.label)
-                  for arm, _, run in _finished([(arm, 0) for arm in profile.simulators], store) if arm.fine_tuned)
+    """Loss of every fine-tuned simulator, and of every warm-up, by step."""
+    tuned = {f"warm-up {arm.name}": arm for arm in warm_ups(profile)} | {arm.label: arm for arm in profile.simulators if arm.fine_tuned}
+    return _stack(run.metrics().assign(simulator=label) for label, arm in tuned.items() for _, _, run in _finished([(arm, 0)], store))
 
 
 def pairs(profile: Profile, store: RunStore) -> pd.DataFrame:
@@ -185,7 +191,7 @@ def cost(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 def provenance(profile: Profile, store: RunStore) -> pd.DataFrame:
     """The finished runs behind the tables."""
-    simulators = [(arm, 0) for arm in profile.simulators]
+    simulators = [(arm, 0) for arm in (*warm_ups(profile), *profile.simulators)]
     wanted = simulators + fidelity_runs(profile) + policy_runs(profile) + evaluation_runs(profile) + robustness_runs(profile)
     return pd.DataFrame([{"kind": run.kind, "arm": arm.name, "seed": seed, "run": run.path.name,
                           **run.record.get("code", {}), **run.record.get("machine", {}),
