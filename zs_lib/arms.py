@@ -289,7 +289,9 @@ SERVED = "openai:URL"
 """The simulator on a server; here and below, URL stands for any address (`engines.build_engine`)."""
 OWN = "python:MODULE.FUNCTION"
 """A function of yours (`engines.own`)."""
-REAL_ENGINES = ("bm25", "bm25+factbook", "dense", "serpapi", "serper", "wikipedia", "search-r1:URL", "zerosearch-wiki:URL", OWN)
+EMBEDDING = "dense:MODEL"
+"""Dense search by the vectors of a sentence-embedding model."""
+REAL_ENGINES = ("bm25", "bm25+factbook", "dense", EMBEDDING, "serpapi", "serper", "wikipedia", "search-r1:URL", "zerosearch-wiki:URL", OWN)
 """Engines that find documents instead of writing them."""
 
 
@@ -306,7 +308,7 @@ def served(engine: str) -> bool:
 def engine_kind(engine: str) -> str:
     """An engine's name with URL, or what else it takes, for its address."""
     kind, _, address = engine.partition(":")
-    return (OWN if kind == "python" else f"{kind}:URL") if address else kind
+    return {"python": OWN, "dense": EMBEDDING}.get(kind, f"{kind}:URL") if address else kind
 
 
 def _check_engine(value: Any, *known: str) -> None:

@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serving = group("serve", "servers over HTTP, on this machine alone unless ZS_SERVE_TOKEN is set")
     sub = add("retriever", _serve_retriever, "a search engine that speaks Search-R1's protocol (POST /retrieve)", serving)
-    sub.add_argument("--engine", choices=("bm25", "dense"), default="bm25", help="(default: bm25)")
+    sub.add_argument("--engine", default="bm25", metavar="E", help="bm25, dense, or dense:MODEL (default: bm25)")
     sub.add_argument("--corpus", type=Path, metavar="FILE", help='JSON lines {"id", "contents"} like wiki-18 (default: the benchmark\'s)')
     _add_address(sub)
     sub = add("simulator", _serve_simulator, "a simulator that speaks OpenAI's protocol (by vLLM, where that is installed)", serving)

@@ -16,9 +16,11 @@ from zs_lib.results import START
 WINDOW = 5
 """Points of the moving mean of a training curve: one step is the mean of only tens of rollouts."""
 LABELS = {START: "before RL", "zerosearch": "ZeroSearch (grounded simulator)", "zerosearch-naive": "ZeroSearch (naive simulator)",
+          "zerosearch-cold": "ZeroSearch (without warm-up)", "zerosearch-270m": "ZeroSearch (simulator of 270M)",
           "search-r1": "Search-R1 (real engine)", "r1": "R1 (no search)",
           "search-r1/engine=dense": "Search-R1 (dense engine)"}
-COLORS = {START: "#9a9a9a", "zerosearch": "#1f6fb4", "zerosearch-naive": "#e08214", "search-r1": "#2a9d5c", "r1": "#8a4fa3",
+COLORS = {START: "#9a9a9a", "zerosearch": "#1f6fb4", "zerosearch-naive": "#e08214", "zerosearch-cold": "#c0392b",
+          "zerosearch-270m": "#56b4e9", "search-r1": "#2a9d5c", "r1": "#8a4fa3",
           "search-r1/engine=dense": "#00707a"}
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Of lines that are no core arm: told apart by those who do not see red and green (Okabe and Ito)."""

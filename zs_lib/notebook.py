@@ -145,9 +145,10 @@ def recorded_or_stored(study: Profile) -> results.Tables:
     return results.load(study.name) if recorded else results.collect(study, RunStore())
 
 
-def show(name: str, study: Profile) -> None:
-    """Draw a figure of `figures.FIGURES` from the run store, show it, and keep it in outputs/<profile>/figures/."""
-    made = tables(study, *figures.FIGURES[name].needs, "provenance")
+def show(name: str, study: Profile, made: results.Tables | None = None) -> None:
+    """Draw a figure of `figures.FIGURES` from the run store, or from tables that are `made`, show it, and keep it in
+    outputs/<profile>/figures/."""
+    made = made or tables(study, *figures.FIGURES[name].needs, "provenance")
     figure = figures.draw(name, made, figures.provenance_of(made, study.name))
     folder = reproduce.OUTPUTS / study.name / "figures"
     folder.mkdir(parents=True, exist_ok=True)

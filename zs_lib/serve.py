@@ -28,9 +28,10 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 
 from zs_lib import qa
+from zs_lib.arms import EMBEDDING, engine_kind
 from zs_lib.engines.client import is_loopback
 from zs_lib.engines.http import TOKENS, environment
-from zs_lib.errors import ConfigError, ModelError, RunError
+from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
 from zs_lib.qa import Passage
 from zs_lib.web import Refused, json_application, take, within
 
@@ -40,22 +41,30 @@ MAX_CONNECTIONS = 128
 """At once; more are told to come back (503)."""
 GRACE_S, READY_S = 3, 600.0
 """Seconds for requests under way when a server is stopped, and for vLLM to start."""
+RANKING = ("bm25", "dense", EMBEDDING)
+"""Engines that a retriever can serve."""
 CONTENTS = "{% for message in messages %}{{ message.content }}{% endfor %}"
 """The chat template, for vLLM, of models that have none: they only continue a text."""
 
 
 def retriever(engine: str, corpus: Path | None, host: str, port: int) -> None:
-    """Serve "bm25" or "dense" over a corpus of wiki-18's form (None: the embedded benchmark's) until it is stopped.
+    """Serve "bm25", "dense" or "dense:MODEL" over a corpus of wiki-18's form (None: the embedded benchmark's) until it is
+    stopped.
 
-    Port 0 is any free one. Raises ConfigError (host or port cannot be used), DataError (the corpus).
+    Port 0 is any free one. Raises ConfigError (host or port cannot be used), DataError (the corpus), EngineError, ModelError.
     """
+    if engine_kind(engine) not in RANKING:
+        raise EngineError(f"No retriever '{engine}'. Known: {', '.join(RANKING)}.")
     with _Address(host, port) as address:
         from zs_lib.engines import build_engine
         from zs_lib.engines.bm25 import BM25Engine
         from zs_lib.engines.dense import DenseEngine
 
-        kinds = {"bm25": BM25Engine, "dense": DenseEngine}
-        ranking = build_engine(engine) if corpus is None else kinds[engine](qa.load_corpus(corpus))
+        if corpus is None:
+            ranking = build_engine(engine)
+        else:
+            passages = qa.load_corpus(corpus)
+            ranking = BM25Engine(passages) if engine == "bm25" else DenseEngine(passages, engine.partition(":")[2])
         example = {"queries": ["capital of France"], "topk": 3, "return_scores": True}
         _run(retriever_application(ranking, address.token), address, address.curl("/retrieve", example))
 

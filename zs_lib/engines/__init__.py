@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from zs_lib import config
-from zs_lib.arms import OWN, REAL_ENGINES, SERVED, engine_kind
+from zs_lib.arms import EMBEDDING, OWN, REAL_ENGINES, SERVED, engine_kind
 from zs_lib.errors import EngineError
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def build_engine(
     - "bm25": the embedded benchmark's passages, those of one `split` (training must not search test facts) or
     all.
     - "bm25+factbook": these, and the World Factbook's prose about the same countries.
-    - "dense": the benchmark's passages by latent semantic vectors.
+    - "dense": the benchmark's passages by latent semantic vectors; "dense:MODEL": by those of a sentence-embedding model,
+    like sentence-transformers/all-MiniLM-L6-v2.
     - "simulated": the simulator in the folder `model` (or so named), prompted and sampled as its `arm` says.
     - "openai:[MODEL@]URL": a simulator on an OpenAI-compatible server, prompted and sampled as `arm` says.
     - "python:MODULE.FUNCTION": a function of yours, from queries and a number to a list of documents for each query.
@@ -80,10 +81,10 @@ def build_engine(
         from zs_lib.engines.bm25 import embedded_engine
 
         return embedded_engine(split, prose=name != "bm25")
-    if name == "dense":
+    if engine_kind(name) in ("dense", EMBEDDING):
         from zs_lib.engines import dense
 
-        return dense.embedded_engine(split)
+        return dense.embedded_engine(split, name.partition(":")[2])
     if name == "simulated":
         if model is None or arm is None:
             raise EngineError("The engine 'simulated' needs a simulator: give its model and its arm.")

@@ -1,8 +1,8 @@
-"""Dense search over passages: latent semantic vectors and cosines, with nothing to download."""
+"""Dense search over passages, by vectors and cosines: of a sentence-embedding model, or with nothing to download."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,31 +13,26 @@ from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
 
 DIMENSIONS = 256
-"""Of the vectors: enough to tell a few thousand short passages apart."""
+"""Of latent semantic vectors: enough to tell a few thousand short passages apart."""
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+"""n queries → (n, d) float32, rows of length 1."""
 
 
 class DenseEngine(SearchEngine):
-    """Cosine between vectors of query and passage (LSA: a truncated SVD of TF-IDF over parts of words). Deterministic.
+    """Cosine between the vectors of query and passage, with an exact index: one matrix product. Deterministic; it always
+    has an answer.
 
-    Unlike BM25 it matches word parts and what occurs together, and always has an answer.
+    `model` is a sentence-embedding model ("sentence-transformers/all-MiniLM-L6-v2"). Without one the vectors are LSA's (a
+    truncated SVD of TF-IDF over parts of words), which match what occurs together and mean nothing.
     """
 
-    name = "dense"
-
-    def __init__(self, passages: Sequence[Passage]):
-        from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import Normalizer
-
+    def __init__(self, passages: Sequence[Passage], model: str = ""):
         if not passages:
             raise EngineError("The dense engine has no passages to search: choose a split of the benchmark that has some.")
-        self._passages, texts = list(passages), [passage.text for passage in passages]
-        words = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
-        features = len(words.fit(texts).vocabulary_)
-        dimensions = min(DIMENSIONS, len(passages), features - 1)
-        self._embed = make_pipeline(words, TruncatedSVD(dimensions, random_state=0), Normalizer(copy=False))
-        self._vectors = self._embed.fit_transform(texts)
+        self.name, self._passages = f"dense:{model}" if model else "dense", list(passages)
+        texts = [passage.text for passage in passages]
+        self._vectors, self._encode = _embedding(texts, model) if model else _latent_semantic(texts)
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         ranked = self.rank([request.query for request in requests], num_documents)
@@ -47,13 +42,32 @@ class DenseEngine(SearchEngine):
         """The nearest passages of each query, with cosines; of equally near ones the earlier first."""
         if not queries:
             return []
-        scores = self._embed.transform(queries) @ self._vectors.T
+        scores = self._encode(queries) @ self._vectors.T
         best = np.argsort(-scores.round(5), axis=1, kind="stable")[:, :num_documents]
         return [[(self._passages[place], float(row[place])) for place in places]
                 for row, places in zip(scores, best, strict=True)]
 
 
+def _latent_semantic(texts: list[str]) -> tuple[np.ndarray, Encode]:
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer
+
+    words = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
+    dimensions = min(DIMENSIONS, len(texts), len(words.fit(texts).vocabulary_) - 1)
+    pipeline = make_pipeline(words, TruncatedSVD(dimensions, random_state=0), Normalizer(copy=False))
+    return pipeline.fit_transform(texts), pipeline.transform
+
+
+def _embedding(texts: list[str], name: str) -> tuple[np.ndarray, Encode]:
+    from zs_lib import models
+
+    model, how = models.load_encoder(name), {"normalize_embeddings": True, "show_progress_bar": False}
+    return model.encode_document(texts, **how), lambda queries: model.encode_query(list(queries), **how)
+
+
 @lru_cache(maxsize=4)
-def embedded_engine(split: str | None = None) -> DenseEngine:
-    """The dense engine over the embedded benchmark's passages; built once per process and split."""
-    return DenseEngine(qa.load_passages(split))
+def embedded_engine(split: str | None = None, model: str = "") -> DenseEngine:
+    """The dense engine over the embedded benchmark's passages; built once per process, split and model."""
+    return DenseEngine(qa.load_passages(split), model)
