@@ -17,6 +17,9 @@ from zs_lib.engines import ENGINES, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import EngineError, RunError, ZeroSearchError
 from zs_lib.values import from_identity
 
+MAIN = "tiny"
+"""The profile of commands that are given none: the study that README and figures/ show."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 (an error, told in one line on stderr), 2 (usage), 130 (Ctrl-C) or 143
@@ -65,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("figures", _figures, "draw all figures and tables from recorded results, without training")
     _add_profile(sub)
-    sub.add_argument(
-        "--out", type=Path, default=config.ROOT / "figures", metavar="DIR", help="(default: figures)"
-    )
+    sub.add_argument("--out", type=Path, metavar="DIR", help=f"(default: figures, of other profiles than {MAIN} figures/PROFILE)")
 
     sub = add("report", _report, "a website of the study: its notebooks, claims and tables, as files that stand alone")
     _add_profile(sub)
@@ -155,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_profile(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--profile", default="tiny", metavar="P", help=f"{', '.join(config.profiles())} (default: tiny)"
+        "--profile", default=MAIN, metavar="P", help=f"{', '.join(config.profiles())} (default: {MAIN})"
     )
 
 
@@ -193,8 +194,8 @@ def _figures(arguments: argparse.Namespace) -> None:
     config.load_profile(arguments.profile)
     from zs_lib import figures, tables
 
-    for written, lacking in (figures.draw_all(arguments.profile, arguments.out),
-                             tables.write_all(arguments.profile, arguments.out / "tables")):
+    folder = arguments.out or (figures.FOLDER if arguments.profile == MAIN else figures.FOLDER / arguments.profile)
+    for written, lacking in (figures.draw_all(arguments.profile, folder), tables.write_all(arguments.profile, folder / "tables")):
         for path in written:
             print(path)
         for name, reason in lacking.items():
@@ -327,7 +328,7 @@ def _runs_record(arguments: argparse.Namespace) -> None:
     print(results.RECORDS / core.name)
     if missing:
         print(f"{len(missing)} runs are not finished and left out ({missing[0]}, …).", file=sys.stderr)
-    if core.name == "tiny":  # the study that README tells of
+    if core.name == MAIN:
         readme.update(results.load(core.name))
 
 

@@ -24,6 +24,7 @@ from zs_lib.qa import SUBSETS
 from zs_lib.results import START, Tables
 
 FOLDER = config.ROOT / "figures"
+"""Of the profile that README shows; the others' have a folder of their own in it."""
 
 
 @dataclass(frozen=True)
@@ -355,11 +356,10 @@ def _lacks(drawing: Drawing, tables: Tables) -> str:
     return ""
 
 
-def draw_all(profile: str = "tiny", out: Path | str | None = None, tables: Tables | None = None) -> tuple[list[Path], dict[str, str]]:
-    """Redraw the figures of a profile from its recorded results (or `tables`) into `out`: the files, and of figures that
-    need what was not recorded, why they are not drawn. An older picture of these does not stay."""
+def draw_all(profile: str, folder: Path, tables: Tables | None = None) -> tuple[list[Path], dict[str, str]]:
+    """Redraw the figures of a profile from its recorded results (or `tables`) into `folder`: the files, and of figures
+    that need what was not recorded, why they are not drawn. An older picture of these does not stay."""
     tables = tables or results.load(profile)
-    folder = Path(out) if out else FOLDER / profile
     folder.mkdir(parents=True, exist_ok=True)
     lacking = {name: reason for name, drawing in FIGURES.items() if (reason := _lacks(drawing, tables))}
     for name in lacking:

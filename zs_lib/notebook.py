@@ -20,6 +20,7 @@ from IPython.display import HTML, display
 from zs_lib import config, figures, reproduce, results, studies, views
 from zs_lib.config import Profile
 from zs_lib.engines import SearchResult
+from zs_lib.errors import RunError
 from zs_lib.rollout import Trajectory
 from zs_lib.runs import Run, RunStore
 from zs_lib.trajectories import to_record
@@ -139,10 +140,14 @@ def tables(study: Profile, *names: str) -> results.Tables:
 
 
 def recorded_or_stored(study: Profile) -> results.Tables:
-    """Every table: as recorded for this profile if nothing of it was overridden, else from the run store."""
+    """Every table: as recorded for this profile if nothing of it was overridden, else from the run store; RunError if that
+    has none of its runs."""
     plain = studies.full(config.load_profile(study.name))
     recorded = (results.RECORDS / study.name).is_dir() and set(study.policies) <= set(plain.policies)
-    return results.load(study.name) if recorded else results.collect(study, RunStore())
+    made = results.load(study.name) if recorded else results.collect(study, RunStore())
+    if made["provenance"].empty:
+        raise RunError(f"Nothing of the profile '{study.name}' is recorded or stored: `zs reproduce --profile {study.name}` makes it.")
+    return made
 
 
 def show(name: str, study: Profile, made: results.Tables | None = None) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from zs_lib import claims, config, cost, paper, results
+from zs_lib import claims, cost, paper, results
 from zs_lib.errors import DataError
 from zs_lib.files import write_text
 from zs_lib.results import Tables
 
-FOLDER = config.ROOT / "figures" / "tables"
 OURS: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "table3_methods": results.methods_table,
     "table4_simulators": lambda tables: results.study_table(tables, "simulators"),
@@ -26,10 +25,10 @@ OURS: dict[str, Callable[[Tables], pd.DataFrame]] = {
 """File name → the table; EM in percent, with 95% intervals over seeds and questions."""
 
 
-def write_all(profile: str = "tiny", out: Path | str | None = None) -> tuple[list[Path], dict[str, str]]:
-    """Write every table that the recorded results of a profile suffice for into `out`: the files, and of the other
+def write_all(profile: str, folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Write every table that the recorded results of a profile suffice for into `folder`: the files, and of the other
     tables, why they are not written. The paper's own, with their sampling error, are the same for every profile."""
-    recorded, folder = results.load(profile), Path(out) if out else FOLDER
+    recorded = results.load(profile)
     folder.mkdir(parents=True, exist_ok=True)
     written, lacking = [], {}
     for name, make in OURS.items():
