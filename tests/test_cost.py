@@ -1,6 +1,5 @@
 """Costs: what counts as a real query, and dollars, tokens and seconds worked out by hand."""
 
-from dataclasses import replace
 
 import pandas as pd
 import pytest

@@ -84,8 +84,8 @@ def test_what_is_missing_is_named(tables):
     core = tables | {"study_rows": tables["study_rows"].query("study != 'masks'")}
     with pytest.raises(DataError, match="06_choices.*'masks'.*--full"):
         figures.draw("06_choices", core)
-    with pytest.raises(DataError, match="zs reproduce --profile smol"):
-        results.load("smol")
+    with pytest.raises(DataError, match="zs reproduce --profile paper"):
+        results.load("paper")
 
 
 def test_subset_table_has_the_papers_shape(tables):
@@ -138,7 +138,7 @@ def test_the_stored_tables_are_those_of_the_record(tmp_path):
     written, lacking = table_files.write_all("tiny", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}
     assert len(written) == 3 * (len(table_files.OURS) - len(lacking) + len(paper.TABLES))
-    assert {path.name for path in table_files.FOLDER.iterdir()} == {path.name for path in written}
+    assert {path.name for path in (figures.FOLDER / "tables").iterdir()} == {path.name for path in written}
     for path in written:
         assert path.read_bytes() == (table_files.FOLDER / path.name).read_bytes(), path.name
 
