@@ -140,7 +140,7 @@ def test_the_stored_tables_are_those_of_the_record(tmp_path):
     assert len(written) == 3 * (len(table_files.OURS) - len(lacking) + len(paper.TABLES))
     assert {path.name for path in (figures.FOLDER / "tables").iterdir()} == {path.name for path in written}
     for path in written:
-        assert path.read_bytes() == (table_files.FOLDER / path.name).read_bytes(), path.name
+        assert path.read_bytes() == (figures.FOLDER / "tables" / path.name).read_bytes(), path.name
 
 
 def test_a_table_as_markdown():
