@@ -11,7 +11,7 @@ tell of what the question is about.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,11 @@ from random import Random
 
 import torch
 
-from zs_lib import metrics, models, protocol, qa, wording
+from zs_lib import metrics, models, processes, protocol, qa, wording
 from zs_lib.arms import FidelityArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
 from zs_lib.engines.simulated import SimulatedEngine
-from zs_lib.errors import DataError, EngineError
+from zs_lib.errors import ConfigError, DataError, EngineError
 from zs_lib.generate import Generator
 from zs_lib.qa import Hop, Question
 from zs_lib.rollout import rollout
@@ -185,11 +185,12 @@ def ensure(arm: SimulatorArm, seed: int, store: RunStore, progress: Progress | N
             chosen = examples(pairs, arm.way, seed)
             rows = encode_examples(chosen, loaded.tokenizer, arm.template)
             summary |= {"examples": len(chosen)} | fine_tune(run, loaded, rows, arm, seed, progress)
-        loaded.model.to(getattr(torch, arm.dtype)).save_pretrained(run.model_dir)
-        loaded.tokenizer.save_pretrained(run.model_dir)
+        if processes.is_main():
+            loaded.model.to(getattr(torch, arm.dtype)).save_pretrained(run.model_dir)
+            loaded.tokenizer.save_pretrained(run.model_dir)
         return summary
 
-    return store.ensure(arm, seed, work)
+    return store.ensure(arm, seed, work, together=True)
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,9 @@ def _generator(name: str, dtype: str) -> Generator:
 
 def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, progress: Progress | None) -> dict:
     """Supervised fine-tuning with TRL, in place, loss on the documents only (paper, section 3.2 and appendix B). In half
-    precision the weights that are trained are float32, and rounded where they are used."""
+    precision the weights that are trained are float32, and rounded where they are used.
+
+    Several processes split each batch, which is the same as in one: same examples, same order. ConfigError if they cannot."""
     import datasets
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -265,24 +268,49 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
             if progress:
                 progress(state.global_step, arm.steps, {})
 
+    class Trainer(SFTTrainer):
+        def _get_train_sampler(self, train_dataset):
+            order = super()._get_train_sampler(train_dataset.select(range(len(rows))))
+            return order if several == 1 else _Filled(order, arm.batch_size, fill=len(rows))
+
+    several = processes.count()
+    if arm.batch_size % several:
+        raise ConfigError(f"simulator.batch_size is {arm.batch_size}: {several} processes cannot share it evenly. Start a number that "
+                          "divides it, or change it.")
     datasets.disable_progress_bars()
     config = SFTConfig(
         output_dir=str(Path(run.path) / "trainer"), max_steps=arm.steps, per_device_train_batch_size=arm.batch_size,
         learning_rate=arm.learning_rate, lr_scheduler_type="linear", warmup_steps=max(1, arm.steps // 20), seed=seed,
         logging_steps=max(1, arm.steps // 40), save_strategy="no", report_to=[], max_length=1024,
         completion_only_loss=True, gradient_checkpointing=arm.gradient_checkpointing, disable_tqdm=True, dataloader_num_workers=0,
-        use_cpu=loaded.model.device.type == "cpu", bf16=arm.dtype == "bfloat16",
+        use_cpu=loaded.model.device.type == "cpu", accelerator_config={"split_batches": True}, bf16=arm.dtype == "bfloat16",
         train_sampling_strategy="group_by_length", dataset_num_proc=None)
     adapters = models.add_lora(loaded.model, arm.lora_rank) if arm.lora_rank else None
     if adapters is None:
         loaded.model.float()
-    trainer = SFTTrainer(loaded.model, config, train_dataset=datasets.Dataset.from_list(rows),
-                         processing_class=loaded.tokenizer, callbacks=[Log()])
+    blank = {"input_ids": [loaded.tokenizer.eos_token_id], "completion_mask": [0]}
+    trainer = Trainer(loaded.model, config, train_dataset=datasets.Dataset.from_list([*rows, blank]),
+                      processing_class=loaded.tokenizer, callbacks=[Log()])
     with models.training_attention(loaded.model):
         outcome = trainer.train()
     if adapters:
         adapters.merge_and_unload()
-    return {"steps": arm.steps, "final_loss": outcome.training_loss, "tokens": sum(len(row["input_ids"]) for row in rows)}
+    losses = processes.gather(outcome.training_loss)  # each has its part of the last steps'
+    return {"steps": arm.steps, "final_loss": sum(losses) / several, "tokens": sum(len(row["input_ids"]) for row in rows)}
+
+
+class _Filled(torch.utils.data.Sampler):
+    """An order of examples in which the last batch is whole, too: by an example, `fill`, of which nothing is learnt."""
+
+    def __init__(self, order: torch.utils.data.Sampler, batch_size: int, fill: int):
+        self.order, self.missing = order, [fill] * (-len(order) % batch_size)
+
+    def __len__(self) -> int:
+        return len(self.order) + len(self.missing)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order
+        yield from self.missing
 
 
 # fidelity -----------------------------------------------------------------------------------------------------------

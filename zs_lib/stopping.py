@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from zs_lib import processes
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -15,6 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def between_steps() -> Iterator[Callable[[], bool]]:
     """Within it the first signal only makes `asked()`, which it gives, true: the loop then leaves the block where its
     state is whole, and the block ends with what the signal stands for (see `end`). A second signal does not wait.
+    Where several processes make a run, a signal to one of them counts for all.
 
     A signal that is ignored stays so, and outside the main thread, which alone gets signals, nothing changes.
     """
@@ -30,8 +33,13 @@ def between_steps() -> Iterator[Callable[[], bool]]:
     before = {number: handler for number in SIGNALS if here and (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, note)
+    def asked() -> bool:
+        numbers = [number for of_one in processes.gather(received) for number in of_one]
+        received.extend(numbers if not received else [])  # the other's
+        return bool(numbers)
+
     try:
-        yield lambda: bool(received)
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
