@@ -93,7 +93,7 @@ def train(
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     if processes.sharded():
         raise ConfigError("RL needs the whole policy in every process, to sample from it: start it with the configuration "
-                          "zs_lib/accelerate/ddp.yaml; where memory is short, set policy.lora_rank, dtype or gradient_checkpointing.")
+                          "zs_lib/launch/ddp.yaml; where memory is short, set policy.lora_rank, dtype or gradient_checkpointing.")
     if arm.rollout.temperature == 0:
         raise ConfigError(f"'{arm.name}' has temperature 0: rollouts of a group would be alike, raise it.")
     if not questions:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zs_lib.errors import RunError
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 WAIT = timedelta(hours=12)
 """So long a process waits for the others: as long as the main one may wait for a run's lock. One that dies is noticed at once."""
-SETTINGS = Path(__file__).parent / "accelerate"
-"""For `accelerate launch --config_file`."""
 
 _apart = False
 
@@ -87,11 +84,14 @@ def add_gradients(parameters: Iterable[torch.Tensor]) -> None:
         return
     import torch
 
+    begun = []
     with _all_there():
         for parameter in parameters:
             if parameter.grad is None:  # this process's share was empty
                 parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
+            begun.append(torch.distributed.all_reduce(parameter.grad, async_op=True))
+        for work in begun:
+            work.wait()
 
 
 @contextmanager

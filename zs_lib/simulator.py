@@ -283,7 +283,8 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
         learning_rate=arm.learning_rate, lr_scheduler_type="linear", warmup_steps=max(1, arm.steps // 20), seed=seed,
         logging_steps=max(1, arm.steps // 40), save_strategy="no", report_to=[], max_length=1024,
         completion_only_loss=True, gradient_checkpointing=arm.gradient_checkpointing, disable_tqdm=True, dataloader_num_workers=0,
-        use_cpu=loaded.model.device.type == "cpu", accelerator_config={"split_batches": True}, bf16=arm.dtype == "bfloat16",
+        use_cpu=loaded.model.device.type == "cpu", accelerator_config={"split_batches": True},
+        ddp_find_unused_parameters=False, bf16=arm.dtype == "bfloat16",
         train_sampling_strategy="group_by_length", dataset_num_proc=None)
     adapters = models.add_lora(loaded.model, arm.lora_rank) if arm.lora_rank else None
     if adapters is None:
@@ -291,6 +292,8 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
     blank = {"input_ids": [loaded.tokenizer.eos_token_id], "completion_mask": [0]}
     trainer = Trainer(loaded.model, config, train_dataset=datasets.Dataset.from_list([*rows, blank]),
                       processing_class=loaded.tokenizer, callbacks=[Log()])
+    if trainer.accelerator.num_processes != several:
+        raise ConfigError(f"The simulator '{arm.name}' would be fine-tuned by one process while others wait for it: `zs train` makes it.")
     with models.training_attention(loaded.model):
         outcome = trainer.train()
     if adapters:
