@@ -270,8 +270,11 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
 
     class Trainer(SFTTrainer):
         def _get_train_sampler(self, train_dataset):
-            order = super()._get_train_sampler(train_dataset.select(range(len(rows))))
-            return order if several == 1 else _Filled(order, arm.batch_size, fill=len(rows))
+            if several == 1:
+                return super()._get_train_sampler(train_dataset)
+            blank = len(train_dataset) - 1
+            order = super()._get_train_sampler(train_dataset.select(range(blank)))
+            return _Filled(order, arm.batch_size, blank)
 
     several = processes.count()
     if arm.batch_size % several:
@@ -289,11 +292,14 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
     adapters = models.add_lora(loaded.model, arm.lora_rank) if arm.lora_rank else None
     if adapters is None:
         loaded.model.float()
-    blank = {"input_ids": [loaded.tokenizer.eos_token_id], "completion_mask": [0]}
-    trainer = Trainer(loaded.model, config, train_dataset=datasets.Dataset.from_list([*rows, blank]),
+    trainer = Trainer(loaded.model, config, train_dataset=datasets.Dataset.from_list(rows),
                       processing_class=loaded.tokenizer, callbacks=[Log()])
     if trainer.accelerator.num_processes != several:
         raise ConfigError(f"The simulator '{arm.name}' would be fine-tuned by one process while others wait for it: `zs train` makes it.")
+    if several > 1:
+        blank = [{"input_ids": [loaded.tokenizer.eos_token_id], "labels": [-100]}]
+        trainer.train_dataset = datasets.concatenate_datasets(
+            [trainer.train_dataset, datasets.Dataset.from_list(blank, features=trainer.train_dataset.features)])
     with models.training_attention(loaded.model):
         outcome = trainer.train()
     if adapters:
@@ -303,10 +309,10 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
 
 
 class _Filled(torch.utils.data.Sampler):
-    """An order of examples in which the last batch is whole, too: by an example, `fill`, of which nothing is learnt."""
+    """An order of examples in which the last batch is whole, too: by one of which nothing is learnt."""
 
-    def __init__(self, order: torch.utils.data.Sampler, batch_size: int, fill: int):
-        self.order, self.missing = order, [fill] * (-len(order) % batch_size)
+    def __init__(self, order: torch.utils.data.Sampler, batch_size: int, blank: int):
+        self.order, self.missing = order, [blank] * (-len(order) % batch_size)
 
     def __len__(self) -> int:
         return len(self.order) + len(self.missing)
