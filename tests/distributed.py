@@ -27,7 +27,7 @@ from zs_lib.models import LoadedModel
 from zs_lib.runs import Run, RunStore
 
 learner.MICRO_BATCH_TOKENS = 96  # several micro-batches a step, so that there is something to share
-LIMIT_S = 120
+LIMIT_S = 300
 """For two processes that are done, or have lost one another."""
 NORMALISED = replace(arm().objective, algorithm="reinforce++", kl_coef=0.01)
 # Three groups: two for the one process, one for the other. Slow and short, for learning magnifies rounding.

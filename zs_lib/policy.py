@@ -57,6 +57,9 @@ def ensure(arm: PolicyArm, seed: int, store: RunStore, progress: Progress | None
     """
 
     def work(run: Run) -> dict:
+        if processes.sharded():
+            raise ConfigError("RL needs the whole policy in every process, to sample from it: start it with the configuration "
+                              "zs_lib/launch/ddp.yaml; where memory is short, set policy.lora_rank, dtype or gradient_checkpointing.")
         questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
         loaded = models.load(arm.backbone, arm.dtype)
         return train(run, arm, seed, questions, loaded.model, loaded.tokenizer, _engine(arm, store), progress)
@@ -91,9 +94,6 @@ def train(
     sampled trajectories, checkpoints, and at the end the model as a transformers folder in `run.model_dir`.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    if processes.sharded():
-        raise ConfigError("RL needs the whole policy in every process, to sample from it: start it with the configuration "
-                          "zs_lib/launch/ddp.yaml; where memory is short, set policy.lora_rank, dtype or gradient_checkpointing.")
     if arm.rollout.temperature == 0:
         raise ConfigError(f"'{arm.name}' has temperature 0: rollouts of a group would be alike, raise it.")
     if not questions:

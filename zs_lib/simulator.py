@@ -185,7 +185,7 @@ def ensure(arm: SimulatorArm, seed: int, store: RunStore, progress: Progress | N
             chosen = examples(pairs, arm.way, seed)
             rows = encode_examples(chosen, loaded.tokenizer, arm.template)
             summary |= {"examples": len(chosen)} | fine_tune(run, loaded, rows, arm, seed, progress)
-        if processes.is_main():
+        if processes.is_main() and not (arm.fine_tuned and processes.sharded()):  # that is for the trainer to put together
             loaded.model.to(getattr(torch, arm.dtype)).save_pretrained(run.model_dir)
             loaded.tokenizer.save_pretrained(run.model_dir)
         return summary
@@ -280,6 +280,9 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
     if arm.batch_size % several:
         raise ConfigError(f"simulator.batch_size is {arm.batch_size}: {several} processes cannot share it evenly. Start a number that "
                           "divides it, or change it.")
+    if arm.lora_rank and processes.sharded():
+        raise ConfigError(f"The simulator '{arm.name}' has LoRA, which needs the whole model in every process: start it with the "
+                          "configuration zs_lib/launch/ddp.yaml.")
     datasets.disable_progress_bars()
     config = SFTConfig(
         output_dir=str(Path(run.path) / "trainer"), max_steps=arm.steps, per_device_train_batch_size=arm.batch_size,
@@ -304,6 +307,8 @@ def fine_tune(run: Run, loaded, rows: list[dict], arm: SimulatorArm, seed: int, 
         outcome = trainer.train()
     if adapters:
         adapters.merge_and_unload()
+    if processes.sharded():
+        trainer.save_model(str(run.model_dir))
     losses = processes.gather(outcome.training_loss)  # each has its part of the last steps'
     return {"steps": arm.steps, "final_loss": sum(losses) / several, "tokens": sum(len(row["input_ids"]) for row in rows)}
 
