@@ -22,6 +22,7 @@ def between_steps() -> Iterator[Callable[[], bool]]:
     A signal that is ignored stays so, and outside the main thread, which alone gets signals, nothing changes.
     """
     received: list[int] = []
+    agreed: list[int] = []  # apart from it, for where all get a signal, one's own is no second one
 
     def note(number: int, _) -> None:
         if received:
@@ -29,22 +30,21 @@ def between_steps() -> Iterator[Callable[[], bool]]:
         received.append(number)
         print("Stopping after this step; once more stops at once.", file=sys.stderr, flush=True)
 
+    def asked() -> bool:
+        agreed[:] = [number for of_one in processes.gather(received) for number in of_one]
+        return bool(agreed)
+
     here = threading.current_thread() is threading.main_thread()
     before = {number: handler for number in SIGNALS if here and (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, note)
-    def asked() -> bool:
-        numbers = [number for of_one in processes.gather(received) for number in of_one]
-        received.extend(numbers if not received else [])  # the other's
-        return bool(numbers)
-
     try:
         yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if received:
-        end(received[0])
+    if received or agreed:
+        end((received or agreed)[0])
 
 
 def end(number: int, _=None) -> None:
