@@ -27,8 +27,8 @@ from zs_lib.models import LoadedModel
 from zs_lib.runs import Run, RunStore
 
 learner.MICRO_BATCH_TOKENS = 96  # several micro-batches a step, so that there is something to share
-LIMIT_S = 300
-"""For two processes that are done, or have lost one another."""
+LIMIT_S = 600
+"""For processes that are done, or have lost one another: a bound for machines that do much else, too."""
 NORMALISED = replace(arm().objective, algorithm="reinforce++", kl_coef=0.01)
 # Three groups: two for the one process, one for the other. Slow and short, for learning magnifies rounding.
 SEARCHING = arm(engine="bm25", learning_rate=2e-4, steps=6)
@@ -73,6 +73,7 @@ def run(count: int, name: str, backbone: Path, store: RunStore, *signalled: int)
     finally:
         for process in started:
             process.kill()
+            process.wait()
     return [process.returncode for process in started], said
 
 
