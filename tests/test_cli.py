@@ -23,6 +23,7 @@ def zs(capsys, *arguments) -> tuple[int, str, str]:
         (["reproduce", "--profile", "huge"], "Unknown profile 'huge'. Known: smoke, tiny, smol, smol-sizes, paper."),
         (["reproduce", "--profile", "smoke", "--seeds", "0"], "out of range"),
         (["figures", "--profile", "huge"], "Unknown profile"),
+        (["train", "nothing", "--profile", "smoke"], "Unknown arm 'nothing'. Known: zerosearch, "),
         (["runs", "show", "nothing"], "No run is called 'nothing'"),
         (["search", "capital of France", "--engine", "altavista"], "altavista"),
         (

@@ -91,10 +91,10 @@ def _code(path: Path) -> str:
     return re.sub(r'"""(.|\n)*?"""', "", path.read_text())
 
 
-def test_profiles_are_package_data():
+def test_profiles_and_launch_settings_are_package_data():
     setuptools = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = (config.PROFILES.parent.glob(pattern) for pattern in setuptools["package-data"]["zs_lib"])
-    assert {path for paths in found for path in paths} == set(config.PROFILES.glob("*"))
+    assert {path for paths in found for path in paths} == {*config.PROFILES.glob("*"), *(config.PROFILES.parent / "launch").glob("*")}
 
 
 def test_make_help_lists_the_commands():

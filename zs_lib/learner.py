@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from zs_lib import processes
 from zs_lib.arms import PolicyArm
 from zs_lib.errors import ModelError, RunError
 from zs_lib.models import add_lora, training_attention
@@ -163,7 +164,8 @@ class Learner:
         return self.arm.learning_rate * min(1.0, step / max(1, round(self.arm.warmup_ratio * self.arm.steps)))
 
     def update(self, step: int, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> dict:
-        """Train on one batch: `objective.updates_per_batch` optimizer steps, each on all of it.
+        """Train on one batch: `objective.updates_per_batch` optimizer steps, each on all of it. Every process gets all of
+        it, and takes its share of the micro-batches: so these are the same, however many processes there are.
 
         `advantages` are rewards if there is a critic. Returns kl (None without a reference), value_loss (None
         without a critic), clip_fraction, grad_norm (before clipping) and sampler_gap (mean distance of the
@@ -177,12 +179,12 @@ class Learner:
         normalizer = sum(sum(row.trained) for row in rows)
         if not self.has_kl and self.critic is None:
             rows = [row for row in rows if row.advantage != 0]
-        batches = micro_batches(rows, self.accelerator.device)
+        batches = processes.deal(micro_batches(rows, self.accelerator.device))
         totals: Counter = Counter()
         with training_attention(self.model), self._checkpointing():
-            if self.critic and batches:
+            if self.critic and rows:
                 self._estimate_advantages(batches)
-            for _ in range(objective.updates_per_batch if batches else 0):
+            for _ in range(objective.updates_per_batch if rows else 0):
                 totals.update(self._one_update(step, batches, normalizer))
         means = {name: total / objective.updates_per_batch for name, total in totals.items()}
         return {
@@ -232,8 +234,9 @@ class Learner:
             estimates = [gae(values, rewards[0].item(), objective.gamma, objective.gae_lambda) for values, rewards in rows]
             batch.advantages = torch.cat(estimates)
             batch.returns = batch.advantages + batch.values
-        everywhere = standardise(torch.cat([batch.advantages for batch in batches]))
-        for batch, part in zip(batches, everywhere.split([len(batch.advantages) for batch in batches]), strict=True):
+        estimated = self._of_all([batch.advantages for batch in batches])
+        standardised = standardise(torch.cat(estimated)).split([len(part) for part in estimated])
+        for batch, part in zip(batches, processes.deal(standardised), strict=True):
             batch.advantages = part
 
     def _accumulate(self, batches: list[MicroBatch], normalizer: int) -> Counter:
@@ -254,7 +257,8 @@ class Learner:
             batches[:] = [half for batch in batches for half in halves(batch)]
 
     def _one_update(self, step: int, batches: list[MicroBatch], normalizer: int) -> dict[str, float]:
-        totals = self._accumulate(batches, normalizer)
+        totals = processes.total(self._accumulate(batches, normalizer))
+        processes.add_gradients(self.parameters.values())
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.arm.max_grad_norm).item()
         if not math.isfinite(norm):
             raise RunError(
@@ -294,16 +298,18 @@ class Learner:
 
     def _sampler_gap(self, batches: list[MicroBatch]) -> float:
         """Mean distance between trainer and sampler, in nats a token: a large one means two policies."""
-        if not batches:
-            return 0.0
-        gaps = torch.cat([(batch.old - batch.sampled).abs() for batch in batches])
-        gap = gaps.nanmean().item()
+        gaps = self._of_all([(batch.old - batch.sampled).abs() for batch in batches])
+        gap = torch.cat(gaps).nanmean().item() if gaps else 0.0
         if gap > SAMPLER_GAP_LIMIT:
             raise ModelError(
                 f"The tokens of '{self.arm.name}' were sampled {gap:.2f} nats away from what the trained "
                 "model gives them: the generator has other weights, or it changes logits after its head."
             )
         return gap
+
+    def _of_all(self, parts: list[Tensor]) -> list[Tensor]:
+        """A tensor a micro-batch, of all processes' micro-batches, in their order."""
+        return [part.to(self.accelerator.device) for part in processes.collect([part.cpu() for part in parts])]
 
     def state(self) -> dict[str, Tensor]:
         """Weights and optimizer moments, by name, for a checkpoint."""

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from zs_lib import packaged
+from zs_lib import packaged, processes
 from zs_lib.errors import ModelError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def load(name: str | Path, dtype: str = "float32") -> LoadedModel:
     """Load a model by backbone name ("tiny-S"), folder, or hub id ("Qwen/Qwen2.5-3B").
 
     Weights are of this `dtype` (a name of `arms.DTYPES`), whatever precision they are stored in (half precision only
-    keeps the files small), on the GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes
+    keeps the files small), on this process's GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes
     with a model. Raises ModelError if there is no such model or its files are damaged.
     """
     return LoadedModel(*_first(str(name), lambda source, local_only: _load(source, local_only, dtype)), str(name))
@@ -88,7 +88,7 @@ def _load(source: str, local_only: bool, dtype: str) -> tuple[PreTrainedModel, P
         use_safetensors=True,
         trust_remote_code=False,
     )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return model.to(processes.device()).eval(), tokenizer
 
 
 def shipped() -> list[str]:

@@ -2,11 +2,14 @@
 
 A step is a function of the weights, the seed and its own number: which questions it takes, and every token
 and noisy document that is drawn. So a checkpoint needs no more than weights, optimizer moments and a step
-number, and a run that was killed and resumed ends like one that was not, bit for bit (on one kind of device
-and thread count).
+number, and a run that was killed and resumed ends like one that was not, bit for bit (on one kind of device,
+thread and process count).
 
-Left out on purpose: several processes for one arm (arms and seeds are what runs in parallel here), a replay
-buffer, an entropy bonus, a format reward.
+Several processes may train one arm (`processes`). Each holds the whole policy, rolls out some of a step's groups and
+computes the gradient of some of its micro-batches; trajectories and gradients are then everyone's, so all that is made
+of them is as in one process, to float32 rounding.
+
+Left out on purpose: sharded weights (FSDP, DeepSpeed), a replay buffer, an entropy bonus, a format reward.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from zs_lib import metrics, models, qa, simulator, warm_up
+from zs_lib import metrics, models, processes, qa, simulator, warm_up
 from zs_lib.collapse import collapse_warnings
 from zs_lib.arms import SIMULATING, PolicyArm
 from zs_lib.curriculum import noise_probability
@@ -54,11 +57,14 @@ def ensure(arm: PolicyArm, seed: int, store: RunStore, progress: Progress | None
     """
 
     def work(run: Run) -> dict:
+        if processes.sharded():
+            raise ConfigError("RL needs the whole policy in every process, to sample from it: start it with the configuration "
+                              "zs_lib/launch/ddp.yaml; where memory is short, set policy.lora_rank, dtype or gradient_checkpointing.")
         questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
         loaded = models.load(warm_up.start(arm.backbone, arm.warm_up, arm.benchmark, store), arm.dtype)
         return train(run, arm, seed, questions, loaded.model, loaded.tokenizer, _engine(arm, store), progress)
 
-    return store.ensure(arm, seed, work)
+    return store.ensure(arm, seed, work, together=True)
 
 
 def _engine(arm: PolicyArm, store: RunStore) -> SearchEngine | None:
@@ -88,8 +94,6 @@ def train(
     sampled trajectories, checkpoints, and at the end the model as a transformers folder in `run.model_dir`.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    if accelerator.num_processes > 1:
-        raise ConfigError("One process trains one arm: start several arms or seeds side by side instead.")
     if arm.rollout.temperature == 0:
         raise ConfigError(f"'{arm.name}' has temperature 0: rollouts of a group would be alike, raise it.")
     if not questions:
@@ -111,7 +115,7 @@ def train(
             sample = groups[: LOGGED_QUESTIONS * arm.group_size]
             run.log_trajectories(step, [to_record(t, reward(t), generator.decode) | {"group": n // arm.group_size, "advantage": round(advantage, 4)}
                                         for n, (t, advantage) in enumerate(sample)])
-            if step in (1, arm.steps) or step % max(1, arm.steps // WATCHED_TIMES) == 0:
+            if processes.is_main() and (step in (1, arm.steps) or step % max(1, arm.steps // WATCHED_TIMES) == 0):
                 run.log_trajectories(step, _watch(arm, seed, questions, generator, engine))
             stop = asked_to_stop()
             if step % arm.checkpoint_every == 0 or step == arm.steps or stop:
@@ -120,6 +124,8 @@ def train(
                 progress(step, arm.steps, logged)
             if stop:
                 break
+    if not processes.is_main():
+        return {}
     learner.finished().save_pretrained(run.model_dir)
     tokenizer.save_pretrained(run.model_dir)
     return _summary(run, learner)
@@ -134,10 +140,11 @@ def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tupl
     simulator), real_searches (queries that a mixed engine passed on to the real one).
     """
     batch = pick_questions(questions, arm.prompts_per_step, seed, step)
-    group = range(arm.group_size)
-    keys = [(seed, step, i, j) for i in range(len(batch)) for j in group]
+    mine = [(i, j) for i in processes.deal(range(len(batch))) for j in range(arm.group_size)]
     started, searched = time.perf_counter(), (engine.seconds, engine.tokens, engine.real_searches) if engine else (0.0, 0, 0)
-    trajectories = rollout([q for q in batch for _ in group], generator, engine, arm.rollout, keys, noise)
+    rolled = rollout([batch[i] for i, _ in mine], generator, engine, arm.rollout, [(seed, step, i, j) for i, j in mine], noise)
+    groups = processes.collect([rolled[at : at + arm.group_size] for at in range(0, len(rolled), arm.group_size)])
+    trajectories = [t for group in groups for t in group]
     rolled_out = time.perf_counter()
     searching = engine.seconds - searched[0] if engine else 0.0
 
@@ -156,8 +163,10 @@ def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tupl
         **trajectory_metrics(alive),
         **update,
         "rollout_tokens": sum(sum(t.mask) for t in trajectories),
-        "search_tokens": engine.tokens - searched[1] if engine else 0,
-        "real_searches": engine.real_searches - searched[2] if engine else 0,
+        **processes.total({
+            "search_tokens": engine.tokens - searched[1] if engine else 0,
+            "real_searches": engine.real_searches - searched[2] if engine else 0,
+        }),
     }
     seconds = {
         "rollout": rolled_out - started - searching,

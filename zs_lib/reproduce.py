@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zs_lib import config
+from zs_lib import config, processes
 from zs_lib.arms import WarmUpArm, served
 from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.files import read_json, write_json
@@ -68,6 +68,8 @@ def ensure_arms(
     jobs = available_cores() if jobs is None else jobs
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: at least one process is needed.")
+    if processes.count() > 1:
+        raise ConfigError("Runs side by side are started by one process: leave torchrun out, or have it make one run (`zs train`).")
     queue = _Queue(store, wanted)
     if queue.waiting:
         _work_through(queue, min(jobs, len(queue.waiting)), store, watch)

@@ -26,14 +26,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from zs_lib import checkpoints, config
+from zs_lib import checkpoints, config, processes
 from zs_lib.checkpoints import Checkpoint
 from zs_lib.errors import RunError, ZeroSearchError
 from zs_lib.files import hash_file, hashes, read_json, sync, to_json, write_json, write_text
@@ -90,12 +90,15 @@ class RunStore:
         run = Run(self.path(arm, seed))
         return run if (run.path / "run.json").exists() else None
 
-    def ensure(self, arm: Any, seed: int, work: Callable[[Run], dict]) -> Run:
+    def ensure(self, arm: Any, seed: int, work: Callable[[Run], dict], together: bool = False) -> Run:
         """The finished run of this arm and seed: as found, or after `work(run)`, whose result is its summary.
 
         `work` asks `run.checkpoint()` where to begin (None: at the beginning); what was logged after the
         checkpoint is gone by then. Another process that wants the same run waits here, and then finds it
         finished.
+
+        Where several processes ask together (`processes`), the main one decides, locks and writes; the others `work`
+        along if it is made for that (`together`), else they wait. All need the store on a disk that they share.
 
         Metrics go to the arm's tracker too, if it has one: TensorBoard's files lie in the store's folder "tensorboard".
 
@@ -105,20 +108,26 @@ class RunStore:
                 takes nothing (full, read-only); what was there before stays.
         """
         run = Run(self.path(arm, seed))
-        if run.finished:
+        if processes.gather(run.finished)[0]:
             return run
+        if not processes.is_main():
+            return _work_along(run, work if together else None)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             with run._exclusively():
-                if not run.finished:
+                if processes.gather(not run.finished)[0]:
                     with closing(self._tracker(arm, run)) as run.tracker:
                         run._begin(arm, seed)
-                        run._finish(work(run))
+                        processes.gather("begun")
+                        with nullcontext() if together else processes.apart():
+                            summary = work(run)
+                        run._finish(summary)
         except (OSError, SafetensorError) as error:  # safetensors tells the system's error in words only
             if getattr(error, "errno", errno.EIO) not in OF_DISK:
                 raise
             raise RunError(f"{run.path} cannot be written ({error}): make room, or point ZS_RUNS to a folder that can "
                            "be written, and start again; it goes on from its last checkpoint.") from error
+        processes.gather("finished")
         return run
 
     def _tracker(self, arm: Any, run: Run) -> Tracker:
@@ -149,6 +158,17 @@ class RunStore:
         """What is damaged in the store. Unfinished runs are no problem: they go on when they are asked
         for."""
         return [problem for run in self.list() for problem in run.verify()]
+
+
+def _by_main(write: Callable[..., None]) -> Callable[..., None]:
+    """Where several processes make a run, one of them writes."""
+
+    @functools.wraps(write)
+    def once(*arguments, **more) -> None:
+        if processes.is_main():
+            write(*arguments, **more)
+
+    return once
 
 
 class Run:
@@ -219,6 +239,7 @@ class Run:
 
     # -------------------------------------------------------------------------------- what it writes
 
+    @_by_main
     def log(self, step: int, **metrics: Any) -> None:
         """Append one line of metrics. Numbers that are not finite become null; no times here: see
         `log_timing`."""
@@ -228,20 +249,24 @@ class Run:
         if isinstance(steps := self._steps, int):
             self.progress("training", step, steps)
 
+    @_by_main
     def log_timing(self, step: int, **seconds: float) -> None:
         """Append one line of wall-clock seconds by phase."""
         self.logged("timing.jsonl").append([{"step": step, **seconds}])
 
+    @_by_main
     def log_trajectories(self, step: int, trajectories: list[dict]) -> None:
         """Append trajectories as JSON objects for people."""
         self.logged("trajectories.jsonl").append([{"step": step, **trajectory} for trajectory in trajectories])
 
+    @_by_main
     def progress(self, stage: str, step: int, steps: int) -> None:
         """Tell who watches how far the run is; `log` does so by itself for arms that have `steps`."""
         temporary = self.path / "progress.tmp"
         temporary.write_text(json.dumps({"stage": stage, "step": step, "steps": steps}))
         temporary.replace(self.path / "progress.json")
 
+    @_by_main
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
         """Keep all that is needed to go on after `step`, in place of the checkpoint before; a process killed in here
         leaves the old one valid."""
@@ -386,6 +411,18 @@ class Run:
         for name in {"run.json", *digests}:  # a list that lacks even that is none
             if hash_file(self.path / name, self.cure) != digests.get(name):
                 raise RunError(f"{self.path / name} is damaged (its sha256 has changed): {self.cure}.")
+
+
+def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:
+    """What `ensure` is in a process that is not the main one: the same meetings, and the same work, if it is made for several."""
+    if processes.gather(None)[0]:  # not finished by someone else meanwhile
+        processes.gather("begun")
+        if not (run.path / "run.json").exists():
+            raise RunError(f"{run.path} is not the main process's: point ZS_RUNS to a folder that all machines share.")
+        if work:
+            work(run)
+    processes.gather("finished")
+    return run
 
 
 def _begun(path: Path) -> bool:

@@ -16,14 +16,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from random import Random
 
-import torch
-
 from zs_lib import metrics, models, protocol, qa, warm_up, wording
 from zs_lib.arms import FidelityArm, RolloutConfig, SimulatorArm, WarmUp
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError, EngineError
-from zs_lib.fine_tuning import Progress, fine_tune
+from zs_lib.fine_tuning import Progress, fine_tune, keep
 from zs_lib.generate import Generator
 from zs_lib.qa import Hop, Question
 from zs_lib.rollout import rollout
@@ -183,11 +181,10 @@ def ensure(arm: SimulatorArm, seed: int, store: RunStore, progress: Progress | N
             chosen = examples(pairs, arm.way, seed)
             rows = encode_examples(chosen, loaded.tokenizer, arm.template)
             summary |= {"examples": len(chosen)} | fine_tune(run, loaded, rows, arm, seed, progress)
-        loaded.model.to(getattr(torch, arm.dtype)).save_pretrained(run.model_dir)
-        loaded.tokenizer.save_pretrained(run.model_dir)
+        keep(run, loaded, arm.dtype, arm.fine_tuned)
         return summary
 
-    return store.ensure(arm, seed, work)
+    return store.ensure(arm, seed, work, together=True)
 
 
 @dataclass(frozen=True)

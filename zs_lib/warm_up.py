@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-import torch
-
 from zs_lib import metrics, models, protocol, qa
 from zs_lib.arms import WarmUp, WarmUpArm
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
-from zs_lib.fine_tuning import Progress, fine_tune
+from zs_lib.fine_tuning import Progress, fine_tune, keep
 from zs_lib.qa import Question
 from zs_lib.runs import Run, RunStore
 from zs_lib.wording import NOUNS, query
@@ -42,11 +40,10 @@ def ensure(arm: WarmUpArm, seed: int, store: RunStore, progress: Progress | None
         engine = build_engine(how.engine, split="train")
         rows = [encode(lesson(question, engine, how), loaded.tokenizer) for question in asked]
         summary = {"backbone": arm.backbone, "examples": len(rows)} | fine_tune(run, loaded, rows, how, seed, progress)
-        loaded.model.to(getattr(torch, how.dtype)).save_pretrained(run.model_dir)
-        loaded.tokenizer.save_pretrained(run.model_dir)
+        keep(run, loaded, how.dtype)
         return summary
 
-    return store.ensure(arm, seed, work)
+    return store.ensure(arm, seed, work, together=True)
 
 
 def lesson(question: Question, engine: SearchEngine, how: WarmUp) -> Lesson:

@@ -1,0 +1,144 @@
+"""`make test-distributed`: one run by two processes for real (torchrun's variables, gloo, a core each), against one process.
+
+As a script it is one of the processes: `distributed.py ARM[,ARM…] BACKBONE STORE [STEP RANK SIGNAL]`; the process of that
+rank sends itself the signal after that step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from model_fixtures import tiny_model, tiny_tokenizer
+from safetensors.torch import load_file
+from test_policy import PPO, QUESTIONS, LookupEngine, arm, backbone, load  # noqa: F401: a fixture
+
+from zs_lib import config, learner, policy, processes, simulator
+from zs_lib.models import LoadedModel
+from zs_lib.runs import Run, RunStore
+
+learner.MICRO_BATCH_TOKENS = 96  # several micro-batches a step, so that there is something to share
+LIMIT_S = 600
+"""For processes that are done, or have lost one another: a bound for machines that do much else, too."""
+NORMALISED = replace(arm().objective, algorithm="reinforce++", kl_coef=0.01)
+# Three groups: two for the one process, one for the other. Slow and short, for learning magnifies rounding.
+SEARCHING = arm(engine="bm25", learning_rate=2e-4, steps=6)
+ARMS = {
+    "reinforce": SEARCHING,
+    "reinforce++ with LoRA": replace(SEARCHING, objective=NORMALISED, lora_rank=4),
+    "ppo": replace(SEARCHING, objective=PPO),
+    "fine-tuning": replace(config.load_profile("smoke").simulators[0], steps=14, batch_size=4),
+}
+ROWS = 26  # seven batches an epoch, of which the last is half a one
+ROUNDING = dict(rtol=1e-4, atol=1e-6)
+"""Float32's, after a few steps of Adam, which divides small gradients by small numbers."""
+
+
+def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
+    """The run of this arm, by as many processes as there are."""
+    def work(made: Run) -> dict:
+        if name != "fine-tuning":
+            return policy.train(made, ARMS[name], 0, QUESTIONS, *load(backbone), LookupEngine(failing=0.05), progress)
+        loaded, dice = LoadedModel(tiny_model(), tiny_tokenizer(), ""), Random(0)
+        rows = [{"input_ids": [dice.randrange(2, 300) for _ in range(size)], "completion_mask": [0, 0] + [1] * (size - 2)}
+                for size in (dice.randrange(5, 40) for _ in range(ROWS))]
+        summary = simulator.fine_tune(made, loaded, rows, ARMS[name], 0, progress)
+        if processes.is_main():
+            loaded.model.save_pretrained(made.model_dir)
+        return summary
+
+    return store.ensure(ARMS[name], 0, work, together=True)
+
+
+def run(count: int, name: str, backbone: Path, store: RunStore, *signalled: int) -> tuple[list[int], list[str]]:
+    """So many processes make the run; their exit codes, and what they said."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, __file__, name, str(backbone), str(store.root), *(str(int(number)) for number in signalled)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
+                                "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    started = [subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stderr=subprocess.PIPE)
+               for rank in range(count)]
+    try:
+        said = [process.communicate(timeout=LIMIT_S)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return [process.returncode for process in started], said
+
+
+def assert_same(ours: Run, theirs: Run) -> None:
+    mine, other = ours.metrics(), theirs.metrics()
+    assert list(mine) == list(other) and len(mine) == len(other) > 0
+    for name in mine.drop(columns="sampler_gap", errors="ignore"):  # that is nothing but rounding
+        one, two = (torch.tensor(log[name].astype(float).to_numpy()) for log in (mine, other))
+        torch.testing.assert_close(one, two, **ROUNDING, equal_nan=True, msg=lambda text: f"{name}: {text}")
+    for name, weights in load_file(theirs.model_dir / "model.safetensors").items():
+        torch.testing.assert_close(load_file(ours.model_dir / "model.safetensors")[name], weights, **ROUNDING)
+    assert ours.summary.keys() == theirs.summary.keys()
+    assert all(value == pytest.approx(theirs.summary[name], rel=1e-4) for name, value in ours.summary.items())
+
+
+@pytest.fixture(scope="module")
+def whole(backbone, tmp_path_factory):  # noqa: F811
+    """What one process makes of an arm."""
+    return lru_cache(lambda name: make(name, backbone, RunStore(tmp_path_factory.mktemp("whole"))))
+
+
+@pytest.fixture(scope="module")
+def by_two(backbone, tmp_path_factory) -> RunStore:  # noqa: F811
+    """Where two processes have made every arm."""
+    store = RunStore(tmp_path_factory.mktemp("two"))
+    codes, said = run(2, ",".join(ARMS), backbone, store)
+    assert codes == [0, 0], said
+    return store
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_two_processes_make_what_one_makes(name, whole, by_two):
+    ours, theirs = by_two.get(ARMS[name], 0), whole(name)
+    assert_same(ours, theirs)
+    assert ours.verify() == [] and len(ours.trajectories()) == len(theirs.trajectories())
+    assert [t["answer"] for t in ours.trajectories()] == [t["answer"] for t in theirs.trajectories()]
+
+
+def test_a_signal_to_one_stops_both_and_another_number_goes_on(backbone, whole, store):  # noqa: F811
+    """One process for two steps, two for another two, one to the end."""
+    for count, step, rank in ((1, 1, 0), (2, 3, 1)):
+        codes, said = run(count, "reinforce", backbone, store, step, rank, signal.SIGTERM)
+        assert codes == [128 + signal.SIGTERM] * count, said
+        # the signal comes after the step was asked whether to stop
+        assert store.get(ARMS["reinforce"], 0).checkpoint().step == step + 1
+    assert_same(make("reinforce", backbone, store), whole("reinforce"))
+
+
+@pytest.mark.parametrize("rank", [0, 1], ids=["main", "other"])
+def test_a_process_that_is_killed_ends_the_other_and_one_goes_on(rank, backbone, whole, store):  # noqa: F811
+    codes, said = run(2, "ppo", backbone, store, 5, rank, signal.SIGKILL)
+    assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 1, said
+    assert "has lost another one of its run" in said[1 - rank]
+    assert store.get(ARMS["ppo"], 0).checkpoint().step == 4
+    assert_same(make("ppo", backbone, store), whole("ppo"))
+
+
+def at(step: int, rank: int, number: int):
+    def progress(done: int, *_) -> None:
+        if done == step and int(os.environ.get("RANK", 0)) == rank:
+            os.kill(os.getpid(), number)
+
+    return progress
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1].split(","):
+        make(wanted, Path(sys.argv[2]), RunStore(sys.argv[3]), at(*map(int, sys.argv[4:])) if sys.argv[4:] else None)
