@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -234,6 +235,28 @@ def test_our_openai_engine_asks_our_simulator(simulator):
     seeded = [request(r.query, (seed_of(r.key),), r.noisy) for r in requests]
     assert results == ours.search(seeded, 3) and results[7] == engine.search([requests[7]], 3)[0]
     assert engine.tokens > 0 and engine.searches == 13
+
+
+def test_a_replica_killed_in_the_middle_of_a_batch_costs_no_answer(simulator, folder):
+    requests = [request("Doc 1: capital", (i,), i % 2 == 0) for i in range(80)]
+    with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN="") as other:
+        engine = OpenAIEngine(f"{simulator.url},{other.url}", "short", 2.0, 60)
+        dying = engine.service.replicas[1]
+        killer = threading.Thread(target=kill_when, args=(lambda: dying.asked > dying.under_way > 0, other.process))
+        killer.start()
+        found = engine.search(requests, 3)
+        killer.join()
+        assert other.process.wait(5) == -signal.SIGKILL and dying.failures > 0
+    assert found == OpenAIEngine(simulator.url, "short", 2.0, 60).search(requests, 3)
+    assert engine.search(requests[:2], 3) == found[:2] and {result.status for result in found} <= {"ok", "empty"}
+
+
+def kill_when(due, process):
+    """As soon as a batch was answered and another is under way."""
+    deadline = time.monotonic() + 60
+    while not due() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
 
 
 def test_completions_have_openai_s_form(simulator):

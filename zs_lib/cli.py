@@ -162,7 +162,7 @@ def _add_profile(sub: argparse.ArgumentParser) -> None:
 def _add_engine(sub: argparse.ArgumentParser) -> None:
     _add_profile(sub)
     sub.add_argument("--engine", default="bm25", metavar="E",
-                     help=f"{', '.join(ENGINES)} (default: bm25). URL: as http://127.0.0.1:8000, with MODEL@ before it where a server has several. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
+                     help=f"{', '.join(ENGINES)} (default: bm25). URL: as http://127.0.0.1:8000, or of several alike, with commas between them; with MODEL@ before it where a server has several models. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
                           "both may spend ZS_SEARCH_BUDGET dollars a process (default: 10)")  # fmt: skip
 
 
