@@ -38,7 +38,8 @@ class Card:
 
     def __init__(self, clock: Clock, slots: int, pace: Callable[[int], float]):
         self.clock, self.slots, self.pace = clock, slots, pace
-        self.load, self.tokens, self._written, self._since = 0, 0.0, 0.0, 0.0  # written: since the beginning, by a sequence that was always there
+        self.load, self.tokens, self._since = 0, 0.0, 0.0
+        self._written = 0.0  # by a sequence that was there from the beginning
         self._going, self._waiting, self._order, self._change = [], deque(), count(), 0
 
     def write(self, tokens: float, done: Done) -> None:
@@ -118,7 +119,8 @@ def roll(rollouts: Sequence[Sequence[float]], parts: Parts) -> Rolled:
     """Let rollouts, each the tokens of its turns, start together, be dealt to the policy cards in turn, and search after each
     turn but the last, where fewest searches are under way."""
     clock, finished = Clock(), []
-    policies, simulators = ([Card(clock, slots, pace) for _ in range(cards)] for cards, slots, pace in (parts.policies, parts.simulators))
+    policies, simulators = ([Card(clock, slots, pace) for _ in range(cards)]
+                            for cards, slots, pace in (parts.policies, parts.simulators))  # fmt: skip
     judges, writers = Line(clock, *parts.judges), Line(clock, *parts.writers)
 
     def life(turns: Sequence[float], card: Card) -> Iterator[Callable[[Done], None]]:
@@ -139,7 +141,8 @@ def roll(rollouts: Sequence[Sequence[float]], parts: Parts) -> Rolled:
     clock.run()
     seconds = finished[-1]
     busy = {name: sum(card.tokens for card in cards) * pace(slots) / slots / len(cards) / seconds
-            for name, cards, (_, slots, pace) in (("policies", policies, parts.policies), ("simulators", simulators, parts.simulators))}
+            for name, cards, (_, slots, pace) in (("policies", policies, parts.policies),
+                                                  ("simulators", simulators, parts.simulators))}  # fmt: skip
     busy |= {name: line.served * line.seconds / servers / seconds
              for name, line, (servers, _) in (("judge", judges, parts.judges), ("store", writers, parts.writers))}
     return Rolled(finished, busy)

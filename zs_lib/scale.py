@@ -152,17 +152,17 @@ def record(store: RunStore) -> None:
     for run in filter(None, (store.get(arm, seed) for seed in range(SEEDS))):
         log = TrajectoryLog(run)
         sampled += [one for one in log.read(entry for entry in log.entries if not entry.watched) if "tokens" in one]
-    counted = Counter(" ".join(str(len(list(part))) for mine, part in groupby(one["tokens"], lambda token: isinstance(token, list)) if mine)
-                      for one in sampled)
+    counted = Counter(" ".join(str(len(list(part))) for written, part in groupby(one["tokens"], lambda token: isinstance(token, list))
+                               if written) for one in sampled)  # fmt: skip
     _write("lengths", [{"tokens": tokens, "rollouts": number, "run": store.path(arm, 0).name.rpartition("-")[0]}
                        for tokens, number in sorted(counted.items())])
-    made = provenance()["machine"]
+    it = provenance()["machine"]
+    machine, today = f"{it['system']} {it['processor']}, {it['cores']} cores", datetime.now(UTC).date().isoformat()
     seconds = {"reward": _best(lambda part: [metrics.f1(one["answer"], one["golden_answers"]) for one in part], sampled)}
     with tempfile.TemporaryDirectory() as folder:
         RunStore(folder).ensure(arm, 0, lambda run: seconds.update(
             store=_best(lambda part: run.log_trajectories(1, part), sampled)) or {})
-    _write("latencies", [{"what": what, "seconds": f"{took:.3g}", "as_of": datetime.now(UTC).date().isoformat(),
-                          "machine": f"{made['system']} {made['processor']}, {made['cores']} cores"} for what, took in seconds.items()])
+    _write("latencies", [{"what": what, "seconds": f"{took:.3g}", "as_of": today, "machine": machine} for what, took in seconds.items()])
 
 
 def _best(work, records: list, batch: int = 72) -> float:
@@ -221,8 +221,8 @@ def step(made: Setup, split: Split, cards: int, ahead: bool) -> Step:
     flops = training_flops(of, arm, math.ceil(count / split.trainers) * whole, arm.objective.kl_coef > 0)
     gradients = 2 * 4 * of.parameters * (1 - 1 / split.trainers) / made.network  # a ring of float32 gradients
     sendings = math.ceil(math.log2(split.policies + 1)) if made.relayed else split.policies
-    return Step(split, count, _rolled(count, longest, parts), made.card.computing(flops) * arm.objective.updates_per_batch + gradients,
-                sendings * of.held(arm.dtype) / made.network, ahead)
+    update = made.card.computing(flops) * arm.objective.updates_per_batch + gradients
+    return Step(split, count, _rolled(count, longest, parts), update, sendings * of.held(arm.dtype) / made.network, ahead)
 
 
 @cache
@@ -259,8 +259,8 @@ def table(found: dict[tuple[int, str], Step], sizes: Sequence[int]) -> pd.DataFr
     for (cards, mode), one in sorted(found.items(), key=lambda item: (item[0][0], MODES.index(item[0][1]))):
         least = found[sizes[0], mode]
         speed, before = one.rollouts / one.seconds, least.rollouts / least.seconds
-        rows.append({"cards": cards, "mode": mode, "split": str(one.split), "rollouts": f"{one.rollouts:,}", "s a step": f"{one.seconds:.1f}",
-                     "rollouts/s": f"{speed:,.1f}", "speed-up": f"{speed / before:.1f}"}
+        rows.append({"cards": cards, "mode": mode, "split": str(one.split), "rollouts": f"{one.rollouts:,}",
+                     "s a step": f"{one.seconds:.1f}", "rollouts/s": f"{speed:,.1f}", "speed-up": f"{speed / before:.1f}"}
                     | {name: f"{share:.0%}" for name, share in one.shares.items()} | {"first": one.first})  # fmt: skip
     return pd.DataFrame(rows).set_index("cards")
 
@@ -287,9 +287,10 @@ def knob_table(made: Setup, found: dict[tuple[int, str], Step]) -> pd.DataFrame:
     """How many times as many rollouts a second each knob makes, with the cards split as before, by size and mode."""
     rows = {}
     for name, changed in knobs(made).items():
-        after = {key: step(changed, one.split, key[0], one.ahead) for key, one in found.items()}
-        rows[name] = {f"{cards}, {mode}": f"{after[cards, mode].rollouts / after[cards, mode].seconds / one.rollouts * one.seconds:.2f}"
-                      for (cards, mode), one in found.items()}
+        rows[name] = {}
+        for (cards, mode), before in found.items():
+            after = step(changed, before.split, cards, before.ahead)
+            rows[name][f"{cards}, {mode}"] = f"{after.rollouts / after.seconds / before.rollouts * before.seconds:.2f}"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("knob")
 
 
@@ -297,10 +298,10 @@ def assumed(made: Setup) -> tuple[str, ...]:
     """On what the numbers rest."""
     (turns, tokens), seconds = _means(), latencies()
     return (
-        f"measured: how {sum(lengths()[1]):,} rollouts of the recorded tiny study fall into turns ({turns:.1f} each, a search after each but "
-        f"the last) and tokens (their spread; scaled so that a turn has {TURN}: an LLM's own tail may be longer)",
-        f"measured: {1e6 * seconds['reward']:.0f} µs for a reward, {1e6 * seconds['store']:.0f} µs for one of {tokens:.0f} tokens in the store, which one "
-        "process writes (longer in proportion for longer ones; every rollout is kept, where today's training keeps a sample)",
+        f"measured: how {sum(lengths()[1]):,} rollouts of the recorded tiny study fall into turns ({turns:.1f} each, a search after each "
+        f"but the last) and tokens (their spread; scaled so that a turn has {TURN}: an LLM's own tail may be longer)",
+        f"measured: {1e6 * seconds['reward']:.0f} µs for a reward, {1e6 * seconds['store']:.0f} µs for one of {tokens:.0f} tokens in the "
+        "store, which one process writes (longer in proportion for longer ones; every rollout is kept, where today's training keeps a sample)",
         f"quoted: data sheets and shapes of models; modelled: a roofline, of which writing reaches {DECODING:.0%} (published speeds: "
         f"39% to 68%) and reading and training {hardware.COMPUTING:.0%}",
         f"lengths: {PROMPT} tokens a policy's prompt, {SIMULATOR_PROMPT} a simulator's, {DOCUMENT} a document; each turn reads again "

@@ -105,7 +105,7 @@ class _Replica:
             self.under_way, self.asked = self.under_way + 1, self.asked + 1
         try:
             yield
-            self.failures, self.rest_s = 0, 0.0
+            self.failures, self.rest_s, self.until = 0, 0.0, 0.0
         except _Again as again:
             self.failures += 1
             if (again.silent or self.failures >= attempts) and time.monotonic() >= self.until:  # else it rests already
