@@ -22,7 +22,7 @@ from model_fixtures import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from test_policy import PPO, QUESTIONS, LookupEngine, arm, backbone, load  # noqa: F401: a fixture
 
-from zs_lib import config, learner, policy, processes, simulator
+from zs_lib import config, fine_tuning, learner, policy, processes
 from zs_lib.models import LoadedModel
 from zs_lib.runs import Run, RunStore
 
@@ -51,7 +51,7 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
         loaded, dice = LoadedModel(tiny_model(), tiny_tokenizer(), ""), Random(0)
         rows = [{"input_ids": [dice.randrange(2, 300) for _ in range(size)], "completion_mask": [0, 0] + [1] * (size - 2)}
                 for size in (dice.randrange(5, 40) for _ in range(ROWS))]
-        summary = simulator.fine_tune(made, loaded, rows, ARMS[name], 0, progress)
+        summary = fine_tuning.fine_tune(made, loaded, rows, ARMS[name], 0, progress)
         if processes.is_main():
             loaded.model.save_pretrained(made.model_dir)
         return summary

@@ -53,6 +53,7 @@ class Asked(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # Python's 5 would let calls at once wait a second for their connection
 
     def handle_error(self, *_) -> None:
         pass

@@ -25,6 +25,9 @@ def test_a_target_is_met_missed_or_not_measured():
     assert (judged["Rollouts: TRL's tool loop"]["ratio"], judged["Rollouts: TRL's tool loop"][""]) == ("2.5", "met")
     assert (judged["Rollouts: the original's loop"]["ratio"], judged["Rollouts: the original's loop"][""]) == ("1.5", "missed")
     assert judged["`zs --help`"][""] == "not measured"
+    shared = pd.DataFrame([{"case": "2 runs, 72 queries each", "who": "ours, served", "measure": "longest wait", "value": 1.9, "unit": "times the mean"}])
+    line = page._judged(next(one for one in page.TARGETS if "longest wait" in one.what), {"simulator": shared})
+    assert (line["aim"], line["here"], line[""]) == ("≤ 2.5 times the mean", "1.9 times the mean", "met")
 
 
 def test_the_page_says_what_the_records_say(monkeypatch, tmp_path):

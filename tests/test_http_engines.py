@@ -18,7 +18,7 @@ from http_fixtures import serving
 from model_fixtures import ScriptedGenerator
 
 from zs_lib import config, protocol
-from zs_lib.engines import SearchRequest, SearchResult, build_engine, http
+from zs_lib.engines import SearchRequest, SearchResult, build_engine, client, http
 from zs_lib.engines.budgeted import BudgetedEngine
 from zs_lib.engines.cached import CachedEngine
 from zs_lib.engines.client import Limits
@@ -301,6 +301,71 @@ def test_ctrl_c_ends_a_search_at_once():
         process.stderr.close()
 
 
+# ------------------------------------------------------------------------------------------ replicas
+
+
+def simulator(seconds=0.0):
+    """Documents that depend on the query and the seed alone, as a simulator's do."""
+    def answer(asked):
+        asked.server.over.wait(seconds)
+        asked.reply(completion(f"Doc 1: {asked.body['messages'][0]['content'][-40:]} {asked.body['seed']}"))
+
+    return answer
+
+
+def replicas(*servers, limits=QUICK):
+    return OpenAIEngine(",".join(f"{server.url}/v1/" for server in servers), "paper", 0.8, 60, "M", limits)
+
+
+def test_replicas_share_the_load_by_what_each_has_under_way():
+    queries = ask(*map(str, range(60)))
+    with serving(simulator(0.03)) as one, serving(simulator(0.03)) as other, serving(simulator(0.3)) as slow:
+        engine = replicas(one, other, slow, limits=Limits(concurrency=2))
+        found = engine.search(queries, 1)
+        assert abs(len(one.asked) - len(other.asked)) <= 4 and 2 <= len(slow.asked) <= len(one.asked) / 2
+        assert found == replicas(one).search(queries, 1)  # the seed goes with the request
+
+
+@pytest.mark.parametrize("spoil", [hang, drip, lambda asked: asked.reset(), lambda asked: asked.reply({}, 500)])  # fmt: skip
+def test_a_replica_that_fails_is_left_to_rest_and_the_others_answer(spoil):
+    queries, ill = ask(*map(str, range(12))), threading.Event()
+    ill.set()
+    with serving(lambda asked: (spoil if ill.is_set() else simulator())(asked)) as bad, serving(simulator()) as good:
+        engine = replicas(bad, good)
+        rested = engine.service.replicas[0]
+        first = engine.search(queries, 1)
+        assert first == replicas(good).search(queries, 1) and bad.asked and rested.rest_s == client.REST_S
+        asked = len(bad.asked)
+        assert engine.search(queries, 1) == first and len(bad.asked) == asked
+        rested.until = 0.0  # a minute later one call tries it
+        assert engine.search(queries, 1) == first and len(bad.asked) == asked + 1 and rested.rest_s == 2 * client.REST_S
+        ill.clear()
+        rested.until = 0.0
+        assert engine.search(queries, 1) == engine.search(queries, 1) == first and len(bad.asked) > asked + 4
+
+
+def test_a_failure_that_passes_costs_no_replica_its_place():
+    def flaky(asked):
+        asked.reply({}, 503) if asked.number % 3 == 0 else simulator()(asked)
+
+    with serving(flaky) as one, serving(flaky) as other:
+        results = replicas(one, other).search(ask(*map(str, range(30))), 1)
+        assert {result.status for result in results} == {"ok"} and min(len(one.asked), len(other.asked)) > 10
+
+
+def test_all_replicas_dead_is_an_error_that_names_each_in_bounded_time():
+    with serving(hang) as gone:
+        pass
+    with serving(hang) as silent, serving(lambda asked: asked.reply({}, 500)) as broken:
+        started = time.monotonic()
+        result, = replicas(gone, silent, broken).search(ask("q"), 1)
+        assert result.status == "failed" and time.monotonic() - started < 3
+        for server, cause in ((gone, "no answer (ConnectError)"), (silent, "no whole answer within 0.4 s"), (broken, "HTTP 500")):
+            assert f"the simulator's server: {cause} (2 attempts); check that {server.url} is up" in result.error
+        with pytest.raises(EngineError, match=f"{gone.url} is up .*{broken.url} is up"):
+            OpenAIEngine(f"{gone.url},{broken.url}", "paper", 0.8, 60, limits=QUICK)
+
+
 # ------------------------------------------------------------------------------------------ keys
 
 
@@ -349,7 +414,7 @@ def leaks(text):
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://me:secret@host",
-                                     "http://host?key=secret", "http://[", "http://h:x"])
+                                     "http://host?key=secret", "http://[", "http://h:x", "http://h,", "http://h,http://me:secret@h"])
 def test_addresses_that_cannot_be_used(address):
     with pytest.raises(EngineError, match="give http://HOST:PORT") as caught:
         SearchR1Engine(address)
@@ -482,6 +547,7 @@ def test_engines_by_name(keys, monkeypatch, tmp_path):
     arm = config.load_profile("tiny").simulators[0]
     served = build_engine("openai:llama3.2:3b@http://127.0.0.1:1", arm=arm)
     assert (served.model, served.service.address, served.template) == ("llama3.2:3b", "http://127.0.0.1:1", arm.template)
+    assert len(build_engine("openai:M@http://127.0.0.1:1,http://127.0.0.1:2/v1", arm=arm).service.replicas) == 2
     with pytest.raises(EngineError, match="needs a simulator's arm"):
         build_engine("openai:http://127.0.0.1:1")
     for budget in ("lots", "nan", "-1"):

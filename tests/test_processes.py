@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from zs_lib import config, policy, processes, reproduce, simulator
+from zs_lib import config, fine_tuning, policy, processes, reproduce
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.stopping import between_steps
 
 LAUNCH = config.ROOT / "zs_lib" / "launch"
+RUN = SimpleNamespace(label="it")
 
 
 def others_say(monkeypatch, *values):
@@ -64,16 +66,16 @@ def test_apart_one_is_enough(monkeypatch):
 
 
 def test_the_last_batch_is_filled_up():
-    order = simulator._Filled([4, 2, 0, 1, 3], 4, blank=5)
+    order = fine_tuning._Filled([4, 2, 0, 1, 3], 4, blank=5)
     assert list(order) == [4, 2, 0, 1, 3, 5, 5, 5] and len(order) == 8
-    assert list(simulator._Filled([1, 0], 2, blank=2)) == [1, 0]
+    assert list(fine_tuning._Filled([1, 0], 2, blank=2)) == [1, 0]
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 3)
     arm = replace(config.load_profile("smoke").simulators[0], batch_size=4)
-    with pytest.raises(ConfigError, match="batch_size is 4: 3 processes"):
-        simulator.fine_tune(None, None, [], arm, 0, None)
+    with pytest.raises(ConfigError, match="batch_size of 'it' is 4: 3 processes"):
+        fine_tuning.fine_tune(RUN, None, [], arm, 0, None)
 
 
 def test_runs_side_by_side_are_no_work_for_several(monkeypatch, store):
@@ -98,7 +100,7 @@ def test_rl_refuses_to_be_sharded_and_names_the_way(way, monkeypatch, store):
         policy.ensure(config.load_profile("smoke").policy("r1"), 0, store)
     arm = replace(config.load_profile("smoke").simulators[0], lora_rank=4)
     with pytest.raises(ConfigError, match="launch/ddp.yaml"):
-        simulator.fine_tune(None, None, [], arm, 0, None)
+        fine_tuning.fine_tune(RUN, None, [], arm, 0, None)
 
 
 KINDS = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed": "DEEPSPEED"}

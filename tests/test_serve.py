@@ -1,5 +1,6 @@
 """`zs serve`: real processes on real ports, asked by our engines and by hand."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -15,7 +17,7 @@ import pytest
 from model_fixtures import tiny_model, tiny_tokenizer
 from run_fixtures import CountingArm, ensure
 
-from zs_lib import cli, config, qa, serve
+from zs_lib import cli, completions, config, qa, serve
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.engines.client import Limits
 from zs_lib.engines.http import OpenAIEngine, SearchR1Engine, seed_of
@@ -234,6 +236,51 @@ def test_our_openai_engine_asks_our_simulator(simulator):
     seeded = [request(r.query, (seed_of(r.key),), r.noisy) for r in requests]
     assert results == ours.search(seeded, 3) and results[7] == engine.search([requests[7]], 3)[0]
     assert engine.tokens > 0 and engine.searches == 13
+
+
+def test_a_replica_killed_in_the_middle_of_a_batch_costs_no_answer(simulator, folder):
+    requests = [request("Doc 1: capital", (i,), i % 2 == 0) for i in range(80)]
+    with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN="") as other:
+        engine = OpenAIEngine(f"{simulator.url},{other.url}", "short", 2.0, 60)
+        dying = engine.service.replicas[1]
+        killer = threading.Thread(target=kill_when, args=(lambda: dying.asked > dying.under_way > 0, other.process))
+        killer.start()
+        found = engine.search(requests, 3)
+        killer.join()
+        assert other.process.wait(5) == -signal.SIGKILL and dying.failures > 0
+    assert found == OpenAIEngine(simulator.url, "short", 2.0, 60).search(requests, 3)
+    assert engine.search(requests[:2], 3) == found[:2] and {result.status for result in found} <= {"ok", "empty"}
+
+
+def kill_when(due, process):
+    """As soon as a batch was answered and another is under way."""
+    deadline = time.monotonic() + 60
+    while not due() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+
+
+@pytest.mark.parametrize("other", [{}, {"temperature": 0.3}])
+def test_a_burst_delays_another_s_request_by_no_more_than_what_is_before_it(simulator, other):
+    """First come, first served: of the second burst at most one batch is answered before the single request."""
+    answered = []
+
+    async def ask(client, who, **asked):
+        body = {"messages": [{"role": "user", "content": "Doc 1: the capital"}], "max_tokens": 60, "temperature": 2.0} | asked
+        assert (await client.post(f"{simulator.url}/v1/chat/completions", json=body)).is_success
+        answered.append(who)
+
+    async def clients():
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(timeout=60, limits=limits) as greedy, httpx.AsyncClient(timeout=60) as modest, asyncio.TaskGroup() as group:
+            for client, who, count, asked in ((greedy, "first", 70, {}), (modest, "single", 1, other), (greedy, "second", 50, {})):
+                for seed in range(count):
+                    group.create_task(ask(client, who, seed=seed, **asked))
+                await asyncio.sleep(0.5)
+
+    asyncio.run(clients())
+    before = answered[: answered.index("single")]
+    assert len(answered) == 121 and before.count("second") <= completions.BATCH
 
 
 def test_completions_have_openai_s_form(simulator):

@@ -14,7 +14,7 @@ from pathlib import Path
 from zs_lib import config, protocol, stopping
 from zs_lib.arms import PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import ENGINES, SearchRequest, SearchResult, build_engine
-from zs_lib.errors import EngineError, RunError, ZeroSearchError
+from zs_lib.errors import ConfigError, EngineError, RunError, ZeroSearchError
 from zs_lib.values import from_identity, pick
 
 MAIN = "tiny"
@@ -69,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("plan", _plan, "what a study takes: memory, hours and dollars of each stage on given cards, and how to start it")
     _add_profile(sub)
     sub.add_argument("--gpu", default="A100-80GB", metavar="NAME", help="a card of data/gpus.csv (default: A100-80GB)")
-    sub.add_argument("--gpus", type=int, default=2, metavar="N", help="cards; the second holds a policy's simulator (default: 2)")
+    sub.add_argument("--gpus", type=_counts, metavar="N", help="cards; the second holds a policy's simulator (default: 2). To simulate: one or "
+                                                               "more numbers (default: 10,100,1000)")  # fmt: skip
+    sub.add_argument("--simulate", action="store_true", help="a step's time on so many cards, and what saturates first")
+    sub.add_argument("--page", action="store_true", help="maintainers: write it into SCALE.md, with what each knob moves")
 
     sub = add("figures", _figures, "draw all figures and tables from recorded results, without training")
     _add_profile(sub)
@@ -168,8 +171,13 @@ def _add_profile(sub: argparse.ArgumentParser) -> None:
 def _add_engine(sub: argparse.ArgumentParser) -> None:
     _add_profile(sub)
     sub.add_argument("--engine", default="bm25", metavar="E",
-                     help=f"{', '.join(ENGINES)} (default: bm25). URL: as http://127.0.0.1:8000, with MODEL@ before it where a server has several. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
+                     help=f"{', '.join(ENGINES)} (default: bm25). URL: as http://127.0.0.1:8000, or of several alike, with commas between them; with MODEL@ before it where a server has several models. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
                           "both may spend ZS_SEARCH_BUDGET dollars a process (default: 10)")  # fmt: skip
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Of "10,100,1000"; argparse tells the ValueError of anything else."""
+    return tuple(sorted({int(number) for number in text.split(",")}))
 
 
 def _add_address(sub: argparse.ArgumentParser) -> None:
@@ -208,9 +216,18 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    profile, gpus = config.load_profile(arguments.profile), arguments.gpus
+    if arguments.simulate or arguments.page:
+        from zs_lib import scale
+
+        make = scale.write if arguments.page else scale.describe
+        print(make(profile, arguments.gpu, gpus or scale.SIZES))
+        return
     from zs_lib import plan
 
-    print(plan.describe(config.load_profile(arguments.profile), arguments.gpu, arguments.gpus))
+    if gpus and len(gpus) > 1:
+        raise ConfigError("--gpus takes several numbers with --simulate alone: give one.")
+    print(plan.describe(profile, arguments.gpu, gpus[0] if gpus else 2))
 
 
 def _figures(arguments: argparse.Namespace) -> None:

@@ -1,32 +1,39 @@
-"""Documents a second of a simulator: in process, served, and by transformers' own generate."""
+"""Documents a second of a simulator, in process, served, and by transformers' own generate; and who waits how long for it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from zs_lib import config, protocol, qa
+from zs_lib import config, models, protocol, qa
 from zs_lib.arms import SimulatorArm
 from zs_lib.bench.machine import forward_flops, peak_flops, seconds
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
-from zs_lib.engines.client import Limits
+from zs_lib.engines.client import Limits, Service
 from zs_lib.engines.http import OpenAIEngine
 from zs_lib.engines.simulated import SimulatedEngine, simulator_prompt, stop_string
+from zs_lib.generate import Generator
+from zs_lib.rollout import rollout
 from zs_lib.wording import NOUNS, query
 
 BACKBONE = "tiny-L"
 CONCURRENT = (1, 8, 32, 128)
 REPEATED = 4
 """How often each of the greedy requests comes, as when the rollouts of a group ask alike."""
+RUNS, BURST = 2, 72
+"""Trainings that share a server, and rollouts of a step, which ask it all at once."""
 
 
 def measure(small: bool = False) -> Iterator[dict]:
-    """Documents a second at so many queries at once."""
+    """Documents a second at so many queries at once; the share of rolling out that is waiting; the longest wait of runs that
+    share a server."""
     arm = replace(config.load_profile("tiny").simulators[0], backbone=BACKBONE)
     ours = build_engine("simulated", model=BACKBONE, arm=arm)
     with _server() as address:
@@ -35,6 +42,10 @@ def measure(small: bool = False) -> Iterator[dict]:
         for count in CONCURRENT[:2] if small else CONCURRENT:
             for who, engine in (("ours", ours), ("ours, served", served), ("transformers", _Transformers(ours, arm))):
                 yield from _speed(f"{count} queries at once", who, engine, _requests(count), arm)
+        burst = 8 if small else BURST
+        for who, engine in (("ours", ours), ("ours, served", served)):
+            yield from _waiting(who, engine, burst)
+        yield from _sharing(address, arm, burst)
     greedy = replace(arm, temperature=0.0)
     alike, writes_once = _requests(8) * REPEATED, build_engine("simulated", model=BACKBONE, arm=greedy)
     for who, engine in (("ours", writes_once), ("transformers", _Transformers(ours, greedy))):
@@ -53,6 +64,52 @@ def _speed(case: str, who: str, engine: SearchEngine, requests: Sequence[SearchR
         read = sum(len(engine.generator.encode_prompt(text)) for text in texts)
         least = forward_flops(engine.generator.model, read + written, written)
         yield row | {"measure": "of the peak", "value": least / took / peak_flops(), "unit": "share"}
+
+
+def _waiting(who: str, engine: SearchEngine, count: int) -> Iterator[dict]:
+    """Of a step's rollouts by `tiny`'s policy, as it begins: the share of the time in which they wait for documents."""
+    arm, searching = config.load_profile("tiny").policy("zerosearch"), 0.0
+
+    class Timed(SearchEngine):
+        name = engine.name
+
+        def search(self, requests, num_documents):
+            nonlocal searching
+            started = time.perf_counter()
+            found = engine.search(requests, num_documents)
+            searching += time.perf_counter() - started
+            return found
+
+    loaded, questions = models.load(arm.backbone), qa.load_questions(subset=arm.subsets, split="train")[:count]
+    generator = Generator(loaded.model, loaded.tokenizer)
+    took = seconds(lambda: rollout(questions, generator, Timed(), arm.rollout, [(0, i) for i in range(count)], 0.25))
+    yield {"case": f"{count} rollouts", "who": who, "measure": "waiting for documents", "value": searching / took, "unit": "of the time"}
+
+
+@dataclass(frozen=True)
+class _Watched(Service):
+    """A service that knows how long each call took, from the search's beginning."""
+
+    waits: list[float] = field(default_factory=list)
+
+    async def _answer(self, *asked):
+        started = time.perf_counter()
+        answer = await super()._answer(*asked)
+        self.waits.append(time.perf_counter() - started)
+        return answer
+
+
+def _sharing(address: str, arm: SimulatorArm, burst: int) -> Iterator[dict]:
+    """Runs that ask one server at the same moment, each for a burst: the longest wait over the mean. In order of arrival it is
+    below 2."""
+    engines = [OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens) for _ in range(RUNS)]
+    for engine in engines:
+        engine.service = _Watched(engine.service.name, engine.service.address, engine.service.limits, engine.service.headers)
+    with ThreadPoolExecutor(RUNS) as pool:
+        list(pool.map(lambda engine: engine.search(_requests(burst), arm.num_documents), engines))
+    waits = [wait for engine in engines for wait in engine.service.waits]
+    yield {"case": f"{RUNS} runs, {burst} queries each", "who": "ours, served", "measure": "longest wait",
+           "value": max(waits) * len(waits) / sum(waits), "unit": "times the mean"}  # fmt: skip
 
 
 def _requests(count: int) -> list[SearchRequest]:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from zs_lib.qa import Passage
 
 ENGINES = (*REAL_ENGINES, "simulated", SERVED)
-"""Engines by name; URL stands for the address of a server, like http://127.0.0.1:8000, for openai also MODEL@URL."""
+"""Engines by name; URL stands for the address of a server, like http://127.0.0.1:8000, or of several that
+answer alike, as URL,URL; for openai also MODEL@URL."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def build_engine(
     - "dense": the benchmark's passages by latent semantic vectors; "dense:MODEL": by those of a sentence-embedding model,
     like sentence-transformers/all-MiniLM-L6-v2.
     - "simulated": the simulator in the folder `model` (or so named), prompted and sampled as its `arm` says.
-    - "openai:[MODEL@]URL": a simulator on an OpenAI-compatible server, prompted and sampled as `arm` says.
+    - "openai:[MODEL@]URL[,URL…]": a simulator on OpenAI-compatible servers, prompted and sampled as `arm` says.
     - "python:MODULE.FUNCTION": a function of yours, from queries and a number to a list of documents for each query.
     - "search-r1:URL", "zerosearch-wiki:URL": retrievers, the first kind also by `zs serve retriever`.
     - "serpapi", "serper" (Google, with a key, for money), "wikipedia": answers are kept in ZS_SEARCH_CACHE

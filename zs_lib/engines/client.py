@@ -1,15 +1,24 @@
-"""Asking a service over HTTP: many calls at once, each bounded in time, tries and size, and no key in any message."""
+"""Asking a service over HTTP: many calls at once, each bounded in time, tries and size, and no key in any message.
+
+A service may stand at several addresses. A call goes to the replica with the fewest under way, its next attempt to another;
+a replica that does not answer is set aside for a while.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import json
+import threading
+import time
 import urllib.request
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from random import Random
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -23,6 +32,8 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}
 """Answers that may be better the next time. All others would be the same again."""
 QUOTED = 200
 """Characters of a service's own words in an error."""
+REST_S, LONGEST_REST_S = 60.0, 3600.0
+"""Seconds for which a replica is set aside: twice as many each time, until it answers."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +41,9 @@ class Limits:
     """What a service may take of our time and memory."""
 
     concurrency: int = 8
-    """Calls under way at once."""
+    """Calls under way at once, a replica."""
     attempts: int = 4
-    """Of one call, the first included."""
+    """Of one call at one replica, the first included."""
     attempt_s: float = 20.0
     """Seconds for one attempt, from connecting to the answer's last byte."""
     search_s: float = 600.0
@@ -67,11 +78,43 @@ class Failed(Exception):
 
 
 class _Again(Exception):
-    """An attempt that failed in a way that may pass."""
+    """An attempt that failed in a way that may pass; `silent`: nobody answered at all."""
 
-    def __init__(self, cause: str, wait_s: float = 0.0):
+    def __init__(self, cause: str, wait_s: float = 0.0, silent: bool = False):
         super().__init__(cause)
-        self.wait_s = wait_s
+        self.wait_s, self.silent = wait_s, silent
+
+
+class _Replica:
+    """One address of a service, and how it has done of late in all searches."""
+
+    def __init__(self, address: str):
+        self.address, self.lock = address.strip().rstrip("/"), threading.Lock()
+        self.under_way = self.asked = self.failures = 0
+        self.rest_s = self.until = 0.0
+
+    @property
+    def rests(self) -> bool:
+        """Set aside: not to be asked for `rest_s`, and then by one call at a time, until it answers."""
+        return self.rest_s > 0 and (self.under_way > 0 or time.monotonic() < self.until)
+
+    @contextmanager
+    def asking(self, attempts: int) -> Iterator[None]:
+        """Around an attempt: counts it. After one without an answer, or `attempts` bad ones in a row, the replica rests."""
+        with self.lock:
+            self.under_way, self.asked = self.under_way + 1, self.asked + 1
+        try:
+            yield
+            self.failures, self.rest_s, self.until = 0, 0.0, 0.0
+        except _Again as again:
+            self.failures += 1
+            if (again.silent or self.failures >= attempts) and time.monotonic() >= self.until:  # else it rests already
+                self.rest_s = min(2 * self.rest_s or REST_S, LONGEST_REST_S)
+                self.until = time.monotonic() + self.rest_s
+            raise
+        finally:
+            with self.lock:
+                self.under_way -= 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +124,7 @@ class Service:
     name: str
     """For people."""
     address: str
-    """http(s)://host[:port][/path], without user, password or query."""
+    """http(s)://host[:port][/path], without user, password or query; several, for replicas, with commas between them."""
     limits: Limits = Limits()
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     key: str = field(default="", repr=False)
@@ -92,14 +135,13 @@ class Service:
     """The parameter of the address that takes the key, where it does not stand in the headers."""
 
     def __post_init__(self):
-        try:
-            url, parts = httpx.URL(self.address), urlsplit(self.address)  # each lets through what the other does not
-            sound = url.scheme in ("http", "https") and parts.hostname and not (url.userinfo or url.query or url.fragment)
-        except (httpx.InvalidURL, ValueError):
-            sound = False
-        if not sound:  # it is not repeated: it may hold a password
+        if not all(_sound(replica.address) for replica in self.replicas):  # not repeated: it may hold a password
             raise EngineError(f"The address of {self.name} is none that can be used: give http://HOST:PORT or "
                               "https://HOST, without user, password or query.")
+
+    @cached_property
+    def replicas(self) -> tuple[_Replica, ...]:
+        return tuple(map(_Replica, self.address.split(",")))
 
     def fetch(self, calls: Sequence[Call]) -> list[Any]:
         """The answers (JSON values) in the order of the calls, or a `Failed` in the place of one.
@@ -115,60 +157,67 @@ class Service:
         return Failed(f"{self.name}: {cause}; {cure}.")
 
     async def _fetch(self, calls: Sequence[Call]) -> list[Any]:
-        slots = asyncio.Semaphore(self.limits.concurrency)
+        slots = asyncio.Semaphore(self.limits.concurrency * len(self.replicas))
         deadline = asyncio.get_running_loop().time() + self.limits.search_s
-        transport = _KeyedTransport(self)
         headers = {"Accept-Encoding": "identity"} | self.headers  # what is read is then no longer than what is sent
-        async with httpx.AsyncClient(transport=transport, headers=headers, timeout=None) as client:
+        async with AsyncExitStack() as stack:
+            clients = {replica: await stack.enter_async_context(httpx.AsyncClient(
+                transport=_KeyedTransport(self, replica.address), headers=headers, timeout=None)) for replica in self.replicas}
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._answer(client, call, slots, deadline)) for call in calls]
+                    tasks = [group.create_task(self._answer(clients, call, slots, deadline)) for call in calls]
             except BaseExceptionGroup as several:
                 raise several.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _answer(self, client: httpx.AsyncClient, call: Call, slots: asyncio.Semaphore, deadline: float) -> Any:
+    async def _answer(self, clients: _Clients, call: Call, slots: asyncio.Semaphore, deadline: float) -> Any:
         try:
             async with asyncio.timeout_at(deadline), slots:
-                return await self._try(client, call)
+                return await self._try(clients, call)
         except TimeoutError:
             return self.failed(f"the search was not over within {self.limits.search_s:g} s", "ask for less at once, or "
                                "look whether the service is overloaded")
         except Failed as failure:
             return failure
 
-    async def _try(self, client: httpx.AsyncClient, call: Call) -> Any:
-        attempts = range(1, self.limits.attempts + 1)
-        for attempt in attempts:
+    async def _try(self, clients: _Clients, call: Call) -> Any:
+        """The answer of whichever replica has one; Failed, which names each, after all attempts at all of them."""
+        tries, due, failures = Counter(), {}, {}
+        now = asyncio.get_running_loop().time
+        while left := [replica for replica in self.replicas if tries[replica] < self.limits.attempts]:
+            replica = min(left, key=lambda one: (one.rests, tries[one], one.under_way, one.asked))
             try:
-                return await self._attempt(client, call)
+                with replica.asking(self.limits.attempts):
+                    await asyncio.sleep(due.get(replica, 0.0) - now())
+                    return await self._attempt(clients[replica], replica.address, call)
             except _Again as again:
+                tries[replica] += 1
+                cause = f"{again} ({tries[replica]} attempts)"
+                failures[replica] = self.failed(cause, f"check that {replica.address} is up and can be reached, then go on")
+                due[replica] = now() + max(again.wait_s, self._pause(call, tries[replica]))
                 if again.wait_s > self.limits.longest_wait_s:
-                    raise self.failed(f"{again}, and wants to be left alone for {again.wait_s:.0f} s",
-                                      "go on later, or with fewer runs side by side") from None
-                cause, wait_s = str(again), max(again.wait_s, self._pause(call, attempt))
-            if attempt < attempts[-1]:
-                await asyncio.sleep(wait_s)
-        raise self.failed(f"{cause} ({len(attempts)} attempts)", f"check that {self.address} is up and can be reached, then "
-                          "go on") from None
+                    cause = f"{again}, and {replica.address} wants to be left alone for {again.wait_s:.0f} s"
+                    failures[replica] = self.failed(cause, "go on later, or with fewer runs side by side")
+                    tries[replica] = self.limits.attempts
+        raise Failed(" ".join(map(str, failures.values())))
 
     def _pause(self, call: Call, attempt: int) -> float:
         """Seconds: doubled each time, and spread by a draw that depends on the call and the attempt alone."""
         spread = 0.5 + Random(f"{call} {attempt}").random()
         return min(self.limits.longest_wait_s, self.limits.first_wait_s * 2 ** (attempt - 1) * spread)
 
-    async def _attempt(self, client: httpx.AsyncClient, call: Call) -> Any:
+    async def _attempt(self, client: httpx.AsyncClient, address: str, call: Call) -> Any:
         """One attempt: the answer's JSON, else Failed, _Again or EngineError. No message of httpx is passed on."""
         try:
             async with (
                 asyncio.timeout(self.limits.attempt_s),
-                client.stream(url=self.address + call.path, **call.for_httpx()) as answer,
+                client.stream(url=address + call.path, **call.for_httpx()) as answer,
             ):
                 body = await self._read(answer)
         except TimeoutError:
-            raise _Again(f"no whole answer within {self.limits.attempt_s:g} s") from None
+            raise _Again(f"no whole answer within {self.limits.attempt_s:g} s", silent=True) from None
         except (httpx.RequestError, httpx.InvalidURL) as error:
-            raise _Again(f"no answer ({type(error).__name__})") from None
+            raise _Again(f"no answer ({type(error).__name__})", silent=True) from None
         if answer.status_code in (401, 403):
             cure = f"put the right key into {self.key_names}" if self.key_names else "it turns this machine or network away"
             raise EngineError(f"{self.name} refuses to answer (HTTP {answer.status_code}): {cure}.")
@@ -176,11 +225,11 @@ class Service:
             raise _Again(f"HTTP {answer.status_code}", _retry_after(answer.headers.get("Retry-After", "")))
         if not answer.is_success:
             said = self.quote(body.decode(errors="replace"))
-            raise self.failed(f"HTTP {answer.status_code} ({said or 'nothing more'})", "correct the address or the request")
+            raise self.failed(f"HTTP {answer.status_code} ({said or 'nothing more'})", f"correct the address {address} or the request")
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
-            raise self.failed("the answer is no JSON", f"check that {self.address} is what you meant") from None
+            raise self.failed("the answer is no JSON", f"check that {address} is what you meant") from None
 
     async def _read(self, answer: httpx.Response) -> bytes:
         body = bytearray()
@@ -200,8 +249,8 @@ class Service:
 class _KeyedTransport(httpx.AsyncHTTPTransport):
     """Puts the key into a request on its way out: httpx's log and exceptions, which tell addresses, never see it."""
 
-    def __init__(self, service: Service):
-        url = httpx.URL(service.address)  # httpx looks for proxies only where it has its own transport
+    def __init__(self, service: Service, address: str):
+        url = httpx.URL(address)  # httpx looks for proxies only where it has its own transport
         direct = is_loopback(url.host) or urllib.request.proxy_bypass(url.host)
         super().__init__(proxy=None if direct else urllib.request.getproxies().get(url.scheme))
         self.service = service
@@ -212,6 +261,17 @@ class _KeyedTransport(httpx.AsyncHTTPTransport):
         url = request.url.copy_add_param(self.service.key_parameter, self.service.key)
         keyed = httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=request.extensions)
         return await super().handle_async_request(keyed)
+
+
+_Clients = dict[_Replica, httpx.AsyncClient]
+
+
+def _sound(address: str) -> bool:
+    try:
+        url, parts = httpx.URL(address), urlsplit(address)  # each lets through what the other does not
+        return bool(url.scheme in ("http", "https") and parts.hostname and not (url.userinfo or url.query or url.fragment))
+    except (httpx.InvalidURL, ValueError):
+        return False
 
 
 def is_loopback(host: str) -> bool:

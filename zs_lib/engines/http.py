@@ -169,9 +169,9 @@ class OpenAIEngine(HttpEngine):
 
     def __init__(self, address: str, template: str, temperature: float, max_tokens: int, model: str = "",
                  limits: Limits = Limits(concurrency=32, attempt_s=120.0)):
-        """`model` is a name that the server knows; without, it is the only one that the server has. Raises EngineError
-        if the server cannot be asked for it, or has several."""
-        address = address.rstrip("/").removesuffix("/v1")
+        """`model` is a name that the server knows; without, it is the only one that the server has. Of several servers
+        (addresses with commas between them) each must know it. Raises EngineError if none can be asked for it, or has several."""
+        address = ",".join(one.strip().rstrip("/").removesuffix("/v1") for one in address.split(","))
         super().__init__(f"openai:{address}", _own_server("the simulator's server", address, limits))
         self.template, self.temperature, self.max_tokens = template, temperature, max_tokens
         self.tokens = self.searches = self.format_errors = 0
@@ -216,10 +216,10 @@ def seed_of(key: tuple[int | str, ...]) -> int:
 
 
 def _own_server(name: str, address: str, limits: Limits) -> Service:
-    """A server whose address the user gave; it gets the token, if the environment has one."""
+    """A server, or several alike, whose address the user gave; it gets the token, if the environment has one."""
     token = environment(TOKENS)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return Service(name, address.rstrip("/"), limits, headers, token, TOKENS[0])
+    return Service(name, address, limits, headers, token, TOKENS[0])
 
 
 def _key(service: str, names: tuple[str, ...]) -> str:
