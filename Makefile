@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test test-browser fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test test-browser test-ray fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -54,6 +54,10 @@ test-browser: $(STAMP)  ## notebooks in JupyterLab and Chromium, by mouse and ke
 			"chromium-driver: install both, so that they are on the PATH." >&2; exit 1; }
 	@$(VENV)/bin/python -c 'import selenium' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[browser]'
 	$(VENV)/bin/python -m pytest tests/browser.py
+
+test-ray: $(STAMP)  ## a study on two Ray nodes of this machine, one of them killed; SLURM's jobs by submitit
+	@$(VENV)/bin/python -c 'import ray, submitit' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[cluster]'
+	$(VENV)/bin/python -m pytest tests/cluster.py
 
 fuzz: $(STAMP)  ## 100,000 hostile inputs for parsers, loaders and the run store, recorded in data/results
 	$(VENV)/bin/python tests/fuzz.py

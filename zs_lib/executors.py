@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zs_lib import worker
-from zs_lib.config import Share, Resources
+from zs_lib.config import Resources, Share
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.provenance import available_cores
 from zs_lib.values import pick
@@ -297,9 +298,10 @@ class _SlurmJob:
 
         share = self.resources.of(job["kind"])
         executor = submitit.AutoExecutor(Path(job["store"], "slurm"), cluster=self.cluster)
-        setup = [f"export {name}={value}" for name, value in worker.threads(share.cpus).items()]
+        settings = {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | worker.threads(share.cpus)
         executor.update_parameters(name=f"zs-{job['kind']}", timeout_min=60 * SLURM_HOURS, cpus_per_task=share.cpus,
-                                   gpus_per_node=share.gpus, slurm_setup=setup)
+                                   slurm_setup=[f"export {name}={shlex.quote(value)}" for name, value in settings.items()],
+                                   **({"gpus_per_node": share.gpus} if share.gpus else {}))
         with self.lock:
             if not self.ended:
                 self.job = executor.submit(_Resumed(), job)

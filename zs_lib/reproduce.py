@@ -183,12 +183,16 @@ def _work(place: Place, queue: _Queue) -> None:
     """Do tasks until none is left."""
     while (task := queue.next()) is not None:
         path = queue.store.path(task.arm, task.seed)
-        error = place.do(spelled(task.arm) | {
-            "kind": kind_of(task.arm), "work": WORK[type(task.arm).__name__], "seed": task.seed,
-            "store": str(queue.store.root), "log": str(path / "worker.log")})  # fmt: skip
+        error = place.do(_job(task.arm, task.seed, queue.store))
         if error is None and not _seen(path):
             error = f"it is finished on another machine, and not here: {queue.store.root} must be a folder that all machines share"
         queue.finished(path, task, error)
+
+
+def _job(arm: Any, seed: int, store: RunStore) -> dict:
+    """A run as JSON values, for `worker.do` on whatever machine."""
+    log = store.path(arm, seed) / "worker.log"
+    return spelled(arm) | {"kind": kind_of(arm), "work": WORK[type(arm).__name__], "seed": seed, "store": str(store.root), "log": str(log)}
 
 
 def _seen(path: Path) -> bool:
