@@ -43,7 +43,7 @@ def test_no_slurm_here(monkeypatch, tmp_path):
         pytest.fail("it was opened")
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:port", ":::", "127.0.0.1:99999999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "127.0.0.1:port", ":::", "127.0.0.1:99999999"])
 def test_an_address_where_no_cluster_is(address, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
     with socket.socket() as free:

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--only", metavar="02,03", help="these notebooks, by number or name")
     sub.add_argument("--full", action="store_true", help="every study and notebook (hours), not the core alone")
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
-    sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a core)")
+    sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a core; on a cluster, all that it takes)")
     sub.add_argument("--executor", default="local", metavar="E", help="where runs are made: local, ray or slurm, with ZS_RUNS on a disk that "
                                                                       "all machines share (default: local)")
     sub.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster's head (default: the cluster of this machine, or a new one)")

@@ -44,10 +44,6 @@ STOPPED = "it was stopped"
 LACKS = "The executor '{}' needs the package {}: pip install -c constraints.txt -e '.[cluster]'."
 
 
-def _last_line(error: Exception) -> str:
-    return "".join(str(error).strip().splitlines()[-1:])
-
-
 class Place(Protocol):
     """Makes one run at a time."""
 
@@ -221,13 +217,18 @@ class _RayTask:
             return f"Ray: {type(error).__name__}: {_last_line(error)}"
 
     def ask_to_end(self) -> None:
-        self._cancel(force=False)
+        import ray
+
+        with self.lock:
+            self.ended = True
+            if self.task:
+                ray.cancel(self.task)  # in the task it is Ctrl-C
 
     def end(self, deadline: float) -> None:
         import ray
 
         if self.task and not ray.wait([self.task], timeout=max(0.0, deadline - time.monotonic()))[0]:
-            self._cancel(force=True)
+            ray.cancel(self.task, force=True)
 
     def _answer(self, share: Share) -> str | None:
         """Wait for it; not for ever if the nodes that could make it are gone."""
@@ -238,17 +239,9 @@ class _RayTask:
             if _fits(share):
                 fitted = time.monotonic()
             elif time.monotonic() - fitted > LONELY_S:
-                self._cancel(force=True)
+                ray.cancel(self.task, force=True)
                 return f"no node of the Ray cluster has had {share} for {LONELY_S // 60} minutes: add one"
         return ray.get(self.task)
-
-    def _cancel(self, force: bool) -> None:
-        import ray
-
-        with self.lock:
-            self.ended = True
-            if self.task:
-                ray.cancel(self.task, force=force)
 
 
 def _settings(share: Share) -> dict[str, str]:
@@ -315,7 +308,7 @@ class _SlurmJob:
         with self.lock:
             self.ended = True
             if self.job:
-                self.job.cancel()
+                self.job.cancel(check=False)  # it may be over
 
     def end(self, deadline: float) -> None:
         """SLURM itself does not wait long for a cancelled job."""
@@ -331,3 +324,7 @@ class _Resumed:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job)
+
+
+def _last_line(error: Exception) -> str:
+    return "".join(str(error).strip().splitlines()[-1:])
