@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,8 +34,7 @@ def counting(monkeypatch):
     monkeypatch.setitem(reproduce.WORK, "CountingArm", "run_fixtures:ensure")
     monkeypatch.setenv("PYTHONPATH", PATHS)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    for name, value in {"raylet_start_wait_time_s": WAIT_S, "agent_register_timeout_ms": 1000 * WAIT_S, "memory_monitor_refresh_ms": 0}.items():
-        monkeypatch.setenv(f"RAY_{name}", str(value))  # a busy machine is slow, and full
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # else tasks are ended where others fill the memory
 
 
 def wait_for(what):
@@ -50,18 +48,14 @@ def wait_for(what):
 # ------------------------------------------------------------------------------------------ Ray
 
 
-PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-
-
 class Cluster:
     """Two nodes of one core: the head, and one that is killed."""
 
     def __init__(self):
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster()
-        self.cluster.add_node(include_dashboard=False, **_node())
-        self.node, self.address = self.cluster.add_node(**_node()), self.cluster.address
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        self.node, self.address = self.cluster.add_node(num_cpus=1), self.cluster.address
 
     def processes(self) -> list[psutil.Process]:
         """Of the node that is no head: its own, and its tasks'."""
@@ -78,13 +72,6 @@ class Cluster:
 
     def close(self) -> None:
         self.cluster.shutdown()
-
-
-def _node() -> dict:
-    """Of one core. For ports that its agents were to choose themselves Ray would wait 15 seconds, too few on a busy machine."""
-    with ExitStack() as stack:
-        free = [stack.enter_context(socket.create_server(("", 0))).getsockname()[1] for _ in PORTS]
-    return {"num_cpus": 1, "include_log_monitor": False} | dict(zip(PORTS, free, strict=True))
 
 
 def _open(process: psutil.Process) -> list[str]:
