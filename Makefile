@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test test-browser test-distributed fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test test-browser test-distributed test-ray fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -57,6 +57,10 @@ test-browser: $(STAMP)  ## notebooks in JupyterLab and Chromium, by mouse and ke
 
 test-distributed: $(STAMP)  ## one run by two processes, against one by one: the same losses and weights
 	$(VENV)/bin/python -m pytest tests/distributed.py
+
+test-ray: $(STAMP)  ## a study on two Ray nodes of this machine, one of them killed; SLURM's jobs by submitit
+	@$(VENV)/bin/python -c 'import ray, submitit' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[cluster]'
+	$(VENV)/bin/python -m pytest tests/cluster.py
 
 fuzz: $(STAMP)  ## 100,000 hostile inputs for parsers, loaders and the run store, recorded in data/results
 	$(VENV)/bin/python tests/fuzz.py

@@ -16,7 +16,7 @@ from zs_lib.doctor import normalise, pins
 PROJECT = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 NEEDED = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["test"]]
-BROWSER = [Requirement(line) for line in EXTRAS["browser"]]
+OPTIONAL = [Requirement(line) for line in EXTRAS["browser"] + EXTRAS["cluster"]]
 
 
 def environment() -> tuple[list[str], dict[str, str]]:
@@ -28,7 +28,7 @@ def environment() -> tuple[list[str], dict[str, str]]:
     return conda, {normalise(name): version for name, version in pairs}
 
 
-@pytest.mark.parametrize("requirement", NEEDED + BROWSER, ids=str)
+@pytest.mark.parametrize("requirement", NEEDED + OPTIONAL, ids=str)
 def test_every_dependency_is_pinned_inside_its_range(requirement):
     assert requirement.specifier.contains(pins()[normalise(requirement.name)])
 
@@ -70,7 +70,7 @@ def test_no_index_is_named():
 
 def test_what_is_imported_is_declared():
     """Every third-party module that the library or the tests import belongs to a declared package."""
-    declared = {normalise(need.name).replace("-", "_") for need in NEEDED + BROWSER} | {"vllm"}
+    declared = {normalise(need.name).replace("-", "_") for need in NEEDED + OPTIONAL} | {"vllm"}
     modules = {
         "sklearn": "scikit_learn",
         "yaml": "pyyaml",

@@ -59,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--only", metavar="02,03", help="these notebooks, by number or name")
     sub.add_argument("--full", action="store_true", help="every study and notebook (hours), not the core alone")
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
-    sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a core)")
+    sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a core; on a cluster, all that it takes)")
+    sub.add_argument("--executor", default="local", metavar="E", help="where runs are made: local, ray or slurm, with ZS_RUNS on a disk that "
+                                                                      "all machines share (default: local)")
+    sub.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster's head (default: the cluster of this machine, or a new one)")
 
     sub = add("train", _train, "make one run; under torchrun or accelerate launch with all processes together")
     sub.add_argument("arm", metavar="ARM", help="a policy or a simulator of the profile or its studies, by name")
@@ -193,7 +196,8 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     from zs_lib.reproduce import reproduce
 
     only = arguments.only.split(",") if arguments.only is not None else None
-    for path in reproduce(arguments.profile, only, arguments.seeds, arguments.jobs, arguments.full):
+    for path in reproduce(arguments.profile, only, arguments.seeds, arguments.jobs, arguments.full,
+                          arguments.executor, arguments.address):
         print(path)
 
 

@@ -8,7 +8,7 @@ Nothing else in the library asks which profile runs. Layout of a file:
     [simulator]  values that all simulators share     [[simulators]]  one row an arm: what differs
     [policy]     values that all policies share       [[policies]]    one row an arm: what differs
                  (with [policy.objective], [policy.rollout], [policy.curriculum])
-    [evaluation]
+    [evaluation]                                                  [resources]     of a run on a cluster
 
 A policy's `simulator` is the label of one of the simulators: "<way>-<backbone>".
 """
@@ -31,6 +31,34 @@ PROFILES = Path(__file__).resolve().parent / "profiles"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one run takes of a cluster's machine (`executors`)."""
+
+    cpus: int = 1
+    """As many threads, too; only runs with equally many are equal bit for bit."""
+    gpus: int = 0
+
+    def __post_init__(self):
+        within(self, cpus=(1, 10_000), gpus=(0, 1000))
+
+    def __str__(self) -> str:
+        return f"{self.cpus} CPU and {self.gpus} GPU"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """The needs of a run, by its kind."""
+
+    simulator: Share = Share()
+    policy: Share = Share()
+    evaluation: Share = Share()
+    """And of whatever else only measures."""
+
+    def of(self, kind: str) -> Share:
+        return getattr(self, kind, self.evaluation)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """A study at one size: what `notebooks/` run."""
 
@@ -48,6 +76,7 @@ class Profile:
     simulators: tuple[SimulatorArm, ...]
     policies: tuple[PolicyArm, ...]
     evaluation: EvaluationConfig
+    resources: Resources = field(default=Resources(), metadata=LABEL, compare=False)
 
     def __post_init__(self):
         within(self, seeds=(1, 1000))

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zs_lib import config, processes
+from zs_lib import config, executors, processes
 from zs_lib.arms import WarmUpArm, served
 from zs_lib.errors import ConfigError, DataError, RunError
+from zs_lib.executors import Executor, Place
 from zs_lib.files import read_json, write_json
 from zs_lib.progress import Board, clock, watching
-from zs_lib.provenance import available_cores
 from zs_lib.runs import Run, RunStore, kind_of
 from zs_lib.values import reject_unknown
-from zs_lib.worker import environment, spelled
+from zs_lib.worker import spelled
 
 NOTEBOOKS = config.ROOT / "notebooks"
 OUTPUTS = Path(os.environ.get("ZS_OUTPUTS") or config.ROOT / "outputs")
@@ -40,6 +36,8 @@ SIMULATOR_SEED = 0
 KERNEL_START_S = 120
 STOP_S = 10
 """So long workers that are asked to end may take to finish their step and keep a checkpoint."""
+SEEN_S = 60
+"""So long a network disk may take to show what was written by another machine."""
 LAST_OF_CORE = "04"
 """The notebooks up to here need the core arms only."""
 
@@ -52,37 +50,38 @@ def ensure_arms(
     jobs: int | None = None,
     store: RunStore | None = None,
     watch: Callable[..., None] | None = None,
+    executor: Executor | None = None,
 ) -> list[Run]:
     """The finished runs of these (arm, seed) pairs, in order; those that are missing are made side by side.
 
-    `jobs` processes (one a core by default) with one thread each. What an arm needs (an evaluation its
-    policy, that its simulator) is made first, and added if it is not among the arms. A failing run does not
-    stop the others. Ctrl-C ends the workers within STOP_S; what they have done up to the last checkpoint is kept
-    (that is the present step, if it ends in time). While they work, `watch()` is called several times a second,
-    and at the end `watch(last=True)`.
+    `jobs` at once, in the places of `executor`: by default one a core of this machine, each a process with one thread.
+    What an arm needs (an evaluation its policy, that its simulator) is made first, and added if it is not among the
+    arms. A failing run does not stop the others. Ctrl-C ends the workers within STOP_S; what they have done up to the
+    last checkpoint is kept (that is the present step, if it ends in time). While they work, `watch()` is called several
+    times a second, and at the end `watch(last=True)`.
 
     Raises:
         RunError: some runs failed; it names each with its cause.
     """
     store, wanted = store or RunStore(), list(arms)
-    jobs = available_cores() if jobs is None else jobs
+    executor = executor or executors.LOCAL
+    jobs = executor.places if jobs is None else jobs
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: at least one process is needed.")
     if processes.count() > 1:
         raise ConfigError("Runs side by side are started by one process: leave torchrun out, or have it make one run (`zs train`).")
     queue = _Queue(store, wanted)
     if queue.waiting:
-        _work_through(queue, min(jobs, len(queue.waiting)), store, watch)
+        _work_through(queue, [executor.place() for _ in range(min(jobs, len(queue.waiting)))], watch)
     if queue.failed:
         causes = "; ".join(f"{name}: {cause}" for name, cause in queue.failed.items())
         raise RunError(f"{len(queue.failed)} of {queue.total} runs failed (the others are kept). {causes}")
     return [store.get(arm, seed) for arm, seed in wanted]
 
 
-def _work_through(queue: _Queue, jobs: int, store: RunStore, watch: Callable[..., None] | None) -> None:
-    workers = [_Worker(store) for _ in range(jobs)]
-    threads = [threading.Thread(target=worker.work, args=(queue,), daemon=True) for worker in workers]
-    shown = [Board(store, queue.headline).refresh] + ([watch] if watch else [])
+def _work_through(queue: _Queue, places: list[Place], watch: Callable[..., None] | None) -> None:
+    threads = [threading.Thread(target=_work, args=(place, queue), daemon=True) for place in places]
+    shown = [Board(queue.store, queue.headline).refresh] + ([watch] if watch else [])
     try:
         for thread in threads:
             thread.start()
@@ -92,11 +91,11 @@ def _work_through(queue: _Queue, jobs: int, store: RunStore, watch: Callable[...
                 refresh()
     finally:
         queue.close()
-        for worker in workers:
-            worker.ask_to_end()
+        for place in places:
+            place.ask_to_end()
         deadline = time.monotonic() + STOP_S
-        for worker in workers:
-            worker.end(deadline)
+        for place in places:
+            place.end(deadline)
         for refresh in shown:
             refresh(last=True)
 
@@ -185,79 +184,30 @@ class _Queue:
         self.changed.notify_all()
 
 
-class _Worker:
-    """A worker process (`zs_lib.worker`), started when it has something to do."""
+def _work(place: Place, queue: _Queue) -> None:
+    """Do tasks until none is left."""
+    while (task := queue.next()) is not None:
+        path = queue.store.path(task.arm, task.seed)
+        error = place.do(_job(task.arm, task.seed, queue.store))
+        if error is None and not _seen(path):
+            error = f"it is finished on another machine, and not here: {queue.store.root} must be a folder that all machines share"
+        queue.finished(path, task, error)
 
-    def __init__(self, store: RunStore):
-        self.store, self.process, self.output = store, None, tempfile.TemporaryFile()
-        self.lock, self.ended = threading.Lock(), False
 
-    def work(self, queue: _Queue) -> None:
-        """Do tasks until none is left."""
-        while (task := queue.next()) is not None:
-            try:
-                error = self._do(task)
-            except OSError as failure:  # no process could be started, or it died before it read its job
-                error = f"worker process: {failure}"
-            queue.finished(self.store.path(task.arm, task.seed), task, error)
+def _job(arm: Any, seed: int, store: RunStore) -> dict:
+    """A run as JSON values, for `worker.do` on whatever machine."""
+    log = store.path(arm, seed) / "worker.log"
+    return spelled(arm) | {"kind": kind_of(arm), "work": WORK[type(arm).__name__], "seed": seed, "store": str(store.root), "log": str(log)}
 
-    def ask_to_end(self) -> None:
-        """A training stops after its step, with a checkpoint; anything else at once."""
-        with self.lock:
-            self.ended = True
-            if self.process:
-                self.process.terminate()
 
-    def end(self, deadline: float) -> None:
-        """End the process, by force from `deadline` (monotonic) on; it goes on from its checkpoint another time."""
-        if self.process:
-            try:
-                self.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self.output.close()
-
-    def _do(self, task: _Task) -> str | None:
-        job = spelled(task.arm) | {
-            "work": WORK[type(task.arm).__name__],
-            "seed": task.seed,
-            "store": str(self.store.root),
-            "log": str(self.store.path(task.arm, task.seed) / "worker.log"),
-        }
-        process = self._process()
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-        return json.loads(answer)["error"] if answer else self._obituary()
-
-    def _process(self) -> subprocess.Popen:
-        with self.lock:
-            if self.ended:
-                raise OSError("ended")
-            if self.process is None or self.process.poll() is not None:
-                # One thread each: more of them on the same cores are many times slower.
-                names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-                settings = dict.fromkeys(names, "1") | {"TOKENIZERS_PARALLELISM": "false"}
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "zs_lib.worker"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=self.output,
-                    encoding="utf-8",
-                    env=environment() | settings,
-                )
-            return self.process
-
-    def _obituary(self) -> str:
-        code = self.process.wait()
-        if self.ended:
-            return "it was stopped"
-        if code == -9:
-            return "its process was killed (out of memory?): try fewer --jobs"
-        self.output.seek(0)
-        last = self.output.read().decode(errors="replace").strip().splitlines()[-1:]
-        return f"its process ended with exit code {code} ({''.join(last) or 'it said nothing'})"
+def _seen(path: Path) -> bool:
+    """Whether a run is finished here too; a network disk may take a while to show what another machine wrote."""
+    deadline = time.monotonic() + SEEN_S
+    while not (path / "summary.json").exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1)
+    return True
 
 
 # ------------------------------------------------------------------------------------------ notebooks
@@ -269,12 +219,14 @@ def reproduce(
     seeds: int | None = None,
     jobs: int | None = None,
     full: bool = False,
+    executor: str = "local",
+    address: str | None = None,
 ) -> list[Path]:
     """Run the numbered notebooks with a profile, in order; returns the executed ones, in outputs/<profile>/.
 
     `only`: numbers ("02") or names of notebooks; by default those of the core, or with `full` all. `seeds` and
     `jobs` go to those that take them. Without `only`, all runs are made first, side by side, so that no core waits
-    for a notebook that needs one arm.
+    for a notebook that needs one arm: by an executor (`executors.opened`), which may be a cluster.
 
     Raises:
         ConfigError: unknown profile or notebook. RunError: a run or a cell failed.
@@ -286,7 +238,10 @@ def reproduce(
     study = config.load_profile(profile, overrides)  # a wrong name or value is told now, not by the first notebook
     chosen = [path for path in choose(only) if full or only is not None or path.stem[:2] <= LAST_OF_CORE]
     if only is None:
-        ensure_arms(study_runs(studies.full(study) if full else study), jobs)
+        with executors.opened(executor, address, study.resources) as opened:
+            ensure_arms(study_runs(studies.full(study) if full else study), jobs, executor=opened)
+    elif executor != "local":
+        raise ConfigError(f"Notebooks make their runs on this machine: leave --only out, or --executor {executor}.")
     values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
     folder = OUTPUTS / profile
     folder.mkdir(parents=True, exist_ok=True)

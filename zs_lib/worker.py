@@ -1,4 +1,4 @@
-"""A process that makes runs for `reproduce.ensure_arms`: a job a line on stdin, an answer a line on stdout.
+"""Jobs of `reproduce.ensure_arms`, and a process that does them: a job a line on stdin, an answer a line on stdout.
 
 It ends when its stdin does, so it cannot outlive the process that started it, however that one dies. A run
 that is cut off like this goes on from its checkpoint when it is asked for again.
@@ -39,6 +39,12 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
+def threads(count: int) -> dict[str, str]:
+    """The environment of a process that computes with so many: more than it has cores for are many times slower."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return dict.fromkeys(names, str(count)) | {"TOKENIZERS_PARALLELISM": "false"}
+
+
 def main() -> None:
     """Answer jobs until stdin ends. Whatever the work prints goes to stderr, for stdout carries the
     answers."""
@@ -50,7 +56,7 @@ def main() -> None:
     jobs: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_read, args=(jobs,), daemon=True).start()
     while True:
-        print(json.dumps({"error": _do(json.loads(jobs.get()))}), file=answers)
+        print(json.dumps({"error": do(json.loads(jobs.get()))}), file=answers)
 
 
 def _read(jobs: queue.Queue[str]) -> None:
@@ -59,8 +65,8 @@ def _read(jobs: queue.Queue[str]) -> None:
     os._exit(0)
 
 
-def _do(job: dict) -> str | None:
-    """Do one job; returns what went wrong, if anything did."""
+def do(job: dict) -> str | None:
+    """Do one job, on whatever machine; returns what went wrong, if anything did."""
     store = RunStore(job["store"])
     try:
         _named(job["work"])(arm_of(job), job["seed"], store)
