@@ -16,6 +16,8 @@ from zs_lib.values import LABEL, among, later, within
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 """Where the metrics of a run can go besides its own log (`tracking`)."""
+GENERATORS = ("transformers", "vllm")
+"""What writes with a model: our own loop on transformers' forward (`generate`), or vLLM, where it is installed (`vllm_backend`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +125,15 @@ class SimulatorArm(Trained):
     """The real engine that the collector asks: what the simulator learns to play."""
     collection: RolloutConfig | None = later(None)
     """How the collector writes its trajectories; None: as suits the tiny models (`simulator.COLLECTION`)."""
+    generator: str = later("transformers")
+    """One of GENERATORS: what writes the simulator's documents."""
     tracker: str = field(default="none", metadata=LABEL, compare=False)
     """One of TRACKERS (set by the profile). It makes no other arm: it is in neither digest nor comparison."""
 
     def __post_init__(self):
         super().__post_init__()
         _check_engine(self, *REAL_ENGINES)
-        among(self, way=("naive", "grounded", "prompted", "published"), tracker=TRACKERS)
+        among(self, way=("naive", "grounded", "prompted", "published"), tracker=TRACKERS, generator=GENERATORS)
         within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
         within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
         within(self, temperature=(0, 10), max_tokens=(1, math.inf))
@@ -224,12 +228,14 @@ class PolicyArm(Trained):
     """Where the questions come from (set by the profile)."""
     real_share: float = later(0.0)
     """The share of queries that the engine "mixed" hands to the real engine."""
+    generator: str = later("transformers")
+    """One of GENERATORS: what writes the rollouts."""
     tracker: str = field(default="none", metadata=LABEL, compare=False)
     """As a simulator's."""
 
     def __post_init__(self):
         super().__post_init__()
-        among(self, tracker=TRACKERS)
+        among(self, tracker=TRACKERS, generator=GENERATORS)
         _check_engine(self, "none", *SIMULATING, SERVED, *REAL_ENGINES)
         within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
                 learning_rate=(0, 1), weight_decay=(0, 1), max_grad_norm=(0, math.inf), warmup_ratio=(0, 1),
@@ -291,8 +297,11 @@ class EvaluationConfig:
     """Other engines by which the core arms are evaluated: "simulated" is the first arm's simulator."""
     noise: tuple[float, ...] = ()
     """Shares of searches that find nothing of use, by which the core arms are evaluated besides."""
+    generator: str = "transformers"
+    """One of GENERATORS: what writes the answers."""
 
     def __post_init__(self):
+        among(self, generator=GENERATORS)
         _check_engine(self, *REAL_ENGINES)
         if wrong := [share for share in self.noise if not 0 < share <= 1]:
             raise ConfigError(f"EvaluationConfig.noise = {wrong[0]} is out of range (above 0, to 1).")
@@ -343,6 +352,8 @@ class EvaluationArm:
     """As the policy was trained."""
     benchmark: str = later("embedded")
     """As in training: whose test questions are asked."""
+    generator: str = later("transformers")
+    """As in `EvaluationConfig`."""
 
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
@@ -351,7 +362,7 @@ class EvaluationArm:
         engine = "none" if arm.engine == "none" else cfg.engine
         count = cfg.questions_per_subset
         return cls(policy=arm, backbone=arm.backbone, engine=engine, questions_per_subset=count, rollout=rollout,
-                   dtype=arm.dtype, benchmark=arm.benchmark)  # fmt: skip
+                   dtype=arm.dtype, benchmark=arm.benchmark, generator=cfg.generator)  # fmt: skip
 
     @classmethod
     def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:

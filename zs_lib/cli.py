@@ -390,7 +390,7 @@ def _simulate(arguments: argparse.Namespace) -> None:
 def _eval(arguments: argparse.Namespace) -> None:
     study = config.load_profile(arguments.profile)
     from zs_lib import evaluate, models, qa
-    from zs_lib.generate import Generator
+    from zs_lib.generate import build_generator
     from zs_lib.methods import METHODS
     from zs_lib.values import pick
 
@@ -400,7 +400,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     model, cfg = _policy(arguments.policy, study)
     loaded = models.load(model)
     who = f"{arguments.policy or study.policies[0].name}, {arguments.method}, {arguments.engine}"
-    table = evaluate.to_file(arguments.out, questions, Generator(loaded.model, loaded.tokenizer), engine, cfg, arguments.method, who)
+    generator = build_generator(study.evaluation.generator, loaded.model, loaded.tokenizer)
+    table = evaluate.to_file(arguments.out, questions, generator, engine, cfg, arguments.method, who)
     if table["subset"].any():
         print(table.groupby("subset")[["f1", "em", "cover_em", "searches"]].mean().round(3).to_string())
     print(f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, cover-EM {table['cover_em'].mean():.3f}, "
