@@ -146,8 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help="its hub id")
     sub.add_argument("--agree", action="store_true", help="you have read the model's terms, and agree to them")
     sub = add("bench", _bench, "measure speed beside others: into data/results/bench and BENCHMARKS.md")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="machine, rollouts, step, simulator, start, growth, or whole (half an hour); "
-                                                              "default: all but whole that have no record of this code and machine")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="machine, rollouts, step, simulator, start, growth, whole (half an hour), or vllm (where it is "
+                                                              "installed); default: all but the last two that have no record of this code and machine")
     sub.add_argument("--small", action="store_true", help="the smallest sizes, printed and not recorded")
     add("doctor", _doctor, "what this machine has, what is missing, what to do")
     return parser

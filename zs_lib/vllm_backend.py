@@ -10,6 +10,7 @@ not reach, the check after it cannot miss.
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from collections.abc import Iterator
 from statistics import fmean
@@ -60,12 +61,14 @@ class VllmGenerator(Generator):
             config.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             try:
-                return LLM(folder, load_format="dummy", dtype=self.model.dtype, max_model_len=self.context, max_num_seqs=self.max_batch,
+                engine = LLM(folder, load_format="dummy", dtype=self.model.dtype, max_model_len=self.context, max_num_seqs=self.max_batch,
                            kv_cache_memory_bytes=CACHE_BYTES[kind], block_size=BLOCK[kind], enforce_eager=kind == "cpu",
                            logprobs_mode="processed_logprobs", generation_config="vllm")  # fmt: skip
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 raise ModelError(f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the generator to "
                                  "\"transformers\".") from error
+        gc.unfreeze()  # vLLM takes what it made from the garbage collector, so that an engine would keep its memory for good
+        return engine
 
     def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...]) -> list[Completion]:
         from vllm import SamplingParams
