@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed: `make test-vllm` installs it beside the rest, and runs these tests")
 
-from zs_lib import config, evaluate, models, policy, qa, vllm_backend
+from zs_lib import bench, config, evaluate, models, policy, qa, vllm_backend
 from zs_lib.arms import EvaluationArm
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.errors import ModelError
@@ -144,3 +144,9 @@ def test_simulator_and_evaluation_by_vllm(tmp_path):
     assert [simulated.search([request], 3)[0]] * 2 == simulated.search([request, request], 3)
     arm = EvaluationArm.of_backbone(study.policy("search-r1"), study.evaluation)
     assert arm.generator == "vllm" and len(evaluate.rows(evaluate.ensure(arm, 0, RunStore(tmp_path)))) >= 4
+
+
+def test_the_benchmark_at_its_smallest():
+    rows = list(bench.rows("vllm", small=True))
+    assert {row["who"] for row in rows if row["measure"] == "speed"} == {"ours", "vLLM alone", "vLLM on the turns"}
+    assert all(row["value"] > 0 for row in rows)
