@@ -67,7 +67,7 @@ class VllmGenerator(Generator):
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 raise ModelError(f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the generator to "
                                  "\"transformers\".") from error
-        gc.unfreeze()  # vLLM takes what it made from the garbage collector, so that an engine would keep its memory for good
+        gc.unfreeze()  # vLLM froze what it made: an engine that is dropped would never be collected
         return engine
 
     def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...]) -> list[Completion]:
