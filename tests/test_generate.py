@@ -1,13 +1,14 @@
 """Generation: reproducible whatever the batch, equal to a plain forward, stopped where it should."""
 
 import random
+import sys
 
 import pytest
 import torch
 from model_fixtures import tiny_model, tiny_tokenizer
 
 from zs_lib.errors import ModelError
-from zs_lib.generate import Generator, _shared_prefix, uniform
+from zs_lib.generate import Generator, _shared_prefix, build_generator, uniform
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +145,9 @@ def test_prompts_that_cannot_be_continued_are_refused(generator):
         generator.generate([[5] * 500], [(0,)], 13, 1.0)
     with pytest.raises(ModelError, match="empty"):
         generator.generate([[]], [(0,)], 13, 1.0)
+
+
+def test_vllm_that_is_not_installed_is_an_error_that_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ModelError, match="make vllm"):
+        build_generator("vllm", tiny_model(), tiny_tokenizer())

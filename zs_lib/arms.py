@@ -16,6 +16,8 @@ from zs_lib.values import LABEL, among, later, within
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 """Where the metrics of a run can go besides its own log (`tracking`)."""
+GENERATORS = ("transformers", "vllm")
+"""What writes with a model: our own loop on transformers' forward (`generate`), or vLLM, where it is installed (`vllm_backend`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,13 +164,15 @@ class SimulatorArm(Trained):
     """How the collector writes its trajectories; None: as suits the tiny models (`simulator.COLLECTION`)."""
     warm_up: WarmUp | None = later(None)
     """What collector and judge, which are prompted as policies, go through before."""
+    generator: str = later("transformers")
+    """One of GENERATORS: what writes the simulator's documents."""
     tracker: str = field(default="none", metadata=LABEL, compare=False)
     """One of TRACKERS (set by the profile). It makes no other arm: it is in neither digest nor comparison."""
 
     def __post_init__(self):
         super().__post_init__()
         _check_engine(self, *REAL_ENGINES)
-        among(self, way=("naive", "grounded", "prompted", "published"), tracker=TRACKERS)
+        among(self, way=("naive", "grounded", "prompted", "published"), tracker=TRACKERS, generator=GENERATORS)
         within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
         within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
         within(self, temperature=(0, 10), max_tokens=(1, math.inf))
@@ -265,12 +269,14 @@ class PolicyArm(Trained):
     """The share of queries that the engine "mixed" hands to the real engine."""
     warm_up: WarmUp | None = later(None)
     """What the backbone goes through before; the reference policy is the model after it."""
+    generator: str = later("transformers")
+    """One of GENERATORS: what writes the rollouts."""
     tracker: str = field(default="none", metadata=LABEL, compare=False)
     """As a simulator's."""
 
     def __post_init__(self):
         super().__post_init__()
-        among(self, tracker=TRACKERS)
+        among(self, tracker=TRACKERS, generator=GENERATORS)
         _check_engine(self, "none", *SIMULATING, SERVED, *REAL_ENGINES)
         within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
                 learning_rate=(0, 1), weight_decay=(0, 1), max_grad_norm=(0, math.inf), warmup_ratio=(0, 1),
@@ -334,8 +340,11 @@ class EvaluationConfig:
     """Other engines by which the core arms are evaluated: "simulated" is the first arm's simulator."""
     noise: tuple[float, ...] = ()
     """Shares of searches that find nothing of use, by which the core arms are evaluated besides."""
+    generator: str = "transformers"
+    """One of GENERATORS: what writes the answers."""
 
     def __post_init__(self):
+        among(self, generator=GENERATORS)
         _check_engine(self, *REAL_ENGINES)
         if wrong := [share for share in self.noise if not 0 < share <= 1]:
             raise ConfigError(f"EvaluationConfig.noise = {wrong[0]} is out of range (above 0, to 1).")
@@ -388,6 +397,8 @@ class EvaluationArm:
     """As in training: whose test questions are asked."""
     warm_up: WarmUp | None = later(None)
     """Of a backbone: what it went through before."""
+    generator: str = later("transformers")
+    """As in `EvaluationConfig`."""
 
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
@@ -396,7 +407,7 @@ class EvaluationArm:
         engine = "none" if arm.engine == "none" else cfg.engine
         count = cfg.questions_per_subset
         return cls(policy=arm, backbone=arm.backbone, engine=engine, questions_per_subset=count, rollout=rollout,
-                   dtype=arm.dtype, benchmark=arm.benchmark)  # fmt: skip
+                   dtype=arm.dtype, benchmark=arm.benchmark, generator=cfg.generator)  # fmt: skip
 
     @classmethod
     def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:

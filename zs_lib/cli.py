@@ -158,8 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help="its hub id")
     sub.add_argument("--agree", action="store_true", help="you have read the model's terms, and agree to them")
     sub = add("bench", _bench, "measure speed beside others: into data/results/bench and BENCHMARKS.md")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="machine, rollouts, step, simulator, start, growth, or whole (half an hour); "
-                                                              "default: all but whole that have no record of this code and machine")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="machine, rollouts, step, simulator, start, growth, whole (half an hour), or vllm (where it is "
+                                                              "installed); default: all but the last two that have no record of this code and machine")
     sub.add_argument("--small", action="store_true", help="the smallest sizes, printed and not recorded")
     add("doctor", _doctor, "what this machine has, what is missing, what to do")
     return parser
@@ -434,7 +434,7 @@ def _simulate(arguments: argparse.Namespace) -> None:
 def _eval(arguments: argparse.Namespace) -> None:
     study = config.load_profile(arguments.profile)
     from zs_lib import evaluate, models, qa
-    from zs_lib.generate import Generator
+    from zs_lib.generate import build_generator
     from zs_lib.methods import METHODS
 
     pick("method", arguments.method, METHODS)
@@ -443,7 +443,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     model, cfg = _policy(arguments.policy, study)
     loaded = models.load(model)
     who = f"{arguments.policy or study.policies[0].name}, {arguments.method}, {arguments.engine}"
-    table = evaluate.to_file(arguments.out, questions, Generator(loaded.model, loaded.tokenizer), engine, cfg, arguments.method, who)
+    generator = build_generator(study.evaluation.generator, loaded.model, loaded.tokenizer)
+    table = evaluate.to_file(arguments.out, questions, generator, engine, cfg, arguments.method, who)
     if table["subset"].any():
         print(table.groupby("subset")[["f1", "em", "cover_em", "searches"]].mean().round(3).to_string())
     print(f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, cover-EM {table['cover_em'].mean():.3f}, "

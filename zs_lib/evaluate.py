@@ -16,7 +16,7 @@ from zs_lib.arms import EvaluationArm, RolloutConfig
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.engines.noisy import NoisyEngine
 from zs_lib.errors import DataError, EngineError, RunError
-from zs_lib.generate import Generator, uniform
+from zs_lib.generate import Generator, build_generator, uniform
 from zs_lib.logs import Log
 from zs_lib.methods import METHODS
 from zs_lib.qa import Question
@@ -42,7 +42,7 @@ def ensure(arm: EvaluationArm, seed: int, store: RunStore) -> Run:
         loaded = models.load(_model(arm, seed, store), arm.dtype)
         engine = _engine(arm, store)
         questions = pick(qa.load_benchmark(arm.benchmark, "test"), arm.questions_per_subset)
-        generator = Generator(loaded.model, loaded.tokenizer)
+        generator = build_generator(arm.generator, loaded.model, loaded.tokenizer)
         subsets, tables = list(dict.fromkeys(question.subset for question in questions)), []
         for number, subset in enumerate(subsets):
             run.progress("evaluating", number, len(subsets))

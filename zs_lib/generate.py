@@ -1,4 +1,4 @@
-"""Token-in/token-out generation with a transformers model: reproducible, batched, measured.
+"""Token-in/token-out generation with a transformers model: reproducible, batched, measured. (By vLLM: `vllm_backend`.)
 
 The decode loop is ours, because it needs what `model.generate` does not give: randomness that is a function
 of (key, position) and of nothing else, rows that leave the batch when they are done, and the
@@ -66,6 +66,7 @@ class Generator:
         declared = model.generation_config.eos_token_id if model.generation_config else None
         declared = declared if isinstance(declared, list) else [declared]
         self._eos = {*declared, tokenizer.eos_token_id} - {None}
+        self.context = getattr(model.config, "max_position_embeddings", None)
 
     @property
     def tokens_per_second(self) -> float:
@@ -83,7 +84,6 @@ class Generator:
         """The text of ids, tags kept, end-of-sequence tokens left out."""
         return _decode(self.tokenizer, [i for i in ids if i not in self._eos])
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -101,6 +101,16 @@ class Generator:
         """
         self._check(prompts, keys, max_tokens)
         started = time.perf_counter()
+        completions = self._write(prompts, keys, max_tokens, temperature, stop)
+        self.tokens += sum(len(completion.ids) for completion in completions)
+        self.seconds += time.perf_counter() - started
+        return completions
+
+    def sync(self) -> None:
+        """To be called when the model's weights have changed; nothing to do here, where it is the model that writes."""
+
+    @torch.inference_mode()
+    def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...]) -> list[Completion]:
         self.model.eval()
         if stop not in self._stops:
             self._stops[stop] = _StopStrings(self.tokenizer, stop)
@@ -109,8 +119,6 @@ class Generator:
         for start in range(0, len(rows), self.max_batch):
             chunk = by_length[start : start + self.max_batch]
             self._complete(chunk, max_tokens, temperature, self._stops[stop])
-        self.tokens += sum(len(row.ids) for row in rows)
-        self.seconds += time.perf_counter() - started
         return [Completion(row.ids, row.logprobs, row.stop_reason) for row in rows]
 
     def _check(self, prompts, keys, max_tokens: int) -> None:
@@ -118,12 +126,11 @@ class Generator:
             raise ValueError(f"{len(prompts)} prompts came with {len(keys)} keys")
         if any(len(prompt) == 0 for prompt in prompts):
             raise ModelError("Cannot continue an empty prompt: give at least one token.")
-        limit = getattr(self.model.config, "max_position_embeddings", None)
         longest = max(map(len, prompts), default=0)
-        if limit and longest + max_tokens > limit:
+        if self.context and longest + max_tokens > self.context:
             raise ModelError(
                 f"A prompt of {longest} tokens and {max_tokens} new ones exceed the model's context of "
-                f"{limit}: shorten the prompt, or lower the profile's token limits."
+                f"{self.context}: shorten the prompt, or lower the profile's token limits."
             )
 
     def _complete(self, rows: list[_Row], max_tokens: int, temperature: float, stops: _StopStrings) -> None:
@@ -143,6 +150,15 @@ class Generator:
             if not batch.rows or position == max_tokens - 1:
                 return
             logits = batch.step(ids)
+
+
+def build_generator(backend: str, model, tokenizer) -> Generator:
+    """What writes with this model: a name of `arms.GENERATORS`. ModelError where vLLM is asked for and not installed."""
+    if backend == "vllm":
+        from zs_lib.vllm_backend import VllmGenerator
+
+        return VllmGenerator(model, tokenizer)
+    return Generator(model, tokenizer)
 
 
 @dataclass

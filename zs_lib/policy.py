@@ -30,7 +30,7 @@ from zs_lib.curriculum import noise_probability
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.engines.mixed import MixedEngine
 from zs_lib.errors import ConfigError, DataError, EngineError
-from zs_lib.generate import Generator
+from zs_lib.generate import build_generator
 from zs_lib.learner import Learner
 from zs_lib.objectives import advantage_kind, dead_groups, group_advantages
 from zs_lib.qa import Question
@@ -101,10 +101,10 @@ def train(
             f"No training questions in the subsets {', '.join(arm.subsets)}: choose others in the profile."
         )
     learner = Learner(model, arm, accelerator)
-    generator, engine = Generator(learner.model, tokenizer), engine and _TimedEngine(engine)
     checkpoint = run.checkpoint()
     if checkpoint:
         learner.restore(checkpoint.tensors)
+    generator, engine = build_generator(arm.generator, learner.model, tokenizer), engine and _TimedEngine(engine)
     logged = run.metrics().iloc[-1].to_dict() if checkpoint else None
     with between_steps() as asked_to_stop:
         for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
@@ -155,6 +155,7 @@ def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tupl
     pairs = list(zip(trajectories, advantages, strict=True))
     kept = [(t, a) for t, a in pairs if t.stop_reason != "engine_failed"]
     update = learner.update(step, *zip(*kept, strict=True))
+    generator.sync()
     logged = {
         "reward": rewards.nanmean().item(),
         "dead_groups": dead_groups(rewards).double().mean().item(),

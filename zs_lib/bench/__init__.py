@@ -23,11 +23,11 @@ from zs_lib.values import pick
 RECORDS = config.ROOT / "data" / "results" / "bench"
 BENCHMARKS = {
     "machine": "machine.measure", "rollouts": "rollouts.measure", "step": "step.measure", "simulator": "simulator.measure",
-    "start": "start.measure", "growth": "growth.measure", "whole": "start.whole",
+    "start": "start.measure", "growth": "growth.measure", "whole": "start.whole", "vllm": "vllm.measure",
 }  # fmt: skip
 """Name → module and function."""
-LONG = ("whole",)
-"""Half an hour: only when asked for by name."""
+ASKED_FOR = ("whole", "vllm")
+"""Half an hour, and what needs vLLM: only when asked for by name."""
 
 
 def run(names: list[str], small: bool = False) -> None:
@@ -41,7 +41,7 @@ def run(names: list[str], small: bool = False) -> None:
     if len(names) == 1:
         _measure(names[0], small)
         return
-    for name in names or [name for name in BENCHMARKS if name not in LONG and not (_recorded(name) and not small)]:
+    for name in names or [name for name in BENCHMARKS if name not in ASKED_FOR and not (_recorded(name) and not small)]:
         command = [sys.executable, "-W", "ignore", "-m", "zs_lib", "bench", name, *(["--small"] if small else [])]
         subprocess.run(command, check=True)
 

@@ -91,12 +91,11 @@ def build_engine(
             raise EngineError("The engine 'simulated' needs a simulator: give its model and its arm.")
         from zs_lib import models
         from zs_lib.engines.simulated import SimulatedEngine
-        from zs_lib.generate import Generator
+        from zs_lib.generate import build_generator
 
         loaded = models.load(model, arm.dtype)
-        return SimulatedEngine(
-            Generator(loaded.model, loaded.tokenizer), arm.template, arm.temperature, arm.max_tokens
-        )
+        generator = build_generator(arm.generator, loaded.model, loaded.tokenizer)
+        return SimulatedEngine(generator, arm.template, arm.temperature, arm.max_tokens)
     if engine_kind(name) == OWN:
         from zs_lib.engines.own import OwnEngine
 

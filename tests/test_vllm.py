@@ -1,0 +1,152 @@
+"""vLLM for real (`make test-vllm`): it writes what our own generator might, its weights follow a policy's, and where they do not,
+the check says so."""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vLLM is not installed: `make test-vllm` installs it beside the rest, and runs these tests")
+
+from zs_lib import bench, config, evaluate, models, policy, qa, vllm_backend
+from zs_lib.arms import EvaluationArm
+from zs_lib.engines import SearchRequest, build_engine
+from zs_lib.errors import ModelError
+from zs_lib.generate import Generator, build_generator
+from zs_lib.rollout import rollout
+from zs_lib.runs import RunStore
+
+QUESTIONS = qa.load_questions(subset=("natural", "bridge"), split="test")[:12]
+CFG = config.load_profile("tiny").policy("search-r1").rollout
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return models.load("tiny-S-instruct")
+
+
+@pytest.fixture(scope="module")
+def generator(loaded):
+    return build_generator("vllm", loaded.model, loaded.tokenizer)
+
+
+@pytest.fixture
+def changed(loaded, generator):
+    """The model after a step of training, of which vLLM knows nothing; its weights are put back afterwards."""
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    dice = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(1 + 0.02 * torch.randn(parameter.shape, generator=dice))
+    yield loaded.model
+    loaded.model.load_state_dict(before)
+    generator.sync()
+
+
+def prompts_of(generator, texts=("Question: what is the capital of Norway?\n", "A", "Doc 1: " + "Oslo is a city. " * 40)):
+    return [generator.encode_prompt(text) for text in texts]
+
+
+def expected(model, prompt, ids, temperature):
+    """Log-probabilities of ids after a prompt, by one forward pass of the model."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
+    return (logits / temperature).log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0].tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_logprobs_are_the_models_at_the_sampling_temperature(loaded, generator, temperature):
+    prompts = prompts_of(generator)
+    for prompt, said in zip(prompts, generator.generate(prompts, [(i,) for i in range(3)], 20, temperature), strict=True):
+        assert said.logprobs == pytest.approx(expected(loaded.model, prompt, said.ids, temperature or 1), abs=1e-3)
+
+
+def test_dice_are_a_function_of_the_key(generator):
+    prompts, keys = prompts_of(generator) * 5, [("a", i) for i in range(15)]
+    together = [completion.ids for completion in generator.generate(prompts, keys, 20, 1.0)]
+    apart = [generator.generate([prompt], [key], 20, 1.0)[0].ids for prompt, key in zip(prompts, keys, strict=True)]
+    assert together == apart and len({tuple(ids) for ids in together}) > 5
+    assert together != [completion.ids for completion in generator.generate(prompts, [("b", i) for i in range(15)], 20, 1.0)]
+
+
+ENDS = {"a token": (("</search>", "</answer>"), False), "two tokens": (("</think><search>",), False), "part of a token": (("apita", "osl"), False),
+        "no end": (("never",), False), "eos": ((), True)}  # fmt: skip
+
+
+@pytest.mark.parametrize(("stop", "ends"), ENDS.values(), ids=ENDS)
+def test_greedy_completions_end_where_ours_do(loaded, generator, monkeypatch, stop, ends):
+    """What ends them is kept. The model hardly writes its EOS, so another tag is taken for one."""
+    own, prompts, keys = Generator(loaded.model, loaded.tokenizer), prompts_of(generator), [(i,) for i in range(3)]
+    if ends:
+        monkeypatch.setattr(generator, "_eos", generator._eos | set(generator.encode("</think>")))
+        own._eos = generator._eos
+    mine, said = (it.generate(prompts, keys, 40, 0.0, stop) for it in (own, generator))
+    assert [(c.ids, c.stop_reason) for c in said] == [(c.ids, c.stop_reason) for c in mine]
+    assert {completion.stop_reason for completion in said} >= {"length" if "never" in stop else "eos" if ends else "stop"}
+
+
+def test_prompts_that_do_not_fit_are_refused(generator):
+    with pytest.raises(ModelError, match="1024"):
+        generator.generate([[5] * 1020], [(0,)], 8, 1.0)
+
+
+def test_greedy_rollouts_are_ours(loaded, generator):
+    engine, keys = build_engine("bm25"), [(i,) for i in range(len(QUESTIONS))]
+    cfg = dataclasses.replace(CFG, temperature=0.0)
+    mine, said = (rollout(QUESTIONS, it, engine, cfg, keys) for it in (Generator(loaded.model, loaded.tokenizer), generator))
+    assert [t.ids for t in said] == [t.ids for t in mine] and [t.answer for t in said] == [t.answer for t in mine]
+    assert sum(t.num_searches for t in said) > 5
+
+
+def test_new_weights_are_used_after_a_sync_and_seen_to_be_missing_before(generator, changed):
+    assert generator._gap() > vllm_backend.GAP_LIMITS[torch.float32]
+    generator.sync()
+    assert generator._gap() < 1e-4
+
+
+def test_the_check_finds_a_head_that_stayed_behind(generator, changed, monkeypatch):
+    """What a checkpoint with tied embeddings holds has no head: vLLM reloads it without an error, and keeps the old one."""
+    whole = vllm_backend._weights
+    monkeypatch.setattr(vllm_backend, "_weights", lambda model: (pair for pair in whole(model) if pair[0] != "lm_head.weight"))
+    with pytest.raises(ModelError, match="does not take all weights"):
+        generator.sync()
+    with pytest.raises(ModelError, match=r"vLLM is \d(\.\d)? nats a token away"):  # from the start: its head is a random one
+        build_generator("vllm", changed, generator.tokenizer)
+
+
+def test_the_check_finds_keys_and_values_of_old_weights(generator, changed, monkeypatch):
+    monkeypatch.setattr(generator.vllm, "reset_prefix_cache", lambda: None)
+    with pytest.raises(ModelError, match="does not take all weights"):
+        generator.sync()
+
+
+def test_half_precision_is_noise(loaded):
+    half = models.load("tiny-M-instruct", "bfloat16")
+    assert 0 < build_generator("vllm", half.model, half.tokenizer)._gap() < vllm_backend.GAP_LIMITS[torch.bfloat16] / 2
+
+
+ARM = dataclasses.replace(config.load_profile("smoke").policy("search-r1"), backbone="tiny-S-instruct", generator="vllm", steps=3,
+                          checkpoint_every=1, learning_rate=1e-2)  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "LoRA"])
+def test_a_policy_trains_on_vllms_rollouts(tmp_path, rank):
+    """The sampler's log-probabilities stay the trainer's, step after step, at a rate at which each step changes them."""
+    logged = policy.ensure(dataclasses.replace(ARM, lora_rank=rank), 0, RunStore(tmp_path)).metrics()
+    assert len(logged) == 3 and (logged["grad_norm"] > 0).any() and (logged["sampler_gap"] < 1e-4).all()
+
+
+def test_simulator_and_evaluation_by_vllm(tmp_path):
+    """Both in one process, on engines of their own; `evaluate.ensure` takes the profile's generator."""
+    study = config.load_profile("smoke", {"simulator.generator": "vllm", "evaluation.generator": "vllm", "evaluation.questions_per_subset": 1})
+    simulated = build_engine("simulated", model="tiny-S", arm=study.simulators[0])
+    request = SearchRequest("capital of Norway", "What is the capital of Norway?", ("Oslo",), key=(0,))
+    assert [simulated.search([request], 3)[0]] * 2 == simulated.search([request, request], 3)
+    arm = EvaluationArm.of_backbone(study.policy("search-r1"), study.evaluation)
+    assert arm.generator == "vllm" and len(evaluate.rows(evaluate.ensure(arm, 0, RunStore(tmp_path)))) >= 4
+
+
+def test_the_benchmark_at_its_smallest():
+    rows = list(bench.rows("vllm", small=True))
+    assert {row["who"] for row in rows if row["measure"] == "speed"} == {"ours", "vLLM alone", "vLLM on the turns"}
+    assert all(row["value"] > 0 for row in rows)
