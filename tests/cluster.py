@@ -190,7 +190,7 @@ echo "JobID|State|NodeList"
 for file in "$(dirname "$0")"/*.pid; do echo "$(basename "$file" .pid)|RUNNING|here"; done
 """
 SCANCEL = """#!/bin/sh
-kill -TERM -- -$(cat "$(dirname "$0")/$1.pid")
+kill -s TERM -- -$(cat "$(dirname "$0")/$1.pid")
 """
 
 
