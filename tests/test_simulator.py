@@ -1,5 +1,7 @@
 """The simulator's pure parts: pairs, examples, their encoding, and what fidelity says of engines that we know."""
 
+import math
+
 import pytest
 from model_fixtures import tiny_tokenizer
 
@@ -162,6 +164,15 @@ def test_a_simulator_that_always_answers_is_found_out(real):
     assert report["answer_bad"] == 1.0
     assert report["answer_last"] == 1.0 and report["answer_first"] < 0.2  # it never says the bridge
     assert report["leak"] > 0.5 and report["auc"] > 0.95 and report["short"] == 1.0
+
+
+def test_one_that_writes_nothing_has_no_auc(real):
+    class Silent(Parrot):
+        def search(self, requests, num_documents):
+            return [SearchResult.of([]) for _ in requests]
+
+    report = simulator.fidelity(Silent(), asked(), real, 3)
+    assert math.isnan(report["auc"]) and report["short"] == 1.0 and report["answer_good"] == report["leak"] == report["distinct_2"] == 0.0
 
 
 def test_bad_queries_do_not_name_the_entity():
