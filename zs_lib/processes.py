@@ -6,11 +6,13 @@ GPUs, gloo between CPUs). In one process nothing here does anything. All process
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from zs_lib.errors import RunError
@@ -105,11 +107,14 @@ def apart() -> Iterator[None]:
         _apart = before
 
 
+@cache
 def _state() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
+    atexit.register(state.destroy_process_group)  # while threads of gloo's run, an exit may end in an abort
+    return state
 
 
 @contextmanager
