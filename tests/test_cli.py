@@ -65,8 +65,9 @@ def test_reproduce_passes_its_arguments(monkeypatch, capsys):
     chosen = ("--profile", "smoke", "--only", "02,03", "--seeds", "2", "--jobs", "1")
     assert zs(capsys, "reproduce", *chosen)[1] == "x.ipynb\n"
     assert zs(capsys, "reproduce")[0] == 0
-    assert zs(capsys, "reproduce", "--full")[0] == 0
-    assert calls == [("smoke", ["02", "03"], 2, 1, False), ("tiny", None, None, None, False), ("tiny", None, None, None, True)]
+    assert zs(capsys, "reproduce", "--full", "--executor", "ray", "--address", "head:6379")[0] == 0
+    assert calls == [("smoke", ["02", "03"], 2, 1, False, "local", None), ("tiny", None, None, None, False, "local", None),
+                     ("tiny", None, None, None, True, "ray", "head:6379")]
 
 
 def test_help_comes_at_once():

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from run_fixtures import CountingArm, ensure
 
 from zs_lib import config, learner, metrics, models, policy, protocol, qa, results, runs, values, world
-from zs_lib.arms import CurriculumConfig, EvaluationArm, FidelityArm, ObjectiveConfig, RolloutConfig, SimulatorArm
+from zs_lib.arms import CurriculumConfig, EvaluationArm, FidelityArm, ObjectiveConfig, RolloutConfig, SimulatorArm, WarmUp
 from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.objectives import group_advantages
 from zs_lib.protocol import TAGS
@@ -291,15 +291,18 @@ def survives(arm) -> bool:
     return again == arm and values.digest(again) == values.digest(arm) == values.digest(json.loads(json.dumps(values.identity(arm))))
 
 
+WARM_UP = WarmUp(steps=1, batch_size=1, learning_rate=1e-4, template="short", num_documents=1, engine="bm25")
+
+
 def fields_of(cls):
     """A strategy for each field of a configuration: numbers from all over their type, names among the known ones."""
     named = {"schedule": ["exponential", "constant", "adaptive"], "way": ["naive", "grounded", "prompted", "published"],
-             "dtype": ["float32", "bfloat16"], "tracker": ["none", "tensorboard"],
+             "dtype": ["float32", "bfloat16"], "tracker": ["none", "tensorboard"], "generator": ["transformers", "vllm"],
              "algorithm": ["reinforce", "reinforce++", "grpo", "ppo"], "baseline": ["group_mean", "none"],
              "questions_from": ["held out", "test"], "engine": ["bm25", "dense", "none", "mixed", "simulated"]}  # fmt: skip
     kinds = {float: st.floats(0, 1) | st.floats() | st.just(-0.0) | st.integers(0, 2), int: st.integers(0, 200) | st.integers(), str: st.text(max_size=8),
              bool: st.booleans(), tuple[str, ...]: st.lists(st.text(max_size=5), max_size=3).map(tuple),
-             RolloutConfig | None: st.none()}  # fmt: skip
+             RolloutConfig | None: st.none(), WarmUp | None: st.none() | st.just(WARM_UP)}  # fmt: skip
     hints = typing.get_type_hints(cls)
     return {name: st.sampled_from(named[name]) if name in named else kinds[hint] for name, hint in hints.items()}
 
