@@ -239,7 +239,7 @@ def test_our_openai_engine_asks_our_simulator(simulator):
 
 
 def test_a_replica_killed_in_the_middle_of_a_batch_costs_no_answer(simulator, folder):
-    requests = [request("Doc 1: capital", (i,), i % 2 == 0) for i in range(80)]
+    requests = [request("Doc 1: capital", (i,), i % 2 == 0) for i in range(320)]  # so many that it is killed before the last
     with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN="") as other:
         engine = OpenAIEngine(f"{simulator.url},{other.url}", "short", 2.0, 60)
         dying = engine.service.replicas[1]
