@@ -63,6 +63,7 @@ class VllmGenerator(Generator):
             try:
                 engine = LLM(folder, load_format="dummy", dtype=self.model.dtype, max_model_len=self.context, max_num_seqs=self.max_batch,
                            kv_cache_memory_bytes=CACHE_BYTES[kind], block_size=BLOCK[kind], enforce_eager=kind == "cpu",
+                           enable_chunked_prefill=kind != "cpu",  # after half a prompt vLLM rewinds the dice, which a CPU's cannot
                            logprobs_mode="processed_logprobs", generation_config="vllm")  # fmt: skip
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 raise ModelError(f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the generator to "
