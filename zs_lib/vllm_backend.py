@@ -65,7 +65,7 @@ class VllmGenerator(Generator):
                            kv_cache_memory_bytes=CACHE_BYTES[kind], block_size=BLOCK[kind], enforce_eager=kind == "cpu",
                            enable_chunked_prefill=kind != "cpu",  # after half a prompt vLLM rewinds the dice, which a CPU's cannot
                            logprobs_mode="processed_logprobs", generation_config="vllm")  # fmt: skip
-            except (ValueError, RuntimeError, NotImplementedError) as error:
+            except (ValueError, RuntimeError) as error:
                 raise ModelError(f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the generator to "
                                  "\"transformers\".") from error
         gc.unfreeze()  # vLLM froze what it made: an engine that is dropped would never be collected
