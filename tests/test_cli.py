@@ -7,7 +7,7 @@ import sys
 import pytest
 from run_fixtures import CountingArm, ensure
 
-from zs_lib import cli, config, doctor, reproduce
+from zs_lib import asking, cli, config, doctor, reproduce
 from zs_lib.engines import SearchResult
 
 
@@ -161,7 +161,7 @@ def test_a_simulator_is_asked_for_one_query(monkeypatch, capsys):
             asked.extend(requests)
             return [SearchResult.of(("Oslo is a capital.",))]
 
-    monkeypatch.setattr(cli, "_engine", lambda name, study: Engine())
+    monkeypatch.setattr(asking, "_engine", lambda name, study: Engine())
     code, out, _ = zs(capsys, "simulate", "Norway", "--question", "What is Norway's capital?", "--answer", "Oslo", "--quality", "noisy")
     assert (code, out) == (0, "Doc 1: Oslo is a capital.\n")
     assert (asked[0].question, asked[0].golden_answers, asked[0].noisy) == ("What is Norway's capital?", ("Oslo",), True)

@@ -12,7 +12,7 @@ import torch
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
-from zs_lib import cli, config, models, policy, protocol
+from zs_lib import asking, cli, config, models, policy, protocol
 from zs_lib.arms import RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ModelError
@@ -154,7 +154,7 @@ def test_a_terminal_gets_no_commands():
 
 
 def test_search_shows_planted_characters_as_escapes(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_engine", lambda name, study: PlantedEngine(["safe\ttext", "\x1b]0;owned\x07\x1b[2J"]))
+    monkeypatch.setattr(asking, "_engine", lambda name, study: PlantedEngine(["safe\ttext", "\x1b]0;owned\x07\x1b[2J"]))
     assert cli.main(["search", "anything"]) == 0
     out = capsys.readouterr().out
     assert "Doc 1: safe text\n" in out and "\x1b" not in out and "‹U+001B›]0;owned‹U+0007›" in out
@@ -164,7 +164,7 @@ def test_ask_shows_planted_characters_as_escapes(monkeypatch, capsys, folder):
     def write(context, key):
         return "<search>\x1b[1mx</search>" if key[-2] == 0 else "<answer>\x1b[2J</answer>"
 
-    monkeypatch.setattr(cli, "_engine", lambda name, study: PlantedEngine(["\x1b[2J"]))
+    monkeypatch.setattr(asking, "_engine", lambda name, study: PlantedEngine(["\x1b[2J"]))
     monkeypatch.setattr("zs_lib.generate.Generator", lambda *_: ScriptedGenerator(write))
     assert cli.main(["ask", "what?", "--policy", str(folder)]) == 0
     out = capsys.readouterr().out
