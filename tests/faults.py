@@ -25,10 +25,10 @@ import torch
 from http_fixtures import Asked, serving
 
 from zs_lib import config, models, policy, qa, results
+from zs_lib.draws import uniform
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.engines.client import Limits
 from zs_lib.engines.http import OpenAIEngine, SearchR1Engine
-from zs_lib.generate import uniform
 from zs_lib.provenance import available_cores, provenance
 from zs_lib.runs import RunStore
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from model_fixtures import tiny_model, tiny_tokenizer
 
+from zs_lib.draws import uniform
 from zs_lib.errors import ModelError
-from zs_lib.generate import Generator, _shared_prefix, build_generator, uniform
+from zs_lib.generate import Generator, _shared_prefix, build_generator
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,3 +112,10 @@ def test_make_help_lists_the_commands():
         ["make", "-s", "help"], cwd=config.ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert {"setup", "reproduce", "test", "figures"} <= {line.split()[0] for line in shown.splitlines()}
+
+
+def test_who_only_reads_results_waits_for_no_torch():
+    """It takes seconds to import, which notebooks and figures of stored runs would wait for."""
+    readers = "results, figures, claims, notebook, views, widgets, report, reproduce"
+    code = f"import sys; from zs_lib import {readers}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -41,8 +41,8 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8192)
     made = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=1, **sizes))
-    optimizer, dice = torch.optim.AdamW(made.parameters(), lr=1e-2), random.Random(0)
-    for step in range(150):
+    optimizer, dice = torch.optim.AdamW(made.parameters(), lr=3e-3), random.Random(0)
+    for step in range(400):
         texts = [written(dice, step % 2) for _ in range(8)]
         rows = [tokenizer(prompt).input_ids + tokenizer(text).input_ids for prompt, text in texts]
         skipped = len(tokenizer(texts[0][0]).input_ids)
@@ -99,7 +99,7 @@ def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monk
 
         tuned = [ours for ours, theirs in zip(profile.simulators, paper.simulators, strict=True)
                  if theirs.label in ("naive-Qwen2.5-3B-Instruct", "naive-Qwen2.5-7B-Instruct")]  # all weights, and LoRA
-        pairs = simulator.ensure_pairs(tuned[0], store)
+        pairs = simulator.ensure_pairs(tuned[0].pairs, 0, store)
         assert 0 < pairs.summary["useful"] < 1 and len(server.asked) > 0
         assert all(len(pair.documents) == 5 for pair in simulator.read_pairs(pairs))
         for one in tuned:

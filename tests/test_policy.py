@@ -27,11 +27,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from zs_lib import learner, policy, signals
 from zs_lib.collapse import collapse_warnings
 from zs_lib.arms import CurriculumConfig, ObjectiveConfig, PolicyArm, RolloutConfig, SimulatorArm
+from zs_lib.draws import uniform
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
-from zs_lib.generate import uniform
 from zs_lib.learner import Learner
-from zs_lib.models import training_attention
 from zs_lib.protocol import parse_action
 from zs_lib.qa import Hop, Question
 from zs_lib.rollout import Trajectory, Turn
@@ -523,7 +522,7 @@ def lora(**changes) -> PolicyArm:
 
 def reference_logprobs(learn, batch):
     (micro,) = learner.micro_batches(learner.make_rows(*batch, True), torch.device("cpu"))
-    with torch.no_grad(), training_attention(learn.model), learn._reference() as model:
+    with torch.no_grad(), learn._reference() as model:
         return learner.token_logprobs(model, learner.trained_states(model, micro), micro, 1.0)
 
 

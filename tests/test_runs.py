@@ -448,10 +448,13 @@ def test_a_run_waits_for_what_it_needs(store):
     profile = config.load_profile("tiny")
     arm = EvaluationArm.of_policy(profile.policy("zerosearch"), profile.evaluation)
     queue = reproduce._Queue(store, [(arm, 0), (arm, 1), (profile.policy("r1"), 0)])
-    assert queue.total == 6
-    simulator, other = queue.next(), queue.next()
-    assert simulator.arm == profile.simulator("grounded-tiny-L") and simulator.seed == 0
+    assert queue.total == 7
+    pairs, other = queue.next(), queue.next()
+    assert pairs.arm == profile.simulator("grounded-tiny-L").pairs and pairs.seed == 0
     assert other.name == "policy r1 s0"  # no use in waiting
+    queue.finished(store.path(pairs.arm, 0), pairs, None)
+    simulator = queue.next()
+    assert simulator.arm == profile.simulator("grounded-tiny-L") and simulator.seed == 0
     queue.finished(store.path(simulator.arm, 0), simulator, None)
     policy = queue.next()
     assert policy.name == "policy zerosearch s0"
@@ -467,6 +470,8 @@ def test_a_run_waits_for_what_it_needs(store):
 def test_what_needs_a_failed_run_fails_with_its_name(store):
     profile = config.load_profile("tiny")
     queue = reproduce._Queue(store, [(profile.policy("zerosearch"), seed) for seed in range(2)])
+    pairs = queue.next()
+    queue.finished(store.path(pairs.arm, 0), pairs, None)
     simulator = queue.next()
     queue.finished(store.path(simulator.arm, 0), simulator, "out of luck")
     assert queue.next() is None

@@ -1,16 +1,22 @@
 """The simulator's pure parts: pairs, examples, their encoding, and what fidelity says of engines that we know."""
 
 import math
+from contextlib import nullcontext
+from dataclasses import replace
+from random import Random
 
 import pytest
-from model_fixtures import tiny_tokenizer
+import torch
+from model_fixtures import tiny_model, tiny_tokenizer
+from trl.trainer import utils
 
-from zs_lib import protocol, qa, simulator
+from zs_lib import config, fine_tuning, protocol, qa, simulator
 from zs_lib.engines import SearchResult, build_engine
 from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.errors import DataError
+from zs_lib.models import LoadedModel
 from zs_lib.qa import Hop, Question
-from zs_lib.runs import Run
+from zs_lib.runs import Run, RunStore
 from zs_lib.simulator import Pair
 
 QUESTION = Question("q", "what is the capital of the country where Bergen lies?", ("Oslo", "Christiania"), "bridge", "train",
@@ -190,3 +196,28 @@ def test_damaged_pairs_are_one_clear_error(tmp_path):
         (run.path / simulator.PAIRS).write_text(text + "\n")
         with pytest.raises(DataError, match="pairs.jsonl cannot be read.*delete"):
             simulator.read_pairs(run)
+
+
+def test_fine_tuning_scores_what_is_trained_and_learns_what_trl_does(tmp_path, monkeypatch):
+    arm, dice = replace(config.load_profile("smoke").simulators[0], steps=6, batch_size=4), Random(0)
+    rows = [{"input_ids": [dice.randrange(2, 300) for _ in range(size)], "completion_mask": [0] * (size - 4) + [1] * 4}
+            for size in (dice.randrange(8, 40) for _ in range(4 * arm.steps))]
+    scored, weights, logged = [], {}, {}
+    score = utils._ChunkedLogProbFunction.apply
+
+    def counted(hidden, *rest):
+        scored.append(len(hidden))
+        return score(hidden, *rest)
+
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", counted)
+    for name, patch in {"ours": None, "TRL": nullcontext}.items():
+        if patch:
+            monkeypatch.setattr(fine_tuning, "_scoring_what_is_trained", patch)
+        loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "")
+        run = RunStore(tmp_path / name).ensure(arm, 0, lambda run, loaded=loaded: fine_tuning.fine_tune(run, loaded, rows, arm, 0, None))
+        weights[name], logged[name] = loaded.model.state_dict(), run.metrics()
+    ours, theirs = scored[: arm.steps], scored[arm.steps :]
+    assert ours == [4 * 4] * arm.steps and min(theirs) > 4 * 6
+    for column in ("loss", "token_accuracy"):
+        assert logged["ours"][column].tolist() == pytest.approx(logged["TRL"][column].tolist(), rel=1e-5)
+    assert all(torch.allclose(weights["ours"][name], weights["TRL"][name], rtol=1e-4, atol=1e-6) for name in weights["TRL"])

@@ -11,9 +11,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from zs_lib import config, models, policy, qa
 from zs_lib.arms import CurriculumConfig
+from zs_lib.draws import uniform
 from zs_lib.engines import SearchResult, build_engine
 from zs_lib.errors import ConfigError, DataError, EngineError
-from zs_lib.generate import uniform
 from zs_lib.trl_plugin import SearchRollouts
 
 ARM = config.load_profile("tiny").policy("zerosearch")

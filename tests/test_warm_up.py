@@ -81,10 +81,10 @@ def test_without_one_the_backbone_is_the_start(tmp_path):
 def test_collector_and_judge_are_warmed_up_too(tmp_path):
     store = RunStore(tmp_path)
     arm = replace(config.load_profile("smoke").simulators[0], num_questions=4, warm_up=HOW)
-    run = simulator.ensure_pairs(arm, store)
+    run = simulator.ensure_pairs(arm.pairs, 0, store)
     models_made = {WarmUpArm(backbone=name, benchmark="embedded", how=HOW) for name in (arm.collector, arm.judge)}
     assert all(store.get(made, 0).finished for made in models_made)
-    assert run.path.name != store.path(simulator.pairs_arm(replace(arm, warm_up=None)), 0).name
+    assert run.path.name != store.path(replace(arm, warm_up=None).pairs, 0).name
 
 
 def test_a_profile_warms_up_every_policy_that_does_not_say_no():

@@ -7,7 +7,7 @@ An arm is one training or measuring configuration; its digest (`values.digest`) 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from zs_lib.errors import ConfigError
@@ -183,6 +183,11 @@ class SimulatorArm(Trained):
         return self.way in ("naive", "grounded")
 
     @property
+    def pairs(self) -> PairsArm:
+        """What it is fine-tuned on."""
+        return PairsArm(**{f.name: getattr(self, f.name) for f in fields(PairsArm)})
+
+    @property
     def label(self) -> str:
         """ "<way>-<backbone>", by which a profile's policies name their simulator."""
         return f"{self.way}-{self.backbone.rsplit('/', 1)[-1]}"
@@ -190,6 +195,26 @@ class SimulatorArm(Trained):
     @property
     def name(self) -> str:
         return self.label
+
+
+@dataclass(frozen=True)
+class PairsArm:
+    """The judged pairs that all simulators with these values share."""
+
+    collector: str
+    judge: str
+    num_questions: int
+    attempts: int
+    num_documents: int
+    benchmark: str
+    dtype: str = later("float32")
+    engine: str = later("bm25")
+    collection: RolloutConfig | None = later(None)
+    warm_up: WarmUp | None = later(None)
+
+    @property
+    def name(self) -> str:
+        return "pairs"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from zs_lib import checkpoints, metrics, protocol, wording
 from zs_lib.checkpoints import Checkpoint
 from zs_lib.generate import Generator
-from zs_lib.models import training_attention
 from zs_lib.pretraining import BASE, END, INSTRUCT, Habits, Sampler, Segment
 from zs_lib.stopping import between_steps
 from zs_lib.wiring import CONTEXT, Shape, grow, initialise
@@ -191,9 +190,8 @@ class Trainer:
         """One optimiser step; returns the loss in nats."""
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * self.rate()
-        with training_attention(self.model):
-            loss = loss_of(self.model, ids, weights)
-            loss.backward()
+        loss = loss_of(self.model, ids, weights)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()

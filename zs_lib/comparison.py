@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from zs_lib import models, qa, simulator, views
+from zs_lib import qa, views
 from zs_lib.arms import SimulatorArm
 from zs_lib.config import Profile
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import ConfigError, EngineError
-from zs_lib.generate import Generator
 from zs_lib.runs import RunStore
 
 REAL = ("bm25", "dense")
@@ -61,6 +60,9 @@ def _simulator(model: Path, arm: SimulatorArm) -> SearchEngine:
 
 def _judged(study: Profile, query: str, question: str, answers: Sequence[str], found: dict[str, SearchResult]) -> dict[str, bool]:
     """The verdict of the study's LLM judge (`simulator.judge`) on what each engine found."""
+    from zs_lib import models, simulator  # torch: who only compares documents need not wait for it
+    from zs_lib.generate import Generator
+
     if not study.simulators or not answers:
         raise ConfigError("The LLM judge needs a study with simulators, which name it, and the right answer: give both.")
     loaded = models.load(study.simulators[0].judge)

@@ -7,21 +7,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from tqdm import tqdm
 
-from zs_lib import metrics, models, qa, signals, simulator, values, warm_up
+from zs_lib import metrics, qa, signals, values
 from zs_lib.arms import EvaluationArm, RolloutConfig
+from zs_lib.draws import uniform
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.engines.noisy import NoisyEngine
 from zs_lib.errors import DataError, EngineError, RunError
-from zs_lib.generate import Generator, build_generator, uniform
 from zs_lib.logs import Log
 from zs_lib.methods import METHODS
 from zs_lib.qa import Question
 from zs_lib.rollout import Trajectory
 from zs_lib.runs import Run, RunStore
+
+if TYPE_CHECKING:
+    from zs_lib.generate import Generator
 
 ROWS = "rows.csv"
 """The file in an evaluation's run folder that holds one line per question."""
@@ -37,6 +41,8 @@ def ensure(arm: EvaluationArm, seed: int, store: RunStore) -> Run:
     For a policy, `seed` names its run, which must be finished (else RunError); for a backbone it makes no
     difference.
     """
+    from zs_lib import models  # torch: who only reads what was scored need not wait for it
+    from zs_lib.generate import build_generator
 
     def work(run: Run) -> dict:
         loaded = models.load(_model(arm, seed, store), arm.dtype)
@@ -172,6 +178,8 @@ def _engine(arm: EvaluationArm, store: RunStore) -> SearchEngine | None:
     if arm.engine == "none":
         return None
     if arm.simulator:
+        from zs_lib import simulator
+
         engine = build_engine(arm.engine, model=simulator.ensure(arm.simulator, 0, store).model_dir, arm=arm.simulator)
     else:
         engine = build_engine(arm.engine)
@@ -181,6 +189,8 @@ def _engine(arm: EvaluationArm, store: RunStore) -> SearchEngine | None:
 def _model(arm: EvaluationArm, seed: int, store: RunStore) -> str:
     """Where the model to evaluate is."""
     if arm.policy is None:
+        from zs_lib import warm_up
+
         return warm_up.start(arm.backbone, arm.warm_up, arm.benchmark, store)
     run = store.get(arm.policy, seed)
     if run is None or not run.finished:

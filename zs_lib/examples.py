@@ -10,10 +10,11 @@ import pandas as pd
 
 from zs_lib import metrics, models, qa, signals, simulator
 from zs_lib.arms import EvaluationConfig, PolicyArm, RolloutConfig, SimulatorArm
+from zs_lib.draws import uniform
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import ConfigError
 from zs_lib.evaluate import pick
-from zs_lib.generate import Generator, uniform
+from zs_lib.generate import Generator
 from zs_lib.qa import Question
 from zs_lib.rollout import Trajectory, rollout
 from zs_lib.runs import Run, RunStore

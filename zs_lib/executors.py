@@ -127,7 +127,7 @@ class _Process:
                     stdout=subprocess.PIPE,
                     stderr=self.output,
                     encoding="utf-8",
-                    env=worker.environment() | worker.threads(1),
+                    env=worker.environment() | worker.settings(1),
                 )
             return self.process
 
@@ -247,7 +247,7 @@ class _RayTask:
 def _settings(share: Share) -> dict[str, str]:
     """What a node's process takes over of this one's environment: where the library and its data are, but no secret."""
     own = {name: value for name, value in os.environ.items() if name.startswith("ZS_") and name != "ZS_SERVE_TOKEN"}
-    return own | {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | worker.threads(share.cpus)
+    return own | {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | worker.settings(share.cpus)
 
 
 # ------------------------------------------------------------------------------------------ SLURM
@@ -291,7 +291,7 @@ class _SlurmJob:
 
         share = self.resources.of(job["kind"])
         executor = submitit.AutoExecutor(Path(job["store"], "slurm"), cluster=self.cluster)
-        settings = {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | worker.threads(share.cpus)
+        settings = {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | worker.settings(share.cpus)
         executor.update_parameters(name=f"zs-{job['kind']}", timeout_min=60 * SLURM_HOURS, cpus_per_task=share.cpus,
                                    slurm_setup=[f"export {name}={shlex.quote(value)}" for name, value in settings.items()],
                                    **({"gpus_per_node": share.gpus} if share.gpus else {}))

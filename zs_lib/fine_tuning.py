@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def fine_tune(run: Run, loaded: LoadedModel, rows: list[dict], how: SimulatorArm
         blank = [{"input_ids": [loaded.tokenizer.eos_token_id], "labels": [-100]}]
         trainer.train_dataset = datasets.concatenate_datasets(
             [trainer.train_dataset, datasets.Dataset.from_list(blank, features=trainer.train_dataset.features)])
-    with models.training_attention(loaded.model):
+    with _scoring_what_is_trained():
         outcome = trainer.train()
     if adapters:
         adapters.merge_and_unload()
@@ -80,6 +81,19 @@ def fine_tune(run: Run, loaded: LoadedModel, rows: list[dict], how: SimulatorArm
         trainer.save_model(str(run.model_dir))
     losses = processes.gather(outcome.training_loss)  # each has its part of the last steps'
     return {"steps": how.steps, "final_loss": sum(losses) / several, "tokens": sum(len(row["input_ids"]) for row in rows)}
+
+
+@contextmanager
+def _scoring_what_is_trained() -> Iterator[None]:
+    """Within it, TRL runs the output head only where there is something to learn, as it does where Triton runs; elsewhere it
+    would do so at every position, so that shapes stay the same for compilers, which a CPU does not use. A third of the time."""
+    from trl.trainer import utils
+
+    before, utils._use_triton = utils._use_triton, lambda device: True
+    try:
+        yield
+    finally:
+        utils._use_triton = before
 
 
 class _Filled(torch.utils.data.Sampler):

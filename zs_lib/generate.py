@@ -7,10 +7,10 @@ log-probabilities of the very ids that were sampled. The model's forward is tran
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,14 +18,14 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from zs_lib.draws import Key, uniform
 from zs_lib.errors import ModelError
+from zs_lib.prefix import Prefix, can_share, sharing
 
 MIN_SHARED_PREFIX = 16
 """Shorter common prefixes are not worth a forward pass of their own."""
 PREFILL_TOKENS = {"cpu": 1536, "cuda": 32768}
 """Tokens of one prefill pass: on a CPU its activations should stay in the cache (30% faster at width 256)."""
-
-Key = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,6 @@ class Completion:
     ids: list[int]
     logprobs: list[float]
     stop_reason: Literal["stop", "eos", "length"]
-
-
-def uniform(key: Key, counter: int, purpose: str) -> float:
-    """A number in [0, 1) that depends on its arguments only: counter-based, with no state to carry.
-
-    `purpose` keeps draws of different kinds with the same key apart (a token, a noisy document).
-    """
-    message = f"{purpose}:{','.join(map(str, key))}:{counter}".encode()
-    bits = int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "big")
-    return (bits >> 11) * 2.0**-53
 
 
 class Generator:
@@ -137,19 +127,20 @@ class Generator:
         """Sample until every row is done. Those leave the batch: a step's cost grows with its rows."""
         batch = _Batch(self.model, rows, max_tokens)
         logits = batch.prefill()
-        for position in range(max_tokens):
-            ids, logprobs = _sample(logits, [row.key for row in batch.rows], position, temperature)
-            for row, token, logprob in zip(batch.rows, ids.tolist(), logprobs.tolist(), strict=True):
-                row.ids.append(token)
-                row.logprobs.append(logprob)
-                if token in self._eos:
-                    row.stop_reason = "eos"
-                elif stops.complete(row.ids):
-                    row.stop_reason = "stop"
-            ids = batch.drop_finished(ids)
-            if not batch.rows or position == max_tokens - 1:
-                return
-            logits = batch.step(ids)
+        with sharing(self.model) if batch.prefix else nullcontext():
+            for position in range(max_tokens):
+                ids, logprobs = _sample(logits, [row.key for row in batch.rows], position, temperature)
+                for row, token, logprob in zip(batch.rows, ids.tolist(), logprobs.tolist(), strict=True):
+                    row.ids.append(token)
+                    row.logprobs.append(logprob)
+                    if token in self._eos:
+                        row.stop_reason = "eos"
+                    elif stops.complete(row.ids):
+                        row.stop_reason = "stop"
+                ids = batch.drop_finished(ids)
+                if not batch.rows or position == max_tokens - 1:
+                    return
+                logits = batch.step(ids)
 
 
 def build_generator(backend: str, model, tokenizer) -> Generator:
@@ -179,18 +170,18 @@ class _Row:
 class _Batch:
     """The unfinished rows, their key/value cache, and which cache positions each row may look at.
 
-    Cache layout: shared prefix | left padding | rest of the prompt | new tokens. So new tokens of all rows
-    stand at the same place, and appending is one slice assignment per layer.
+    Cache layout: left padding | prompt | new tokens. So new tokens of all rows stand at the same place, and appending is one
+    slice assignment per layer. What all prompts begin with is not in it: `prefix` keeps that once (`prefix.sharing`).
     """
 
     def __init__(self, model, rows: list[_Row], max_tokens: int):
         self.model, self.rows, self.device = model, list(rows), model.device
-        self.shared = _shared_prefix([row.prompt for row in rows])
-        self.width = max(len(row.prompt) for row in rows)  # of prefix, padding and rest together
+        self.shared = _shared_prefix([row.prompt for row in rows]) if can_share(model) else 0
+        self.prefix: Prefix = ()
+        self.width = max(len(row.prompt) for row in rows) - self.shared  # of padding and what is left of a prompt
         lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
         columns = torch.arange(self.width + max_tokens, device=self.device)
-        padding = (columns >= self.shared) & (columns < self.shared + self.width - lengths[:, None])
-        self.visible = ~padding  # (rows, width + max_tokens) bool
+        self.visible = columns >= self.width + self.shared - lengths[:, None]  # (rows, width + max_tokens) bool
         self.positions = lengths[:, None]  # (rows, 1): the position of the next token
         self.max_tokens = max_tokens
         self.cache: Cache | None = None
@@ -200,6 +191,7 @@ class _Batch:
         prefix = None
         if self.shared:
             prefix = self._forward([self.rows[0].prompt[: self.shared]], DynamicCache())[0]
+            self.prefix = [(layer.keys[0], layer.values[0]) for layer in prefix.layers]
         rests = [row.prompt[self.shared :] for row in self.rows]
         logits, start = [], 0
         budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cuda"])
@@ -239,7 +231,7 @@ class _Batch:
         if self.cache is None:
             self.cache = Cache(layers=[_Room(self, layer.keys, layer.values) for layer in cache.layers])
         for room, layer in zip(self.cache.layers, cache.layers, strict=True):
-            room.place(slice(start, start + count), self.shared, layer.keys, layer.values)
+            room.place(slice(start, start + count), layer.keys[:, :, self.shared :], layer.values[:, :, self.shared :])
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Append one id (rows,) to each row; (rows, vocabulary) logits of the next."""
@@ -250,6 +242,7 @@ class _Batch:
             position_ids=self.positions,
             past_key_values=self.cache,
             use_cache=True,
+            **({"prefix": self.prefix} if self.prefix else {}),
         )
         self.positions = self.positions + 1
         return output.logits[:, -1]
@@ -292,12 +285,10 @@ class _Room(DynamicLayer):
     def _look(self) -> None:
         self.keys, self.values = (room[: self.rows, :, : self.length] for room in self.room)
 
-    def place(self, rows: slice, shared: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put prefilled rows (n, heads, shared + rest, d) in their places: prefix left, rest right."""
-        rest = keys.shape[2] - shared
+    def place(self, rows: slice, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put prefilled rows (n, heads, at most width, d) in their places, to the right."""
         for room, new in zip(self.room, (keys, values), strict=True):
-            room[rows, :, :shared] = new[:, :, :shared]
-            room[rows, :, self.length - rest : self.length] = new[:, :, shared:]
+            room[rows, :, self.length - new.shape[2] : self.length] = new
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Append the new positions; all keys and values so far (transformers' cache interface)."""

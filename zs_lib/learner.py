@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from zs_lib import processes
 from zs_lib.arms import PolicyArm
 from zs_lib.errors import ModelError, RunError
-from zs_lib.models import add_lora, training_attention
+from zs_lib.models import add_lora
 from zs_lib.objectives import gae, policy_loss, standardise, value_loss
 from zs_lib.rollout import Trajectory
 
@@ -120,7 +120,9 @@ def trained_states(model, batch: MicroBatch) -> Tensor:
 
 def token_logprobs(model, states: Tensor, batch: MicroBatch, temperature: float) -> Tensor:
     """(N,) log-probabilities of the trained tokens under softmax(logits / temperature), as they were sampled."""
-    logits = model.get_output_embeddings()(states).float() / temperature
+    logits = model.get_output_embeddings()(states).float()
+    if temperature != 1:  # else a pass over all logits, and another one in the backward pass, for nothing
+        logits = logits / temperature
     return -torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
 
 
@@ -181,7 +183,7 @@ class Learner:
             rows = [row for row in rows if row.advantage != 0]
         batches = processes.deal(micro_batches(rows, self.accelerator.device))
         totals: Counter = Counter()
-        with training_attention(self.model), self._checkpointing():
+        with self._checkpointing():
             if self.critic and rows:
                 self._estimate_advantages(batches)
             for _ in range(objective.updates_per_batch if rows else 0):
@@ -214,8 +216,7 @@ class Learner:
     def _reference(self) -> Iterator[PreTrainedModel]:
         """The policy before training."""
         if self.frozen is not None:
-            with training_attention(self.frozen):
-                yield self.frozen
+            yield self.frozen
             return
         self.adapters.disable_adapter_layers()
         try:

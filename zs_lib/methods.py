@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from zs_lib import protocol
 from zs_lib.arms import RolloutConfig
+from zs_lib.draws import Key
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
-from zs_lib.generate import Generator, Key
 from zs_lib.protocol import Action
 from zs_lib.qa import Question
 from zs_lib.rollout import Trajectory, Turn, rollout
 
-Method = Callable[[Sequence[Question], Generator, SearchEngine | None, RolloutConfig, Sequence[Key]], list[Trajectory]]
+if TYPE_CHECKING:
+    from zs_lib.generate import Generator
+
+Method = Callable[[Sequence[Question], "Generator", SearchEngine | None, RolloutConfig, Sequence[Key]], list[Trajectory]]
 
 
 def search(questions, generator, engine, cfg, keys) -> list[Trajectory]:

@@ -7,8 +7,7 @@ carries it (`packaged`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 BACKBONES = Path(__file__).resolve().parent.parent / "data" / "backbones"
 
-SAMPLING_ATTENTION = "sdpa"
+ATTENTION = "sdpa"
 """The implementation that takes the masks of `generate`."""
 LORA_SCALE = 2
 """The product of LoRA's two matrices is multiplied by it; a customary value, and part of the learning rate."""
@@ -83,7 +82,7 @@ def _load(source: str, local_only: bool, dtype: str) -> tuple[PreTrainedModel, P
     model = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=getattr(torch, dtype),
-        attn_implementation=SAMPLING_ATTENTION,
+        attn_implementation=ATTENTION,
         local_files_only=local_only,
         use_safetensors=True,
         trust_remote_code=False,
@@ -113,20 +112,6 @@ def add_lora(model: PreTrainedModel, rank: int) -> LoraModel:
             parameter.data = parameter.data.float()
     model.train(model.training)  # the new parts as the rest
     return adapters
-
-
-@contextmanager
-def training_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, forward and backward of causal rows are a quarter faster on a CPU (measured at 128 to 256 wide and
-    300 tokens: plain matrix products beat the fused kernel's backward); elsewhere nothing changes."""
-    if model.device.type != "cpu":
-        yield
-        return
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(SAMPLING_ATTENTION)
 
 
 def _sources(name: str) -> list[tuple[str, bool]]:

@@ -131,7 +131,7 @@ def _pairs(profile: Profile, arm: SimulatorArm, card: Gpu) -> Stage:
     judging = card.writing(judge, arm.dtype, queries, TURN, whole) + card.computing(2 * judge.parameters * queries * whole)
     largest = max((collector, judge), key=lambda of: of.parameters)  # one after the other
     memory = {"weights": largest.held(arm.dtype), "KV cache": largest.kept(arm.dtype, BATCH * whole)}
-    start = _python(profile, "simulator", f'simulator.ensure_pairs(study.simulator("{arm.label}"), store)')
+    start = _python(profile, "simulator", f'simulator.ensure_pairs(study.simulator("{arm.label}").pairs, 0, store)')
     seconds = rolling(collector, arm.dtype, card, rollouts, cfg) + judging + waiting
     tokens = rollouts * written + queries * TURN
     return Stage("pairs", memory, tokens, seconds / 3600, usd, _budget((arm.engine, queries)) + start)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zs_lib import config, executors, processes
-from zs_lib.arms import WarmUpArm, served
+from zs_lib.arms import PairsArm, SimulatorArm, WarmUpArm, served
 from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.executors import Executor, Place
 from zs_lib.files import read_json, write_json
@@ -25,6 +25,7 @@ NOTEBOOKS = config.ROOT / "notebooks"
 OUTPUTS = Path(os.environ.get("ZS_OUTPUTS") or config.ROOT / "outputs")
 WORK = {
     "WarmUpArm": "zs_lib.warm_up:ensure",
+    "PairsArm": "zs_lib.simulator:ensure_pairs",
     "SimulatorArm": "zs_lib.simulator:ensure",
     "PolicyArm": "zs_lib.policy:ensure",
     "FidelityArm": "zs_lib.simulator:ensure_fidelity",
@@ -114,13 +115,16 @@ class _Task:
 
 
 def _needs(arm: Any, seed: int) -> tuple[Any, int] | None:
-    """What must be finished before: an evaluation's policy, else the simulator (one for all seeds), else the warm-up."""
+    """What must be finished before: an evaluation's policy, else the simulator (one for all seeds), its pairs, or the warm-up."""
     if getattr(arm, "policy", None):
         return arm.policy, seed
     if getattr(arm, "simulator", None) and not served(getattr(arm, "engine", "")):
         return arm.simulator, SIMULATOR_SEED
+    if isinstance(arm, SimulatorArm):
+        return (arm.pairs, SIMULATOR_SEED) if arm.fine_tuned else None
     if how := getattr(arm, "warm_up", None):
-        return WarmUpArm(backbone=getattr(arm, "collector", arm.backbone), benchmark=arm.benchmark, how=how), SIMULATOR_SEED
+        begins = arm.collector if isinstance(arm, PairsArm) else arm.backbone
+        return WarmUpArm(backbone=begins, benchmark=arm.benchmark, how=how), SIMULATOR_SEED
     return None
 
 

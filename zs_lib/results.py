@@ -163,9 +163,7 @@ def tuning(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 def pairs(profile: Profile, store: RunStore) -> pd.DataFrame:
     """How the LLM judge and plain containment agree on the training pairs."""
-    from zs_lib.simulator import pairs_arm
-
-    arms = dict.fromkeys(pairs_arm(arm) for arm in profile.simulators if arm.fine_tuned)
+    arms = dict.fromkeys(arm.pairs for arm in profile.simulators if arm.fine_tuned)
     return _stack(pd.DataFrame([run.summary]) for _, _, run in _finished([(arm, 0) for arm in arms], store))
 
 

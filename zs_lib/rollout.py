@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from zs_lib import protocol
 from zs_lib.arms import RolloutConfig
+from zs_lib.draws import Key, uniform
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import BudgetError, EngineError
-from zs_lib.generate import Completion, Generator, Key, uniform
 from zs_lib.protocol import Action
 from zs_lib.qa import Question
+
+if TYPE_CHECKING:
+    from zs_lib.generate import Completion, Generator
 
 StopReason = Literal["answer", "max_turns", "length", "invalid", "engine_failed"]
 

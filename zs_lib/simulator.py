@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from random import Random
 
 from zs_lib import metrics, models, protocol, qa, warm_up, wording
-from zs_lib.arms import FidelityArm, RolloutConfig, SimulatorArm, WarmUp
+from zs_lib.arms import FidelityArm, PairsArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError, EngineError
@@ -26,7 +26,6 @@ from zs_lib.generate import Generator
 from zs_lib.qa import Hop, Question
 from zs_lib.rollout import rollout
 from zs_lib.runs import Run, RunStore
-from zs_lib.values import later
 
 PAIRS = "pairs.jsonl"
 HELD_OUT = 0.2
@@ -73,11 +72,11 @@ COLLECTION = RolloutConfig(max_searches=2, num_documents=3, template="short", ma
 """How the collector writes where its arm does not say."""
 
 
-def _collection(arm: SimulatorArm) -> RolloutConfig:
+def _collection(arm: PairsArm) -> RolloutConfig:
     return replace(arm.collection or COLLECTION, num_documents=arm.num_documents)
 
 
-def collect(arm: SimulatorArm, questions: Sequence[Question], collector: Generator, engine: SearchEngine) -> list[Pair]:
+def collect(arm: PairsArm, questions: Sequence[Question], collector: Generator, engine: SearchEngine) -> list[Pair]:
     """Trajectories of the collector with the real engine, as pairs; equal queries of a question once. EngineError if the
     engine failed one: its pairs would be missing for good."""
     cfg = _collection(arm)
@@ -177,7 +176,7 @@ def ensure(arm: SimulatorArm, seed: int, store: RunStore, progress: Progress | N
         loaded = models.load(arm.backbone, arm.dtype)
         summary: dict = {"backbone": arm.backbone, "way": arm.way}
         if arm.fine_tuned:
-            pairs = read_pairs(ensure_pairs(arm, store))
+            pairs = read_pairs(ensure_pairs(arm.pairs, 0, store))
             chosen = examples(pairs, arm.way, seed)
             rows = encode_examples(chosen, loaded.tokenizer, arm.template)
             summary |= {"examples": len(chosen)} | fine_tune(run, loaded, rows, arm, seed, progress)
@@ -187,28 +186,8 @@ def ensure(arm: SimulatorArm, seed: int, store: RunStore, progress: Progress | N
     return store.ensure(arm, seed, work, together=True)
 
 
-@dataclass(frozen=True)
-class PairsArm:
-    """The judged pairs that all simulators with these values share."""
-
-    collector: str
-    judge: str
-    num_questions: int
-    attempts: int
-    num_documents: int
-    benchmark: str
-    dtype: str = later("float32")
-    engine: str = later("bm25")
-    collection: RolloutConfig | None = later(None)
-    warm_up: WarmUp | None = later(None)
-
-    @property
-    def name(self) -> str:
-        return "pairs"
-
-
-def ensure_pairs(arm: SimulatorArm, store: RunStore) -> Run:
-    """The pairs that `arm` is trained on: found in the store, or collected and judged now."""
+def ensure_pairs(arm: PairsArm, seed: int, store: RunStore) -> Run:
+    """These pairs: found in the store, or collected and judged now."""
     def work(run: Run) -> dict:
         questions, _ = split_questions(qa.load_benchmark(arm.benchmark, "train"))
         questions = Random("pairs").sample(questions, min(arm.num_questions, len(questions)))
@@ -220,12 +199,7 @@ def ensure_pairs(arm: SimulatorArm, store: RunStore) -> Run:
         (run.path / PAIRS).write_text(lines, encoding="utf-8")
         return agreement(pairs)
 
-    return store.ensure(pairs_arm(arm), 0, work)
-
-
-def pairs_arm(arm: SimulatorArm) -> PairsArm:
-    """The part of a simulator's configuration that its pairs depend on."""
-    return PairsArm(**{f.name: getattr(arm, f.name) for f in fields(PairsArm)})
+    return store.ensure(arm, seed, work)
 
 
 def read_pairs(run: Run) -> list[Pair]:
@@ -239,7 +213,7 @@ def read_pairs(run: Run) -> list[Pair]:
                         "collected again.") from error
 
 
-def _generator(name: str, arm: SimulatorArm, store: RunStore) -> Generator:
+def _generator(name: str, arm: PairsArm, store: RunStore) -> Generator:
     loaded = models.load(warm_up.start(name, arm.warm_up, arm.benchmark, store), arm.dtype)
     return Generator(loaded.model, loaded.tokenizer)
 

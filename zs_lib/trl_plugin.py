@@ -97,9 +97,9 @@ class SearchRollouts:
         return self.questions[prompt]
 
     def _sampler(self, model, tokenizer) -> Generator:
-        if model.config._attn_implementation != models.SAMPLING_ATTENTION:
+        if model.config._attn_implementation != models.ATTENTION:
             raise ConfigError(f"The model's attention is '{model.config._attn_implementation}', whose masks differ: load it with "
-                              f"attn_implementation='{models.SAMPLING_ATTENTION}'.")
+                              f"attn_implementation='{models.ATTENTION}'.")
         if self._generator is None or self._generator.model is not model:
             self._generator = Generator(model, tokenizer)
         return self._generator

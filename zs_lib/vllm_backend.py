@@ -19,8 +19,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from zs_lib.draws import Key, uniform
 from zs_lib.errors import ModelError
-from zs_lib.generate import Completion, Generator, Key, uniform
+from zs_lib.generate import Completion, Generator
 
 CONTEXT = 8192
 """Longer ones, which models may declare, would only want a larger cache."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import ipywidgets
 from IPython.display import HTML
 
-from zs_lib import background, comparison, cost, examples, progress, results, roofline, trajectories, views, wording
+from zs_lib import background, comparison, cost, progress, results, roofline, trajectories, views, wording
 from zs_lib.arms import simulates
 from zs_lib.config import Profile
 from zs_lib.errors import RunError, ZeroSearchError
@@ -77,6 +77,8 @@ def playground(study: Profile, query: str = "", question: str = "", answer: str 
     known = comparison.engine_names(study, store)
     reject_unknown("engine", engines, known)
     if not query:
+        from zs_lib import examples  # torch, which the other panels do without
+
         sample = examples.training_questions(1)[0]
         query = wording.query(wording.NOUNS[sample.hops[-1].relation], sample.hops[-1].entity)
         question, answer = question or sample.question, answer or sample.golden_answers[0]

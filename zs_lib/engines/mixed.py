@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from zs_lib.draws import uniform
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
-from zs_lib.generate import uniform
 
 
 class MixedEngine(SearchEngine):

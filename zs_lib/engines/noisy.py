@@ -7,8 +7,8 @@ from itertools import islice
 from random import Random
 
 from zs_lib import metrics
+from zs_lib.draws import uniform
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
-from zs_lib.generate import uniform
 from zs_lib.qa import Passage
 
 
