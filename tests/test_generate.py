@@ -9,7 +9,8 @@ from model_fixtures import tiny_model, tiny_tokenizer
 
 from zs_lib.draws import uniform
 from zs_lib.errors import ModelError
-from zs_lib.generate import Generator, _shared_prefix, build_generator
+from zs_lib.generate import Generator, _Batch, _Row, _shared_prefix, build_generator
+from zs_lib.prefix import sharing
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,11 @@ def test_a_completion_does_not_depend_on_its_batch(generator, temperature, prefi
     assert len({c.stop_reason for c in together}) > 1  # or rows would never have left the batch early
 
 
+@pytest.mark.parametrize("prefix", [(), tuple(range(20, 50))], ids=["no prefix", "shared prefix"])
 @pytest.mark.parametrize("kv_heads", [1, 4])
-def test_logprobs_are_those_of_a_full_forward_at_the_sampling_temperature(kv_heads):
+def test_logprobs_are_those_of_a_full_forward_at_the_sampling_temperature(kv_heads, prefix):
     generator = Generator(tiny_model(kv_heads=kv_heads), tiny_tokenizer())
-    prompts = prompts_of([3, 30, 17, 1])
+    prompts = prompts_of([3, 30, 17, 1], prefix=prefix)
     for completion, prompt in zip(
         generator.generate(prompts, [(i,) for i in range(4)], 30, 0.7), prompts, strict=True
     ):
@@ -130,6 +132,23 @@ def test_the_shared_prefix_leaves_each_prompt_a_token():
     assert _shared_prefix([prefix + (1,), prefix + (2, 3)]) == 20
     assert _shared_prefix([prefix, prefix]) == 19
     assert _shared_prefix([prefix[:10] + (1,), prefix]) == _shared_prefix([prefix]) == 0
+
+
+def test_a_shared_prefix_is_kept_once_and_the_models_attention_comes_back():
+    prompts = prompts_of([3, 9, 5], prefix=range(20, 50))
+    for dtype, shared in ((torch.float32, 30), (torch.bfloat16, 0)):  # half precision would round the scores
+        model = tiny_model().to(dtype)
+        batch = _Batch(model, [_Row(tuple(prompt), (i,)) for i, prompt in enumerate(prompts)], 4)
+        with torch.inference_mode():
+            batch.prefill()
+        assert [keys.shape[1] for keys, _ in batch.prefix] == [30] * 2 * bool(shared)
+        assert batch.cache.layers[0].keys.shape == (3, 2, 39 - shared, 8)
+        before = model.config._attn_implementation
+        assert len(Generator(model, tiny_tokenizer()).generate(prompts, [(i,) for i in range(3)], 4, 1.0)) == 3
+        with pytest.raises(KeyboardInterrupt), sharing(model):
+            assert model.config._attn_implementation != before
+            raise KeyboardInterrupt
+        assert model.config._attn_implementation == before
 
 
 def test_speed_is_counted(generator):

@@ -43,6 +43,8 @@ LONG = ("training", "evaluation")
 START = "start"
 """The name of the policy before training among the evaluated arms."""
 QUESTIONS_FROM = ("held out", "test")
+MOST_TEST_QUESTIONS = 150
+"""Of a simulator's fidelity: enough to see that it hardly knows entities that it never met; no bound is tested on them."""
 
 FIDELITY_COLUMNS = ["answer_good", "answer_first", "answer_last", "answer_bad", "leak", "short", "words", "distinct_2", "auc"]
 """What a fidelity table shows to people, in this order."""
@@ -65,7 +67,9 @@ def warm_ups(profile: Profile) -> list[WarmUpArm]:
 
 def fidelity_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of the fidelity of every simulator, on both kinds of questions."""
-    return [(FidelityArm(simulator=arm, questions_from=source, num_questions=profile.evaluation.fidelity_questions), 0)
+    count = profile.evaluation.fidelity_questions
+    counts = {"held out": count, "test": min(count, MOST_TEST_QUESTIONS)}
+    return [(FidelityArm(simulator=arm, questions_from=source, num_questions=counts[source]), 0)
             for arm in profile.simulators for source in QUESTIONS_FROM]
 
 

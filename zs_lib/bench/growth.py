@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-import psutil
-
 from zs_lib import config, models, policy, qa
 from zs_lib.bench import start
-from zs_lib.bench.machine import seconds
+from zs_lib.bench.machine import peak_bytes, peak_flops, seconds
+from zs_lib.bench.rollouts import least_work
 from zs_lib.engines import build_engine
 from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.generate import Generator
 from zs_lib.qa import Passage
-from zs_lib.rollout import rollout
+from zs_lib.rollout import Trajectory, rollout
 from zs_lib.runs import RunStore
 
 ROLLOUTS = (64, 256, 1024)
@@ -29,9 +27,10 @@ def measure(small: bool = False) -> Iterator[dict]:
     """Milliseconds and megabytes by size."""
     peaks = {}
     for count in ROLLOUTS[:1] if small else ROLLOUTS:
-        rows = list(_rollouts(count))
-        peaks[count] = rows[-1]["value"]
-        yield from rows
+        for row in _rollouts(count):
+            if row["measure"] == "highest memory":
+                peaks[count] = row["value"]
+            yield row
     few, many = min(peaks), max(peaks)
     if few < many:
         yield _row(f"{few} to {many} rollouts", "memory a rollout", (peaks[many] - peaks[few]) / (many - few), "MB")
@@ -47,9 +46,11 @@ def _rollouts(count: int) -> Iterator[dict]:
     generator, engine = Generator(loaded.model, loaded.tokenizer), build_engine("bm25", split="train")
     questions = qa.load_questions(subset=arm.subsets, split="train")
     asked = [q for q in policy.pick_questions(questions, count // 4, 0, 1) for _ in range(4)]
-    took = seconds(lambda: rollout(asked, generator, engine, arm.rollout, [(0, i) for i in range(count)]))
+    done: list[Trajectory] = []
+    took = seconds(lambda: done.extend(rollout(asked, generator, engine, arm.rollout, [(0, i) for i in range(count)])))
     yield _row(f"{count} rollouts", "time a rollout", 1000 * took / count, "ms")
     yield _row(f"{count} rollouts", "highest memory", _peak_mb(), "MB")
+    yield _row(f"{count} rollouts", "of the peak", least_work(generator, done) / took / peak_flops(), "share")
 
 
 def _corpus(count: int) -> Iterator[dict]:
@@ -58,14 +59,14 @@ def _corpus(count: int) -> Iterator[dict]:
     words, dice = [word for passage in passages for word in passage.text.split()], Random(0)
     made = [Passage(f"made-{i}", " ".join(dice.choices(words, k=15)), "train") for i in range(count - len(passages))]
     queries = [" ".join(passage.text.split()[:4]) for passage in passages[:QUERIES]]
-    gc.collect()
-    before = _memory_mb()
     engines: list[BM25Engine] = []
     built = seconds(lambda: engines.append(BM25Engine(passages + made)))
     yield _row(f"{count:,} passages", "time to index", built, "s")
-    yield _row(f"{count:,} passages", "memory of the index", _memory_mb() - before, "MB")
+    yield _row(f"{count:,} passages", "memory of the index", sum(part.nbytes for part in engines[0].arrays.values()) / 1e6, "MB")
     took = seconds(lambda: [engines[0].rank([query], 3) for query in queries], 3)
     yield _row(f"{count:,} passages", "time a query", 1000 * took / len(queries), "ms")
+    # at least the score of every passage is read, once
+    yield _row(f"{count:,} passages", "of the peak", 4.0 * count * len(queries) / took / peak_bytes(), "share")
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,6 @@ def _store(count: int) -> Iterator[dict]:
 
 def _row(case: str, measure: str, value: float, unit: str) -> dict:
     return {"case": case, "who": "ours", "measure": measure, "value": value, "unit": unit}
-
-
-def _memory_mb() -> float:
-    return psutil.Process().memory_info().rss / 1e6
 
 
 def _peak_mb() -> float:

@@ -23,9 +23,9 @@ def seconds(work: Callable[[], object], tries: int = 1) -> float:
 
 
 @cache
-def peak_flops() -> float:
-    """Float32 operations a second of a large matrix product, with torch's present number of threads."""
-    left, right = torch.randn(2, MATRIX, MATRIX)
+def peak_flops(dtype: torch.dtype = torch.float32) -> float:
+    """Operations a second of a large matrix product of this dtype, with torch's present number of threads."""
+    left, right = torch.randn(2, MATRIX, MATRIX).to(dtype)
     return 2 * MATRIX**3 / seconds(lambda: left @ right, TRIES)
 
 

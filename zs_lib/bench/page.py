@@ -19,7 +19,8 @@ INTRODUCTION = """\
 
 `zs bench` measures and writes this page; `zs bench rollouts` measures one again, `zs bench whole` the half hour of the whole \
 study. A peer's value is from the same run. A target is a ratio (how many times as fast as the peer) or a bound. "Of the peak" \
-is the least number of operations that the work needs (see `machine.forward_flops`), over seconds and the measured peak.
+is the least number of operations that the work needs (see `machine.forward_flops`), for BM25 of bytes, over seconds and the \
+measured peak.
 """
 
 

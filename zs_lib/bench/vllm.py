@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from zs_lib import config, models, policy, qa
-from zs_lib.bench.rollouts import GROUP, MODEL, taught
+from zs_lib.bench.machine import peak_flops
+from zs_lib.bench.rollouts import GROUP, MODEL, least_work, taught
 from zs_lib.engines import build_engine
 from zs_lib.generate import build_generator
 from zs_lib.rollout import Trajectory, rollout
@@ -29,6 +30,8 @@ def measure(small: bool = False) -> Iterator[dict]:
     case = {"case": f"{count} rollouts, {name.rpartition('/')[2]}"}
     for who, seconds in took.items():
         yield case | {"who": who, "measure": "speed", "value": written / seconds, "unit": "tokens/s"}
+    share = least_work(generator, done) / took["ours"] / peak_flops(generator.model.dtype)
+    yield case | {"who": "ours", "measure": "of the peak", "value": share, "unit": "share"}
     yield case | {"who": "ours", "measure": "sampled tokens", "value": written / count, "unit": "a rollout"}
     yield case | {"who": "ours", "measure": "read tokens", "value": sum(len(t.ids) for t in done) / count - written / count, "unit": "a rollout"}
     yield case | {"who": "ours", "measure": "searches", "value": sum(t.num_searches for t in done) / count, "unit": "a rollout"}

@@ -31,6 +31,11 @@ class BM25Engine(SearchEngine):
         self._index = bm25s.BM25()
         self._index.index(_words([passage.text for passage in passages]), show_progress=False)
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the index holds in memory, besides the texts: of each word the passages that have it, and its score there."""
+        return {name: part for name, part in self._index.scores.items() if isinstance(part, np.ndarray)}
+
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         ranked = self.rank([request.query for request in requests], num_documents)
         return [SearchResult.of([passage.text for passage, _ in ranking]) for ranking in ranked]
