@@ -42,17 +42,12 @@ def _attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: T
     attention_mask (rows, 1, 1, own length) bool; returns (rows, 1, heads, width)."""
     rows, heads, _, width = query.shape
     first_key, first_value = prefix[module.layer_idx]
-    groups, length = heads // len(first_key), first_key.shape[1]
-    query = query.view(rows, len(first_key), groups, width)
-
-    def of_all_rows(states: Tensor) -> Tensor:  # (rows, key-value heads, groups, n) as one matrix a head
-        return states.transpose(0, 1).flatten(1, 2)
-
-    first = (of_all_rows(query) @ first_key.mT).unflatten(1, (rows, groups)).transpose(0, 1)
-    own = (query @ key.mT).masked_fill(~attention_mask, -torch.inf)
-    weights = (torch.cat([first, own], -1) * scaling).softmax(-1)
-    read = (of_all_rows(weights[..., :length]) @ first_value).unflatten(1, (rows, groups)).transpose(0, 1)
-    read = read + weights[..., length:] @ value
+    kv_heads, length, _ = first_key.shape
+    query = (query * scaling).view(rows, kv_heads, heads // kv_heads, width)
+    first = torch.einsum("rkgd,kpd->rkgp", query, first_key)  # one matrix product a head, for all rows together
+    own = (query @ key.mT).masked_fill_(~attention_mask, -torch.inf)
+    weights = torch.cat([first, own], -1).softmax(-1)
+    read = torch.einsum("rkgp,kpd->rkgd", weights[..., :length], first_value) + weights[..., length:] @ value
     return read.reshape(rows, 1, heads, width), None
 
 
