@@ -27,7 +27,7 @@ BENCHMARKS = {
 }  # fmt: skip
 """Name → module and function."""
 ASKED_FOR = ("whole", "vllm")
-"""Half an hour, and what needs vLLM: only when asked for by name."""
+"""Twenty minutes, and what needs vLLM: only when asked for by name."""
 
 
 def run(names: list[str], small: bool = False) -> None:

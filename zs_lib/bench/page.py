@@ -17,8 +17,8 @@ TRIED = bench.RECORDS / "tried.md"
 INTRODUCTION = """\
 # Benchmarks
 
-`zs bench` measures and writes this page; `zs bench rollouts` measures one again, `zs bench whole` the half hour of the whole \
-study. A peer's value is from the same run. A target is a ratio (how many times as fast as the peer) or a bound. "Of the peak" \
+`zs bench` measures and writes this page; `zs bench rollouts` measures one again, `zs bench whole` the twenty minutes of the \
+whole study. A peer's value is from the same run. A target is a ratio (how many times as fast as the peer) or a bound. "Of the peak" \
 is the least number of operations that the work needs (see `machine.forward_flops`), for BM25 of bytes, over seconds and the \
 measured peak.
 """
@@ -91,7 +91,8 @@ def _judged(target: Target, records: dict[str, pd.DataFrame]) -> dict[str, str]:
     """One line of the table of targets."""
     table = records.get(target.benchmark)
     value, unit = _find(table, target.case, target.who, target.measure)
-    peak, _ = _find(table, target.case, "ours", "of the peak")
+    timed = target.measure.startswith(("time", "speed"))
+    peak, _ = _find(table if timed else None, target.case, "ours", "of the peak")
     beside, _ = _find(table, target.base or target.case, target.peer or "ours", target.measure)
     faster_is_less = target.peer and target.measure == "time"
     ratio = beside / value if faster_is_less else value / beside
