@@ -52,7 +52,7 @@ class Resources:
     simulator: Share = Share()
     policy: Share = Share()
     evaluation: Share = Share()
-    """And of whatever else only measures."""
+    """And of every other kind: fidelity, pairs, warm-ups."""
 
     def of(self, kind: str) -> Share:
         return getattr(self, kind, self.evaluation)

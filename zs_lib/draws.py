@@ -1,4 +1,4 @@
-"""Randomness that is a function of what is drawn for, and of nothing else: no state to carry, the same in any order."""
+"""Randomness that is a function of what is drawn for, and of nothing else."""
 
 from __future__ import annotations
 
