@@ -72,7 +72,7 @@ class ScriptedGenerator:
     def decode(self, ids) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
-    def generate(self, prompts, keys, max_tokens, temperature, stop=()) -> list[Completion]:
+    def generate(self, prompts, keys, max_tokens, temperature, stop=(), past=None) -> list[Completion]:
         self.calls.append({"prompts": prompts, "keys": keys, "temperature": temperature})
         written = [
             self.encode(self.write(self.decode(prompt), key))

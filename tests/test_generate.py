@@ -9,7 +9,8 @@ from model_fixtures import tiny_model, tiny_tokenizer
 
 from zs_lib.draws import uniform
 from zs_lib.errors import ModelError
-from zs_lib.generate import Generator, _Batch, _Row, _shared_prefix, build_generator
+from zs_lib.generate import Generator, _Batch, _Row, _share, _shared_prefix, build_generator
+from zs_lib.past import Past
 from zs_lib.prefix import sharing
 
 
@@ -129,26 +130,70 @@ def script_logits(monkeypatch, generator, ids):
 
 def test_the_shared_prefix_leaves_each_prompt_a_token():
     prefix = tuple(range(20))
-    assert _shared_prefix([prefix + (1,), prefix + (2, 3)]) == 20
-    assert _shared_prefix([prefix, prefix]) == 19
-    assert _shared_prefix([prefix[:10] + (1,), prefix]) == _shared_prefix([prefix]) == 0
+    assert _shared_prefix([prefix + (1,), prefix + (2, 3)]) == prefix
+    assert _shared_prefix([prefix, prefix]) == prefix[:19]
+    assert _shared_prefix([prefix[:10] + (1,), prefix]) == _shared_prefix([prefix]) == _shared_prefix([]) == ()
 
 
 def test_a_shared_prefix_is_kept_once_and_the_models_attention_comes_back():
     prompts = prompts_of([3, 9, 5], prefix=range(20, 50))
     for dtype, shared in ((torch.float32, 30), (torch.bfloat16, 0)):  # half precision would round the scores
         model = tiny_model().to(dtype)
-        batch = _Batch(model, [_Row(tuple(prompt), (i,)) for i, prompt in enumerate(prompts)], 4)
+        rows, past = [_Row(tuple(prompt), (i,)) for i, prompt in enumerate(prompts)], Past()
         with torch.inference_mode():
+            _share(model, [row.prompt for row in rows], past)
+            batch = _Batch(model, rows, 4, past)
             batch.prefill()
-        assert [keys.shape[1] for keys, _ in batch.prefix] == [30] * 2 * bool(shared)
-        assert batch.cache.layers[0].keys.shape == (3, 2, 39 - shared, 8)
+        assert [keys.shape[1] for keys, _ in past.prefix] == [30] * 2 * bool(shared)
+        assert batch.cache.layers[0].room[0].shape == (3, 2, 39 - shared + 4, 8)
         before = model.config._attn_implementation
         assert len(Generator(model, tiny_tokenizer()).generate(prompts, [(i,) for i in range(3)], 4, 1.0)) == 3
         with pytest.raises(KeyboardInterrupt), sharing(model):
             assert model.config._attn_implementation != before
             raise KeyboardInterrupt
         assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("capacity, reads", [(2**20, 0.2), (2**17, 0.98), (0, 1)], ids=["all", "some", "none"])
+@pytest.mark.parametrize("prefix", [(), tuple(range(20, 50))], ids=["no prefix", "shared prefix"])
+def test_what_earlier_calls_know_is_not_read_again_and_changes_nothing(generator, monkeypatch, prefix, capacity, reads):
+    read, forward = [], generator.model.forward
+    monkeypatch.setattr(generator.model, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs))
+
+    def talk(past):
+        """Three turns of up to 40 texts, some of which fall silent; all completions, and how many ids were read in the last turn."""
+        texts, told = prompts_of(LENGTHS, prefix=prefix), []
+        for turn in range(3):
+            read.clear()
+            keys = [(turn, len(text)) for text in texts]
+            told.append(generator.generate(texts, keys, 12, 0.8, ("e",), past))
+            shown = prompts_of([len(text) % 7 + 1 for text in texts], seed=turn)
+            texts = [text + c.ids + more for text, c, more in zip(texts, told[-1], shown, strict=True)][:: turn + 1]
+        return sum(told, []), sum(ids.numel() for ids in read if ids.shape[1] > 1)
+
+    (fast, few), (plain, many) = talk(Past(capacity)), talk(None)
+    assert [c.ids for c in fast] == [c.ids for c in plain] and {c.stop_reason for c in fast} >= {"stop", "length"}
+    for mine, reference in zip(fast, plain, strict=True):
+        assert mine.logprobs == pytest.approx(reference.logprobs, abs=1e-4)
+    assert few <= reads * many
+
+
+def test_a_past_knows_the_longest_beginning_within_its_capacity():
+    past = Past(capacity=3 * 2 * 8 * 4)  # bytes of 8 ids
+    past.restart((7,), ())
+    assert past.begins([(7, 1), (7, 2)]) and not past.begins([(7, 1), (7,)]) and not past.begins([(8, 1)])
+    own = {text: [(torch.full((3, len(text) - 1, 1), float(i)),) * 2] for i, text in
+           enumerate([(7, 1, 2, 3), (7, 1, 2, 4, 5), (7, 1, 2, 4, 5, 6, 7), (7, 9)])}  # fmt: skip
+    first, second, longer, other = own
+    past.keep(first, own[first])
+    past.keep(second, own[second])
+    assert [past.find(text)[0] for text in [(7, 1, 2, 3, 4), (7, 1, 2, 4, 5), (7, 1, 2), (7, 1, 2, 9, 9), (7, 8, 8), (7, 0)]] == [3, 3, 1, 2, 0, 0]
+    past.keep(longer, own[longer])  # in place of the second, but with the first it does not fit
+    past.keep(other, own[other])
+    known, kept = past.find((*longer, 1))
+    assert (known, past.find((7, 9, 9))[0], past.size) == (2, 1, 4 * 3 * 2 * 4) and torch.equal(kept[0][0], own[first][0][0])
+    own[first][0][0].zero_()
+    assert past.find((*first, 1))[1][0][1].mean() == 0.0
 
 
 def test_speed_is_counted(generator):

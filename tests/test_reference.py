@@ -26,7 +26,7 @@ class PlainGenerator(Generator):
     """The reference path of generation."""
 
     @torch.inference_mode()
-    def generate(self, prompts, keys, max_tokens, temperature, stop=()):
+    def generate(self, prompts, keys, max_tokens, temperature, stop=(), past=None):
         return [self.complete(prompt, key, max_tokens, temperature, stop) for prompt, key in zip(prompts, keys, strict=True)]
 
     def complete(self, prompt, key, max_tokens, temperature, stop) -> Completion:

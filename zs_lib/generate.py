@@ -20,7 +20,8 @@ from transformers.cache_utils import DynamicLayer
 
 from zs_lib.draws import Key, uniform
 from zs_lib.errors import ModelError
-from zs_lib.prefix import Prefix, can_share, sharing
+from zs_lib.past import Past
+from zs_lib.prefix import KeyValues, can_share, sharing
 
 MIN_SHARED_PREFIX = 16
 """Shorter common prefixes are not worth a forward pass of their own."""
@@ -81,17 +82,19 @@ class Generator:
         max_tokens: int,
         temperature: float,
         stop: tuple[str, ...] = (),
+        past: Past | None = None,
     ) -> list[Completion]:
         """Continue each prompt (non-empty id list) by up to `max_tokens` ids; completions in that order.
 
         The token at position t of a prompt with key k is drawn with `uniform(k, t, "token")`, so a completion
         does not depend on the rest of the batch. Temperature 0 is greedy. A completion ends with an EOS, with
         the token that completes one of the `stop` strings, or at `max_tokens`. Puts the model into eval mode.
+        What `past` knows from earlier calls is not read again, which changes nothing but rounding.
         Raises ModelError if a prompt is empty or does not fit the model's context together with `max_tokens`.
         """
         self._check(prompts, keys, max_tokens)
         started = time.perf_counter()
-        completions = self._write(prompts, keys, max_tokens, temperature, stop)
+        completions = self._write(prompts, keys, max_tokens, temperature, stop, past)
         self.tokens += sum(len(completion.ids) for completion in completions)
         self.seconds += time.perf_counter() - started
         return completions
@@ -100,15 +103,17 @@ class Generator:
         """To be called when the model's weights have changed; nothing to do here, where it is the model that writes."""
 
     @torch.inference_mode()
-    def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...]) -> list[Completion]:
+    def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...], past: Past | None) -> list[Completion]:
         self.model.eval()
         if stop not in self._stops:
             self._stops[stop] = _StopStrings(self.tokenizer, stop)
         rows = [_Row(tuple(prompt), key) for prompt, key in zip(prompts, keys, strict=True)]
+        past = past or Past(capacity=0)
+        _share(self.model, [row.prompt for row in rows], past)
         by_length = sorted(rows, key=lambda row: len(row.prompt))  # similar lengths together: little padding
         for start in range(0, len(rows), self.max_batch):
-            chunk = by_length[start : start + self.max_batch]
-            self._complete(chunk, max_tokens, temperature, self._stops[stop])
+            batch = _Batch(self.model, by_length[start : start + self.max_batch], max_tokens, past)
+            self._complete(batch, max_tokens, temperature, self._stops[stop])
         return [Completion(row.ids, row.logprobs, row.stop_reason) for row in rows]
 
     def _check(self, prompts, keys, max_tokens: int) -> None:
@@ -123,11 +128,10 @@ class Generator:
                 f"{self.context}: shorten the prompt, or lower the profile's token limits."
             )
 
-    def _complete(self, rows: list[_Row], max_tokens: int, temperature: float, stops: _StopStrings) -> None:
+    def _complete(self, batch: _Batch, max_tokens: int, temperature: float, stops: _StopStrings) -> None:
         """Sample until every row is done. Those leave the batch: a step's cost grows with its rows."""
-        batch = _Batch(self.model, rows, max_tokens)
         logits = batch.prefill()
-        with sharing(self.model) if batch.prefix else nullcontext():
+        with sharing(self.model) if batch.past.shared else nullcontext():
             for position in range(max_tokens):
                 ids, logprobs = _sample(logits, [row.key for row in batch.rows], position, temperature)
                 for row, token, logprob in zip(batch.rows, ids.tolist(), logprobs.tolist(), strict=True):
@@ -137,8 +141,10 @@ class Generator:
                         row.stop_reason = "eos"
                     elif stops.complete(row.ids):
                         row.stop_reason = "stop"
+                    elif position == max_tokens - 1:
+                        row.stop_reason = "length"
                 ids = batch.drop_finished(ids)
-                if not batch.rows or position == max_tokens - 1:
+                if not batch.rows:
                     return
                 logits = batch.step(ids)
 
@@ -160,152 +166,154 @@ class _Row:
     key: Key
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    stop_reason: str = "length"  # unless something else stops it earlier
-
-    @property
-    def finished(self) -> bool:
-        return self.stop_reason != "length"
+    stop_reason: str | None = None
 
 
 class _Batch:
-    """The unfinished rows, their key/value cache, and which cache positions each row may look at.
+    """The unfinished rows, their keys and values, and which of them each row may look at.
 
-    Cache layout: left padding | prompt | new tokens. So new tokens of all rows stand at the same place, and appending is one
-    slice assignment per layer. What all prompts begin with is not in it: `prefix` keeps that once (`prefix.sharing`).
+    Columns: left padding | own part of the prompt | new tokens. So new tokens of all rows stand at the same place, and appending
+    is one slice assignment per layer. What all prompts begin with is not among them: `past.prefix` (`prefix.sharing`).
     """
 
-    def __init__(self, model, rows: list[_Row], max_tokens: int):
-        self.model, self.rows, self.device = model, list(rows), model.device
-        self.shared = _shared_prefix([row.prompt for row in rows]) if can_share(model) else 0
-        self.prefix: Prefix = ()
-        self.width = max(len(row.prompt) for row in rows) - self.shared  # of padding and what is left of a prompt
-        lengths = torch.tensor([len(row.prompt) for row in rows], device=self.device)
-        columns = torch.arange(self.width + max_tokens, device=self.device)
-        self.visible = columns >= self.width + self.shared - lengths[:, None]  # (rows, width + max_tokens) bool
-        self.positions = lengths[:, None]  # (rows, 1): the position of the next token
-        self.max_tokens = max_tokens
-        self.cache: Cache | None = None
+    def __init__(self, model, rows: list[_Row], max_tokens: int, past: Past):
+        self.model, self.past, self.device = model, past, model.device
+        found = [past.find(row.prompt) for row in rows]
+        unread = [row.prompt[len(past.shared) + known :] for row, (known, _) in zip(rows, found, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: len(unread[i]))  # for prefill, where padding costs most
+        self.rows, self.unread = [rows[i] for i in order], [unread[i] for i in order]
+        lengths = torch.tensor([len(row.prompt) for row in self.rows], device=self.device)[:, None]
+        self.filled = int(lengths.max()) - len(past.shared)  # columns that hold something
+        self.positions = torch.arange(self.filled + max_tokens, device=self.device) + lengths - self.filled
+        """(rows, columns): where in its text stands what is there."""
+        self.visible = self.positions >= len(past.shared)
+        known = [(self.filled - len(unread[i]) - found[i][0], *found[i]) for i in order]
+        layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
+        self.cache = Cache(layers=[_Room(layer, self.filled + max_tokens, known) for layer in layers])
 
     def prefill(self) -> torch.Tensor:
-        """Run the prompts through the model; (rows, vocabulary) logits of the first new token."""
-        prefix = None
-        if self.shared:
-            prefix = self._forward([self.rows[0].prompt[: self.shared]], DynamicCache())[0]
-            self.prefix = [(layer.keys[0], layer.values[0]) for layer in prefix.layers]
-        rests = [row.prompt[self.shared :] for row in self.rows]
+        """Read what is not known of the prompts; (rows, vocabulary) logits of the first new token."""
         logits, start = [], 0
         budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cuda"])
-        while start < len(rests):  # rows come sorted by length, so one slice needs hardly any padding
-            count = max(1, min(len(rests) - start, budget // len(rests[start])))
-            count = max(1, min(count, budget // len(rests[start + count - 1])))
-            cache, last = self._forward(rests[start : start + count], _expanded(prefix, count))
-            self._store(cache, start, count)
-            logits.append(last)
+        while start < len(self.unread):
+            count = max(1, min(len(self.unread) - start, budget // len(self.unread[start])))
+            count = max(1, min(count, budget // len(self.unread[start + count - 1])))
+            logits.append(self._read(start, self.unread[start : start + count]))
             start += count
         return torch.cat(logits)
 
-    def _forward(self, prompts: list[tuple[int, ...]], cache: DynamicCache):
-        """Append left-padded prompts to a cache visible throughout; the cache, logits of the last id."""
-        seen, width = cache.get_seq_length(), max(map(len, prompts))
-        pads = torch.tensor([width - len(prompt) for prompt in prompts], device=self.device)[:, None]
-        padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-        columns = torch.arange(width, device=self.device)
-        real = columns >= pads  # (n, width)
-        # A padding position sees itself, since a query that sees nothing would come out as NaN.
-        itself = columns[:, None] == columns
-        mask = (columns[:, None] >= columns) & real[:, None, :] | itself
-        mask = torch.cat([mask.new_ones(len(prompts), width, seen), mask], dim=-1)[:, None]
-        positions = (columns - pads).clamp(min=0) + seen
-        output = self.model(
-            input_ids=torch.tensor(padded, device=self.device),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return cache, output.logits[:, -1]
-
-    def _store(self, cache: DynamicCache, start: int, count: int) -> None:
-        """Copy a prefilled slice of rows to its place in the batch's own cache."""
-        if self.cache is None:
-            self.cache = Cache(layers=[_Room(self, layer.keys, layer.values) for layer in cache.layers])
-        for room, layer in zip(self.cache.layers, cache.layers, strict=True):
-            room.place(slice(start, start + count), layer.keys[:, :, self.shared :], layer.values[:, :, self.shared :])
+    def _read(self, start: int, unread: list[tuple[int, ...]]) -> torch.Tensor:
+        """Read the ends of prompts, the first of which is of row `start`; logits of the last ids."""
+        rows, longest = slice(start, start + len(unread)), max(map(len, unread))
+        seen = slice(int(self.visible[rows].byte().argmax(-1).min()), self.filled)
+        new = slice(self.filled - longest, self.filled)
+        lengths = torch.tensor([len(ids) for ids in unread], device=self.device)
+        columns = torch.arange(seen.stop, device=self.device)
+        real = columns[new] >= seen.stop - lengths[:, None]  # (n, longest): not padding
+        # Padding sees itself, since a query that sees nothing would come out as NaN.
+        itself = columns[new, None] == columns[seen]
+        mask = (columns[new, None] >= columns[seen]) & self.visible[rows, None, seen] | itself
+        mask = torch.cat([mask.new_ones(*mask.shape[:2], len(self.past.shared)), mask], dim=-1)[:, None]
+        ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in unread], device=self.device)
+        return self._forward(ids, mask, _Window(rows, seen, new, real[:, None, :, None], self.past.prefix))
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Append one id (rows,) to each row; (rows, vocabulary) logits of the next."""
-        end = self.cache.get_seq_length() + 1
-        output = self.model(
-            input_ids=ids[:, None],
-            attention_mask=self.visible[:, None, None, :end],
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            **({"prefix": self.prefix} if self.prefix else {}),
-        )
-        self.positions = self.positions + 1
-        return output.logits[:, -1]
+        rows, new = slice(0, len(self.rows)), slice(self.filled, self.filled + 1)
+        self.filled += 1
+        seen = slice(0, self.filled)
+        prefix = {"prefix": self.past.prefix} if self.past.shared else {}
+        return self._forward(ids[:, None], self.visible[:, None, None, seen], _Window(rows, seen, new), **prefix)
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, window: _Window, **options) -> torch.Tensor:
+        """Logits (n, vocabulary) of the last of ids (n, new), whose keys and values go to, and are looked up in, a window."""
+        for room in self.cache.layers:
+            room.window = window
+        positions = self.positions[window.rows, window.new].clamp(min=0)
+        return self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True,
+                          logits_to_keep=1, **options).logits[:, -1]  # fmt: skip
 
     def drop_finished(self, ids: torch.Tensor) -> torch.Tensor:
-        """Let finished rows go; returns the ids (rows,) of those that stay, in their new order.
+        """Let finished rows go, into `past`; returns the ids (rows,) of those that stay, in their new order.
 
         Rows from the end move into the gaps, so only as many rows are copied as have finished.
         """
-        stay = [i for i, row in enumerate(self.rows) if not row.finished]
+        stay = [i for i, row in enumerate(self.rows) if not row.stop_reason]
         if len(stay) == len(self.rows):
             return ids
-        gaps = [i for i in range(len(stay)) if self.rows[i].finished]
+        for i, row in enumerate(self.rows):
+            if row.stop_reason:
+                self._remember(i, row)
+        gaps = [i for i in range(len(stay)) if self.rows[i].stop_reason]
         movers = [i for i in stay if i >= len(stay)]
         order = list(range(len(stay)))
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap] = mover
+            for room in self.cache.layers:
+                room.copy(mover, gap)
         self.rows = [self.rows[i] for i in order]
         index = torch.tensor(order, dtype=torch.long, device=self.device)
         self.visible, self.positions = self.visible[index], self.positions[index]
-        for room in self.cache.layers:
-            room.keep(gaps, movers, len(stay))
         return ids[index]
+
+    def _remember(self, i: int, row: _Row) -> None:
+        text = (*row.prompt, *row.ids[:-1])  # the newest id has not been read
+        own = slice(self.filled - len(text) + len(self.past.shared), self.filled)
+        self.past.keep(text, [(keys[i, :, own], values[i, :, own]) for keys, values in (room.room for room in self.cache.layers)])
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What of the rooms a forward pass is about: rows, columns that it looks at (after `prefix`, if it is not read otherwise),
+    and the last of them, to which its ids go where `real`, (rows, 1, new, 1) bool."""
+
+    rows: slice
+    seen: slice
+    new: slice
+    real: torch.Tensor | None = None
+    prefix: KeyValues = ()
 
 
 class _Room(DynamicLayer):
     """One layer's keys and values, in room allocated once: appending copies one position, not all of them."""
 
-    def __init__(self, batch: _Batch, keys: torch.Tensor, values: torch.Tensor):
+    def __init__(self, layer: int, columns: int, known: list[tuple[int, int, KeyValues]]):
+        """`known`: for each row the first column, the number and the keys and values of what need not be read."""
         super().__init__()
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.rows, self.length = len(batch.rows), batch.width
+        self.layer, self.columns, self.known, self.window = layer, columns, known, None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Make the room, and put in its place what is known of each row (transformers' cache interface)."""
+        super().lazy_initialization(key_states, value_states)
         # Zeros, because padding is multiplied by an attention weight of 0, and 0 times rubbish can be NaN.
         self.room = [
-            like.new_zeros(self.rows, like.shape[1], batch.width + batch.max_tokens, like.shape[3])
-            for like in (keys, values)
+            like.new_zeros(len(self.known), like.shape[1], self.columns, like.shape[3]) for like in (key_states, value_states)
         ]
-        self._look()
-
-    def _look(self) -> None:
-        self.keys, self.values = (room[: self.rows, :, : self.length] for room in self.room)
-
-    def place(self, rows: slice, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put prefilled rows (n, heads, at most width, d) in their places, to the right."""
-        for room, new in zip(self.room, (keys, values), strict=True):
-            room[rows, :, self.length - new.shape[2] : self.length] = new
+        for i, (start, count, kept) in enumerate(self.known):
+            if count:
+                for room, own in zip(self.room, kept[self.layer], strict=True):
+                    room[i, :, start : start + count] = own[:, :count]
+        self.known = []  # so that its memory is free
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """Append the new positions; all keys and values so far (transformers' cache interface)."""
-        end = self.length + key_states.shape[2]
+        """Put new keys and values into the window; all of it (transformers' cache interface)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        at = self.window
         for room, new in zip(self.room, (key_states, value_states), strict=True):
-            room[: self.rows, :, self.length : end] = new
-        self.length = end
-        self._look()
+            place = room[at.rows, :, at.new]
+            place.copy_(new if at.real is None else torch.where(at.real, new, place))
+        self.keys, self.values = (room[at.rows, :, at.seen] for room in self.room)
+        if at.prefix:
+            self.keys, self.values = (
+                torch.cat([first.expand(len(own), -1, -1, -1), own], dim=2)
+                for first, own in zip(at.prefix[self.layer], (self.keys, self.values), strict=True)
+            )
         return self.keys, self.values
 
-    def keep(self, gaps: list[int], movers: list[int], rows: int) -> None:
-        """Shrink to `rows` rows, after row `movers[i]` has taken the place of row `gaps[i]`."""
+    def copy(self, source: int, target: int) -> None:
         for room in self.room:
-            for gap, mover in zip(gaps, movers, strict=True):
-                room[gap, :, : self.length] = room[mover, :, : self.length]
-        self.rows = rows
-        self._look()
+            room[target, :, : self.window.seen.stop] = room[source, :, : self.window.seen.stop]
 
 
 class _StopStrings:
@@ -356,20 +364,21 @@ def _sample(
     return ids[:, 0], (logits.gather(-1, ids) - highest - total.log())[:, 0]
 
 
-def _shared_prefix(prompts: list[tuple[int, ...]]) -> int:
-    """Length of the prefix that all prompts share, an id of each at least left over; 0 if not worth it."""
-    if len(prompts) == 1:
-        return 0
-    shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
-    return shared if shared >= MIN_SHARED_PREFIX else 0
-
-
-def _expanded(prefix: DynamicCache | None, count: int) -> DynamicCache:
-    """A cache that starts with the same prefix in `count` rows; the prefix itself is not touched."""
+def _share(model, prompts: list[tuple[int, ...]], past: Past) -> None:
+    """Have `past` begin with what all prompts begin with; where it does not, it is emptied."""
+    if past.begins(prompts):
+        return
+    shared = _shared_prefix(prompts) if can_share(model) else ()
     cache = DynamicCache()
-    for i, layer in enumerate(prefix.layers if prefix else ()):
-        cache.update(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1), i)
-    return cache
+    if shared:
+        model(input_ids=torch.tensor([shared], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    past.restart(shared, [(layer.keys[0], layer.values[0]) for layer in cache.layers])
+
+
+def _shared_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The prefix that all prompts share, an id of each at least left over; nothing if not worth it."""
+    shared = os.path.commonprefix([prompt[:-1] for prompt in prompts])
+    return shared if len(prompts) > 1 and len(shared) >= MIN_SHARED_PREFIX else ()
 
 
 def _decode(tokenizer, ids: Sequence[int]) -> str:

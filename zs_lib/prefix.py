@@ -15,8 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 NAME = "shared-prefix"
-Prefix = Sequence[tuple[Tensor, Tensor]]
-"""Keys and values of each layer, (key-value heads, length, head width)."""
+KeyValues = Sequence[tuple[Tensor, Tensor]]
+"""Of each layer, both (key-value heads, length, head width)."""
 
 
 def can_share(model: PreTrainedModel) -> bool:
@@ -27,7 +27,7 @@ def can_share(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def sharing(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, `model(..., prefix=prefix)` attends to a `Prefix` besides each row's own keys, for one new token a row."""
+    """Within it, `model(..., prefix=prefix)` attends to a prefix besides each row's own keys, for one new token a row."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
@@ -36,7 +36,7 @@ def sharing(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, prefix: Prefix,
+def _attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, prefix: KeyValues,
             **_) -> tuple[Tensor, None]:
     """transformers' interface: query (rows, heads, 1, width), key and value (rows, key-value heads, own length, width),
     attention_mask (rows, 1, 1, own length) bool; returns (rows, 1, heads, width)."""

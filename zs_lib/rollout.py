@@ -15,6 +15,7 @@ from zs_lib.arms import RolloutConfig
 from zs_lib.draws import Key, uniform
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import BudgetError, EngineError
+from zs_lib.past import Past
 from zs_lib.protocol import Action
 from zs_lib.qa import Question
 
@@ -117,7 +118,7 @@ def rollout(
         _Rollout(question, key, generator.encode_prompt(protocol.policy_prompt(question.question, cfg.template) + context + opening))
         for question, key, context in zip(questions, keys, contexts or [""] * len(questions), strict=True)
     ]
-    last = cfg.max_searches if engine else 0
+    last, past = cfg.max_searches if engine else 0, Past()  # of this call only: before the next one, the weights may change
     for turn in range(last + 1):
         for rolling in _going(rollouts):
             if not rolling.has_room(cfg.max_turn_tokens, cfg):
@@ -131,6 +132,7 @@ def rollout(
             cfg.max_turn_tokens,
             cfg.temperature,
             protocol.STOP_STRINGS,
+            past,
         )
         for rolling, completion in zip(going, completions, strict=True):
             _write(rolling, completion, opening if turn == 0 else "", generator, cfg, is_last=turn == last)

@@ -72,7 +72,8 @@ class VllmGenerator(Generator):
         gc.unfreeze()  # vLLM froze what it made: an engine that is dropped would never be collected
         return engine
 
-    def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...]) -> list[Completion]:
+    def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...], past=None) -> list[Completion]:
+        """vLLM has a cache of prefixes itself, so `past` stays empty."""
         from vllm import SamplingParams
 
         # The log-probabilities are of softmax(logits / temperature), as engine's logprobs_mode says.
