@@ -73,7 +73,7 @@ class ScriptedGenerator:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def generate(self, prompts, keys, max_tokens, temperature, stop=(), past=None) -> list[Completion]:
-        self.calls.append({"prompts": prompts, "keys": keys, "temperature": temperature})
+        self.calls.append({"prompts": prompts, "keys": keys, "temperature": temperature, "past": past})
         written = [
             self.encode(self.write(self.decode(prompt), key))
             for prompt, key in zip(prompts, keys, strict=True)

@@ -103,12 +103,12 @@ class Generator:
         """To be called when the model's weights have changed; nothing to do here, where it is the model that writes."""
 
     @torch.inference_mode()
-    def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...], past: Past | None) -> list[Completion]:
+    def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...], past: Past | None = None) -> list[Completion]:
         self.model.eval()
         if stop not in self._stops:
             self._stops[stop] = _StopStrings(self.tokenizer, stop)
         rows = [_Row(tuple(prompt), key) for prompt, key in zip(prompts, keys, strict=True)]
-        past = past or Past(capacity=0)
+        past = Past(capacity=0) if past is None else past
         _share(self.model, [row.prompt for row in rows], past)
         by_length = sorted(rows, key=lambda row: len(row.prompt))  # similar lengths together: little padding
         for start in range(0, len(rows), self.max_batch):
@@ -179,17 +179,21 @@ class _Batch:
     def __init__(self, model, rows: list[_Row], max_tokens: int, past: Past):
         self.model, self.past, self.device = model, past, model.device
         found = [past.find(row.prompt) for row in rows]
-        unread = [row.prompt[len(past.shared) + known :] for row, (known, _) in zip(rows, found, strict=True)]
+        unread = [row.prompt[len(past.shared) + count :] for row, (count, _) in zip(rows, found, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: len(unread[i]))  # for prefill, where padding costs most
         self.rows, self.unread = [rows[i] for i in order], [unread[i] for i in order]
-        lengths = torch.tensor([len(row.prompt) for row in self.rows], device=self.device)[:, None]
-        self.filled = int(lengths.max()) - len(past.shared)  # columns that hold something
-        self.positions = torch.arange(self.filled + max_tokens, device=self.device) + lengths - self.filled
+        self.end = max(map(self._own, rows))  # the column after what has been read
+        lengths = torch.tensor([len(row.prompt) for row in self.rows], device=self.device)
+        self.positions = torch.arange(self.end + max_tokens, device=self.device) + lengths[:, None] - self.end
         """(rows, columns): where in its text stands what is there."""
         self.visible = self.positions >= len(past.shared)
-        known = [(self.filled - len(unread[i]) - found[i][0], *found[i]) for i in order]
+        known = [(self.end - len(unread[i]) - found[i][0], *found[i]) for i in order]
         layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
-        self.cache = Cache(layers=[_Room(layer, self.filled + max_tokens, known) for layer in layers])
+        self.cache = Cache(layers=[_Room(layer, self.end + max_tokens, known) for layer in layers])
+
+    def _own(self, row: _Row) -> int:
+        """Ids of the prompt that are its own."""
+        return len(row.prompt) - len(self.past.shared)
 
     def prefill(self) -> torch.Tensor:
         """Read what is not known of the prompts; (rows, vocabulary) logits of the first new token."""
@@ -198,32 +202,29 @@ class _Batch:
         while start < len(self.unread):
             count = max(1, min(len(self.unread) - start, budget // len(self.unread[start])))
             count = max(1, min(count, budget // len(self.unread[start + count - 1])))
-            logits.append(self._read(start, self.unread[start : start + count]))
+            logits.append(self._read(slice(start, start + count)))
             start += count
         return torch.cat(logits)
 
-    def _read(self, start: int, unread: list[tuple[int, ...]]) -> torch.Tensor:
-        """Read the ends of prompts, the first of which is of row `start`; logits of the last ids."""
-        rows, longest = slice(start, start + len(unread)), max(map(len, unread))
-        seen = slice(int(self.visible[rows].byte().argmax(-1).min()), self.filled)
-        new = slice(self.filled - longest, self.filled)
-        lengths = torch.tensor([len(ids) for ids in unread], device=self.device)
-        columns = torch.arange(seen.stop, device=self.device)
-        real = columns[new] >= seen.stop - lengths[:, None]  # (n, longest): not padding
-        # Padding sees itself, since a query that sees nothing would come out as NaN.
-        itself = columns[new, None] == columns[seen]
-        mask = (columns[new, None] >= columns[seen]) & self.visible[rows, None, seen] | itself
+    def _read(self, rows: slice) -> torch.Tensor:
+        """Read the ends of the prompts of these rows, padded on the left; logits of the last ids."""
+        unread = self.unread[rows]
+        longest = max(map(len, unread))
+        seen, new = slice(self.end - max(map(self._own, self.rows[rows])), self.end), slice(self.end - longest, self.end)
+        columns = torch.arange(self.end, device=self.device)
+        mask = (columns[new, None] >= columns[seen]) & self.visible[rows, None, seen]
         mask = torch.cat([mask.new_ones(*mask.shape[:2], len(self.past.shared)), mask], dim=-1)[:, None]
         ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in unread], device=self.device)
+        lengths = torch.tensor([len(ids) for ids in unread], device=self.device)
+        real = columns[new] >= self.end - lengths[:, None]
         return self._forward(ids, mask, _Window(rows, seen, new, real[:, None, :, None], self.past.prefix))
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Append one id (rows,) to each row; (rows, vocabulary) logits of the next."""
-        rows, new = slice(0, len(self.rows)), slice(self.filled, self.filled + 1)
-        self.filled += 1
-        seen = slice(0, self.filled)
+        window = _Window(slice(0, len(self.rows)), slice(0, self.end + 1), slice(self.end, self.end + 1))
+        self.end += 1
         prefix = {"prefix": self.past.prefix} if self.past.shared else {}
-        return self._forward(ids[:, None], self.visible[:, None, None, seen], _Window(rows, seen, new), **prefix)
+        return self._forward(ids[:, None], self.visible[:, None, None, window.seen], window, **prefix)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, window: _Window, **options) -> torch.Tensor:
         """Logits (n, vocabulary) of the last of ids (n, new), whose keys and values go to, and are looked up in, a window."""
@@ -249,8 +250,8 @@ class _Batch:
         order = list(range(len(stay)))
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap] = mover
-            for room in self.cache.layers:
-                room.copy(mover, gap)
+            for room in self.rooms:
+                room.copy(mover, gap, self.end)
         self.rows = [self.rows[i] for i in order]
         index = torch.tensor(order, dtype=torch.long, device=self.device)
         self.visible, self.positions = self.visible[index], self.positions[index]
@@ -258,14 +259,22 @@ class _Batch:
 
     def _remember(self, i: int, row: _Row) -> None:
         text = (*row.prompt, *row.ids[:-1])  # the newest id has not been read
-        own = slice(self.filled - len(text) + len(self.past.shared), self.filled)
-        self.past.keep(text, [(keys[i, :, own], values[i, :, own]) for keys, values in (room.room for room in self.cache.layers)])
+        own = slice(self.end - len(text) + len(self.past.shared), self.end)
+        self.past.keep(text, [(keys[i, :, own], values[i, :, own]) for keys, values in (room.room for room in self.rooms)])
+
+    @property
+    def rooms(self) -> list[_Room]:
+        """Those in use: some models' last layers look into another's."""
+        return [room for room in self.cache.layers if room.is_initialized]
 
 
 @dataclass(frozen=True)
 class _Window:
-    """What of the rooms a forward pass is about: rows, columns that it looks at (after `prefix`, if it is not read otherwise),
-    and the last of them, to which its ids go where `real`, (rows, 1, new, 1) bool."""
+    """What of the rooms a forward pass is about: rows, the columns that it looks at, and the last of these, to which it adds.
+
+    `real`, (rows, 1, new, 1) bool: what is not padding, which is not put into the room (it may be NaN, since it may see nothing).
+    `prefix` stands before the columns; a step has none, because there `sharing` reads it.
+    """
 
     rows: slice
     seen: slice
@@ -303,17 +312,15 @@ class _Room(DynamicLayer):
         for room, new in zip(self.room, (key_states, value_states), strict=True):
             place = room[at.rows, :, at.new]
             place.copy_(new if at.real is None else torch.where(at.real, new, place))
-        self.keys, self.values = (room[at.rows, :, at.seen] for room in self.room)
+        seen = [room[at.rows, :, at.seen] for room in self.room]
         if at.prefix:
-            self.keys, self.values = (
-                torch.cat([first.expand(len(own), -1, -1, -1), own], dim=2)
-                for first, own in zip(at.prefix[self.layer], (self.keys, self.values), strict=True)
-            )
-        return self.keys, self.values
+            prefix = at.prefix[self.layer]
+            seen = [torch.cat([first.expand(len(own), -1, -1, -1), own], 2) for first, own in zip(prefix, seen, strict=True)]
+        return seen
 
-    def copy(self, source: int, target: int) -> None:
+    def copy(self, source: int, target: int, end: int) -> None:
         for room in self.room:
-            room[target, :, : self.window.seen.stop] = room[source, :, : self.window.seen.stop]
+            room[target, :, :end] = room[source, :, :end]
 
 
 class _StopStrings:
@@ -365,9 +372,9 @@ def _sample(
 
 
 def _share(model, prompts: list[tuple[int, ...]], past: Past) -> None:
-    """Have `past` begin with what all prompts begin with; where it does not, it is emptied."""
-    if past.begins(prompts):
-        return
+    """Have `past` begin with what all prompts begin with, and forget what is of no use to them."""
+    if past.fits(prompts):
+        return past.forget_others(prompts)
     shared = _shared_prefix(prompts) if can_share(model) else ()
     cache = DynamicCache()
     if shared:

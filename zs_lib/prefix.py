@@ -21,8 +21,9 @@ KeyValues = Sequence[tuple[Tensor, Tensor]]
 
 def can_share(model: PreTrainedModel) -> bool:
     """Whether the model's attention can be replaced, and hands on what it is given (transformers' attention interface); not in
-    half precision, where scores would be rounded that the fused kernel keeps in float32."""
-    return model.dtype == torch.float32 and getattr(model, "_supports_attention_backend", False)
+    half precision, where scores would be rounded that the fused kernel keeps in float32, nor where layers share keys."""
+    alone = not getattr(model.config.get_text_config(decoder=True), "num_kv_shared_layers", 0)
+    return model.dtype == torch.float32 and getattr(model, "_supports_attention_backend", False) and alone
 
 
 @contextmanager
