@@ -1,0 +1,82 @@
+"""What is kept of texts: the longest beginning is found, within a capacity, as a copy."""
+
+import pytest
+import torch
+
+from zs_lib.past import Past
+
+ID_BYTES = (3 * 2 + 3 * 4) * 4
+"""Of an id, for a layer of 3 heads whose keys are 2 and whose values are 4 wide."""
+
+
+def own(text, shared=1):
+    """Keys and values that say which text and which id they are of."""
+    ids = torch.tensor(text[shared:], dtype=torch.float32)[None, :, None] + len(text) / 10
+    return [(ids.repeat(3, 1, 2), -ids.repeat(3, 1, 4))]
+
+
+def past_of(*texts, capacity=1000 * ID_BYTES):
+    past = Past(capacity)
+    past.restart((7,), ())
+    for text in texts:
+        past.keep(text, own(text))
+    return past
+
+
+@pytest.mark.parametrize(
+    "text, count, of",
+    [
+        ((7, 1, 2, 3, 9), 3, (7, 1, 2, 3)),
+        ((7, 1, 2, 4, 5), 3, (7, 1, 2, 4, 5)),  # the last id is never known: its logits are wanted
+        ((7, 1, 2), 1, None),
+        ((7, 1, 2, 9, 9), 2, None),
+        ((7, 8, 8), 0, None),
+        ((7, 0), 0, None),
+    ],
+)
+def test_the_longest_beginning_is_found(text, count, of):
+    found, (*kept,) = past_of((7, 1, 2, 3), (7, 1, 2, 4, 5), (7, 9)).find(text)
+    assert found == count and bool(kept) == bool(count)
+    if count:
+        expected = own(of or (7, 1, 2, 4, 5))[0]
+        assert kept[0][0][:, :count].floor().equal(expected[0][:, :count].floor()) and kept[0][1].shape[-1] == 4
+        assert of is None or kept[0][1].equal(expected[1])
+
+
+def test_a_longer_text_takes_the_place_of_its_beginning_and_what_finds_no_room_is_not_kept():
+    past = past_of((7, 1, 2), (7, 5), (7, 1, 2, 3, 4), capacity=5 * ID_BYTES)
+    assert past.size == 5 * ID_BYTES and past.find((7, 1, 2, 3, 4, 5))[0] == 4 and past.find((7, 5, 6))[0] == 1
+    past.keep((7, 6), own((7, 6)))
+    assert past.size == 5 * ID_BYTES and past.find((7, 6, 6)) == (0, ())
+    past.keep((7, 5, 6), own((7, 5, 6)))  # no room, even without its beginning
+    assert past.size == 4 * ID_BYTES and past.find((7, 5, 6)) == (0, ())
+
+
+def test_a_text_that_is_kept_again_is_kept_once():
+    past = past_of((7, 1, 2), (7, 1, 3), (7, 1, 2))  # as rows of a group may write the same
+    assert past.size == 4 * ID_BYTES
+    past.forget_others([])
+    assert past.size == 0
+
+
+def test_who_does_not_go_on_is_forgotten():
+    past = past_of((7, 1, 2), (7, 1, 3), (7, 4), (7, 5, 5))
+    past.forget_others([(7, 1, 2, 8), (7, 5, 5, 8), (7, 6)])
+    assert past.size == 4 * ID_BYTES
+    assert [past.find((*text, 0))[0] for text in [(7, 1, 2), (7, 1, 3), (7, 4), (7, 5, 5)]] == [2, 1, 0, 2]
+
+
+def test_what_is_kept_is_a_copy():
+    given = own((7, 1, 2))
+    past = past_of()
+    past.keep((7, 1, 2), given)
+    given[0][0].zero_()
+    assert past.find((7, 1, 2, 3))[1][0][0].equal(own((7, 1, 2))[0][0])
+
+
+def test_it_is_for_texts_with_one_beginning():
+    assert not Past().fits([(7, 1)])
+    past = past_of((7, 1, 2))
+    assert past.fits([(7, 1), (7, 2)]) and not past.fits([(7, 1), (7,)]) and not past.fits([(8, 1)])
+    past.restart((), ())
+    assert past.fits([(8, 1)]) and past.size == 0 and past.find((7, 1, 2, 3)) == (0, ())
