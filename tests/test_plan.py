@@ -98,7 +98,7 @@ def test_the_papers_searches_cost_what_table_8_says():
     assert stage.usd(hardware.gpu("A100-80GB")) == pytest.approx(stage.hours * 2 * 1.79)
     # 3.09 billion: 2 bytes, gradients of 4, 4 + 8 of copies and moments, and the reference
     assert {kind: round(held / 1e9) for kind, held in stage.memory.items()} == {
-        "weights": 6, "gradients": 12, "optimiser": 37, "reference": 6, "activations or KV cache": 3}  # fmt: skip
+        "weights": 6, "gradients": 12, "optimiser": 37, "reference": 6, "activations or KV cache": 5}  # fmt: skip
     simulator = hardware.shape("Qwen/Qwen2.5-14B-Instruct")
     assert stage.second == {"simulator": simulator.held("bfloat16"), "its KV cache": simulator.kept("bfloat16", 128 * 345)}
     alone = {stage.name: stage for stage in plan.stages(load_profile("paper"), hardware.gpu("A100-80GB"), 1)}["policy zerosearch"]

@@ -12,6 +12,7 @@ from zs_lib.arms import EvaluationConfig, PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.config import Profile
 from zs_lib.errors import ConfigError
 from zs_lib.hardware import BATCH, WIDTH, Gpu, Shape, shape
+from zs_lib.past import MOST_BYTES
 from zs_lib.runs import RunStore
 
 MICRO_BATCH_TOKENS = 1024
@@ -26,7 +27,8 @@ ASSUMED = (
     f"searches: {SEARCHES:g} a rollout, as the paper's Table 8 has them; {ANSWERS_A_SECOND} answers of a search API a second",
     f"writing: {hardware.DECODING:.0%} of what bandwidth and arithmetic allow, {BATCH} sequences at once",
     f"reading and training: {hardware.COMPUTING:.0%} of the data sheet's bf16 FLOPs",
-    f"memory: at these lengths, not at the longest that the profile allows; {USABLE:.0%} of a card can be used",
+    f"memory: at these lengths, not at the longest that the profile allows; rollouts keep {MOST_BYTES / 2**30:g} GiB of keys and "
+    f"values from turn to turn; {USABLE:.0%} of a card can be used",
     "prices: a card's lowest quote, a search API's cheapest plan (data/prices.csv)",
     "left out: loading, checkpoints, failures, waiting for cards",
 )
@@ -130,7 +132,7 @@ def _pairs(profile: Profile, arm: SimulatorArm, card: Gpu) -> Stage:
     waiting, usd = asking(arm.engine, queries)
     judging = card.writing(judge, arm.dtype, queries, TURN, whole) + card.computing(2 * judge.parameters * queries * whole)
     largest = max((collector, judge), key=lambda of: of.parameters)  # one after the other
-    memory = {"weights": largest.held(arm.dtype), "KV cache": largest.kept(arm.dtype, BATCH * whole)}
+    memory = {"weights": largest.held(arm.dtype), "KV cache": largest.kept(arm.dtype, BATCH * whole) + MOST_BYTES}
     start = _python(profile, "simulator", f'simulator.ensure_pairs(study.simulator("{arm.label}").pairs, 0, store)')
     seconds = rolling(collector, arm.dtype, card, rollouts, cfg) + judging + waiting
     tokens = rollouts * written + queries * TURN
@@ -151,7 +153,7 @@ def _training(profile: Profile, arm: PolicyArm, card: Gpu, apart: bool) -> Stage
     queries = rollouts * searches
     memory = training_memory(of, arm, max(MICRO_BATCH_TOKENS, whole), reference)
     # What an update keeps for its gradient and what writing keeps are never there together.
-    memory["activations or KV cache"] = max(memory.pop("activations"), of.kept(arm.dtype, min(rollouts, BATCH) * whole))
+    memory["activations or KV cache"] = max(memory.pop("activations"), of.kept(arm.dtype, min(rollouts, BATCH) * whole) + MOST_BYTES)
     waiting, usd = asking(arm.engine, queries)
     output, beside = 0, {}
     if simulated:
@@ -179,7 +181,7 @@ def _evaluation(profile: Profile, card: Gpu) -> Stage:
         waiting, usd = asking(cfg.engine, questions * searches)
         hours += (rolling(of, arm.dtype, card, questions, arm.rollout, arm.engine != "none") + waiting) / 3600
         tokens, spent = tokens + questions * written, spent + usd
-        held = {"weights": of.held(arm.dtype), "KV cache": of.kept(arm.dtype, BATCH * whole)}
+        held = {"weights": of.held(arm.dtype), "KV cache": of.kept(arm.dtype, BATCH * whole) + MOST_BYTES}
         memory = max(memory, held, key=lambda kinds: sum(kinds.values()))
     start = "[evaluate.ensure(arms.EvaluationArm.of_backbone(arm, study.evaluation), 0, store) for arm in study.policies]"
     budget = _budget((cfg.engine, SEARCHES * questions * len(starts)))
