@@ -10,7 +10,7 @@ from model_fixtures import tiny_model, tiny_tokenizer
 from zs_lib import generate
 from zs_lib.draws import uniform
 from zs_lib.errors import ModelError
-from zs_lib.generate import Generator, _Batch, _Row, _share, _shared_prefix, build_generator
+from zs_lib.generate import Generator, _Batch, _Row, _sample, _share, _shared_prefix, build_generator
 from zs_lib.past import Past
 from zs_lib.prefix import sharing
 
@@ -84,6 +84,19 @@ def test_samples_follow_the_models_distribution(generator):
         expected = (generator.model(torch.tensor([prompt])).logits[0, -1] / 1.3).softmax(-1)
     assert (counts - expected).abs().max() < 0.04  # four standard deviations of the most likely share
     assert (counts - expected).abs().sum() < 0.25
+
+
+@pytest.mark.parametrize("size", [5, 128, 300])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_sample_is_the_first_id_whose_cumulative_probability_exceeds_the_draw(size, temperature):
+    logits = torch.randn(400, size, generator=torch.Generator().manual_seed(0)) * 3
+    logits[:, ::3] = -torch.inf
+    keys = [(i,) for i in range(400)]
+    ids, logprobs = _sample(logits, keys, 3, temperature)
+    expected = (logits.double() / temperature).log_softmax(-1)
+    draws = torch.tensor([[uniform(key, 3, "token")] for key in keys], dtype=torch.float64)
+    assert torch.equal(ids, (expected.exp().cumsum(-1) > draws).int().argmax(-1))
+    assert torch.allclose(logprobs, expected.gather(-1, ids[:, None])[:, 0], atol=1e-6)
 
 
 def test_a_key_and_a_position_give_one_number_that_looks_uniform():
