@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -355,21 +354,21 @@ def _sample(
     Inverse CDF: of blocks of the vocabulary first, then within the block, so that no sum in float64 runs over all of it. With a
     large vocabulary such passes cost as much as a tenth of the model.
     """
-    highest, size = logits.amax(-1, keepdim=True).float(), logits.shape[-1]
-    scaled = logits.float() - highest
-    if temperature > 0:
-        scaled /= temperature
-    weights = F.pad(scaled.exp(), (0, -size % BLOCK)).unflatten(-1, (-1, BLOCK))  # (n, blocks, BLOCK)
-    sums = weights.sum(-1)
+    (rows, size), highest = logits.shape, logits.amax(-1, keepdim=True)
+    blocks = torch.empty(rows, -(-size // BLOCK), BLOCK, device=logits.device)
+    flat = blocks.view(rows, -1)
+    flat[:, size:] = -torch.inf
+    torch.sub(logits, highest, out=flat[:, :size])
+    sums = flat.div_(temperature or 1).exp_().view_as(blocks).sum(-1)
     if temperature > 0:
         draws = torch.tensor([[uniform(key, position, "token")] for key in keys], dtype=torch.float64, device=logits.device)
         block, rest = _pick(sums, draws)
-        within, _ = _pick(weights.take_along_dim(block[..., None], 1)[:, 0], rest)
+        within, _ = _pick(blocks.take_along_dim(block[..., None], 1)[:, 0], rest)
         ids = (block * BLOCK + within).clamp(max=size - 1)
     else:
         ids = logits.argmax(-1, keepdim=True)
     total = sums.sum(-1, keepdim=True, dtype=torch.float64)
-    return ids[:, 0], (scaled.gather(-1, ids).double() - total.log())[:, 0]
+    return ids[:, 0], ((logits.gather(-1, ids) - highest).double() / (temperature or 1) - total.log())[:, 0]
 
 
 def _pick(weights: torch.Tensor, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
