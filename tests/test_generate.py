@@ -97,6 +97,9 @@ def test_a_sample_is_the_first_id_whose_cumulative_probability_exceeds_the_draw(
     draws = torch.tensor([[uniform(key, 3, "token")] for key in keys], dtype=torch.float64)
     assert torch.equal(ids, (expected.exp().cumsum(-1) > draws).int().argmax(-1))
     assert torch.allclose(logprobs, expected.gather(-1, ids[:, None])[:, 0], atol=1e-6)
+    half = logits.bfloat16()
+    ids, logprobs = _sample(half, keys, 3, temperature)  # not rounded further
+    assert torch.allclose(logprobs, (half.double() / temperature).log_softmax(-1).gather(-1, ids[:, None])[:, 0], atol=1e-6)
 
 
 def test_a_key_and_a_position_give_one_number_that_looks_uniform():
@@ -156,7 +159,7 @@ def test_a_shared_prefix_is_kept_once_and_the_models_attention_comes_back():
         rows, past = [_Row(tuple(prompt), (i,)) for i, prompt in enumerate(prompts)], Past()
         with torch.inference_mode():
             _share(model, [row.prompt for row in rows], past)
-            batch = _Batch(model, rows, 4, past)
+            batch = _Batch(model, rows, 4, past, False)
             batch.prefill()
         assert [keys.shape[1] for keys, _ in past.prefix] == [30] * 2 * bool(shared)
         assert batch.cache.layers[0].room[0].shape == (3, 2, 39 - shared + 4, 8)
@@ -193,6 +196,21 @@ def test_what_earlier_calls_know_is_not_read_again_and_changes_nothing(generator
     for mine, reference in zip(fast, plain, strict=True):
         assert mine.logprobs == pytest.approx(reference.logprobs, abs=1e-4)
     assert few <= reads * many
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # with a prefix that is kept once, and without
+def test_what_several_prompts_begin_with_is_read_once(monkeypatch, dtype):
+    model = tiny_model().to(dtype)
+    generator, read, forward = Generator(model, tiny_tokenizer()), [], model.forward
+    monkeypatch.setattr(model, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs))
+    task, *kinds = prompts_of([20, 18, 18])
+    questions = [[*task, *kind, *question] for kind in kinds for question in prompts_of([17, 17], seed=kind[0])]
+    prompts = [[*question, *query] for question in questions for query in prompts_of([5, 5, 5], seed=question[-1])]
+    together = generator.generate(prompts, [(i,) for i in range(12)], 6, 1.0)
+    assert sum(ids.numel() for ids in read if ids.shape[1] > 1) == 20 + 2 * 18 + 4 * 17 + 12 * 5
+    for i, prompt in enumerate(prompts):
+        alone = generator.generate([prompt], [(i,)], 6, 1.0)[0]
+        assert alone.ids == together[i].ids and alone.logprobs == pytest.approx(together[i].logprobs, abs=1e-4)
 
 
 def test_speed_is_counted(generator):

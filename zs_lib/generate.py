@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal
 
 import torch
@@ -110,11 +113,11 @@ class Generator:
         if stop not in self._stops:
             self._stops[stop] = _StopStrings(self.tokenizer, stop)
         rows = [_Row(tuple(prompt), key) for prompt, key in zip(prompts, keys, strict=True)]
-        past = Past(capacity=0) if past is None else past
+        remember, past = past is not None, Past() if past is None else past
         _share(self.model, [row.prompt for row in rows], past)
         by_length = sorted(rows, key=lambda row: len(row.prompt))  # similar lengths together: little padding
         for start in range(0, len(rows), self.max_batch):
-            batch = _Batch(self.model, by_length[start : start + self.max_batch], max_tokens, past)
+            batch = _Batch(self.model, by_length[start : start + self.max_batch], max_tokens, past, remember)
             self._complete(batch, max_tokens, temperature, self._stops[stop])
         return [Completion(row.ids, row.logprobs, row.stop_reason) for row in rows]
 
@@ -178,8 +181,8 @@ class _Batch:
     is one slice assignment per layer. What all prompts begin with is not among them: `past.prefix` (`prefix.sharing`).
     """
 
-    def __init__(self, model, rows: list[_Row], max_tokens: int, past: Past):
-        self.model, self.past, self.device = model, past, model.device
+    def __init__(self, model, rows: list[_Row], max_tokens: int, past: Past, remember: bool):
+        self.model, self.past, self.remember, self.device = model, past, remember, model.device
         found = [past.find(row.prompt) for row in rows]
         unread = [row.prompt[len(past.shared) + count :] for row, (count, _) in zip(rows, found, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: len(unread[i]))  # for prefill, where padding costs most
@@ -245,8 +248,8 @@ class _Batch:
         if len(stay) == len(self.rows):
             return ids
         for i, row in enumerate(self.rows):
-            if row.stop_reason:
-                self._remember(i, row)
+            if row.stop_reason and self.remember:
+                self.keep(i)
         gaps = [i for i in range(len(stay)) if self.rows[i].stop_reason]
         movers = [i for i in stay if i >= len(stay)]
         order = list(range(len(stay)))
@@ -259,8 +262,9 @@ class _Batch:
         self.visible, self.positions = self.visible[index], self.positions[index]
         return ids[index]
 
-    def _remember(self, i: int, row: _Row) -> None:
-        text = (*row.prompt, *row.ids[:-1])  # the newest id has not been read
+    def keep(self, i: int) -> None:
+        """Let `past` know what has been read of row i."""
+        text = (*self.rows[i].prompt, *self.rows[i].ids[:-1])  # the newest id has not been read
         own = slice(self.end - len(text) + len(self.past.shared), self.end)
         self.past.keep(text, [(keys[i, :, own], values[i, :, own]) for keys, values in (room.room for room in self.rooms)])
 
@@ -296,10 +300,11 @@ class _Room(DynamicLayer):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make the room, and put in its place what is known of each row (transformers' cache interface)."""
         super().lazy_initialization(key_states, value_states)
-        # Zeros, because padding is multiplied by an attention weight of 0, and 0 times rubbish can be NaN.
         self.room = [
-            like.new_zeros(len(self.known), like.shape[1], self.columns, like.shape[3]) for like in (key_states, value_states)
+            like.new_empty(len(self.known), like.shape[1], self.columns, like.shape[3]) for like in (key_states, value_states)
         ]
+        for room in self.room:  # because padding is multiplied by an attention weight of 0, and 0 times rubbish can be NaN
+            room[:, :, : self.window.seen.stop] = 0
         for i, (start, count, kept) in enumerate(self.known):
             if count:
                 for room, own in zip(self.room, kept[self.layer], strict=True):
@@ -354,6 +359,7 @@ def _sample(
     Inverse CDF: of blocks of the vocabulary first, then within the block, so that no sum in float64 runs over all of it. With a
     large vocabulary such passes cost as much as a tenth of the model.
     """
+    logits = logits.float()
     (rows, size), highest = logits.shape, logits.amax(-1, keepdim=True)
     blocks = torch.empty(rows, -(-size // BLOCK), BLOCK, device=logits.device)
     flat = blocks.view(rows, -1)
@@ -382,14 +388,35 @@ def _pick(weights: torch.Tensor, draws: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def _share(model, prompts: list[tuple[int, ...]], past: Past) -> None:
-    """Have `past` begin with what all prompts begin with, and forget what is of no use to them."""
+    """Have `past` begin with what all prompts begin with, know what several begin with, and forget what is of no use to them."""
     if past.fits(prompts):
-        return past.forget_others(prompts)
-    shared = _shared_prefix(prompts) if can_share(model) else ()
-    cache = DynamicCache()
-    if shared:
-        model(input_ids=torch.tensor([shared], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    past.restart(shared, [(layer.keys[0], layer.values[0]) for layer in cache.layers])
+        past.forget_others(prompts)
+    else:
+        shared = _shared_prefix(prompts) if can_share(model) else ()
+        cache = DynamicCache()
+        if shared:
+            model(input_ids=torch.tensor([shared], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        past.restart(shared, [(layer.keys[0], layer.values[0]) for layer in cache.layers])
+    for _, level in groupby(sorted(_beginnings(prompts, len(past.shared))), key=itemgetter(0)):
+        texts = [text for _, text in level if len(text) - len(past.shared) - past.find(text)[0] >= MIN_SHARED_PREFIX]
+        if texts:
+            batch = _Batch(model, [_Row(text, ()) for text in texts], 0, past, True)
+            batch.prefill()
+            for i in range(len(texts)):
+                batch.keep(i)
+
+
+def _beginnings(prompts: list[tuple[int, ...]], length: int, depth: int = 0) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Of prompts that are alike in their first `length` ids: what several of them begin with beyond these, and what several of
+    those begin with beyond that, and so on; each with its depth."""
+    alike = defaultdict(list)
+    for prompt in prompts:
+        alike[prompt[: length + MIN_SHARED_PREFIX]].append(prompt)
+    for group in alike.values():
+        beginning = _shared_prefix(group)
+        if len(beginning) >= length + MIN_SHARED_PREFIX:
+            yield depth, beginning
+            yield from _beginnings(group, len(beginning), depth + 1)
 
 
 def _shared_prefix(prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
