@@ -7,10 +7,11 @@ import pytest
 import torch
 from model_fixtures import tiny_model, tiny_tokenizer
 
-from zs_lib import generate
+from zs_lib import batch as batches
+from zs_lib.batch import Batch, Row, _shared_prefix, read_alike
 from zs_lib.draws import uniform
 from zs_lib.errors import ModelError
-from zs_lib.generate import Generator, _Batch, _Row, _sample, _share, _shared_prefix, build_generator
+from zs_lib.generate import Generator, _sample, build_generator
 from zs_lib.past import Past
 from zs_lib.prefix import sharing
 
@@ -156,10 +157,10 @@ def test_a_shared_prefix_is_kept_once_and_the_models_attention_comes_back():
     prompts = prompts_of([3, 9, 5], prefix=range(20, 50))
     for dtype, shared in ((torch.float32, 30), (torch.bfloat16, 0)):  # half precision would round the scores
         model = tiny_model().to(dtype)
-        rows, past = [_Row(tuple(prompt), (i,)) for i, prompt in enumerate(prompts)], Past()
+        rows, past = [Row(tuple(prompt), (i,)) for i, prompt in enumerate(prompts)], Past()
         with torch.inference_mode():
-            _share(model, [row.prompt for row in rows], past)
-            batch = _Batch(model, rows, 4, past, False)
+            read_alike(model, [row.prompt for row in rows], past)
+            batch = Batch(model, rows, 4, past, False)
             batch.prefill()
         assert [keys.shape[1] for keys, _ in past.prefix] == [30] * 2 * bool(shared)
         assert batch.cache.layers[0].room[0].shape == (3, 2, 39 - shared + 4, 8)
@@ -176,7 +177,7 @@ def test_a_shared_prefix_is_kept_once_and_the_models_attention_comes_back():
 def test_what_earlier_calls_know_is_not_read_again_and_changes_nothing(generator, monkeypatch, prefix, capacity, reads):
     read, forward = [], generator.model.forward
     monkeypatch.setattr(generator.model, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs))
-    monkeypatch.setitem(generate.PREFILL_TOKENS, "cpu", 100)  # several passes for a batch
+    monkeypatch.setitem(batches.PREFILL_TOKENS, "cpu", 100)  # several passes for a batch
 
     def talk(past):
         """Three turns of pairs of texts that begin alike, some of which fall silent, and one of others; all completions, and
