@@ -1,14 +1,14 @@
 """The simulator's pure parts: pairs, examples, their encoding, and what fidelity says of engines that we know."""
 
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
+import trl
 from model_fixtures import tiny_model, tiny_tokenizer
-from trl.trainer import utils
+from trl import SFTTrainer
 
 from zs_lib import config, fine_tuning, protocol, qa, simulator
 from zs_lib.engines import SearchResult, build_engine
@@ -199,25 +199,30 @@ def test_damaged_pairs_are_one_clear_error(tmp_path):
 
 
 def test_fine_tuning_scores_what_is_trained_and_learns_what_trl_does(tmp_path, monkeypatch):
-    arm, dice = replace(config.load_profile("smoke").simulators[0], steps=6, batch_size=4), Random(0)
-    rows = [{"input_ids": [dice.randrange(2, 300) for _ in range(size)], "completion_mask": [0] * (size - 4) + [1] * 4}
+    arm, dice = replace(config.load_profile("smoke").simulators[0], steps=6, batch_size=4, learning_rate=1e-2), Random(0)
+    rows = [{"input_ids": [dice.randrange(2, 300) for _ in range(size - 4)] + [7, 8, 7, 8], "completion_mask": [0] * (size - 4) + [1] * 4}
             for size in (dice.randrange(8, 40) for _ in range(4 * arm.steps))]
-    scored, weights, logged = [], {}, {}
-    score = utils._ChunkedLogProbFunction.apply
+    scored, accuracy, weights, loss = [], [], {}, {}
 
-    def counted(hidden, *rest):
-        scored.append(len(hidden))
-        return score(hidden, *rest)
+    class TrlsOwn(SFTTrainer):
+        def __init_subclass__(cls):
+            del cls.compute_loss
 
-    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", counted)
-    for name, patch in {"ours": None, "TRL": nullcontext}.items():
-        if patch:
-            monkeypatch.setattr(fine_tuning, "_scoring_what_is_trained", patch)
+        def log(self, logs, *rest):
+            if "loss" in logs:
+                accuracy.append(sum(self._metrics["train"]["mean_token_accuracy"]))
+            super().log(logs, *rest)
+
+    for name, trainer in {"ours": SFTTrainer, "TRL's": TrlsOwn}.items():
+        monkeypatch.setattr(trl, "SFTTrainer", trainer)
         loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "")
+        watch = loaded.model.get_output_embeddings().register_forward_hook(lambda _, states, logits: scored.append(len(states[0])))
         run = RunStore(tmp_path / name).ensure(arm, 0, lambda run, loaded=loaded: fine_tuning.fine_tune(run, loaded, rows, arm, 0, None))
-        weights[name], logged[name] = loaded.model.state_dict(), run.metrics()
-    ours, theirs = scored[: arm.steps], scored[arm.steps :]
-    assert ours == [4 * 4] * arm.steps and min(theirs) > 4 * 6
-    for column in ("loss", "token_accuracy"):
-        assert logged["ours"][column].tolist() == pytest.approx(logged["TRL"][column].tolist(), rel=1e-5)
-    assert all(torch.allclose(weights["ours"][name], weights["TRL"][name], rtol=1e-4, atol=1e-6) for name in weights["TRL"])
+        watch.remove()
+        weights[name], loss[name] = loaded.model.state_dict(), run.metrics()["loss"].tolist()
+        if name == "ours":
+            assert scored == [4 * 4] * arm.steps
+            found = run.metrics()["token_accuracy"].tolist()
+    assert loss["ours"] == pytest.approx(loss["TRL's"], rel=1e-5)
+    assert found == pytest.approx(accuracy) and max(found) > 0
+    assert all(torch.allclose(weights["ours"][name], theirs, rtol=1e-4, atol=1e-6) for name, theirs in weights["TRL's"].items())
