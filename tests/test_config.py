@@ -205,14 +205,32 @@ def test_reproduce(notebook, tmp_path, monkeypatch, store, capsys):
     executed = nbformat.read(tmp_path / "outputs" / "smoke" / notebook.name, as_version=4)
     assert executed["cells"][-1]["outputs"][0]["text"] == "smoke 2\n"
     assert json.loads((tmp_path / "outputs/smoke/durations.json").read_text())["03_example"] > 0
-    assert "[1/1] 03_example" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "0 of 1 notebooks done; 03_example 00:00; first time here" in told and "1 of 1 notebooks done" in told
     with pytest.raises(ConfigError, match="'04'. Known: 03, 03_example"):
         reproduce.reproduce("smoke", ["04"])
     broken = nbformat.read(notebook, as_version=4)
     broken["cells"].append(nbformat.v4.new_code_cell("raise ValueError('no luck')"))
     nbformat.write(broken, notebook)
     with pytest.raises(RunError, match=r"03_example.ipynb, cell \d: ValueError: no luck"):
-        reproduce.reproduce("smoke")
+        reproduce.reproduce("smoke", ["03"])
+
+
+def test_notebooks_run_side_by_side_when_all_runs_are_made_and_none_begins_after_one_that_failed(notebook, tmp_path, monkeypatch, store):
+    monkeypatch.setattr(reproduce, "NOTEBOOKS", notebook.parent)
+    monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(reproduce, "ensure_arms", lambda *_, **__: [])  # none is needed
+    cells = nbformat.read(notebook, as_version=4)
+    meet = "import pathlib, time\npathlib.Path({mine!r}).touch()\nend = time.time() + 60\n" \
+           "while not pathlib.Path({other!r}).exists():\n    assert time.time() < end\n    time.sleep(0.1)"
+    met = [str(tmp_path / name) for name in ("one", "two")]
+    for name, mine, other in (("01_one", *met), ("02_two", *met[::-1])):
+        cells["cells"][-1]["source"] = meet.format(mine=mine, other=other) + (
+            "\ntime.sleep(3)" if name == "01_one" else "\nraise ValueError('no luck')")
+        nbformat.write(cells, tmp_path / f"{name}.ipynb")
+    with pytest.raises(RunError, match=r"02_two.ipynb, cell \d: ValueError: no luck"):
+        reproduce.reproduce("smoke", jobs=2)
+    assert (tmp_path / "outputs/smoke/01_one.ipynb").exists() and not (tmp_path / "outputs/smoke/03_example.ipynb").exists()
 
 
 def test_a_profile_that_extends_another_differs_in_what_it_says(tmp_path, monkeypatch):

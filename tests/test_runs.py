@@ -444,7 +444,8 @@ def test_failing_workers_do_not_stop_the_others(store, workers):
     assert store.get(dying, 0).finished
 
 
-def test_a_run_waits_for_what_it_needs(store):
+def test_a_run_waits_for_what_it_needs(store, monkeypatch):
+    monkeypatch.setattr(reproduce, "_seen", lambda path: True)
     profile = config.load_profile("tiny")
     arm = EvaluationArm.of_policy(profile.policy("zerosearch"), profile.evaluation)
     queue = reproduce._Queue(store, [(arm, 0), (arm, 1), (profile.policy("r1"), 0)])
@@ -452,13 +453,13 @@ def test_a_run_waits_for_what_it_needs(store):
     pairs, other = queue.next(), queue.next()
     assert pairs.arm == profile.simulator("grounded-tiny-L").pairs and pairs.seed == 0
     assert other.name == "policy r1 s0"  # no use in waiting
-    queue.finished(store.path(pairs.arm, 0), pairs, None)
+    queue.finished(pairs, None)
     simulator = queue.next()
     assert simulator.arm == profile.simulator("grounded-tiny-L") and simulator.seed == 0
-    queue.finished(store.path(simulator.arm, 0), simulator, None)
+    queue.finished(simulator, None)
     policy = queue.next()
     assert policy.name == "policy zerosearch s0"
-    queue.finished(store.path(policy.arm, 0), policy, "out of luck")
+    queue.finished(policy, "out of luck")
     assert queue.next().name == "policy zerosearch s1"
     queue.close()
     assert queue.failed == {
@@ -467,13 +468,14 @@ def test_a_run_waits_for_what_it_needs(store):
     }
 
 
-def test_what_needs_a_failed_run_fails_with_its_name(store):
+def test_what_needs_a_failed_run_fails_with_its_name(store, monkeypatch):
+    monkeypatch.setattr(reproduce, "_seen", lambda path: True)
     profile = config.load_profile("tiny")
     queue = reproduce._Queue(store, [(profile.policy("zerosearch"), seed) for seed in range(2)])
     pairs = queue.next()
-    queue.finished(store.path(pairs.arm, 0), pairs, None)
+    queue.finished(pairs, None)
     simulator = queue.next()
-    queue.finished(store.path(simulator.arm, 0), simulator, "out of luck")
+    queue.finished(simulator, "out of luck")
     assert queue.next() is None
     assert queue.failed["policy zerosearch s1"] == "needs simulator grounded-tiny-L s0, which failed"
 

@@ -58,7 +58,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
 @pytest.mark.skipif("tiny-L" not in models.shipped(), reason="needs the shipped backbones")
 @pytest.mark.parametrize(("number", "code", "part", "processes"), [
     (signal.SIGINT, 130, ["--jobs", "1"], 1),  # while runs are made: a worker
-    (signal.SIGTERM, 143, ["--jobs", "1", "--only", "03"], 2)], ids=["Ctrl-C", "SIGTERM in a notebook"])  # a kernel, and its worker
+    (signal.SIGTERM, 143, ["--jobs", "1", "--only", "03"], 3)], ids=["Ctrl-C", "SIGTERM in a notebook"])  # a worker, its kernel, and that one's worker
 def test_the_study_ends_cleanly_and_leaves_no_process(number, code, part, processes, store, tmp_path):
     environment = os.environ | {"PYTHONPATH": PATHS, "ZS_OUTPUTS": str(tmp_path / "outputs")}
     study = subprocess.Popen([sys.executable, "-m", "zs_lib", "reproduce", "--profile", "smoke", *part],

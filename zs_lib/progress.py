@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,25 +66,6 @@ class Board:
         over = f"\x1b[{self.lines_shown}A\x1b[J" if self.lines_shown and sys.stderr.isatty() else ""
         print(over + text, file=sys.stderr, flush=True)
         self.lines_shown = len(lines)
-
-
-@contextmanager
-def watching(board: Board) -> Iterator[None]:
-    """Keep the board up to date in a thread, while something else has this one."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(REFRESH_S):
-            board.refresh()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        board.refresh(last=True)
 
 
 @dataclass(frozen=True)

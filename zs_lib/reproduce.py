@@ -1,13 +1,12 @@
-"""The whole study from one call: runs side by side in worker processes, notebooks one after another."""
+"""The whole study from one call: runs side by side in worker processes, then notebooks."""
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from zs_lib.arms import PairsArm, SimulatorArm, WarmUpArm, served
 from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.executors import Executor, Place
 from zs_lib.files import read_json, write_json
-from zs_lib.progress import Board, clock, watching
+from zs_lib.progress import Board, clock
 from zs_lib.runs import Run, RunStore, kind_of
 from zs_lib.values import reject_unknown
 from zs_lib.worker import spelled
@@ -80,7 +79,7 @@ def ensure_arms(
     return [store.get(arm, seed) for arm, seed in wanted]
 
 
-def _work_through(queue: _Queue, places: list[Place], watch: Callable[..., None] | None) -> None:
+def _work_through(queue: _Queue | _Notebooks, places: list[Place], watch: Callable[..., None] | None) -> None:
     threads = [threading.Thread(target=_work, args=(place, queue), daemon=True) for place in places]
     shown = [Board(queue.store, queue.headline).refresh] + ([watch] if watch else [])
     try:
@@ -164,7 +163,16 @@ class _Queue:
                 self.changed.wait(timeout=1)
         return None
 
-    def finished(self, path: Path, task: _Task, error: str | None) -> None:
+    def job(self, task: _Task) -> dict:
+        """The making of its run as JSON values, for `worker.do` on whatever machine."""
+        log = self.store.path(task.arm, task.seed) / "worker.log"
+        return spelled(task.arm) | {"kind": kind_of(task.arm), "work": WORK[type(task.arm).__name__], "seed": task.seed,
+                                    "store": str(self.store.root), "log": str(log)}  # fmt: skip
+
+    def finished(self, task: _Task, error: str | None) -> None:
+        path = self.store.path(task.arm, task.seed)
+        if error is None and not _seen(path):
+            error = f"it is finished on another machine, and not here: {self.store.root} must be a folder that all machines share"
         with self.changed:
             self._settle(path, task, error)
 
@@ -188,20 +196,10 @@ class _Queue:
         self.changed.notify_all()
 
 
-def _work(place: Place, queue: _Queue) -> None:
+def _work(place: Place, queue: _Queue | _Notebooks) -> None:
     """Do tasks until none is left."""
     while (task := queue.next()) is not None:
-        path = queue.store.path(task.arm, task.seed)
-        error = place.do(_job(task.arm, task.seed, queue.store))
-        if error is None and not _seen(path):
-            error = f"it is finished on another machine, and not here: {queue.store.root} must be a folder that all machines share"
-        queue.finished(path, task, error)
-
-
-def _job(arm: Any, seed: int, store: RunStore) -> dict:
-    """A run as JSON values, for `worker.do` on whatever machine."""
-    log = store.path(arm, seed) / "worker.log"
-    return spelled(arm) | {"kind": kind_of(arm), "work": WORK[type(arm).__name__], "seed": seed, "store": str(store.root), "log": str(log)}
+        queue.finished(task, place.do(queue.job(task)))
 
 
 def _seen(path: Path) -> bool:
@@ -226,11 +224,12 @@ def reproduce(
     executor: str = "local",
     address: str | None = None,
 ) -> list[Path]:
-    """Run the numbered notebooks with a profile, in order; returns the executed ones, in outputs/<profile>/.
+    """Run the numbered notebooks with a profile; returns the executed ones, in outputs/<profile>/.
 
     `only`: numbers ("02") or names of notebooks; by default those of the core, or with `full` all. `seeds` and
     `jobs` go to those that take them. Without `only`, all runs are made first, side by side, so that no core waits
-    for a notebook that needs one arm: by an executor (`executors.opened`), which may be a cluster.
+    for a notebook that needs one arm: by an executor (`executors.opened`), which may be a cluster. Then notebooks have
+    only to read, and run side by side, too; with `only`, one after another.
 
     Raises:
         ConfigError: unknown profile or notebook. RunError: a run or a cell failed.
@@ -249,16 +248,81 @@ def reproduce(
     values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
     folder = OUTPUTS / profile
     folder.mkdir(parents=True, exist_ok=True)
-    past, done = _durations(folder), []
-    for position, source in enumerate(chosen):
-        headline = _Headline(source.stem, position, [past.get(path.stem) for path in chosen])
-        known = parameters(source)
-        with watching(Board(RunStore(), headline)):
-            given = {name: value for name, value in values.items() if name in known or name == "profile"}
-            done.append(run_notebook(source, folder / source.name, given))
-        past[source.stem] = round(time.monotonic() - headline.begun, 1)
-        write_json(folder / "durations.json", past)
-    return done
+    notebooks = _Notebooks(chosen, folder, values)
+    # Those that may have runs to make use all cores for them.
+    places = 1 if only is not None else min(len(chosen), jobs or executors.LOCAL.places)
+    _work_through(notebooks, [executors.LOCAL.place() for _ in range(places)], None)
+    if notebooks.failed:
+        raise RunError(notebooks.failed)
+    return [folder / path.name for path in chosen]
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One to be run, where to, and the values of its parameters."""
+
+    source: str
+    output: str
+    values: dict
+
+    @property
+    def name(self) -> str:
+        return Path(self.source).stem
+
+
+class _Notebooks:
+    """They are handed out in order; after one that failed, no more."""
+
+    def __init__(self, chosen: list[Path], folder: Path, values: dict[str, Any]):
+        self.store, self.folder, self.failed = RunStore(), folder, ""
+        self.waiting = [Notebook(str(path), str(folder / path.name), _known(path, values)) for path in chosen]
+        self.total, self.past = len(chosen), _durations(folder)
+        self.begun: dict[str, float] = {}  # of those that run
+        self.lock = threading.Lock()
+
+    def next(self) -> Notebook | None:
+        with self.lock:
+            if not self.waiting or self.failed:
+                return None
+            notebook = self.waiting.pop(0)
+            self.begun[notebook.name] = time.monotonic()
+            return notebook
+
+    def job(self, notebook: Notebook) -> dict:
+        """Its run as JSON values, for `worker.do`."""
+        log = Path(notebook.output).with_suffix(".log")
+        return spelled(notebook) | {"work": "zs_lib.reproduce:execute", "seed": 0, "store": str(self.store.root), "log": str(log)}
+
+    def finished(self, notebook: Notebook, error: str | None) -> None:
+        with self.lock:
+            took, self.failed = time.monotonic() - self.begun.pop(notebook.name), self.failed or error or ""
+            self.past[notebook.name] = round(took, 1)
+            write_json(self.folder / "durations.json", self.past)
+
+    def close(self) -> None:
+        with self.lock:
+            self.waiting.clear()
+
+    def headline(self) -> str:
+        """Which notebooks run, for how long, and for how long from now by this machine's earlier times."""
+        with self.lock:
+            now, done = time.monotonic(), self.total - len(self.waiting) - len(self.begun)
+            ahead = {name: self.past.get(name) for name in [*self.begun, *(notebook.name for notebook in self.waiting)]}
+            running = [f"{name} {clock(now - since)}" for name, since in self.begun.items()]
+            rest = sum(max(0, took - (now - self.begun.get(name, now))) for name, took in ahead.items() if took is not None)
+            left = "first time here" if None in ahead.values() else f"about {clock(rest / max(1, len(running)))} left in all"
+        return f"{done} of {self.total} notebooks done" + (f"; {', '.join(running)}; {left}" if running else "")
+
+
+def execute(notebook: Notebook, seed: int, store: RunStore) -> None:
+    """`run_notebook` as a worker's job (seed and store are the notebook's own business)."""
+    run_notebook(Path(notebook.source), Path(notebook.output), notebook.values)
+
+
+def _known(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values that the notebook has a parameter for; the profile always, so that who lacks it is told."""
+    names = parameters(notebook)
+    return {name: value for name, value in values.items() if name in names or name == "profile"}
 
 
 def parameters(notebook: Path) -> list[str]:
@@ -285,9 +349,6 @@ def run_notebook(source: Path, output: Path, values: dict[str, Any]) -> Path:
         raise RunError(
             f"{source.name}, cell {error.cell_index + 1}: {error.ename}: {error.evalue} (see {output})"
         ) from error
-    except (KeyboardInterrupt, SystemExit):
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of the cell that nobody waits for now
-        raise
     return output
 
 
@@ -317,23 +378,6 @@ def store_outputs(profile: str = "tiny") -> list[Path]:
             cell.outputs, cell.execution_count = done[cell.id].outputs, done[cell.id].execution_count
         nbformat.write(stored, source)
     return sources
-
-
-@dataclass
-class _Headline:
-    """Which notebook runs, for how long, and for how long from now by this machine's earlier times."""
-
-    name: str
-    position: int
-    past: list[float | None]
-    begun: float = field(default_factory=time.monotonic)
-
-    def __call__(self) -> str:
-        elapsed, ahead = time.monotonic() - self.begun, self.past[self.position :]
-        left = (
-            "first time here" if None in ahead else f"about {clock(max(0, sum(ahead) - elapsed))} left in all"
-        )
-        return f"[{self.position + 1}/{len(self.past)}] {self.name}  {clock(elapsed)}, {left}"
 
 
 def choose(only: Iterable[str] | None = None) -> list[Path]:
