@@ -207,8 +207,9 @@ def test_slurm_is_asked_for_what_the_profile_says_and_cancels(store, tmp_path, m
         script = next(commands.glob("*.sh")).read_text()
         assert run.finished and all(line in script for line in ("--cpus-per-task=2", "--gpus-per-node=1", "export OMP_NUM_THREADS=2"))
         place, slow = executor.place(), CountingArm(sleep=0.2, steps=5000)
+        queue = reproduce._Queue(store, [(slow, 0)])
         ending = threading.Thread(target=lambda: (wait_for((store.path(slow, 0) / "metrics.jsonl").exists), place.ask_to_end()))
         ending.start()
-        assert place.do(reproduce._job(slow, 0, store)) == executors.STOPPED
+        assert place.do(queue.job(queue.next())) == executors.STOPPED
     wait_for(lambda: not store.get(slow, 0).running)
     assert store.get(slow, 0).checkpoint().step == store.get(slow, 0).metrics()["step"].iloc[-1]
