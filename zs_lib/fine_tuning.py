@@ -43,10 +43,11 @@ def fine_tune(run: Run, loaded: LoadedModel, rows: list[dict], how: SimulatorArm
 
     class Trainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            """Cross-entropy where there is something to learn; TRL's own, which holds fewer logits at a time, takes four times
-            as long on a CPU."""
+            """Cross-entropy where there is something to learn. TRL's own holds fewer logits at a time, and reads them more often: on
+            a CPU a fifth of the time of `tiny-S`."""
             ids, wanted = inputs["input_ids"][:, :-1], inputs["labels"][:, 1:]
             learnt = wanted != -100
+            # Without a mask: padding stands on the right, where causal attention never looks.
             with _scoring(self.model.get_output_embeddings(), learnt):
                 logits = model(input_ids=ids, use_cache=False).logits.float()
             counted.update(right=(logits.argmax(-1) == wanted[learnt]).sum().item(), tokens=len(logits))
