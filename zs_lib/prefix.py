@@ -1,6 +1,6 @@
 """Attention of new tokens whose rows share a prefix: its keys and values are kept once, and read once for all rows.
 
-Decoding waits for memory, and most of what it would read for a simulator's rows is their prompts' common beginning. The sum is
+Decoding waits for memory, and much of what it would read for a simulator's rows is their prompts' common beginning. The sum is
 what attention over the whole row gives, up to float rounding.
 """
 

@@ -79,7 +79,7 @@ def ensure_arms(
     return [store.get(arm, seed) for arm, seed in wanted]
 
 
-def _work_through(queue: _Queue | _Notebooks, places: list[Place], watch: Callable[..., None] | None) -> None:
+def _work_through(queue: _Queue | _Notebooks, places: list[Place], watch: Callable[..., None] | None = None) -> None:
     threads = [threading.Thread(target=_work, args=(place, queue), daemon=True) for place in places]
     shown = [Board(queue.store, queue.headline).refresh] + ([watch] if watch else [])
     try:
@@ -251,7 +251,7 @@ def reproduce(
     notebooks = _Notebooks(chosen, folder, values)
     # Those that may have runs to make use all cores for them.
     places = 1 if only is not None else min(len(chosen), jobs or executors.LOCAL.places)
-    _work_through(notebooks, [executors.LOCAL.place() for _ in range(places)], None)
+    _work_through(notebooks, [executors.LOCAL.place() for _ in range(places)])
     if notebooks.failed:
         raise RunError(notebooks.failed)
     return [folder / path.name for path in chosen]
