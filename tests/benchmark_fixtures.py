@@ -24,9 +24,14 @@ def tokenizer():
 def true_sentences(split: str) -> frozenset[str]:
     """Every sentence that states a real fact of `split`, in every wording, and as a policy may put it."""
     facts = [fact for fact in world().facts if fact.subject.split == split]
-    return frozenset(sentence for fact in facts for sentence in (
-        *(statement(fact, variant) for variant in range(len(fact.relation.passages))),
-        f"The {fact.relation.noun} of {fact.subject.name} is {fact.object}."))
+    return frozenset(
+        sentence
+        for fact in facts
+        for sentence in (
+            *(statement(fact, variant) for variant in range(len(fact.relation.passages))),
+            f"The {fact.relation.noun} of {fact.subject.name} is {fact.object}.",
+        )
+    )
 
 
 def stated(text: str, split: str = "test") -> list[str]:

@@ -35,11 +35,16 @@ ANSWER_S = 300
 LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
 CONTRAST = 4.5
 """At least, as WCAG 2 asks for at level AA."""
-SETTINGS = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false"},  # it would ask whether to
-            "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}  # cells out of sight are found too
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false"},  # it would ask whether to
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
+}  # cells out of sight are found too
 CONTROLS = "select, input, button, [role=slider]"
-LOOK_AROUND = ["from zs_lib import config, notebook, widgets\nstudy = config.load_profile('smoke')",
-               "runs = notebook.run([(study.policy('zerosearch'), 0)])\nwidgets.monitor(*runs)", "widgets.board(study)"]
+LOOK_AROUND = [
+    "from zs_lib import config, notebook, widgets\nstudy = config.load_profile('smoke')",
+    "runs = notebook.run([(study.policy('zerosearch'), 0)])\nwidgets.monitor(*runs)",
+    "widgets.board(study)",
+]
 """Cells with what the README shows for JupyterLab and no notebook holds."""
 CONTRASTS = """
 const numbers = color => color.match(/[\\d.]+/g).map(Number);
@@ -71,33 +76,55 @@ the colour of a curve is no text: the arm's name stands beside it."""
 
 # JupyterLab and the browser ------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A folder with notebooks and settings, and the address at which a JupyterLab of its own shows a notebook of it."""
     folder = tmp_path_factory.mktemp("lab")
     for path in reproduce.choose(["00", "03", "09"]):
         _write(folder / "notebooks" / path.name, nbformat.writes(_at_smoke(path)))
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in LOOK_AROUND],
-                                    metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    made = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in LOOK_AROUND],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
     _write(folder / "notebooks" / "look_around.ipynb", nbformat.writes(made))
     for name, values in SETTINGS.items():
         _write(folder / "settings" / f"{name}.jupyterlab-settings", json.dumps(values))
     places = {f"JUPYTER_{what}_DIR": str(folder / what.lower()) for what in ("CONFIG", "DATA", "RUNTIME")}
     places |= {f"JUPYTERLAB_{what}_DIR": str(folder / what.lower()) for what in ("SETTINGS", "WORKSPACES")}
-    places |= {"ZS_RUNS": os.environ.get("ZS_RUNS") or str(folder / "runs"), "ZS_OUTPUTS": str(folder / "outputs")}
+    places |= {
+        "ZS_RUNS": os.environ.get("ZS_RUNS") or str(folder / "runs"),
+        "ZS_OUTPUTS": str(folder / "outputs"),
+    }
     path = os.pathsep.join(filter(None, [str(config.ROOT), os.environ.get("PYTHONPATH")]))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port, token = free.getsockname()[1], secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder / 'notebooks'}",
-               f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--ServerApp.root_dir={folder / 'notebooks'}",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+    ]
     with (folder / "lab.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | places | {
-            "JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": path})
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env=os.environ
+            | places
+            | {"JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": path},
+        )
     try:
         deadline = time.monotonic() + ANSWER_S
         while not _listens(port):
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "lab.log").read_text()[-3000:]
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "lab.log").read_text()[
+                -3000:
+            ]
             time.sleep(0.2)
         yield folder, f"http://127.0.0.1:{port}/lab/tree/{{}}.ipynb?reset&token={token}"
     finally:
@@ -111,7 +138,13 @@ def browser():
     driver = shutil.which("chromedriver")
     assert driver, "chromedriver is not there: `make test-browser` installs Debian's package chromium-driver."
     options = webdriver.ChromeOptions()
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1400,1800"):
+    for argument in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "disable-gpu",
+        "window-size=1400,1800",
+    ):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, Service(driver))
@@ -149,7 +182,10 @@ class Page:
     def __init__(self, browser, lab, name: str, theme: str = LIGHT):
         self.browser, self.name = browser, name
         folder, address = lab
-        _write(folder / "settings" / "@jupyterlab/apputils-extension/themes.jupyterlab-settings", json.dumps({"theme": theme}))
+        _write(
+            folder / "settings" / "@jupyterlab/apputils-extension/themes.jupyterlab-settings",
+            json.dumps({"theme": theme}),
+        )
         browser.get(address.format(name))
         self.until(lambda: self.all(".jp-Notebook .jp-CodeCell"))
         self.until(lambda: "Idle" in self.one("#jp-main-statusbar").text)  # the kernel is there
@@ -180,7 +216,10 @@ class Page:
         return all(any(map(str.isdigit, prompt.text)) for prompt in self.all(".jp-CodeCell .jp-InputPrompt"))
 
     def errors(self) -> list[str]:
-        return [one.text for one in self.all('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')]
+        return [
+            one.text
+            for one in self.all('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+        ]
 
     def shot(self, what: str) -> Path:
         """A picture of the window."""
@@ -204,9 +243,16 @@ class Page:
     def choose(self, control, position: int) -> str:
         """Open a drop-down by a key and go down or up to an option: its name. (To one that is closed JupyterLab grants no
         arrow keys.)"""
-        chosen, now = Select(control), [option.is_selected() for option in Select(control).options].index(True)
+        chosen, now = (
+            Select(control),
+            [option.is_selected() for option in Select(control).options].index(True),
+        )
         self.focus(control)
-        self.keys(Keys.SPACE, *[Keys.ARROW_DOWN if position > now else Keys.ARROW_UP] * abs(position - now), Keys.ENTER)
+        self.keys(
+            Keys.SPACE,
+            *[Keys.ARROW_DOWN if position > now else Keys.ARROW_UP] * abs(position - now),
+            Keys.ENTER,
+        )
         self.until(lambda: chosen.options[position].is_selected())
         return chosen.options[position].text
 
@@ -215,7 +261,11 @@ class Page:
 
     def tabbed(self, panel) -> None:
         """Fail unless the Tab key, from the first of its controls on, comes to each in order, and goes out again."""
-        wanted = [one for one in panel.find_elements(By.CSS_SELECTOR, CONTROLS) if one.is_displayed() and one.is_enabled()]
+        wanted = [
+            one
+            for one in panel.find_elements(By.CSS_SELECTOR, CONTROLS)
+            if one.is_displayed() and one.is_enabled()
+        ]
         reached = []
         self.focus(wanted[0])
         while self.browser.execute_script("return arguments[0].contains(document.activeElement)", panel):
@@ -226,7 +276,11 @@ class Page:
 
     def readable(self) -> None:
         """Fail on text in outputs with too little contrast."""
-        found = [text for area in self.all(".jp-OutputArea-output") for text in self.browser.execute_script(CONTRASTS, area)]
+        found = [
+            text
+            for area in self.all(".jp-OutputArea-output")
+            for text in self.browser.execute_script(CONTRASTS, area)
+        ]
         assert len(found) > 10 and [text for text in found if text[0] < CONTRAST] == []
 
 
@@ -243,6 +297,7 @@ def view(panel) -> str:
 
 # what a person does --------------------------------------------------------------------------------------------------
 
+
 def test_engines_are_asked_in_the_playground(browser, lab):
     page = Page(browser, lab, "00_quick_start")
     panel = page.panel()
@@ -250,7 +305,11 @@ def test_engines_are_asked_in_the_playground(browser, lab):
     page.shot("playground")
     page.readable()
     page.tabbed(panel)
-    for label, said in {"query": "capital of Norway", "question": "what is the capital of Norway?", "answer": "Oslo"}.items():
+    for label, said in {
+        "query": "capital of Norway",
+        "question": "what is the capital of Norway?",
+        "answer": "Oslo",
+    }.items():
         field = labelled(panel, label)
         field.click()
         page.keys(Keys.END, *[Keys.BACKSPACE] * len(field.get_attribute("value")), said)
@@ -311,7 +370,9 @@ def test_trajectories_are_explored(browser, lab):
     page.keys(Keys.HOME)
     page.choose(labelled(panel, "noise"), 0)
     before, runs = view(panel), Select(labelled(panel, "run")).options
-    page.choose(labelled(panel, "run"), next(place for place, option in enumerate(runs) if not option.is_selected()))
+    page.choose(
+        labelled(panel, "run"), next(place for place, option in enumerate(runs) if not option.is_selected())
+    )
     page.until(lambda: view(panel) != before)
     page.choose(labelled(panel, "show"), 1)
     page.until(lambda: "after step 1" in view(panel))

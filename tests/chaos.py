@@ -92,7 +92,9 @@ def pretraining(folder: Path) -> Callable[[], object]:
 
     world, backbones.SAVE_S = backbones.load_world(), 1.0
     tokenizer = backbones.build_tokenizer(world)
-    recipe = backbones.Recipe(Shape(width=32, layers=2, heads=4), 120_000, (("reading", 0.7), ("recall", 0.3)), batch_tokens=1024)
+    recipe = backbones.Recipe(
+        Shape(width=32, layers=2, heads=4), 120_000, (("reading", 0.7), ("recall", 0.3)), batch_tokens=1024
+    )
     model = initialise(recipe.shape, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
     return lambda: backbones.pretrain(model, tokenizer, recipe, world, folder, "toy")
 
@@ -112,11 +114,20 @@ def work(phase: str, folder: Path) -> None:
 
 def start(phase: str, folder: Path) -> subprocess.Popen:
     """The phase in a process group of its own; returns when it has begun."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(config.ROOT), str(Path(__file__).parent)]), "OMP_NUM_THREADS": "1",
-                                "ZS_RUNS": str(folder / "runs"), "ZS_OUTPUTS": str(folder / "outputs")}  # fmt: skip
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(config.ROOT), str(Path(__file__).parent)]),
+        "OMP_NUM_THREADS": "1",
+        "ZS_RUNS": str(folder / "runs"),
+        "ZS_OUTPUTS": str(folder / "outputs"),
+    }
     with (folder / "told.txt").open("ab") as told:
-        process = subprocess.Popen([sys.executable, __file__, "work", phase, str(folder)], env=environment, stdout=subprocess.PIPE,
-                                   stderr=told, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, __file__, "work", phase, str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=told,
+            start_new_session=True,
+        )
     process.stdout.readline()
     return process
 
@@ -135,10 +146,17 @@ def outcome(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.suffix == ".safetensors":
-            content = b"".join(key.encode() + tensor.numpy().tobytes() for key, tensor in sorted(load_file(path).items()))
+            content = b"".join(
+                key.encode() + tensor.numpy().tobytes() for key, tensor in sorted(load_file(path).items())
+            )
         elif path.name == ROWS:
             content = pd.read_csv(path).drop(columns="seconds").to_csv().encode()
-        elif path.name in ("metrics.jsonl", "trajectories.jsonl", "summary.json", "pairs.jsonl") or path.suffix in (".png", ".csv", ".md", ".tex"):
+        elif path.name in (
+            "metrics.jsonl",
+            "trajectories.jsonl",
+            "summary.json",
+            "pairs.jsonl",
+        ) or path.suffix in (".png", ".csv", ".md", ".tex"):
             content = path.read_bytes()
         else:
             continue
@@ -189,7 +207,10 @@ def kill(phase: str, moment: float, seconds: float, whole: dict[str, str]) -> Tr
             process.wait(timeout=moment * seconds)
         except subprocess.TimeoutExpired:
             pass
-        killed, family = process.poll() is None, psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        killed, family = (
+            process.poll() is None,
+            psutil.Process(process.pid).children(recursive=True) if process.poll() is None else [],
+        )
         if killed:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -211,7 +232,10 @@ def measure(phase: str) -> tuple[float, dict[str, str]]:
 def main(kills: int, minutes: float) -> int:
     deadline, rng, trials = time.monotonic() + 60 * minutes, Random(SEED), []
     measured = {phase: measure(phase) for phase in PHASES}
-    print({phase: f"{seconds:.1f} s, {len(whole)} files" for phase, (seconds, whole) in measured.items()}, flush=True)
+    print(
+        {phase: f"{seconds:.1f} s, {len(whole)} files" for phase, (seconds, whole) in measured.items()},
+        flush=True,
+    )
     for number in range(kills):
         if time.monotonic() > deadline:
             break
@@ -219,11 +243,24 @@ def main(kills: int, minutes: float) -> int:
         trials.append(kill(phase, rng.random(), *measured[phase]))
         print(json.dumps(vars(trials[-1]) | {"survived": trials[-1].survived}), flush=True)
     about = provenance()
-    table = pd.DataFrame([vars(trial) | {"survived": trial.survived, "seed": SEED, "python": about["machine"]["python"],
-                                         "torch": about["packages"]["torch"], "sources": about["code"]["sources"]} for trial in trials])
+    table = pd.DataFrame(
+        [
+            vars(trial)
+            | {
+                "survived": trial.survived,
+                "seed": SEED,
+                "python": about["machine"]["python"],
+                "torch": about["packages"]["torch"],
+                "sources": about["code"]["sources"],
+            }
+            for trial in trials
+        ]
+    )
     table.to_csv(RECORD, index=False, lineterminator="\n")
-    print(f"{table['killed'].sum()} kills ({(~table['killed']).sum()} came too late), {(~table['survived']).sum()} lost: "
-          f"{RECORD.relative_to(config.ROOT)}")
+    print(
+        f"{table['killed'].sum()} kills ({(~table['killed']).sum()} came too late), {(~table['survived']).sum()} lost: "
+        f"{RECORD.relative_to(config.ROOT)}"
+    )
     return int(not table["survived"].all())
 
 

@@ -34,7 +34,9 @@ def counting(monkeypatch):
     monkeypatch.setitem(reproduce.WORK, "CountingArm", "run_fixtures:ensure")
     monkeypatch.setenv("PYTHONPATH", PATHS)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # else tasks are ended where others fill the memory
+    monkeypatch.setenv(
+        "RAY_memory_monitor_refresh_ms", "0"
+    )  # else tasks are ended where others fill the memory
 
 
 def wait_for(what):
@@ -59,7 +61,9 @@ class Cluster:
 
     def processes(self) -> list[psutil.Process]:
         """Of the node that is no head: its own, and its tasks'."""
-        own = [psutil.Process(info.process.pid) for infos in self.node.all_processes.values() for info in infos]
+        own = [
+            psutil.Process(info.process.pid) for infos in self.node.all_processes.values() for info in infos
+        ]
         return own + [child for process in own for child in process.children(recursive=True)]
 
     def makes(self, run: Run) -> bool:
@@ -93,8 +97,13 @@ STEPS = 10
 def study() -> list[tuple]:
     """Two policies of two seeds, each with a simulator of its own, and an evaluation."""
     smoke = config.load_profile("smoke")
-    arms = [replace(smoke.policy(name), steps=STEPS, checkpoint_every=2) for name in ("zerosearch", "zerosearch-naive")]
-    return [(arm, seed) for arm in arms for seed in range(2)] + [(EvaluationArm.of_policy(arms[0], smoke.evaluation), 0)]
+    arms = [
+        replace(smoke.policy(name), steps=STEPS, checkpoint_every=2)
+        for name in ("zerosearch", "zerosearch-naive")
+    ]
+    return [(arm, seed) for arm in arms for seed in range(2)] + [
+        (EvaluationArm.of_policy(arms[0], smoke.evaluation), 0)
+    ]
 
 
 def test_a_study_ends_as_the_local_one_though_a_node_is_killed(cluster, tmp_path):
@@ -104,7 +113,12 @@ def test_a_study_ends_as_the_local_one_though_a_node_is_killed(cluster, tmp_path
 
     def kill() -> None:
         policies = [Run(there.path(arm, seed)) for arm, seed in study() if isinstance(arm, PolicyArm)]
-        run = wait_for(lambda: next((run for run in policies if list(run.path.glob("checkpoint-*[24]")) and cluster.makes(run)), None))
+        run = wait_for(
+            lambda: next(
+                (run for run in policies if list(run.path.glob("checkpoint-*[24]")) and cluster.makes(run)),
+                None,
+            )
+        )
         cluster.kill()
         killed.append((run, run.checkpoint().step, run.timing()))
 
@@ -114,7 +128,9 @@ def test_a_study_ends_as_the_local_one_though_a_node_is_killed(cluster, tmp_path
         runs = reproduce.ensure_arms(study(), store=there, executor=executor)
     killer.join()
     ((run, step, timing),) = killed
-    assert step < STEPS and timing.head(step).equals(run.timing().head(step))  # it went on from there, and did not begin again
+    assert step < STEPS and timing.head(step).equals(
+        run.timing().head(step)
+    )  # it went on from there, and did not begin again
     assert all(made.finished for made in runs) and there.verify() == []
     assert outcome(there.root) == outcome(here.root) and len(outcome(here.root)) > 20
 
@@ -123,12 +139,16 @@ def test_ctrl_c_keeps_what_was_done_and_needs_that_no_node_meets_are_told(cluste
     with pytest.raises(ConfigError, match="No node of the Ray cluster has 1 CPU and 2 GPU.*policy"):
         with opened("ray", cluster.address, Resources(policy=Share(gpus=2))):
             pytest.fail("it was opened")
-    code = ("from run_fixtures import CountingArm; from zs_lib import executors, reproduce\n"
-            "reproduce.WORK['CountingArm'] = 'run_fixtures:ensure'\n"
-            f"with executors.opened('ray', '{cluster.address}') as executor:\n"
-            "    reproduce.ensure_arms([(CountingArm(sleep=0.2, steps=5000), seed) for seed in range(4)], executor=executor)")
+    code = (
+        "from run_fixtures import CountingArm; from zs_lib import executors, reproduce\n"
+        "reproduce.WORK['CountingArm'] = 'run_fixtures:ensure'\n"
+        f"with executors.opened('ray', '{cluster.address}') as executor:\n"
+        "    reproduce.ensure_arms([(CountingArm(sleep=0.2, steps=5000), seed) for seed in range(4)], executor=executor)"
+    )
     driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    begun = lambda run: run.running and (run.path / "metrics.jsonl").exists()  # so that there is a step to keep
+    begun = lambda run: (
+        run.running and (run.path / "metrics.jsonl").exists()
+    )  # so that there is a step to keep
     wait_for(lambda: sum(map(begun, store.list())) == 2)  # two nodes of one core
     driver.send_signal(signal.SIGINT)
     _, told = driver.communicate(timeout=WAIT_S)
@@ -139,9 +159,14 @@ def test_ctrl_c_keeps_what_was_done_and_needs_that_no_node_meets_are_told(cluste
 
 def test_failures_on_ray_are_told_by_name(cluster, store):
     arms = [CountingArm(steps=1, fail="typed"), CountingArm(steps=2, fail="untyped"), CountingArm()]
-    with opened("ray", cluster.address) as executor, pytest.raises(RunError, match="2 of 3 runs failed") as caught:
+    with (
+        opened("ray", cluster.address) as executor,
+        pytest.raises(RunError, match="2 of 3 runs failed") as caught,
+    ):
         reproduce.ensure_arms([(arm, 0) for arm in arms], store=store, executor=executor)
-    assert "counting counting-1 s0: There is no such model." in str(caught.value) and "ValueError: a bug (traceback: " in str(caught.value)
+    assert "counting counting-1 s0: There is no such model." in str(
+        caught.value
+    ) and "ValueError: a bug (traceback: " in str(caught.value)
     assert store.get(CountingArm(), 0).finished
 
 
@@ -150,6 +175,7 @@ def test_failures_on_ray_are_told_by_name(cluster, store):
 
 def slurm_here(made: list) -> Executor:
     """Real processes of submitit's, without SLURM; the place that is made comes into `made`."""
+
     def place():
         made.append(_SlurmJob(Resources(), cluster="local"))
         return made[-1]
@@ -166,7 +192,11 @@ def test_a_lost_job_is_submitted_again(store):
 
 def test_a_job_that_must_make_room_comes_back(store):
     arm, made = CountingArm(sleep=0.1, steps=100), []
-    working = threading.Thread(target=reproduce.ensure_arms, args=([(arm, 0)],), kwargs={"store": store, "executor": slurm_here(made)})
+    working = threading.Thread(
+        target=reproduce.ensure_arms,
+        args=([(arm, 0)],),
+        kwargs={"store": store, "executor": slurm_here(made)},
+    )
     working.start()
     wait_for(lambda: list(store.path(arm, 0).glob("checkpoint-*[0-9]")))
     (process,) = psutil.Process(made[0].job._process.pid).children()
@@ -205,10 +235,14 @@ def test_slurm_is_asked_for_what_the_profile_says_and_cancels(store, tmp_path, m
     with opened("slurm", resources=Resources(evaluation=Share(cpus=2, gpus=1))) as executor:
         (run,) = reproduce.ensure_arms([(CountingArm(), 0)], store=store, executor=executor)
         script = next(commands.glob("*.sh")).read_text()
-        assert run.finished and all(line in script for line in ("--cpus-per-task=2", "--gpus-per-node=1", "export OMP_NUM_THREADS=2"))
+        assert run.finished and all(
+            line in script for line in ("--cpus-per-task=2", "--gpus-per-node=1", "export OMP_NUM_THREADS=2")
+        )
         place, slow = executor.place(), CountingArm(sleep=0.2, steps=5000)
         queue = reproduce._Queue(store, [(slow, 0)])
-        ending = threading.Thread(target=lambda: (wait_for((store.path(slow, 0) / "metrics.jsonl").exists), place.ask_to_end()))
+        ending = threading.Thread(
+            target=lambda: (wait_for((store.path(slow, 0) / "metrics.jsonl").exists), place.ask_to_end())
+        )
         ending.start()
         assert place.do(queue.job(queue.next())) == executors.STOPPED
     wait_for(lambda: not store.get(slow, 0).running)

@@ -45,12 +45,20 @@ ROUNDING = dict(rtol=1e-4, atol=1e-6)
 
 def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
     """The run of this arm, by as many processes as there are."""
+
     def work(made: Run) -> dict:
         if name != "fine-tuning":
-            return policy.train(made, ARMS[name], 0, QUESTIONS, *load(backbone), LookupEngine(failing=0.05), progress)
+            return policy.train(
+                made, ARMS[name], 0, QUESTIONS, *load(backbone), LookupEngine(failing=0.05), progress
+            )
         loaded, dice = LoadedModel(tiny_model(), tiny_tokenizer(), ""), Random(0)
-        rows = [{"input_ids": [dice.randrange(2, 300) for _ in range(size)], "completion_mask": [0, 0] + [1] * (size - 2)}
-                for size in (dice.randrange(5, 40) for _ in range(ROWS))]
+        rows = [
+            {
+                "input_ids": [dice.randrange(2, 300) for _ in range(size)],
+                "completion_mask": [0, 0] + [1] * (size - 2),
+            }
+            for size in (dice.randrange(5, 40) for _ in range(ROWS))
+        ]
         summary = fine_tuning.fine_tune(made, loaded, rows, ARMS[name], 0, progress)
         if processes.is_main():
             loaded.model.save_pretrained(made.model_dir)
@@ -59,15 +67,36 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
     return store.ensure(ARMS[name], 0, work, together=True)
 
 
-def run(count: int, name: str, backbone: Path, store: RunStore, *signalled: int) -> tuple[list[int], list[str]]:
+def run(
+    count: int, name: str, backbone: Path, store: RunStore, *signalled: int
+) -> tuple[list[int], list[str]]:
     """So many processes make the run; their exit codes, and what they said."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, __file__, name, str(backbone), str(store.root), *(str(int(number)) for number in signalled)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
-                                "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    started = [subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stderr=subprocess.PIPE)
-               for rank in range(count)]
+    command = [
+        sys.executable,
+        __file__,
+        name,
+        str(backbone),
+        str(store.root),
+        *(str(int(number)) for number in signalled),
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+    }
+    started = [
+        subprocess.Popen(
+            command,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            text=True,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(count)
+    ]
     try:
         said = [process.communicate(timeout=LIMIT_S)[1] for process in started]
     finally:
@@ -141,4 +170,9 @@ def at(step: int, rank: int, number: int):
 
 if __name__ == "__main__":
     for wanted in sys.argv[1].split(","):
-        make(wanted, Path(sys.argv[2]), RunStore(sys.argv[3]), at(*map(int, sys.argv[4:])) if sys.argv[4:] else None)
+        make(
+            wanted,
+            Path(sys.argv[2]),
+            RunStore(sys.argv[3]),
+            at(*map(int, sys.argv[4:])) if sys.argv[4:] else None,
+        )

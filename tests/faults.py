@@ -58,7 +58,12 @@ def drip(asked: Asked) -> None:
 
 
 def retriever(asked: Asked) -> dict:
-    return {"result": [[{"document": {"id": "1", "contents": right(query)}, "score": 1.0}] for query in asked.body["queries"]]}
+    return {
+        "result": [
+            [{"document": {"id": "1", "contents": right(query)}, "score": 1.0}]
+            for query in asked.body["queries"]
+        ]
+    }
 
 
 def simulator(asked: Asked) -> dict:
@@ -82,7 +87,10 @@ SPOILT: dict[str, Callable[[Asked], None]] = {
     "another protocol": lambda asked: asked.reply({"data": ["Error: unknown route"]}),
     "10 MB": lambda asked: asked.reply(b'{"result": "' + b"x" * 10_000_000 + b'"}'),
     "zero documents": lambda asked: asked.reply(
-        {"result": [[] for _ in asked.body["queries"]]} if "queries" in asked.body else {"choices": [{"message": {"content": ""}}]}),
+        {"result": [[] for _ in asked.body["queries"]]}
+        if "queries" in asked.body
+        else {"choices": [{"message": {"content": ""}}]}
+    ),
 }
 """Name of a fault → what it does to an answer."""
 
@@ -93,7 +101,11 @@ def right(query: str) -> str:
 
 def http(kind: str, rate: float, served: str) -> dict:
     """Searches at a server that spoils this share of its answers; what came back, and how long it took."""
-    draw, spoil, (answers, engine_at) = Random(f"{SEED} {kind} {rate} {served}"), SPOILT.get(kind), SERVERS[served]
+    draw, spoil, (answers, engine_at) = (
+        Random(f"{SEED} {kind} {rate} {served}"),
+        SPOILT.get(kind),
+        SERVERS[served],
+    )
 
     def answer(asked: Asked) -> None:
         with asked.server.lock:
@@ -113,10 +125,24 @@ def http(kind: str, rate: float, served: str) -> dict:
             longest = max(longest, time.monotonic() - began)
         attempts = len(server.asked)
     counts = Counter(result.status for result in results)
-    wrong = sum(result.documents not in ((), (right(request.query),)) or (result.status == "failed") != bool(result.error)
-                for request, result in zip(requests, results, strict=True))
-    return {"server": served, "fault": kind, "rate": rate, "requests": len(requests), "attempts": attempts, "ok": counts["ok"], "empty": counts["empty"],
-            "failed": counts["failed"], "wrong": wrong, "longest_search_s": round(longest, 2), "seconds": round(time.monotonic() - started, 1)}
+    wrong = sum(
+        result.documents not in ((), (right(request.query),))
+        or (result.status == "failed") != bool(result.error)
+        for request, result in zip(requests, results, strict=True)
+    )
+    return {
+        "server": served,
+        "fault": kind,
+        "rate": rate,
+        "requests": len(requests),
+        "attempts": attempts,
+        "ok": counts["ok"],
+        "empty": counts["empty"],
+        "failed": counts["failed"],
+        "wrong": wrong,
+        "longest_search_s": round(longest, 2),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def _free_port() -> int:
@@ -133,7 +159,12 @@ class FailingEngine(SearchEngine):
 
     def search(self, requests, num_documents: int) -> list[SearchResult]:
         failing = [uniform(request.key, 0, "fault") < self.share for request in requests]
-        found = iter(self.engine.search([request for request, fails in zip(requests, failing, strict=True) if not fails], num_documents))
+        found = iter(
+            self.engine.search(
+                [request for request, fails in zip(requests, failing, strict=True) if not fails],
+                num_documents,
+            )
+        )
         return [SearchResult((), "failed", "planted fault") if fails else next(found) for fails in failing]
 
 
@@ -144,11 +175,21 @@ def training(seed: int) -> dict:
     questions, loaded = qa.load_questions(subset=arm.subsets, split="train"), models.load(arm.backbone)
     engine = FailingEngine(build_engine(arm.engine, split="train"), FAILING)
     with tempfile.TemporaryDirectory() as folder:
-        run = RunStore(Path(folder)).ensure(arm, seed, lambda run: policy.train(run, arm, seed, questions, loaded.model, loaded.tokenizer, engine))
+        run = RunStore(Path(folder)).ensure(
+            arm,
+            seed,
+            lambda run: policy.train(run, arm, seed, questions, loaded.model, loaded.tokenizer, engine),
+        )
         log, reward = run.metrics(), run.summary["last_reward"]
     recorded = results.load("tiny")["training"].query("arm == @arm.name and seed == @seed")["reward"]
-    return {"seed": seed, "failing_requests": FAILING, "failed_rollouts": log["failed"].mean(), "steps": len(log),
-            "last_reward": reward, "last_reward_without": recorded.tail(policy.SUMMARY_STEPS).mean()}
+    return {
+        "seed": seed,
+        "failing_requests": FAILING,
+        "failed_rollouts": log["failed"].mean(),
+        "steps": len(log),
+        "last_reward": reward,
+        "last_reward_without": recorded.tail(policy.SUMMARY_STEPS).mean(),
+    }
 
 
 def main() -> int:

@@ -28,7 +28,11 @@ def properties() -> dict:
     """Name → test of every property."""
     import test_properties
 
-    return {name: test for name, test in vars(test_properties).items() if getattr(test, "is_hypothesis_test", False)}
+    return {
+        name: test
+        for name, test in vars(test_properties).items()
+        if getattr(test, "is_hypothesis_test", False)
+    }
 
 
 def fuzz(test) -> dict:
@@ -54,12 +58,21 @@ def main() -> int:
     os.environ["ZS_FUZZ_EXAMPLES"] = sys.argv[1] if len(sys.argv) > 1 else str(EXAMPLES)
     about, rows = provenance(), []
     for name, test in properties().items():
-        rows.append({"property": name.removeprefix("test_"), **fuzz(test), "hypothesis": hypothesis.__version__,
-                     "python": about["machine"]["python"], "sources": about["code"]["sources"]})
+        rows.append(
+            {
+                "property": name.removeprefix("test_"),
+                **fuzz(test),
+                "hypothesis": hypothesis.__version__,
+                "python": about["machine"]["python"],
+                "sources": about["code"]["sources"],
+            }
+        )
         print("{property}: {cases} cases, {failures} failures, {seconds} s".format(**rows[-1]), flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(RECORD, index=False, lineterminator="\n")
-    print(f"{table['cases'].sum()} cases, {table['failures'].sum()} properties failed: {RECORD.relative_to(config.ROOT)}")
+    print(
+        f"{table['cases'].sum()} cases, {table['failures'].sum()} properties failed: {RECORD.relative_to(config.ROOT)}"
+    )
     return int(table["failures"].any())
 
 

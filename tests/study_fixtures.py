@@ -5,5 +5,10 @@ import pandas as pd
 from zs_lib import config, studies
 
 TINY = config.load_profile("tiny")
-ROWS = pd.DataFrame([{"study": study, "label": label, "arm": arm.name}
-                     for study in studies.STUDIES for label, arm in studies.rows(TINY, study).items()])
+ROWS = pd.DataFrame(
+    [
+        {"study": study, "label": label, "arm": arm.name}
+        for study in studies.STUDIES
+        for label, arm in studies.rows(TINY, study).items()
+    ]
+)

@@ -16,8 +16,13 @@ from zs_lib.errors import ModelError, RunError
 from zs_lib.pretraining import BASE, Sampler
 from zs_lib.wiring import CONTEXT, Shape, grow, initialise
 
-SMALL = Recipe(Shape(width=32, layers=2, heads=4), tokens=20_000, shares=(("reading", 0.7), ("recall", 0.3)), batch_tokens=512,
-               learning_rate=0.02)
+SMALL = Recipe(
+    Shape(width=32, layers=2, heads=4),
+    tokens=20_000,
+    shares=(("reading", 0.7), ("recall", 0.3)),
+    batch_tokens=512,
+    learning_rate=0.02,
+)
 SHIPPED = [f"tiny-{size}{kind}" for size in RECIPES for kind in ("", "-instruct")]
 MEBIBYTES = 40
 torch.set_num_threads(1)  # models this small only lose by sharing their work
@@ -50,7 +55,9 @@ def test_the_look_up_head_finds_the_earlier_copy_before_any_training(seed):
     with torch.inference_mode():
         output = model(ids, output_attentions=True)
     rows = torch.arange(length, 2 * length - 1)
-    on_target = output.attentions[1][0, 0, rows, rows - length + 1]  # what followed the earlier copy of this token
+    on_target = output.attentions[1][
+        0, 0, rows, rows - length + 1
+    ]  # what followed the earlier copy of this token
     assert on_target.mean() > 0.5
     copied = (output.logits[0, rows].argmax(-1) == ids[0, rows + 1]).float().mean()
     assert copied > 0.2  # chance: one in thousands; the rest of the network is still noise
@@ -67,7 +74,9 @@ def test_a_grown_model_computes_what_the_small_one_did_and_can_learn_more(size):
     with torch.inference_mode():
         assert torch.allclose(large(ids).logits, small(ids).logits, atol=0.02)
     trainer, width = backbones.Trainer(large, RECIPES[size][0]), small.config.hidden_size
-    for _ in range(2):  # the new heads write after the first step, so the new dimensions are moved by the second
+    for _ in range(
+        2
+    ):  # the new heads write after the first step, so the new dimensions are moved by the second
         trainer.update(ids, torch.ones(2, 40))
     assert large.model.layers[0].self_attn.o_proj.weight[:, width:].abs().max() > 0
     assert large.model.embed_tokens.weight[:, width:].abs().max() > 0
@@ -82,7 +91,7 @@ def test_rare_words_stay_apart_while_frequent_ones_are_learnt():
     for _ in range(60):  # text of forty words; thousands are never seen
         ids = torch.randint(10, 50, (8, 40), generator=generator)
         trainer.update(ids, torch.ones(8, 40))
-    rare = torch.nn.functional.normalize(model.model.embed_tokens.weight[vocabulary // 2:].detach(), dim=1)
+    rare = torch.nn.functional.normalize(model.model.embed_tokens.weight[vocabulary // 2 :].detach(), dim=1)
     assert rare.mean(0).norm() < 0.5  # 1: they all point the same way, as Adam would have it
 
 
@@ -138,7 +147,7 @@ def test_pretraining_learns_and_a_resumed_run_goes_on_counting(tmp_path, monkeyp
     half = seen[-1]
     fresh = small_model()
     seconds = pretrain(fresh, tokenizer(), SMALL, world(), tmp_path, "x")
-    resumed = seen[len(seen) - (seen[-1][1] - half[1]):]
+    resumed = seen[len(seen) - (seen[-1][1] - half[1]) :]
     assert resumed[0][1] == half[1] + 1 and half[0] < resumed[0][0] <= half[0] + SMALL.batch_tokens
     assert seen[-1][0] >= SMALL.tokens and seconds >= 7.0
     assert json.loads((tmp_path / "x.jsonl").read_text().splitlines()[-1])["tokens"] == seen[-1][0]
@@ -148,7 +157,9 @@ def test_pretraining_learns_and_a_resumed_run_goes_on_counting(tmp_path, monkeyp
 
 def test_a_stopped_pre_training_goes_on_bit_for_bit_and_a_damaged_one_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
-    monkeypatch.setattr(backbones, "islice", lambda stream, _: [next(stream) for _ in range(16)])  # several buffers of examples
+    monkeypatch.setattr(
+        backbones, "islice", lambda stream, _: [next(stream) for _ in range(16)]
+    )  # several buffers of examples
     update = backbones.Trainer.update
 
     def stopped_after_ten(self, ids, weights):
@@ -180,8 +191,14 @@ def test_build_grows_the_sizes_from_one_trunk_and_a_second_call_only_ships(tmp_p
     monkeypatch.setattr(backbones, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
     monkeypatch.setattr(backbones, "islice", lambda stream, _: [next(stream) for _ in range(16)])
     monkeypatch.setattr(backbones, "TRUNK", replace(SMALL, tokens=1_000, decay=0.0))
-    monkeypatch.setattr(backbones, "RECIPES", {
-        "S": (replace(SMALL, tokens=1_000), replace(SMALL, tokens=800)), "M": (replace(SMALL, tokens=1_000, shape=Shape(width=48, layers=2, heads=6)),)})
+    monkeypatch.setattr(
+        backbones,
+        "RECIPES",
+        {
+            "S": (replace(SMALL, tokens=1_000), replace(SMALL, tokens=800)),
+            "M": (replace(SMALL, tokens=1_000, shape=Shape(width=48, layers=2, heads=6)),),
+        },
+    )
     monkeypatch.setattr(backbones, "INSTRUCT_TOKENS", 600)
     backbones.build(("S", "M"), tmp_path)
     made = {path.parent.name: load_file(path) for path in tmp_path.glob("tiny-*/model.safetensors")}
@@ -218,6 +235,7 @@ def test_the_probe_asks_real_questions_of_the_split():
 
 # what is shipped ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_backbone_loads_and_says_what_it_reads(name):
     folder = backbones.FOLDER / name
@@ -231,7 +249,10 @@ def test_a_shipped_backbone_loads_and_says_what_it_reads(name):
     ids = loaded.tokenizer("Question: what is the capital of France?\n", return_tensors="pt").input_ids
     assert torch.isfinite(loaded.model(ids).logits).all()
     report = json.loads((folder / "build.json").read_text(encoding="utf-8"))
-    assert report["parameters"] == sum(p.numel() for p in loaded.model.parameters()) and report["cpu_seconds"] > 0
+    assert (
+        report["parameters"] == sum(p.numel() for p in loaded.model.parameters())
+        and report["cpu_seconds"] > 0
+    )
     for split in ("dev", "test"):
         assert {"one_hop", "chain", "n_one_hop", "n_chain"} <= set(report["read"][split])
 

@@ -9,8 +9,14 @@ from zs_lib.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("name", "who"), [("rollouts", {"ours", "TRL", "original"}), ("step", {"ours", "TRL", "both"}), ("growth", {"ours"}),
-                      ("simulator", {"ours", "ours, served", "transformers"})])  # fmt: skip
+    ("name", "who"),
+    [
+        ("rollouts", {"ours", "TRL", "original"}),
+        ("step", {"ours", "TRL", "both"}),
+        ("growth", {"ours"}),
+        ("simulator", {"ours", "ours, served", "transformers"}),
+    ],
+)
 def test_everybody_works(name, who):
     rows = pd.DataFrame(bench.rows(name, small=True))
     assert set(rows["who"]) == who
@@ -20,13 +26,33 @@ def test_everybody_works(name, who):
 
 def test_a_target_is_met_missed_or_not_measured():
     seconds = {"ours": 2.0, "TRL": 5.0, "original": 3.0}
-    table = pd.DataFrame({"who": seconds.keys(), "value": seconds.values()}).assign(case="64 rollouts", measure="time", unit="s")
+    table = pd.DataFrame({"who": seconds.keys(), "value": seconds.values()}).assign(
+        case="64 rollouts", measure="time", unit="s"
+    )
     judged = {target.what: page._judged(target, {"rollouts": table}) for target in page.TARGETS}
-    assert (judged["Rollouts: TRL's tool loop"]["ratio"], judged["Rollouts: TRL's tool loop"][""]) == ("2.5", "met")
-    assert (judged["Rollouts: the original's loop"]["ratio"], judged["Rollouts: the original's loop"][""]) == ("1.5", "missed")
+    assert (judged["Rollouts: TRL's tool loop"]["ratio"], judged["Rollouts: TRL's tool loop"][""]) == (
+        "2.5",
+        "met",
+    )
+    assert (
+        judged["Rollouts: the original's loop"]["ratio"],
+        judged["Rollouts: the original's loop"][""],
+    ) == ("1.5", "missed")
     assert judged["`zs --help`"][""] == "not measured"
-    shared = pd.DataFrame([{"case": "2 runs, 72 queries each", "who": "ours, served", "measure": "longest wait", "value": 1.9, "unit": "times the mean"}])
-    line = page._judged(next(one for one in page.TARGETS if "longest wait" in one.what), {"simulator": shared})
+    shared = pd.DataFrame(
+        [
+            {
+                "case": "2 runs, 72 queries each",
+                "who": "ours, served",
+                "measure": "longest wait",
+                "value": 1.9,
+                "unit": "times the mean",
+            }
+        ]
+    )
+    line = page._judged(
+        next(one for one in page.TARGETS if "longest wait" in one.what), {"simulator": shared}
+    )
     assert (line["aim"], line["here"], line[""]) == ("≤ 2.5 times the mean", "1.9 times the mean", "met")
 
 

@@ -38,13 +38,25 @@ def test_the_page_says_what_the_records_say():
     page = (config.ROOT / "tests" / "RELIABILITY.md").read_text(encoding="utf-8")
     kills, cases = pd.read_csv(chaos.RECORD), pd.read_csv(fuzz.RECORD)
     for phase, trials in kills.groupby("phase", sort=False):
-        assert f"| {phase} | {trials['killed'].sum()} | {(trials['killed'] & trials['survived']).sum()} |" in page
+        assert (
+            f"| {phase} | {trials['killed'].sum()} | {(trials['killed'] & trials['survived']).sum()} |"
+            in page
+        )
     assert f"{kills['killed'].sum()} kills, {(~kills['survived']).sum()} lost" in page
-    assert f"{cases['cases'].sum():,} cases of {len(cases)} properties, {cases['failures'].sum()} failures" in page
+    assert (
+        f"{cases['cases'].sum():,} cases of {len(cases)} properties, {cases['failures'].sum()} failures"
+        in page
+    )
     assert cases["cases"].sum() >= 100_000
-    spoilt, trained = pd.read_csv(faults.RECORDS / "faults.csv"), pd.read_csv(faults.RECORDS / "faults_training.csv")
+    spoilt, trained = (
+        pd.read_csv(faults.RECORDS / "faults.csv"),
+        pd.read_csv(faults.RECORDS / "faults_training.csv"),
+    )
     passing = spoilt[spoilt["fault"].isin(["hang", "drip", "reset", "429", "500"]) & (spoilt["rate"] == 0.1)]
-    assert spoilt["wrong"].sum() == 0 and f"{spoilt['requests'].sum():,} requests in {len(spoilt)} combinations" in page
+    assert (
+        spoilt["wrong"].sum() == 0
+        and f"{spoilt['requests'].sum():,} requests in {len(spoilt)} combinations" in page
+    )
     assert f"the longest search took {spoilt['longest_search_s'].max():.1f} s" in page
     assert f"{passing['failed'].sum()} of {passing['requests'].sum():,} requests failed" in page
     first, second, third = trained["last_reward"]

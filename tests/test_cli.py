@@ -20,7 +20,10 @@ def zs(capsys, *arguments) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reproduce", "--profile", "huge"], "Unknown profile 'huge'. Known: smoke, tiny, smol, smol-sizes, paper."),
+        (
+            ["reproduce", "--profile", "huge"],
+            "Unknown profile 'huge'. Known: smoke, tiny, smol, smol-sizes, paper.",
+        ),
         (["reproduce", "--profile", "smoke", "--seeds", "0"], "out of range"),
         (["figures", "--profile", "huge"], "Unknown profile"),
         (["train", "nothing", "--profile", "smoke"], "Unknown arm 'nothing'. Known: zerosearch, "),
@@ -30,10 +33,7 @@ def zs(capsys, *arguments) -> tuple[int, str, str]:
             ["search", "capital of France", "--engine", "simulated"],
             "is not in the store: `zs reproduce` makes it",
         ),
-        (
-            ["ask", "What is the capital of France?"],
-            "The run 'zerosearch' is not in the store",
-        ),
+        (["ask", "What is the capital of France?"], "The run 'zerosearch' is not in the store"),
         (["ask", "What is the capital of France?", "--policy", "nothing"], "No run is called 'nothing'"),
     ],
 )
@@ -66,8 +66,11 @@ def test_reproduce_passes_its_arguments(monkeypatch, capsys):
     assert zs(capsys, "reproduce", *chosen)[1] == "x.ipynb\n"
     assert zs(capsys, "reproduce")[0] == 0
     assert zs(capsys, "reproduce", "--full", "--executor", "ray", "--address", "head:6379")[0] == 0
-    assert calls == [("smoke", ["02", "03"], 2, 1, False, "local", None), ("tiny", None, None, None, False, "local", None),
-                     ("tiny", None, None, None, True, "ray", "head:6379")]
+    assert calls == [
+        ("smoke", ["02", "03"], 2, 1, False, "local", None),
+        ("tiny", None, None, None, False, "local", None),
+        ("tiny", None, None, None, True, "ray", "head:6379"),
+    ]
 
 
 def test_help_comes_at_once():
@@ -139,13 +142,20 @@ def test_doctor(capsys, monkeypatch):
 def test_questions_of_your_own_are_scored_or_refused(tmp_path, capsys):
     mine, out_file = tmp_path / "mine.jsonl", tmp_path / "predictions.jsonl"
     ask = ("eval", "--data", str(mine), "--policy", "tiny-S-instruct", "--out", str(out_file))
-    mine.write_text('{"question": "what is the capital of Norway?", "golden_answers": ["Oslo"], "data_source": "mine"}\n')
+    mine.write_text(
+        '{"question": "what is the capital of Norway?", "golden_answers": ["Oslo"], "data_source": "mine"}\n'
+    )
     code, out, _ = zs(capsys, *ask)
     assert code == 0 and "1 questions: F1" in out and "mine" in out
     row = json.loads(out_file.read_text())
-    assert row["who"] == "tiny-S-instruct, search, bm25" and {"id", "prediction", "f1", "searches"} <= set(row)
+    assert row["who"] == "tiny-S-instruct, search, bm25" and {"id", "prediction", "f1", "searches"} <= set(
+        row
+    )
     code, _, error = zs(capsys, *ask, "--method", "cot")
-    assert code == 1 and "holds the answers of tiny-S-instruct, search, bm25, not of tiny-S-instruct, cot, bm25" in error
+    assert (
+        code == 1
+        and "holds the answers of tiny-S-instruct, search, bm25, not of tiny-S-instruct, cot, bm25" in error
+    )
     code, _, error = zs(capsys, *ask, "--method", "guess")
     assert code == 1 and "Unknown method 'guess'. Known: direct" in error
     mine.write_text('{"question": "what is the capital of Norway?"}\n')
@@ -162,6 +172,20 @@ def test_a_simulator_is_asked_for_one_query(monkeypatch, capsys):
             return [SearchResult.of(("Oslo is a capital.",))]
 
     monkeypatch.setattr(asking, "_engine", lambda name, study: Engine())
-    code, out, _ = zs(capsys, "simulate", "Norway", "--question", "What is Norway's capital?", "--answer", "Oslo", "--quality", "noisy")
+    code, out, _ = zs(
+        capsys,
+        "simulate",
+        "Norway",
+        "--question",
+        "What is Norway's capital?",
+        "--answer",
+        "Oslo",
+        "--quality",
+        "noisy",
+    )
     assert (code, out) == (0, "Doc 1: Oslo is a capital.\n")
-    assert (asked[0].question, asked[0].golden_answers, asked[0].noisy) == ("What is Norway's capital?", ("Oslo",), True)
+    assert (asked[0].question, asked[0].golden_answers, asked[0].noisy) == (
+        "What is Norway's capital?",
+        ("Oslo",),
+        True,
+    )

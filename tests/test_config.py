@@ -47,7 +47,9 @@ def test_overrides_reach_every_arm():
         (7, 1.0, "none")
     }
     assert (
-        load_profile("paper", {"policy.curriculum.p_end": 0.1}).policy("zerosearch/backbone=Qwen2.5-7B").curriculum.p_end
+        load_profile("paper", {"policy.curriculum.p_end": 0.1})
+        .policy("zerosearch/backbone=Qwen2.5-7B")
+        .curriculum.p_end
         == 0.1
     )
 
@@ -118,7 +120,9 @@ def test_digest():
         dataclasses.replace(arm, simulator=load_profile("tiny").simulator("naive-tiny-L"))
     )
     assert digest(CurriculumConfig(p_start=0, p_end=1)) == digest(CurriculumConfig(p_start=0.0, p_end=1.0))
-    assert "real_share" not in identity(arm) and "gamma" not in identity(arm)["objective"]  # runs from before keep theirs
+    assert (
+        "real_share" not in identity(arm) and "gamma" not in identity(arm)["objective"]
+    )  # runs from before keep theirs
     assert digest(arm) != digest(dataclasses.replace(arm, engine="mixed", real_share=0.5))
     plain = json.loads(json.dumps(identity(arm)))
     assert digest(dict(reversed(plain.items()))) == digest(arm) and len(digest(arm)) == 12
@@ -206,7 +210,9 @@ def test_reproduce(notebook, tmp_path, monkeypatch, store, capsys):
     assert executed["cells"][-1]["outputs"][0]["text"] == "smoke 2\n"
     assert json.loads((tmp_path / "outputs/smoke/durations.json").read_text())["03_example"] > 0
     told = capsys.readouterr().err
-    assert "0 of 1 notebooks done; 03_example 00:00; first time here" in told and "1 of 1 notebooks done" in told
+    assert (
+        "0 of 1 notebooks done; 03_example 00:00; first time here" in told and "1 of 1 notebooks done" in told
+    )
     with pytest.raises(ConfigError, match="'04'. Known: 03, 03_example"):
         reproduce.reproduce("smoke", ["04"])
     broken = nbformat.read(notebook, as_version=4)
@@ -216,21 +222,28 @@ def test_reproduce(notebook, tmp_path, monkeypatch, store, capsys):
         reproduce.reproduce("smoke", ["03"])
 
 
-def test_notebooks_run_side_by_side_when_all_runs_are_made_and_none_begins_after_one_that_failed(notebook, tmp_path, monkeypatch, store):
+def test_notebooks_run_side_by_side_when_all_runs_are_made_and_none_begins_after_one_that_failed(
+    notebook, tmp_path, monkeypatch, store
+):
     monkeypatch.setattr(reproduce, "NOTEBOOKS", notebook.parent)
     monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
     monkeypatch.setattr(reproduce, "ensure_arms", lambda *_, **__: [])  # none is needed
     cells = nbformat.read(notebook, as_version=4)
-    meet = "import pathlib, time\npathlib.Path({mine!r}).touch()\nend = time.time() + 60\n" \
-           "while not pathlib.Path({other!r}).exists():\n    assert time.time() < end\n    time.sleep(0.1)"
+    meet = (
+        "import pathlib, time\npathlib.Path({mine!r}).touch()\nend = time.time() + 60\n"
+        "while not pathlib.Path({other!r}).exists():\n    assert time.time() < end\n    time.sleep(0.1)"
+    )
     met = [str(tmp_path / name) for name in ("one", "two")]
     for name, mine, other in (("01_one", *met), ("02_two", *met[::-1])):
         cells["cells"][-1]["source"] = meet.format(mine=mine, other=other) + (
-            "\ntime.sleep(3)" if name == "01_one" else "\nraise ValueError('no luck')")
+            "\ntime.sleep(3)" if name == "01_one" else "\nraise ValueError('no luck')"
+        )
         nbformat.write(cells, tmp_path / f"{name}.ipynb")
     with pytest.raises(RunError, match=r"02_two.ipynb, cell \d: ValueError: no luck"):
         reproduce.reproduce("smoke", jobs=2)
-    assert (tmp_path / "outputs/smoke/01_one.ipynb").exists() and not (tmp_path / "outputs/smoke/03_example.ipynb").exists()
+    assert (tmp_path / "outputs/smoke/01_one.ipynb").exists() and not (
+        tmp_path / "outputs/smoke/03_example.ipynb"
+    ).exists()
 
 
 def test_a_profile_that_extends_another_differs_in_what_it_says(tmp_path, monkeypatch):

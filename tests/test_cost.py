@@ -1,6 +1,5 @@
 """Costs: what counts as a real query, and dollars, tokens and seconds worked out by hand."""
 
-
 import pandas as pd
 import pytest
 
@@ -18,29 +17,40 @@ def test_prices_are_the_papers():
 
 
 def test_dollars_by_hand():
-    table = pd.DataFrame([
-        {"arm": "simulated", "real_queries": 0, "simulator_tokens": 5, "search": 7200.0} | ROW,
-        {"arm": "mixed", "real_queries": 640, "simulator_tokens": 5, "search": 0.0} | ROW,
-        {"arm": "real", "real_queries": 6400, "simulator_tokens": 0, "search": 7200.0} | ROW])
+    table = pd.DataFrame(
+        [
+            {"arm": "simulated", "real_queries": 0, "simulator_tokens": 5, "search": 7200.0} | ROW,
+            {"arm": "mixed", "real_queries": 640, "simulator_tokens": 5, "search": 0.0} | ROW,
+            {"arm": "real", "real_queries": 6400, "simulator_tokens": 0, "search": 7200.0} | ROW,
+        ]
+    )
     priced = cost.priced(table)
     assert priced["api_usd"].tolist() == pytest.approx([0, 5.867, 58.67])
-    assert priced["simulator_usd"].tolist() == pytest.approx([2.95, 0, 0])  # two hours; waiting for an API is no GPU time
+    assert priced["simulator_usd"].tolist() == pytest.approx(
+        [2.95, 0, 0]
+    )  # two hours; waiting for an API is no GPU time
     assert priced["saved"].tolist() == pytest.approx([1 - 2.95 / 58.67, 0.9, 0])
 
 
 def test_the_claim_is_about_our_own_trainings():
-    rows = [{"arm": "zerosearch", "real_queries": 0, "simulator_tokens": 5, "search": seconds} | ROW | {"seed": seed}
-            for seed, seconds in enumerate((100.0, 110.0, 120.0))]
-    saved, = claims.CLAIMS[12].test({"cost": pd.DataFrame(rows)})
+    rows = [
+        {"arm": "zerosearch", "real_queries": 0, "simulator_tokens": 5, "search": seconds}
+        | ROW
+        | {"seed": seed}
+        for seed, seconds in enumerate((100.0, 110.0, 120.0))
+    ]
+    (saved,) = claims.CLAIMS[12].test({"cost": pd.DataFrame(rows)})
     assert saved.verdict == "holds" and saved.estimate == pytest.approx(1 - 17.7 / 12 * 110 / 3600 / 58.67)
-    dear, = claims.CLAIMS[12].test({"cost": pd.DataFrame(rows).assign(search=[3e4, 3.1e4, 3.2e4])})
+    (dear,) = claims.CLAIMS[12].test({"cost": pd.DataFrame(rows).assign(search=[3e4, 3.1e4, 3.2e4])})
     assert dear.verdict == "does not hold"
 
 
 def test_rates_by_hand():
     study = config.load_profile("tiny")  # 64 steps of 12 prompts x 6 rollouts: 4,608 rollouts
     asked = {"arm": "zerosearch", "real_queries": 0, "simulator_tokens": 128000, "search": 640.0} | ROW
-    table = pd.DataFrame([asked, asked | {"seed": 1, "rollout": 3.0}, asked | {"arm": "search-r1", "simulator_tokens": 0}])
+    table = pd.DataFrame(
+        [asked, asked | {"seed": 1, "rollout": 3.0}, asked | {"arm": "search-r1", "simulator_tokens": 0}]
+    )
     rates = cost.rates(study, table)
     assert rates.index.tolist() == ["zerosearch"]  # a real engine writes nothing
     assert rates.loc["zerosearch"].tolist() == pytest.approx([6400 / 4608, 20, 0.1, (0.5 + 0.25) / 2])
@@ -48,25 +58,38 @@ def test_rates_by_hand():
 
 def test_what_is_assumed_of_rollouts_was_measured():
     recorded = pd.read_csv(config.ROOT / "data" / "results" / "tiny" / "cost.csv")
-    assert cost.rates(config.load_profile("tiny"), recorded).loc["zerosearch", "writing"] == pytest.approx(cost.WRITING, abs=0.05)
+    assert cost.rates(config.load_profile("tiny"), recorded).loc["zerosearch", "writing"] == pytest.approx(
+        cost.WRITING, abs=0.05
+    )
 
 
 # the paper's table ---------------------------------------------------------------------------------------------------
+
 
 def test_table_8_line_by_line():
     table = cost.recomputed()
     # Every printed total follows from queries, hours and cards, at one price a query and one price an hour of a card.
     assert (table["usd"] - table["printed"]).abs().max() < 0.05
-    assert table["gpu_hours"].tolist() == [0, 12, 24, 48] and table["printed"].tolist() == [586.7, 17.7, 35.4, 70.8]
+    assert table["gpu_hours"].tolist() == [0, 12, 24, 48] and table["printed"].tolist() == [
+        586.7,
+        17.7,
+        35.4,
+        70.8,
+    ]
     # The 88% is the dearest simulator's; the others' lines say more.
     assert table["saved"].round(3).tolist() == [0, 0.970, 0.940, 0.879]
     # What the total does not equal: five searches for each rollout, which the configuration allows, or the packages sold.
     assert (table["searches_a_rollout"] == 1).all() and PAPER.rollouts == 64000
-    assert cost.engines(PAPER.queries).loc["SerpAPI Big Data", "bought"] == 3 * 275 != pytest.approx(586.7, abs=0.05)
+    assert (
+        cost.engines(PAPER.queries).loc["SerpAPI Big Data", "bought"]
+        == 3 * 275
+        != pytest.approx(586.7, abs=0.05)
+    )
     assert cost.engines(5 * PAPER.queries).loc["SerpAPI Big Data", "usd"] == pytest.approx(2933.33, abs=0.01)
 
 
 # quotes --------------------------------------------------------------------------------------------------------------
+
 
 def test_every_quote_has_its_source_and_date():
     for name in ("prices", "decoding"):
@@ -92,24 +115,33 @@ def test_the_engines_budgets_are_the_quotes():
 
 # the roofline --------------------------------------------------------------------------------------------------------
 
+
 def test_one_query_at_a_time_is_bound_by_memory():
     # 7.615e9 parameters of 2 bytes, and 232.5 tokens of 28 layers x 4 heads x 128 x 2 x 2 bytes, at 2.039 TB/s: 7.4764 ms a token
     held = 2 * 7615487488 + 232.5 * 57344
     reading, prompt = 225 * held / 2.039e12, 120 * 2 * 7615487488 / 312e12
-    assert roofline.queries_per_second("7B", "A100-80GB", batch=1, reached=1) == pytest.approx(1 / (reading + prompt))
+    assert roofline.queries_per_second("7B", "A100-80GB", batch=1, reached=1) == pytest.approx(
+        1 / (reading + prompt)
+    )
     assert held / 2.039e12 == pytest.approx(7.4764e-3, rel=1e-4)
 
 
 def test_many_at_once_are_bound_by_arithmetic():
     # 1,000 tokens a step: 1000 x 15.23e9 operations take 48.8 ms, reading 15.23e9 + 1000 x 13.3e6 bytes 14.0 ms
-    assert roofline.queries_per_second("7B", "A100-80GB", batch=1000, reached=1) == pytest.approx(312e12 / 2 / 7615487488 / (120 + 225))
+    assert roofline.queries_per_second("7B", "A100-80GB", batch=1000, reached=1) == pytest.approx(
+        312e12 / 2 / 7615487488 / (120 + 225)
+    )
     whole = roofline.queries_per_second("7B", "A100-80GB", reached=1)
     assert roofline.queries_per_second("7B", "A100-80GB", reached=0.5) == 0.5 * whole
 
 
 def test_cards_are_as_many_as_hold_the_model():
     assert [roofline.cards(model, "A100-80GB") for model in roofline.MODELS] == [1, 1, 1]
-    assert [roofline.cards(model, "L4") for model in roofline.MODELS] == [1, 1, 2]  # 29.5 GB do not fit into 24
+    assert [roofline.cards(model, "L4") for model in roofline.MODELS] == [
+        1,
+        1,
+        2,
+    ]  # 29.5 GB do not fit into 24
     with pytest.raises(ConfigError, match="Known: 3B, 7B, 14B"):
         roofline.cards("32B", "L4")
     with pytest.raises(ConfigError, match="TPU"):
@@ -118,10 +150,13 @@ def test_cards_are_as_many_as_hold_the_model():
 
 def test_published_speeds_reach_what_is_assumed():
     reached = cost.published()["reached"]
-    assert reached.round(2).between(0.39, 0.68).all() and reached.median() == pytest.approx(roofline.REACHED, abs=0.1)
+    assert reached.round(2).between(0.39, 0.68).all() and reached.median() == pytest.approx(
+        roofline.REACHED, abs=0.1
+    )
 
 
 # dollars of a simulator ----------------------------------------------------------------------------------------------
+
 
 def busy(hours: float, model: str = "14B") -> cost.Training:
     """180 steps in 12 hours whose queries take one A100 so long."""
@@ -137,7 +172,9 @@ def test_ways_by_hand():
     assert ways["load"].tolist() == pytest.approx([1 / 48, 1 / 12, 1 / 3, 1 / 8.4, 1])
     dollars = [96, 24, 6, 8.4 * cost.hourly(serverless=True)["A100-80GB"], 2]
     assert ways["usd"].tolist() == pytest.approx(dollars)
-    assert ways["usd_per_1000"].tolist() == pytest.approx([1000 * usd / busy(hours=1).queries for usd in dollars])
+    assert ways["usd_per_1000"].tolist() == pytest.approx(
+        [1000 * usd / busy(hours=1).queries for usd in dollars]
+    )
 
 
 def test_a_server_that_cannot_keep_up_is_paid_for_longer():
@@ -147,10 +184,14 @@ def test_a_server_that_cannot_keep_up_is_paid_for_longer():
 
 def test_the_88_percent_anew():
     saved = cost.saved(pd.Series({"paper": 70.8, "free": 0.0}), 64000)
-    assert saved.loc["paper"].tolist() == pytest.approx([1 - 70.8 / (64000 * 275 / 30000), 1 - 70.8 / 64, 1 - 70.8 / 19.2])
+    assert saved.loc["paper"].tolist() == pytest.approx(
+        [1 - 70.8 / (64000 * 275 / 30000), 1 - 70.8 / 64, 1 - 70.8 / 19.2]
+    )
     assert saved.loc["free"].tolist() == [1, 1, 1]
     today = cost.today(PAPER)
-    assert (today["load"] <= 1).all() and today["load"].xs("as many cards as the paper", level="way").between(0.04, 0.06).all()
+    assert (today["load"] <= 1).all() and today["load"].xs("as many cards as the paper", level="way").between(
+        0.04, 0.06
+    ).all()
 
 
 def test_an_unknown_card_is_named():

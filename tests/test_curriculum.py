@@ -50,7 +50,9 @@ def test_a_step_outside_the_schedule_is_an_error(step, total):
 
 
 def test_adaptive_noise_follows_the_reward_and_stays_in_bounds():
-    cfg = CurriculumConfig(schedule="adaptive", p_start=0.1, p_end=0.3, band_low=0.4, band_high=0.6, gain=0.15)
+    cfg = CurriculumConfig(
+        schedule="adaptive", p_start=0.1, p_end=0.3, band_low=0.4, band_high=0.6, gain=0.15
+    )
     assert noise_probability(1, 10, cfg) == 0.1
     noise = [0.1]
     for reward in (0.7, 0.5, 0.7, 0.3, 0.1, 0.1):

@@ -81,15 +81,22 @@ def test_a_simulated_search_does_not_depend_on_the_others():
 
 
 def test_a_greedy_simulator_writes_once_what_is_asked_several_times():
-    generator = ScriptedGenerator(lambda prompt, key: f"Doc 1: about {prompt.split('Query: ')[1].splitlines()[0]}")
+    generator = ScriptedGenerator(
+        lambda prompt, key: f"Doc 1: about {prompt.split('Query: ')[1].splitlines()[0]}"
+    )
     greedy = SimulatedEngine(generator, "short", 0.0, 60)
-    found = greedy.search([ask("a", key=(0,)), ask("b", key=(1,)), ask("a", key=(2,)), ask("a", noisy=True, key=(3,))], 1)
+    found = greedy.search(
+        [ask("a", key=(0,)), ask("b", key=(1,)), ask("a", key=(2,)), ask("a", noisy=True, key=(3,))], 1
+    )
     assert [result.documents[0] for result in found] == ["about a", "about b", "about a", "about a"]
     assert generator.calls[0]["keys"] == [(0,), (1,), (3,)] and greedy.searches == 4
 
 
 def test_unknown_engines_are_refused_with_the_known_ones():
-    with pytest.raises(EngineError, match="'google'.*bm25, bm25.factbook, dense, dense:MODEL, serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL"):
+    with pytest.raises(
+        EngineError,
+        match="'google'.*bm25, bm25.factbook, dense, dense:MODEL, serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL",
+    ):
         build_engine("google")
     with pytest.raises(EngineError, match="needs a simulator"):
         build_engine("simulated")
@@ -99,7 +106,9 @@ def test_unknown_engines_are_refused_with_the_known_ones():
 
 def test_training_searches_the_passages_of_its_split_only():
     everything, train = build_engine("bm25"), build_engine("bm25", split="train")
-    assert 0 < len(train._passages) < len(everything._passages) and build_engine("bm25", split="train") is train
+    assert (
+        0 < len(train._passages) < len(everything._passages) and build_engine("bm25", split="train") is train
+    )
 
 
 def test_a_mixed_engine_asks_the_real_one_for_its_share(bm25):
@@ -140,13 +149,15 @@ def encoder(tmp_path_factory):
     tiny_model().base_model.save_pretrained(folder / "plain")
     tiny_tokenizer().save_pretrained(folder / "plain")
     words = Transformer(str(folder / "plain"))
-    SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension())]).save(str(folder / "encoder"))
+    SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension())]).save(
+        str(folder / "encoder")
+    )
     return folder / "encoder"
 
 
 def test_a_sentence_embedding_model_ranks_by_the_cosine_of_its_mean_states(encoder):
     engine = DenseEngine([Passage(str(i), text, "train") for i, text in enumerate(TEXTS)], str(encoder))
-    ranking, = engine.rank(["capital of Spain"], 4)
+    (ranking,) = engine.rank(["capital of Spain"], 4)
     model, tokenizer = tiny_model().base_model, tiny_tokenizer()
 
     def vector(text: str) -> torch.Tensor:
@@ -156,7 +167,9 @@ def test_a_sentence_embedding_model_ranks_by_the_cosine_of_its_mean_states(encod
     query = vector("capital of Spain")
     by_hand = {text: (vector(text) @ query).item() for text in TEXTS}
     assert [passage.text for passage, _ in ranking] == sorted(TEXTS, key=lambda text: -by_hand[text])[:4]
-    assert [score for _, score in ranking] == pytest.approx([by_hand[passage.text] for passage, _ in ranking], abs=1e-5)
+    assert [score for _, score in ranking] == pytest.approx(
+        [by_hand[passage.text] for passage, _ in ranking], abs=1e-5
+    )
     assert engine.name == f"dense:{encoder}"
     with pytest.raises(ModelError, match="no config.json"):
         DenseEngine([Passage("0", TEXTS[0], "train")], str(encoder.parent))
@@ -166,7 +179,9 @@ def test_noise_at_test_time_hides_the_answer_for_its_share(bm25):
     passages = [Passage(str(i), text, "train") for i, text in enumerate(TEXTS)]
     requests = [ask("capital of France", key=(i,)) for i in range(300)]
     noisy = NoisyEngine(bm25, passages, 0.4)
-    hidden = [result.documents != bm25.search(requests[:1], 2)[0].documents for result in noisy.search(requests, 2)]
+    hidden = [
+        result.documents != bm25.search(requests[:1], 2)[0].documents for result in noisy.search(requests, 2)
+    ]
     assert 85 < sum(hidden) < 155
     found = [result for result, gone in zip(noisy.search(requests, 2), hidden, strict=True) if gone]
     assert all(TEXTS[0] not in result.documents and len(result.documents) == 2 for result in found)
@@ -179,10 +194,14 @@ def test_a_function_of_one_s_own_is_an_engine(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "def good(queries, num_documents):\n    return [[query] * 9 for query in queries]\n"
         "def bad(queries, num_documents):\n    return queries\n"
-        "def raising(queries, num_documents):\n    return queries['no']\n")
+        "def raising(queries, num_documents):\n    return queries['no']\n"
+    )
     monkeypatch.chdir(tmp_path)
     requests = [SearchRequest(query, "", ()) for query in ("a", "b")]
-    assert build_engine("python:mine.good").search(requests, 2) == [SearchResult(("a", "a"), "ok"), SearchResult(("b", "b"), "ok")]
+    assert build_engine("python:mine.good").search(requests, 2) == [
+        SearchResult(("a", "a"), "ok"),
+        SearchResult(("b", "b"), "ok"),
+    ]
     with pytest.raises(EngineError, match="list of texts for each query"):
         build_engine("python:mine.bad").search(requests, 2)
     with pytest.raises(EngineError, match=r"'python:mine.raising' failed \(TypeError"):

@@ -173,7 +173,11 @@ def test_predictions_are_kept_batch_by_batch_and_not_made_twice(tmp_path, monkey
     monkeypatch.setattr(evaluation, "BATCH", 2)
     path, asked = tmp_path / "out.jsonl", []
     original = evaluation.evaluate
-    monkeypatch.setattr(evaluation, "evaluate", lambda g, questions, *rest: asked.append([q.id for q in questions]) or original(g, questions, *rest))
+    monkeypatch.setattr(
+        evaluation,
+        "evaluate",
+        lambda g, questions, *rest: asked.append([q.id for q in questions]) or original(g, questions, *rest),
+    )
     whole = evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
     ids = [question.id for question in QUESTIONS]
     assert whole["id"].tolist() == ids and asked == [ids[:2], ids[2:]]

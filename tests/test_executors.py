@@ -23,12 +23,22 @@ def counting(monkeypatch):
     monkeypatch.setitem(reproduce.WORK, "CountingArm", "run_fixtures:ensure")
 
 
-@pytest.mark.parametrize(("given", "cause"), [
-    (["--executor", "rey"], "Unknown executor 'rey'. Known: local, ray, slurm."),
-    (["--executor", "slurm", "--address", "head:6379"], "The executor 'slurm' has no address"),
-    (["--executor", "ray", "--only", "03"], "Notebooks make their runs on this machine: leave --only out"),
-    (["--executor", "ray"], "needs the package ray: pip install -c constraints.txt -e '.[cluster]'"),
-    (["--executor", "slurm"], "needs the package submitit: pip install -c constraints.txt -e '.[cluster]'")])
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        (["--executor", "rey"], "Unknown executor 'rey'. Known: local, ray, slurm."),
+        (["--executor", "slurm", "--address", "head:6379"], "The executor 'slurm' has no address"),
+        (
+            ["--executor", "ray", "--only", "03"],
+            "Notebooks make their runs on this machine: leave --only out",
+        ),
+        (["--executor", "ray"], "needs the package ray: pip install -c constraints.txt -e '.[cluster]'"),
+        (
+            ["--executor", "slurm"],
+            "needs the package submitit: pip install -c constraints.txt -e '.[cluster]'",
+        ),
+    ],
+)
 def test_what_cannot_be_opened_is_told_in_one_line(given, cause, store, monkeypatch, capsys):
     for package in ("ray", "submitit"):
         monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
@@ -49,14 +59,20 @@ def test_an_address_where_no_cluster_is(address, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # nobody listens
         begun = time.monotonic()
-        with pytest.raises(RunError, match="No Ray cluster at .*ray start --head"), opened("ray", address.format(free.getsockname()[1])):
+        with (
+            pytest.raises(RunError, match="No Ray cluster at .*ray start --head"),
+            opened("ray", address.format(free.getsockname()[1])),
+        ):
             pytest.fail("it was opened")
         assert time.monotonic() - begun < executors.CONNECT_S + 5
 
 
 def test_what_a_run_takes_of_a_cluster_is_the_profiles_and_makes_no_other_study():
     paper, smoke = config.load_profile("paper"), config.load_profile("smoke")
-    assert str(paper.resources.of("policy")) == "8 CPU and 1 GPU" and paper.resources.of("fidelity") == paper.resources.evaluation
+    assert (
+        str(paper.resources.of("policy")) == "8 CPU and 1 GPU"
+        and paper.resources.of("fidelity") == paper.resources.evaluation
+    )
     assert smoke.resources.of("simulator") == Share(cpus=1, gpus=0)
     more = config.load_profile("paper", {"resources.policy.gpus": 2})
     assert more.resources.policy.gpus == 2 and more == paper
@@ -68,7 +84,11 @@ def test_nodes_get_settings_and_no_secrets(monkeypatch):
     for name in ("ZS_HUB_DATA", "ZS_SERVE_TOKEN", "SERPAPI_API_KEY"):
         monkeypatch.setenv(name, "x")
     given = executors._settings(Share(cpus=4))
-    assert given["OMP_NUM_THREADS"] == "4" and given["ZS_HUB_DATA"] == "x" and str(config.ROOT) in given["PYTHONPATH"]
+    assert (
+        given["OMP_NUM_THREADS"] == "4"
+        and given["ZS_HUB_DATA"] == "x"
+        and str(config.ROOT) in given["PYTHONPATH"]
+    )
     assert not {"ZS_SERVE_TOKEN", "SERPAPI_API_KEY"} & given.keys()
 
 
@@ -104,5 +124,8 @@ def test_any_place_that_does_jobs_makes_runs(store):
 
 def test_a_machine_that_does_not_share_the_store_is_found_out(store, monkeypatch):
     monkeypatch.setattr(reproduce, "SEEN_S", 0)
-    with pytest.raises(RunError, match="finished on another machine, and not here: .* must be a folder that all machines share"):
+    with pytest.raises(
+        RunError,
+        match="finished on another machine, and not here: .* must be a folder that all machines share",
+    ):
         reproduce.ensure_arms([(CountingArm(), 0)], executor=Executor(lambda: Elsewhere(blind=True), 1))

@@ -31,16 +31,27 @@ def made(tmp_path_factory):
         patch.setenv("ZS_RUNS", str(folder / "runs"))
         store = RunStore()
         run = policy.ensure(ARM, 0, store)
-        evaluate.ensure(EvaluationArm.of_policy(ARM, dataclasses.replace(STUDY.evaluation, questions_per_subset=1)), 0, store)
+        evaluate.ensure(
+            EvaluationArm.of_policy(ARM, dataclasses.replace(STUDY.evaluation, questions_per_subset=1)),
+            0,
+            store,
+        )
         assert cli.main(["runs", "export", run.digest, str(folder / "policy")]) == 0
     return store, run, folder / "policy"
 
 
 def test_transformers_alone_loads_it_and_writes_what_we_write(made):
     _, run, folder = made
-    snippet, = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     program = snippet + "\nimport sys; print('zs_lib' in sys.modules, written[0].tolist(), sep='\\n')"
-    shown = subprocess.run([sys.executable, "-I", "-c", program], cwd=folder, capture_output=True, text=True, check=True, timeout=300).stdout
+    shown = subprocess.run(
+        [sys.executable, "-I", "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    ).stdout
     foreign, ids = shown.splitlines()[-2:]
     loaded = models.load(run.model_dir)
     generator = Generator(loaded.model, loaded.tokenizer)
@@ -52,23 +63,38 @@ def test_transformers_alone_loads_it_and_writes_what_we_write(made):
 def test_the_card_holds_the_facts_of_the_run(made):
     store, run, folder = made
     _, front, text = (folder / "README.md").read_text().split("---\n", 2)
-    assert yaml.safe_load(front) == {"license": "apache-2.0", "library_name": "transformers", "pipeline_tag": "text-generation",
-                                     "tags": ["zerosearch", "search", "reinforcement-learning"]}
-    evaluation, = (other for other in store.list() if other.kind == "evaluation")
+    assert yaml.safe_load(front) == {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["zerosearch", "search", "reinforcement-learning"],
+    }
+    (evaluation,) = (other for other in store.list() if other.kind == "evaluation")
     mean = evaluation.summary["mean"]
-    for fact in (f"# {ARM.name}, seed 0", f"`{run.path.name}`", f"{run.summary['parameters']:,} parameters", "| backbone | tiny-S-instruct |",
-                 "embedded benchmark: natural, bridge", "| engine in training | bm25 |", "reinforce, KL 0.001, document tokens out of the loss",
-                 f"{run.summary['last_reward']:.3f} in the last", f"torch {torch.__version__.partition('+')[0]}",
-                 f"| bm25 | 7 | {round(mean['f1'], 3):.4g} |", "Apache-2.0"):
+    for fact in (
+        f"# {ARM.name}, seed 0",
+        f"`{run.path.name}`",
+        f"{run.summary['parameters']:,} parameters",
+        "| backbone | tiny-S-instruct |",
+        "embedded benchmark: natural, bridge",
+        "| engine in training | bm25 |",
+        "reinforce, KL 0.001, document tokens out of the loss",
+        f"{run.summary['last_reward']:.3f} in the last",
+        f"torch {torch.__version__.partition('+')[0]}",
+        f"| bm25 | 7 | {round(mean['f1'], 3):.4g} |",
+        "Apache-2.0",
+    ):
         assert fact in text, fact
     assert str(store.root) not in text
-    assert {path.name for path in folder.iterdir()} == {path.name for path in run.model_dir.iterdir()} | {"README.md"}
+    assert {path.name for path in folder.iterdir()} == {path.name for path in run.model_dir.iterdir()} | {
+        "README.md"
+    }
     assert store.verify() == []
 
 
 def test_what_is_no_finished_sound_policy_is_not_exported(made, tmp_path):
     store, run, folder = made
-    evaluation, = (other for other in store.list() if other.kind == "evaluation")
+    (evaluation,) = (other for other in store.list() if other.kind == "evaluation")
     with pytest.raises(RunError, match="no finished policy"):
         export(evaluation, tmp_path / "new", store)
     with pytest.raises(RunError, match="not empty"):

@@ -15,24 +15,76 @@ from zs_lib.qa import SUBSETS
 @pytest.fixture
 def tables():
     arms = ["zerosearch", "search-r1"] + [arm for arm in ROWS["arm"].drop_duplicates() if "/" in arm]
-    steps = [{"arm": arm, "seed": seed, "step": step, "reward": step / 10, "turns": 2.0, "noise_probability": 0.1, "query_quality": 0.5}
-             for arm in arms for seed in (0, 1) for step in range(1, 11)]
-    scores = [{"arm": arm, "seed": 0, "id": f"{subset}{i}", "subset": subset, "hops": 1, "f1": i % 2, "em": i % 2, "searches": 1,
-               "query_quality": 1.0} for arm in ("start", "direct", "rag/backbone=tiny-M", *arms) for subset in SUBSETS for i in range(4)]
-    faithful = [{"simulator": f"grounded-tiny-{size}", "questions_from": source, "answer_good": 0.9, "answer_bad": 0.1, "leak": 0.0,
-                 "real_good": 1.0, "real_bad": 0.05} for size in "SL" for source in results.QUESTIONS_FROM]
-    robust = [{"arm": arm, "seed": seed, "engine": engine, "noise": noise, "f1": 0.6 - noise / 2}
-              for arm in ("zerosearch", "search-r1", "search-r1/engine=dense") for seed in (0, 1)
-              for engine, noise in (("bm25", 0.0), ("dense", 0.0), ("simulated", 0.0), ("bm25", 0.5))]
-    return {"study_rows": ROWS, "robustness": pd.DataFrame(robust), "training": pd.DataFrame(steps), "evaluation": pd.DataFrame(scores), "fidelity": pd.DataFrame(faithful),
-            "tuning": pd.DataFrame({"simulator": "grounded-tiny-S", "step": [1, 2], "loss": [2.0, 1.0]}),
-            "retrieval": pd.DataFrame({"subset": ["natural"], "hop": [1], "recall@3": [0.9], "recall@5": [1.0]}),
-            "provenance": pd.DataFrame({"kind": ["policy"], "arm": ["zerosearch"], "seed": [0], "run": ["policy-0123456789ab-s0"]})}
+    steps = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "step": step,
+            "reward": step / 10,
+            "turns": 2.0,
+            "noise_probability": 0.1,
+            "query_quality": 0.5,
+        }
+        for arm in arms
+        for seed in (0, 1)
+        for step in range(1, 11)
+    ]
+    scores = [
+        {
+            "arm": arm,
+            "seed": 0,
+            "id": f"{subset}{i}",
+            "subset": subset,
+            "hops": 1,
+            "f1": i % 2,
+            "em": i % 2,
+            "searches": 1,
+            "query_quality": 1.0,
+        }
+        for arm in ("start", "direct", "rag/backbone=tiny-M", *arms)
+        for subset in SUBSETS
+        for i in range(4)
+    ]
+    faithful = [
+        {
+            "simulator": f"grounded-tiny-{size}",
+            "questions_from": source,
+            "answer_good": 0.9,
+            "answer_bad": 0.1,
+            "leak": 0.0,
+            "real_good": 1.0,
+            "real_bad": 0.05,
+        }
+        for size in "SL"
+        for source in results.QUESTIONS_FROM
+    ]
+    robust = [
+        {"arm": arm, "seed": seed, "engine": engine, "noise": noise, "f1": 0.6 - noise / 2}
+        for arm in ("zerosearch", "search-r1", "search-r1/engine=dense")
+        for seed in (0, 1)
+        for engine, noise in (("bm25", 0.0), ("dense", 0.0), ("simulated", 0.0), ("bm25", 0.5))
+    ]
+    return {
+        "study_rows": ROWS,
+        "robustness": pd.DataFrame(robust),
+        "training": pd.DataFrame(steps),
+        "evaluation": pd.DataFrame(scores),
+        "fidelity": pd.DataFrame(faithful),
+        "tuning": pd.DataFrame({"simulator": "grounded-tiny-S", "step": [1, 2], "loss": [2.0, 1.0]}),
+        "retrieval": pd.DataFrame({"subset": ["natural"], "hop": [1], "recall@3": [0.9], "recall@5": [1.0]}),
+        "provenance": pd.DataFrame(
+            {"kind": ["policy"], "arm": ["zerosearch"], "seed": [0], "run": ["policy-0123456789ab-s0"]}
+        ),
+    }
 
 
 def test_all_are_drawn_and_say_where_they_come_from(tables, tmp_path):
     written, lacking = figures.draw_all("tiny", tmp_path, tables)
-    assert not lacking and [path.stem for path in written] == list(figures.FIGURES) and all(path.stat().st_size > 5000 for path in written)
+    assert (
+        not lacking
+        and [path.stem for path in written] == list(figures.FIGURES)
+        and all(path.stat().st_size > 5000 for path in written)
+    )
     assert figures.provenance_of(tables, "tiny") == "profile tiny; 1 seed(s); runs: zerosearch 012345"
 
 
@@ -51,12 +103,16 @@ def test_redrawn_figures_are_the_same_bytes(tables, tmp_path):
 def test_a_curve_is_the_mean_over_seeds(tables):
     figure = figures.draw("04_engines", tables)
     line = figure.axes[0].lines[0]
-    assert line.get_ydata()[0] == pytest.approx(0.1) and line.get_ydata()[-1] == pytest.approx(0.8)  # mean of steps 6 to 10
+    assert line.get_ydata()[0] == pytest.approx(0.1) and line.get_ydata()[-1] == pytest.approx(
+        0.8
+    )  # mean of steps 6 to 10
 
 
 def test_costs_break_even_where_lines_cross():
     figure = figures.draw("08_break_even", {}, "profile tiny")
-    assert figure.get_supxlabel().startswith("prices quoted (data/prices.csv)")  # it shows no run of any profile
+    assert figure.get_supxlabel().startswith(
+        "prices quoted (data/prices.csv)"
+    )  # it shows no run of any profile
     axes, training = figure.axes[0], cost.papers_training()
     told = [text.get_text().partition("\n")[0] for text in axes.texts]
     assert told[:8] == [*cost.COMPARED, *cost.ways(training, "14B").index] and len(set(told)) == 10
@@ -66,8 +122,11 @@ def test_costs_break_even_where_lines_cross():
 
 
 def test_a_warning_of_collapse_marks_the_curve(tables):
-    falling = tables["training"].query("arm == 'zerosearch' and seed == 0").assign(
-        reward=[0.8] * 4 + [0.0] * 6, step=range(1, 11))
+    falling = (
+        tables["training"]
+        .query("arm == 'zerosearch' and seed == 0")
+        .assign(reward=[0.8] * 4 + [0.0] * 6, step=range(1, 11))
+    )
     longer = pd.concat([falling.assign(step=falling["step"] - 10, reward=0.8), falling])
     axes = figures.draw("04_engines", tables | {"training": longer.assign(step=range(1, 21))}).axes[0]
     assert [text.get_text() for text in axes.texts] == ["reward drop"]
@@ -104,8 +163,12 @@ def test_a_study_table_has_its_rows_in_order(tables):
 
 def test_the_main_table_knows_method_and_backbone_of_every_arm(tables):
     table = results.methods_table(tables)
-    assert [("tiny-S", "Direct Answer"), ("tiny-S", "RA-Agent"), ("tiny-S", "Search-R1"), ("tiny-S", "ZeroSearch")] == [
-        key for key in table.index if key[0] == "tiny-S"]
+    assert [
+        ("tiny-S", "Direct Answer"),
+        ("tiny-S", "RA-Agent"),
+        ("tiny-S", "Search-R1"),
+        ("tiny-S", "ZeroSearch"),
+    ] == [key for key in table.index if key[0] == "tiny-S"]
     assert ("tiny-M", "RAG") in table.index and ("tiny-L-instruct", "R1") in table.index
     assert not any("algorithm" in part for key in table.index for part in key)
 
@@ -113,7 +176,10 @@ def test_the_main_table_knows_method_and_backbone_of_every_arm(tables):
 def test_the_recorded_study_has_three_seeds_of_every_arm_and_all_its_figures():
     tables = results.load("tiny")
     trained = results.core(tables["evaluation"]).groupby("arm")["seed"].nunique().drop(results.START)
-    assert set(trained.index) == {arm.name for arm in config.load_profile("tiny").policies} and trained.min() >= 3
+    assert (
+        set(trained.index) == {arm.name for arm in config.load_profile("tiny").policies}
+        and trained.min() >= 3
+    )
     drawn = {path.stem for path in figures.FOLDER.glob("*.png")}
     assert drawn and drawn <= set(figures.FIGURES)
     for name in drawn:
@@ -126,7 +192,12 @@ def test_the_readme_says_what_is_recorded(tmp_path):
     stale.write_text(f"before\n{readme.BEGIN}\nF1 is 0.99\n{readme.END}\nafter\n")
     readme.update(results.load("tiny"), stale)
     text = stale.read_text()
-    assert "0.99" not in text and text.startswith("before\n") and text.endswith("\nafter\n") and "| verdict |" in text
+    assert (
+        "0.99" not in text
+        and text.startswith("before\n")
+        and text.endswith("\nafter\n")
+        and "| verdict |" in text
+    )
     stale.write_text("no marks")
     with pytest.raises(DataError, match="end of results"):
         readme.update(results.load("tiny"), stale)
@@ -144,8 +215,13 @@ def test_the_stored_tables_are_those_of_the_record(tmp_path):
 
 
 def test_a_table_as_markdown():
-    table = pd.DataFrame({"a|b": [0.12345, 2.0], "c": ["x|y", "z"]}, index=pd.Index(["one", "two"], name="row"))
-    assert table_files.markdown(table) == "| row | a\\|b | c |\n| --- | --- | --- |\n| one | 0.1235 | x\\|y |\n| two | 2 | z |\n"
+    table = pd.DataFrame(
+        {"a|b": [0.12345, 2.0], "c": ["x|y", "z"]}, index=pd.Index(["one", "two"], name="row")
+    )
+    assert (
+        table_files.markdown(table)
+        == "| row | a\\|b | c |\n| --- | --- | --- |\n| one | 0.1235 | x\\|y |\n| two | 2 | z |\n"
+    )
 
 
 def test_a_record_of_another_version_is_told(tmp_path):

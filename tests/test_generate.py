@@ -100,7 +100,9 @@ def test_a_sample_is_the_first_id_whose_cumulative_probability_exceeds_the_draw(
     assert torch.allclose(logprobs, expected.gather(-1, ids[:, None])[:, 0], atol=1e-6)
     half = logits.bfloat16()
     ids, logprobs = _sample(half, keys, 3, temperature)  # not rounded further
-    assert torch.allclose(logprobs, (half.double() / temperature).log_softmax(-1).gather(-1, ids[:, None])[:, 0], atol=1e-6)
+    assert torch.allclose(
+        logprobs, (half.double() / temperature).log_softmax(-1).gather(-1, ids[:, None])[:, 0], atol=1e-6
+    )
 
 
 def test_a_key_and_a_position_give_one_number_that_looks_uniform():
@@ -150,7 +152,9 @@ def test_the_shared_prefix_leaves_each_prompt_a_token():
     prefix = tuple(range(20))
     assert _shared_prefix([prefix + (1,), prefix + (2, 3)]) == prefix
     assert _shared_prefix([prefix, prefix]) == prefix[:19]
-    assert _shared_prefix([prefix[:10] + (1,), prefix]) == _shared_prefix([prefix]) == _shared_prefix([]) == ()
+    assert (
+        _shared_prefix([prefix[:10] + (1,), prefix]) == _shared_prefix([prefix]) == _shared_prefix([]) == ()
+    )
 
 
 def test_a_shared_prefix_is_kept_once_and_the_models_attention_comes_back():
@@ -165,18 +169,26 @@ def test_a_shared_prefix_is_kept_once_and_the_models_attention_comes_back():
         assert [keys.shape[1] for keys, _ in past.prefix] == [30] * 2 * bool(shared)
         assert batch.cache.layers[0].room[0].shape == (3, 2, 39 - shared + 4, 8)
         before = model.config._attn_implementation
-        assert len(Generator(model, tiny_tokenizer()).generate(prompts, [(i,) for i in range(3)], 4, 1.0)) == 3
+        assert (
+            len(Generator(model, tiny_tokenizer()).generate(prompts, [(i,) for i in range(3)], 4, 1.0)) == 3
+        )
         with pytest.raises(KeyboardInterrupt), sharing(model):
             assert model.config._attn_implementation != before
             raise KeyboardInterrupt
         assert model.config._attn_implementation == before
 
 
-@pytest.mark.parametrize("capacity, reads", [(2**20, 0.25), (2**18, 0.7), (0, 1)], ids=["all", "some", "none"])
+@pytest.mark.parametrize(
+    "capacity, reads", [(2**20, 0.25), (2**18, 0.7), (0, 1)], ids=["all", "some", "none"]
+)
 @pytest.mark.parametrize("prefix", [(), tuple(range(20, 50))], ids=["no prefix", "shared prefix"])
-def test_what_earlier_calls_know_is_not_read_again_and_changes_nothing(generator, monkeypatch, prefix, capacity, reads):
+def test_what_earlier_calls_know_is_not_read_again_and_changes_nothing(
+    generator, monkeypatch, prefix, capacity, reads
+):
     read, forward = [], generator.model.forward
-    monkeypatch.setattr(generator.model, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs))
+    monkeypatch.setattr(
+        generator.model, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs)
+    )
     monkeypatch.setitem(batches.PREFILL_TOKENS, "cpu", 100)  # several passes for a batch
 
     def talk(past):
@@ -185,33 +197,52 @@ def test_what_earlier_calls_know_is_not_read_again_and_changes_nothing(generator
         texts, told = prompts_of(LENGTHS, prefix=prefix) * 2, []
         for turn in range(3):
             read.clear()
-            told.append(generator.generate(texts, [(turn, i) for i in range(len(texts))], 12, 0.8, ("e",), past))
+            told.append(
+                generator.generate(texts, [(turn, i) for i in range(len(texts))], 12, 0.8, ("e",), past)
+            )
             shown = prompts_of([len(text) % 7 + 1 for text in texts], seed=turn)
-            texts = [text + c.ids + more for text, c, more in zip(texts, told[-1], shown, strict=True)][:: turn + 1]
+            texts = [text + c.ids + more for text, c, more in zip(texts, told[-1], shown, strict=True)][
+                :: turn + 1
+            ]
         count = sum(ids.numel() for ids in read if ids.shape[1] > 1)
         others = prompts_of(LENGTHS, seed=9, prefix=range(60, 80))
-        return sum(told, []) + generator.generate(others, [(4, i) for i in range(len(others))], 4, 0.8, (), past), count
+        return sum(told, []) + generator.generate(
+            others, [(4, i) for i in range(len(others))], 4, 0.8, (), past
+        ), count
 
     (fast, few), (plain, many) = talk(Past(capacity)), talk(None)
-    assert [c.ids for c in fast] == [c.ids for c in plain] and {c.stop_reason for c in fast} >= {"stop", "length"}
+    assert [c.ids for c in fast] == [c.ids for c in plain] and {c.stop_reason for c in fast} >= {
+        "stop",
+        "length",
+    }
     for mine, reference in zip(fast, plain, strict=True):
         assert mine.logprobs == pytest.approx(reference.logprobs, abs=1e-4)
     assert few <= reads * many
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # with a prefix that is kept once, and without
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64]
+)  # with a prefix that is kept once, and without
 def test_what_several_prompts_begin_with_is_read_once(monkeypatch, dtype):
     model = tiny_model().to(dtype)
     generator, read, forward = Generator(model, tiny_tokenizer()), [], model.forward
-    monkeypatch.setattr(model, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs))
+    monkeypatch.setattr(
+        model, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs)
+    )
     task, *kinds = prompts_of([20, 18, 18])
-    questions = [[*task, *kind, *question] for kind in kinds for question in prompts_of([17, 17], seed=kind[0])]
-    prompts = [[*question, *query] for question in questions for query in prompts_of([5, 5, 5], seed=question[-1])]
+    questions = [
+        [*task, *kind, *question] for kind in kinds for question in prompts_of([17, 17], seed=kind[0])
+    ]
+    prompts = [
+        [*question, *query] for question in questions for query in prompts_of([5, 5, 5], seed=question[-1])
+    ]
     together = generator.generate(prompts, [(i,) for i in range(12)], 6, 1.0)
     assert sum(ids.numel() for ids in read if ids.shape[1] > 1) == 20 + 2 * 18 + 4 * 17 + 12 * 5
     for i, prompt in enumerate(prompts):
         alone = generator.generate([prompt], [(i,)], 6, 1.0)[0]
-        assert alone.ids == together[i].ids and alone.logprobs == pytest.approx(together[i].logprobs, abs=1e-4)
+        assert alone.ids == together[i].ids and alone.logprobs == pytest.approx(
+            together[i].logprobs, abs=1e-4
+        )
 
 
 def test_speed_is_counted(generator):

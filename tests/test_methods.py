@@ -8,7 +8,14 @@ from zs_lib.engines import SearchResult
 from zs_lib.methods import METHODS
 from zs_lib.qa import Question
 
-CFG = RolloutConfig(max_searches=2, num_documents=2, template="short", max_turn_tokens=60, temperature=0.0, max_context_tokens=600)
+CFG = RolloutConfig(
+    max_searches=2,
+    num_documents=2,
+    template="short",
+    max_turn_tokens=60,
+    temperature=0.0,
+    max_context_tokens=600,
+)
 QUESTION = Question("a", "capital of France?", ("Paris",), "natural", "test")
 
 
@@ -20,25 +27,34 @@ class Engine:
 
     def search(self, requests, num_documents):
         self.queries += [request.query for request in requests]
-        return [SearchResult(("Paris is it <answer> Rome </answer>", "Lyon"), self.status, "down") for _ in requests]
+        return [
+            SearchResult(("Paris is it <answer> Rome </answer>", "Lyon"), self.status, "down")
+            for _ in requests
+        ]
 
 
 def run(name, write, engine=None):
     model, engine = ScriptedGenerator(write), engine or Engine()
-    trajectory, = METHODS[name]([QUESTION], model, engine, CFG, [(0,)])
+    (trajectory,) = METHODS[name]([QUESTION], model, engine, CFG, [(0,)])
     contexts = [model.decode(call["prompts"][0]) for call in model.calls]
     return trajectory, engine.queries, contexts
 
 
 def test_direct_writes_nothing_but_an_answer():
     trajectory, queries, contexts = run("direct", lambda *_: " Paris </answer>")
-    assert (trajectory.answer, queries, len(contexts)) == ("Paris", [], 1) and contexts[0].endswith("<answer>")
+    assert (trajectory.answer, queries, len(contexts)) == ("Paris", [], 1) and contexts[0].endswith(
+        "<answer>"
+    )
     assert sum(trajectory.mask) == len(trajectory.ids)  # the opening is no token of the policy
 
 
 def test_cot_thinks_before_it_answers_and_cannot_search():
     def write(context, key):
-        return " it is Paris </think><search> Paris </search>" if context.endswith("<think>") else " Paris </answer>"
+        return (
+            " it is Paris </think><search> Paris </search>"
+            if context.endswith("<think>")
+            else " Paris </answer>"
+        )
 
     trajectory, queries, contexts = run("cot", write)
     assert trajectory.answer == "Paris" and queries == [] and trajectory.num_searches == 0
@@ -73,6 +89,8 @@ def test_search_o1_is_shown_its_own_reading():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_every_question_in_order(name):
     questions = [Question(str(i), f"capital of France {i}?", ("Paris",), "natural", "test") for i in range(3)]
-    model = ScriptedGenerator(lambda context, key: " fine </think> " if context.endswith("<think>") else "<answer> 1 </answer>")
+    model = ScriptedGenerator(
+        lambda context, key: " fine </think> " if context.endswith("<think>") else "<answer> 1 </answer>"
+    )
     trajectories = METHODS[name](questions, model, Engine(), CFG, [(i,) for i in range(3)])
     assert [trajectory.question for trajectory in trajectories] == questions

@@ -28,7 +28,9 @@ def test_form(path):
     assert len(tagged) == 1 and set(reproduce.parameters(path)) == set(PARAMETERS)
     for cell in cells:
         if cell.cell_type == "code":
-            assert cell.source.count("\n") < 15 and not re.search(r"^\s*(def |class |!|%)", cell.source, re.M), cell.source
+            assert cell.source.count("\n") < 15 and not re.search(
+                r"^\s*(def |class |!|%)", cell.source, re.M
+            ), cell.source
             assert not any(output.output_type == "error" for output in cell.outputs)
     text = path.read_text(encoding="utf-8")
     assert str(config.ROOT) not in text and not re.search(r'"/(?:root|home|tmp|work)/', text)
@@ -43,11 +45,20 @@ def test_no_jobs_show_what_is_finished_and_make_nothing(store, capsys):
 
 def test_the_tour_lists_each_by_its_title():
     rows = re.findall(r"^\| \[(.+?)\]\((.+?)\) \|", TOUR.read_text(encoding="utf-8"), re.M)
-    assert rows == [(nbformat.read(path, 4).cells[0].source.splitlines()[0].removeprefix("# "), path.name) for path in NOTEBOOKS]
+    assert rows == [
+        (nbformat.read(path, 4).cells[0].source.splitlines()[0].removeprefix("# "), path.name)
+        for path in NOTEBOOKS
+    ]
 
 
 def test_what_they_say_can_be_overridden_can_be():
-    found = {text for path in [*NOTEBOOKS, TOUR] for text in re.findall(r"`overrides = (\{.+?\})`", path.read_text(encoding="utf-8").replace('\\"', '"'))}
+    found = {
+        text
+        for path in [*NOTEBOOKS, TOUR]
+        for text in re.findall(
+            r"`overrides = (\{.+?\})`", path.read_text(encoding="utf-8").replace('\\"', '"')
+        )
+    }
     assert len(found) > 5
     for text in found:
         config.load_profile("tiny", ast.literal_eval(text))
@@ -60,7 +71,9 @@ def test_they_are_small():
 @pytest.mark.skipif("tiny-L" not in models.shipped(), reason="needs the shipped backbones")
 def test_smoke_run_of_all_and_again_from_the_store(tmp_path):
     secrets = dict.fromkeys(("SERPAPI_API_KEY", "SERPER_API_KEY", "ZS_SERVE_TOKEN", "HF_TOKEN"), SECRET)
-    environment = os.environ | secrets | {"ZS_RUNS": str(tmp_path / "runs"), "ZS_OUTPUTS": str(tmp_path / "outputs")}
+    environment = (
+        os.environ | secrets | {"ZS_RUNS": str(tmp_path / "runs"), "ZS_OUTPUTS": str(tmp_path / "outputs")}
+    )
     command = [sys.executable, "-m", "zs_lib", "reproduce", "--profile", "smoke"]
     first = subprocess.run([*command, "--full"], env=environment, capture_output=True, text=True, timeout=480)
     assert first.returncode == 0, first.stderr[-3000:]
@@ -68,10 +81,16 @@ def test_smoke_run_of_all_and_again_from_the_store(tmp_path):
     assert [path.name for path in executed] == [path.name for path in NOTEBOOKS]
     summaries = list((tmp_path / "runs").glob("policy-*/summary.json"))
     policies = studies.full(config.load_profile("smoke")).policies
-    assert len(summaries) == len(policies) and all("last_reward" in json.loads(path.read_text()) for path in summaries)
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert len(summaries) == len(policies) and all(
+        "last_reward" in json.loads(path.read_text()) for path in summaries
+    )
+    written = [
+        path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()
+    ]
     assert written == [] and SECRET not in first.stdout + first.stderr
     started = time.monotonic()
-    again = subprocess.run([*command, "--only", "03"], env=environment, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(
+        [*command, "--only", "03"], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert again.returncode == 0 and time.monotonic() - started < 60  # nothing is trained again
     assert len(list((tmp_path / "runs").glob("policy-*"))) == len(policies)

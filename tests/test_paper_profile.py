@@ -32,14 +32,30 @@ def model(tmp_path_factory):
     """The folder of a model that writes the formats of policy and simulator, with random words in them."""
     path = tmp_path_factory.mktemp("models") / "model"
     tags = [f"<{slash}{tag}>" for tag in protocol.TAGS for slash in ("", "/")]
-    vocabulary = ["<pad>", "<eos>", *tags, *WORDS, "other", "Doc", *(f"{i}:" for i in range(1, 7)), "useful", "noisy"]
+    vocabulary = [
+        "<pad>",
+        "<eos>",
+        *tags,
+        *WORDS,
+        "other",
+        "Doc",
+        *(f"{i}:" for i in range(1, 7)),
+        "useful",
+        "noisy",
+    ]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="other"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.add_special_tokens(["<pad>", "<eos>"])
     inner.add_tokens(tags)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8192)
+    sizes = dict(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8192,
+    )
     made = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=1, **sizes))
     optimizer, dice = torch.optim.AdamW(made.parameters(), lr=3e-3), random.Random(0)
     for step in range(400):
@@ -61,14 +77,19 @@ def written(dice: random.Random, searching: int) -> tuple[str, str]:
     question, query, answer, *documents = dice.choices(WORDS, k=8)
     if searching:
         observation = protocol.format_observation(documents)
-        return protocol.policy_prompt(question, "paper"), f"<search> {query} </search> {observation} <answer> {answer} </answer>"
+        return protocol.policy_prompt(
+            question, "paper"
+        ), f"<search> {query} </search> {observation} <answer> {answer} </answer>"
     prompt = protocol.simulator_prompt(query, question, answer, dice.random() < 0.5, len(documents), "paper")
     return prompt, protocol.format_documents(documents) + " <eos>"
 
 
 def retriever(asked):
     """Search-R1's protocol: five passages a query."""
-    passages = [{"document": {"id": str(i), "contents": f'"{word}"\n{word}'}, "score": 1.0} for i, word in enumerate(WORDS)]
+    passages = [
+        {"document": {"id": str(i), "contents": f'"{word}"\n{word}'}, "score": 1.0}
+        for i, word in enumerate(WORDS)
+    ]
     asked.reply({"result": [passages[: asked.body["topk"]] for _ in asked.body["queries"]]})
 
 
@@ -87,37 +108,64 @@ def differing(one, other, where="") -> set[str]:
 
 def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monkeypatch):
     monkeypatch.setenv("ZS_HUB_DATA", str(tmp_path))
-    answers = [WORDS if i % 2 else ["nowhere"] for i in range(12)]  # any word is right, or none: useful pairs, and noisy ones
-    write_hub(tmp_path, [(source, WORDS[i % 6], answers[i]) for source in ("nq", "hotpotqa") for i in range(12)],
-              {name: [(WORDS[i], answers[i]) for i in range(2)] for name in qa.HUB_SETS})
+    answers = [
+        WORDS if i % 2 else ["nowhere"] for i in range(12)
+    ]  # any word is right, or none: useful pairs, and noisy ones
+    write_hub(
+        tmp_path,
+        [(source, WORDS[i % 6], answers[i]) for source in ("nq", "hotpotqa") for i in range(12)],
+        {name: [(WORDS[i], answers[i]) for i in range(2)] for name in qa.HUB_SETS},
+    )
     paper = config.load_profile("paper")
     with serving(retriever) as server:
         profile = located(config.load_profile("paper", STEPS), model, server.url)
         arm, real = profile.policy("zerosearch"), profile.policy("search-r1")
         assert differing(identity(paper.policy("zerosearch")), identity(arm)) == {
-            "steps", "backbone", "simulator.steps", "simulator.backbone", "simulator.collector", "simulator.judge", "simulator.engine"}
+            "steps",
+            "backbone",
+            "simulator.steps",
+            "simulator.backbone",
+            "simulator.collector",
+            "simulator.judge",
+            "simulator.engine",
+        }
 
-        tuned = [ours for ours, theirs in zip(profile.simulators, paper.simulators, strict=True)
-                 if theirs.label in ("naive-Qwen2.5-3B-Instruct", "naive-Qwen2.5-7B-Instruct")]  # all weights, and LoRA
+        tuned = [
+            ours
+            for ours, theirs in zip(profile.simulators, paper.simulators, strict=True)
+            if theirs.label in ("naive-Qwen2.5-3B-Instruct", "naive-Qwen2.5-7B-Instruct")
+        ]  # all weights, and LoRA
         pairs = simulator.ensure_pairs(tuned[0].pairs, 0, store)
         assert 0 < pairs.summary["useful"] < 1 and len(server.asked) > 0
         assert all(len(pair.documents) == 5 for pair in simulator.read_pairs(pairs))
         for one in tuned:
             made = simulator.ensure(one, 0, store)
             weights = load_file(made.model_dir / "model.safetensors")
-            assert made.summary["steps"] == 2 and {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+            assert made.summary["steps"] == 2 and {tensor.dtype for tensor in weights.values()} == {
+                torch.bfloat16
+            }
             assert not any("lora" in name for name in weights)
 
         before = len(server.asked)
         run = policy.ensure(arm, 0, store)
         assert len(server.asked) == before  # the published simulator answered
         logged = run.metrics()
-        assert (logged["search_tokens"] > 0).all() and (logged["searches"] > 0).all() and (logged["grad_norm"] > 0).all()
-        assert logged["noise_probability"].tolist() == pytest.approx([(4**0.5 - 1) / 3 * 0.25, 0.25])  # m is 2 here
+        assert (
+            (logged["search_tokens"] > 0).all()
+            and (logged["searches"] > 0).all()
+            and (logged["grad_norm"] > 0).all()
+        )
+        assert logged["noise_probability"].tolist() == pytest.approx(
+            [(4**0.5 - 1) / 3 * 0.25, 0.25]
+        )  # m is 2 here
         assert {t.dtype for t in load_file(run.model_dir / "model.safetensors").values()} == {torch.bfloat16}
 
         searched = policy.ensure(real, 0, store).metrics()
-        assert (searched["searches"] > 0).all() and (searched["failed"] == 0).all() and len(server.asked) > before
+        assert (
+            (searched["searches"] > 0).all()
+            and (searched["failed"] == 0).all()
+            and len(server.asked) > before
+        )
 
         scored = evaluate.ensure(EvaluationArm.of_policy(arm, profile.evaluation), 0, store)
         assert list(scored.summary["subsets"]) == list(qa.HUB_SETS) and scored.summary["questions"] == 14

@@ -39,13 +39,17 @@ def test_the_longest_beginning_is_found(text, count, of):
     assert found == count and bool(kept) == bool(count)
     if count:
         expected = own(of or (7, 1, 2, 4, 5))[0]
-        assert kept[0][0][:, :count].floor().equal(expected[0][:, :count].floor()) and kept[0][1].shape[-1] == 4
+        assert (
+            kept[0][0][:, :count].floor().equal(expected[0][:, :count].floor()) and kept[0][1].shape[-1] == 4
+        )
         assert of is None or kept[0][1].equal(expected[1])
 
 
 def test_a_longer_text_takes_the_place_of_its_beginning_and_what_finds_no_room_is_not_kept():
     past = past_of((7, 1, 2), (7, 5), (7, 1, 2, 3, 4), capacity=5 * ID_BYTES)
-    assert past.size == 5 * ID_BYTES and past.find((7, 1, 2, 3, 4, 5))[0] == 4 and past.find((7, 5, 6))[0] == 1
+    assert (
+        past.size == 5 * ID_BYTES and past.find((7, 1, 2, 3, 4, 5))[0] == 4 and past.find((7, 5, 6))[0] == 1
+    )
     past.keep((7, 6), own((7, 6)))
     assert past.size == 5 * ID_BYTES and past.find((7, 6, 6)) == (0, ())
     past.keep((7, 5, 6), own((7, 5, 6)))  # no room, even without its beginning

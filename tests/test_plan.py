@@ -28,36 +28,70 @@ def test_a_shape_by_hand():
     assert SMALL.held("bfloat16") == 3984 and SMALL.kept("bfloat16", 10) == 2 * 2 * 4 * 2 * 10
 
 
-@pytest.mark.parametrize(("model", "billions"), [
-    ("Qwen/Qwen2.5-3B", 3.09), ("Qwen/Qwen2.5-7B-Instruct", 7.62), ("Qwen/Qwen2.5-14B-Instruct", 14.77),
-    ("meta-llama/Llama-3.2-3B", 3.21), ("HuggingFaceTB/SmolLM2-135M", 0.1345), ("tiny-S", 0.001624)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    [
+        ("Qwen/Qwen2.5-3B", 3.09),
+        ("Qwen/Qwen2.5-7B-Instruct", 7.62),
+        ("Qwen/Qwen2.5-14B-Instruct", 14.77),
+        ("meta-llama/Llama-3.2-3B", 3.21),
+        ("HuggingFaceTB/SmolLM2-135M", 0.1345),
+        ("tiny-S", 0.001624),
+    ],
+)
 def test_parameters_are_the_published_ones(model, billions):
     assert hardware.shape(model).parameters / 1e9 == pytest.approx(billions, rel=2e-3)
 
 
 def test_every_model_and_the_default_card_are_known():
     for name in ("smoke", "tiny", "smol", "smol-sizes", "paper"):
-        assert len(plan.stages(load_profile(name), hardware.gpu("A100-80GB"), 2)) >= len(load_profile(name).policies) + 2
+        assert (
+            len(plan.stages(load_profile(name), hardware.gpu("A100-80GB"), 2))
+            >= len(load_profile(name).policies) + 2
+        )
 
 
-@pytest.mark.parametrize("values", [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "lora_rank": 4}])
+@pytest.mark.parametrize(
+    "values", [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "lora_rank": 4}]
+)
 def test_states_are_what_a_learner_holds(values):
     arm = dataclasses.replace(ARM, gradient_checkpointing=False, learning_rate=1e-3, **values)
     model = tiny_model()
     cfg = model.config
-    of = Shape(cfg.num_hidden_layers, cfg.hidden_size, cfg.intermediate_size, cfg.num_attention_heads, cfg.num_key_value_heads,
-               cfg.hidden_size // cfg.num_attention_heads, cfg.vocab_size, 1)  # fmt: skip
+    of = Shape(
+        cfg.num_hidden_layers,
+        cfg.hidden_size,
+        cfg.intermediate_size,
+        cfg.num_attention_heads,
+        cfg.num_key_value_heads,
+        cfg.hidden_size // cfg.num_attention_heads,
+        cfg.vocab_size,
+        1,
+    )
     learn = Learner(model, arm, Accelerator(cpu=True))
     learn.optimizer.zero_grad = lambda: None
-    learn.update(1, [Trajectory(None, [2, 3], [4, 5], [True, True], [float("nan")] * 2, (), "answer", None)], [1.0])
+    learn.update(
+        1, [Trajectory(None, [2, 3], [4, 5], [True, True], [float("nan")] * 2, (), "answer", None)], [1.0]
+    )
     size = sum(p.numel() * p.element_size() for p in {*learn.model.parameters(), *learn.parameters.values()})
-    moments = sum(v.numel() * v.element_size() for state in learn.optimizer.state.values() for v in state.values() if v.ndim)
+    moments = sum(
+        v.numel() * v.element_size()
+        for state in learn.optimizer.state.values()
+        for v in state.values()
+        if v.ndim
+    )
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in learn.parameters.values())
     reference = sum(p.numel() * p.element_size() for p in learn.frozen.parameters()) if learn.frozen else 0
     told = plan.training_memory(of, arm, 4, reference=True)
-    assert (size + moments, gradients, reference) == (told["weights"] + told["optimiser"], told["gradients"], told["reference"])
+    assert (size + moments, gradients, reference) == (
+        told["weights"] + told["optimiser"],
+        told["gradients"],
+        told["reference"],
+    )
     assert told["weights"] == of.held(arm.dtype) and (plan.MICRO_BATCH_TOKENS, hardware.BATCH) == (
-        learner.MICRO_BATCH_TOKENS, generate.Generator.__init__.__defaults__[0])  # fmt: skip
+        learner.MICRO_BATCH_TOKENS,
+        generate.Generator.__init__.__defaults__[0],
+    )
 
 
 def test_activations_by_hand():
@@ -72,7 +106,9 @@ def test_seconds_by_hand():
     # few sequences: the weights (3984 bytes) and the keys of 2 x 5 tokens (32 bytes each) are read for each of 3 tokens
     assert CARD.writing(SMALL, "bfloat16", 2, 3, 5) == pytest.approx(3 * (3984 + 320) / 1000 / 0.5)
     # many: 300 sequences in batches of 128, two operations a weight
-    assert CARD.writing(SMALL, "bfloat16", 300, 3, 0) == pytest.approx(300 / 128 * 3 * 2 * 128 * 1992 / 1e5 / 0.5)
+    assert CARD.writing(SMALL, "bfloat16", 300, 3, 0) == pytest.approx(
+        300 / 128 * 3 * 2 * 128 * 1992 / 1e5 / 0.5
+    )
     assert CARD.computing(7e4) == pytest.approx(2.0) and CARD.writing(SMALL, "bfloat16", 0, 3, 5) == 0
     lora = dataclasses.replace(ARM, lora_rank=8, gradient_checkpointing=False)
     assert plan.training_flops(SMALL, ARM, 10, True) == 10 * 1992 * (2 + 4 + 2 + 2)
@@ -82,26 +118,51 @@ def test_seconds_by_hand():
 def test_a_rollout_by_hand():
     assert plan.trajectory(ROLLOUT) == (1.0, 240.0, 180 + 240 + 225)
     assert plan.trajectory(ROLLOUT, searching=False) == (0.0, 120.0, 300.0)
-    assert plan.trajectory(dataclasses.replace(ROLLOUT, max_searches=0, max_turn_tokens=40)) == (0.0, 40.0, 220.0)
+    assert plan.trajectory(dataclasses.replace(ROLLOUT, max_searches=0, max_turn_tokens=40)) == (
+        0.0,
+        40.0,
+        220.0,
+    )
 
 
 def test_the_papers_searches_cost_what_table_8_says():
-    by_name = {stage.name: stage for stage in plan.stages(load_profile("paper"), hardware.gpu("A100-80GB"), 2)}
+    by_name = {
+        stage.name: stage for stage in plan.stages(load_profile("paper"), hardware.gpu("A100-80GB"), 2)
+    }
     assert by_name["policy search-r1"].api_usd == pytest.approx(586.7, rel=1e-3)  # 64,000 queries
     assert by_name["policy zerosearch"].api_usd == by_name["policy r1"].api_usd == 0
     assert by_name["policy zerosearch"].cards == 2 and by_name["policy search-r1"].cards == 1
-    budgets = {name: stage.command.partition("ZS_SEARCH_BUDGET=")[2].partition(" ")[0] for name, stage in by_name.items()}
+    budgets = {
+        name: stage.command.partition("ZS_SEARCH_BUDGET=")[2].partition(" ")[0]
+        for name, stage in by_name.items()
+    }
     # twice 25 dollars a thousand: of 64,000 queries in training, 3,125 in an evaluation, 2,000 for pairs
-    names = ("policy search-r1", "policy zerosearch", "policy r1", "pairs", "simulator naive-Qwen2.5-3B-Instruct")
+    names = (
+        "policy search-r1",
+        "policy zerosearch",
+        "policy r1",
+        "pairs",
+        "simulator naive-Qwen2.5-3B-Instruct",
+    )
     assert [budgets[name] for name in names] == ["3357", "157", "", "100", ""]
     stage = by_name["policy zerosearch"]
     assert stage.usd(hardware.gpu("A100-80GB")) == pytest.approx(stage.hours * 2 * 1.79)
     # 3.09 billion: 2 bytes, gradients of 4, 4 + 8 of copies and moments, and the reference
     assert {kind: round(held / 1e9) for kind, held in stage.memory.items()} == {
-        "weights": 6, "gradients": 12, "optimiser": 37, "reference": 6, "activations or KV cache": 5}  # fmt: skip
+        "weights": 6,
+        "gradients": 12,
+        "optimiser": 37,
+        "reference": 6,
+        "activations or KV cache": 5,
+    }
     simulator = hardware.shape("Qwen/Qwen2.5-14B-Instruct")
-    assert stage.second == {"simulator": simulator.held("bfloat16"), "its KV cache": simulator.kept("bfloat16", 128 * 345)}
-    alone = {stage.name: stage for stage in plan.stages(load_profile("paper"), hardware.gpu("A100-80GB"), 1)}["policy zerosearch"]
+    assert stage.second == {
+        "simulator": simulator.held("bfloat16"),
+        "its KV cache": simulator.kept("bfloat16", 128 * 345),
+    }
+    alone = {stage.name: stage for stage in plan.stages(load_profile("paper"), hardware.gpu("A100-80GB"), 1)}[
+        "policy zerosearch"
+    ]
     assert alone.memory == stage.memory | stage.second and alone.cards == 1
 
 

@@ -75,19 +75,37 @@ def arm(**changes) -> PolicyArm:
         max_context_tokens=96,
     )
     values = dict(
-        name="test", backbone="", engine="none", simulator=None, curriculum=None, objective=objective,
-        rollout=rollout, steps=9, checkpoint_every=4, prompts_per_step=3, group_size=6,
-        learning_rate=2e-3, weight_decay=0.0, max_grad_norm=1.0, warmup_ratio=0.1, subsets=("natural",),
-    )  # fmt: skip
+        name="test",
+        backbone="",
+        engine="none",
+        simulator=None,
+        curriculum=None,
+        objective=objective,
+        rollout=rollout,
+        steps=9,
+        checkpoint_every=4,
+        prompts_per_step=3,
+        group_size=6,
+        learning_rate=2e-3,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        warmup_ratio=0.1,
+        subsets=("natural",),
+    )
     return PolicyArm(**(values | changes))
 
 
 PPO = dataclasses.replace(arm().objective, algorithm="ppo", updates_per_batch=2)
 KILLED = {
-    "reinforce": arm(engine="bm25", curriculum=CurriculumConfig(schedule="exponential", p_start=0.0, p_end=0.75)),
+    "reinforce": arm(
+        engine="bm25", curriculum=CurriculumConfig(schedule="exponential", p_start=0.0, p_end=0.75)
+    ),
     # what has most to remember: a critic, its optimizer, and a curriculum that follows the rewards
-    "ppo": arm(engine="bm25", objective=PPO, curriculum=CurriculumConfig(
-        schedule="adaptive", p_start=0.0, p_end=0.5, band_low=0.1, band_high=0.1)),
+    "ppo": arm(
+        engine="bm25",
+        objective=PPO,
+        curriculum=CurriculumConfig(schedule="adaptive", p_start=0.0, p_end=0.5, band_low=0.1, band_high=0.1),
+    ),
 }
 KL = dataclasses.replace(arm().objective, kl_coef=0.01, updates_per_batch=2)
 NOISY = CurriculumConfig(schedule="exponential", p_start=0.0, p_end=0.75)
@@ -163,9 +181,14 @@ def test_rl_raises_the_reward_and_leaves_an_ordinary_model(backbone, tmp_path):
     kept = run.trajectories()
     groups, watched = ([t for t in kept if t.get("watched", False) is w] for w in (False, True))
     assert len(groups) == 25 * 2 * 12 and abs(sum(t["advantage"] for t in groups[:12])) < 0.01
-    assert {t["step"] for t in watched} == {1, *range(3, 25, 3), 25} and {t["question"] for t in watched} == {"q0"}
+    assert {t["step"] for t in watched} == {1, *range(3, 25, 3), 25} and {t["question"] for t in watched} == {
+        "q0"
+    }
     written = ["".join(part[0] for part in t["tokens"] if isinstance(part, list)) for t in groups]
-    assert all(text.replace(" ", "") == "".join(u["text"] for u in t["turns"]).replace(" ", "") for text, t in zip(written, groups, strict=True))
+    assert all(
+        text.replace(" ", "") == "".join(u["text"] for u in t["turns"]).replace(" ", "")
+        for text, t in zip(written, groups, strict=True)
+    )
     trained = LlamaForCausalLM.from_pretrained(run.model_dir)
     assert not torch.equal(trained.lm_head.weight, load(backbone)[0].lm_head.weight)
     assert PreTrainedTokenizerFast.from_pretrained(run.model_dir).get_vocab()
@@ -182,12 +205,17 @@ def test_watching_a_question_changes_nothing_else(backbone, tmp_path, monkeypatc
 
 def end_at_six(number: int, name: str, backbone: Path, store: Path) -> int:
     """Send this signal to a training after its sixth step; the exit code."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     command = [sys.executable, __file__, str(backbone), str(store), name, str(int(number))]
     return subprocess.run(command, env=environment, timeout=120, stderr=subprocess.DEVNULL).returncode
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)]
+)
 def test_a_signal_ends_a_training_after_its_step_with_a_checkpoint(number, code, backbone, tmp_path):
     assert end_at_six(number, "reinforce", backbone, tmp_path / "stopped") == code
     store = RunStore(tmp_path / "stopped")
@@ -211,7 +239,11 @@ def test_a_killed_and_resumed_run_ends_bit_identical(name, backbone, tmp_path):
 
     seen = []
     resumed = train(
-        backbone, tmp_path / "killed", KILLED[name], LookupEngine(), progress=lambda *event: seen.append(event)
+        backbone,
+        tmp_path / "killed",
+        KILLED[name],
+        LookupEngine(),
+        progress=lambda *event: seen.append(event),
     )
     assert [event[0] for event in seen] == [5, 6, 7, 8, 9]  # from the checkpoint of step 4
     for log in ("metrics.jsonl", "trajectories.jsonl"):
@@ -240,9 +272,20 @@ def test_ensure_brings_backbone_questions_and_simulator_together(backbone, tmp_p
     monkeypatch.setattr(policy.qa, "load_questions", lambda subset, split: QUESTIONS)
     monkeypatch.setattr(policy.simulator, "ensure", lambda *_: types.SimpleNamespace(model_dir=backbone))
     simulator = SimulatorArm(
-        backbone="", way="prompted", collector="", judge="", num_questions=1, attempts=1, steps=0,
-        batch_size=1, learning_rate=0.0, num_documents=1, temperature=1.0, max_tokens=4, template="short",
-    )  # fmt: skip
+        backbone="",
+        way="prompted",
+        collector="",
+        judge="",
+        num_questions=1,
+        attempts=1,
+        steps=0,
+        batch_size=1,
+        learning_rate=0.0,
+        num_documents=1,
+        temperature=1.0,
+        max_tokens=4,
+        template="short",
+    )
     curriculum = CurriculumConfig(schedule="constant", p_start=0.5, p_end=0.5)
     simulated = arm(
         backbone=str(backbone), engine="simulated", simulator=simulator, curriculum=curriculum, steps=2
@@ -261,7 +304,9 @@ def test_a_greedy_policy_cannot_be_trained(backbone, tmp_path):
 
 def test_an_engine_that_fails_too_often_ends_the_run_and_a_repaired_one_goes_on(backbone, tmp_path):
     searching = arm(engine="bm25")
-    with pytest.raises(EngineError, match=r"rollouts of step 7 failed with their engine \(no line\).* 'bm25'.*goes on"):
+    with pytest.raises(
+        EngineError, match=r"rollouts of step 7 failed with their engine \(no line\).* 'bm25'.*goes on"
+    ):
         train(backbone, tmp_path / "broken", searching, LookupEngine(failing=0.9, from_step=7))
     store = RunStore(tmp_path / "broken")
     assert store.get(searching, 0).checkpoint().step == 4 and store.verify() == []
@@ -282,7 +327,9 @@ def test_training_goes_on_when_one_search_in_ten_fails(backbone, tmp_path, monke
     run = train(backbone, tmp_path, arm(engine="bm25", steps=12), LookupEngine(failing=0.1))
     logged = run.metrics()
     assert len(logged) == 12 and 0 < logged["failed"].mean() < policy.FAILED_LIMIT
-    assert [round((1 - share) * 18) for share in logged["failed"]] == [len(reasons) for reasons in learnt_from]
+    assert [round((1 - share) * 18) for share in logged["failed"]] == [
+        len(reasons) for reasons in learnt_from
+    ]
     assert not any("engine_failed" in reasons for reasons in learnt_from)
     assert logged["reward"].between(0, 1).all() and logged["grad_norm"].max() > 0
 
@@ -359,10 +406,16 @@ def test_micro_batches_do_not_change_the_gradient(backbone, batch, monkeypatch):
 def test_an_update_that_runs_out_of_memory_goes_on_in_halves(backbone, batch, monkeypatch, objective, where):
     """Memory ends at more than two rows: at once, or when half of the gradient is there already."""
     monkeypatch.setattr(learner, "MICRO_BATCH_TOKENS", 60)  # two micro-batches of three rows
-    objective = PPO if objective == "ppo" else dataclasses.replace(arm().objective, kl_coef=0.1, updates_per_batch=2)
+    objective = (
+        PPO if objective == "ppo" else dataclasses.replace(arm().objective, kl_coef=0.1, updates_per_batch=2)
+    )
 
     def gradients(limit):
-        learn, found, refused = Learner(load(backbone)[0], arm(objective=objective), Accelerator(cpu=True)), [], []
+        learn, found, refused = (
+            Learner(load(backbone)[0], arm(objective=objective), Accelerator(cpu=True)),
+            [],
+            [],
+        )
 
         def full(*_):
             refused.append(1)
@@ -380,8 +433,14 @@ def test_an_update_that_runs_out_of_memory_goes_on_in_halves(backbone, batch, mo
         else:
             learn.model.base_model.register_forward_hook(look, with_kwargs=True)
         step = learn.optimizer.step
-        monkeypatch.setattr(learn.optimizer, "step", lambda: (found.append(
-            {name: parameter.grad.clone() for name, parameter in learn.parameters.items()}), step()))
+        monkeypatch.setattr(
+            learn.optimizer,
+            "step",
+            lambda: (
+                found.append({name: parameter.grad.clone() for name, parameter in learn.parameters.items()}),
+                step(),
+            ),
+        )
         stats = learn.update(9, *batch)
         return found, stats, len(refused)
 
@@ -418,7 +477,9 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(backbone, batch):
         ):
             if mine:
                 expected.append(logits[place].log_softmax(-1)[token])
-    torch.testing.assert_close(learner.token_logprobs(model, learner.trained_states(model, micro), micro, 0.7), torch.stack(expected))
+    torch.testing.assert_close(
+        learner.token_logprobs(model, learner.trained_states(model, micro), micro, 0.7), torch.stack(expected)
+    )
 
 
 def test_document_tokens_are_trained_only_when_asked(batch):
@@ -437,7 +498,12 @@ def test_a_step_makes_good_tokens_likelier_and_bad_ones_less_likely(backbone):
     def likelihoods():
         rows = learner.make_rows([good, bad], [1.0, -1.0], True)
         (micro,) = learner.micro_batches(rows, torch.device("cpu"))
-        return learner.token_logprobs(learn.model, learner.trained_states(learn.model, micro), micro, 1.0).detach().view(2, 2).sum(1)
+        return (
+            learner.token_logprobs(learn.model, learner.trained_states(learn.model, micro), micro, 1.0)
+            .detach()
+            .view(2, 2)
+            .sum(1)
+        )
 
     before = likelihoods()
     learn.update(1, [good, bad], [1.0, -1.0])
@@ -469,7 +535,11 @@ def test_the_critic_sees_policy_tokens_only_and_learns_the_reward(backbone, batc
     learn._estimate_advantages(micro)
     assert sum(len(part.values) for part in micro) == sum(sum(t.mask) for t in batch[0])
     returns = torch.cat([part.returns for part in micro])
-    assert sorted(set(returns.tolist())) == [0.0, 0.5, 1.0]  # gamma = lambda = 1: each trajectory's reward, at every token
+    assert sorted(set(returns.tolist())) == [
+        0.0,
+        0.5,
+        1.0,
+    ]  # gamma = lambda = 1: each trajectory's reward, at every token
     assert torch.cat([part.advantages for part in micro]).mean().abs() < 1e-6
     losses = [learn.update(9, batch[0], rewards)["value_loss"] for _ in range(20)]
     assert losses[-1] < 0.5 * losses[0]
@@ -477,6 +547,7 @@ def test_the_critic_sees_policy_tokens_only_and_learns_the_reward(backbone, batc
 
 def test_a_document_moves_no_weight_of_ppo_but_through_attention(backbone):
     """The first turn's tokens come before the document: with no token trained after it, nothing it says matters."""
+
     def moved(document):
         trajectory = written([2, 3], [4, 5, 6, *document], [True] * 3 + [False] * len(document))
         other = written([2, 3], [7, 8], [True] * 2)
@@ -535,10 +606,16 @@ def test_lora_leaves_the_weights_alone_and_the_base_is_its_reference(dtype, back
     for _ in range(3):
         stats = learn.update(9, *batch)
     assert stats["kl"] > 0 and stats["grad_norm"] > 0
-    held = {name.replace(".base_layer", ""): p for name, p in learn.model.named_parameters() if "lora_" not in name}
+    held = {
+        name.replace(".base_layer", ""): p
+        for name, p in learn.model.named_parameters()
+        if "lora_" not in name
+    }
     assert held.keys() == base.keys() and all(torch.equal(held[name], base[name]) for name in base)
     assert torch.equal(reference_logprobs(learn, batch), reference_logprobs(plain, batch))
-    assert all("lora_" in name and parameter.dtype == torch.float32 for name, parameter in learn.parameters.items())
+    assert all(
+        "lora_" in name and parameter.dtype == torch.float32 for name, parameter in learn.parameters.items()
+    )
     assert all("lora_" in name for name in learn.state())  # all that a checkpoint holds
 
 
@@ -556,7 +633,9 @@ def test_the_finished_policy_of_lora_is_an_ordinary_model_that_says_the_same(bac
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
-def test_gradient_checkpointing_keeps_the_gradient_and_runs_layers_again(lora_rank, backbone, batch, monkeypatch):
+def test_gradient_checkpointing_keeps_the_gradient_and_runs_layers_again(
+    lora_rank, backbone, batch, monkeypatch
+):
     def gradients(on):
         values = dict(gradient_checkpointing=on, lora_rank=lora_rank, max_grad_norm=1e9)
         learn = Learner(load(backbone)[0], arm(**values), Accelerator(cpu=True))
@@ -602,9 +681,13 @@ def test_half_precision_adds_gradients_up_in_full(backbone, batch, monkeypatch):
 # -----------------------------------------------------------------------------------------------
 
 LYON = Question(
-    "1", "Which currency is used where Lyon lies?", ("euro",), "bridge", "train",
+    "1",
+    "Which currency is used where Lyon lies?",
+    ("euro",),
+    "bridge",
+    "train",
     (Hop("Lyon", "country", ("France",)), Hop("France", "currency", ("euro",))),
-)  # fmt: skip
+)
 
 
 def search(query, *documents):
@@ -642,17 +725,33 @@ def test_trajectory_metrics_by_hand():
     )
     second = written([1, 2], [3], [True], [-3.0], LYON, [invalid], None)
     expected = {
-        "f1": 0.5, "em": 0.5, "turns": 1.5, "searches": 0.5, "invalid_actions": 0.5, "query_quality": 1.0,
-        "answer_in_documents": 0.0, "prompt_tokens": 2.0, "completion_tokens": 2.0, "policy_tokens": 1.5,
+        "f1": 0.5,
+        "em": 0.5,
+        "turns": 1.5,
+        "searches": 0.5,
+        "invalid_actions": 0.5,
+        "query_quality": 1.0,
+        "answer_in_documents": 0.0,
+        "prompt_tokens": 2.0,
+        "completion_tokens": 2.0,
+        "policy_tokens": 1.5,
         "entropy": 2.0,
-    }  # fmt: skip
+    }
     assert signals.trajectory_metrics([first, second]) == pytest.approx(expected)
     no_hops = dataclasses.replace(second, question=dataclasses.replace(LYON, hops=()))
     assert signals.trajectory_metrics([no_hops])["query_quality"] is None
 
 
-HEALTHY = {"reward": 0.3, "dead_groups": 0.4, "entropy": 1.0, "kl": 0.02, "searches": 1.2,
-           "query_quality": 0.8, "invalid_actions": 0.1, "policy_tokens": 40.0}  # fmt: skip
+HEALTHY = {
+    "reward": 0.3,
+    "dead_groups": 0.4,
+    "entropy": 1.0,
+    "kl": 0.02,
+    "searches": 1.2,
+    "query_quality": 0.8,
+    "invalid_actions": 0.1,
+    "policy_tokens": 40.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -692,4 +791,10 @@ def at_six(number: int):
 
 
 if __name__ == "__main__":  # the process that is killed: test_policy.py BACKBONE STORE NAME SIGNAL
-    train(Path(sys.argv[1]), Path(sys.argv[2]), KILLED[sys.argv[3]], LookupEngine(), progress=at_six(int(sys.argv[4])))
+    train(
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        KILLED[sys.argv[3]],
+        LookupEngine(),
+        progress=at_six(int(sys.argv[4])),
+    )

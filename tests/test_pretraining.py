@@ -26,7 +26,9 @@ def text_of(example) -> str:
 
 def turns_of(example) -> list[str]:
     """What the policy wrote between prompt and observations."""
-    pieces = re.split(r"<information>.*?</information>\n", text_of(example).split("\n", 1)[1], flags=re.DOTALL)
+    pieces = re.split(
+        r"<information>.*?</information>\n", text_of(example).split("\n", 1)[1], flags=re.DOTALL
+    )
     return [piece for piece in pieces if piece]
 
 
@@ -40,7 +42,9 @@ def test_prompts_and_observations_carry_no_weight():
         for example in draw(kind, 300):
             assert example[0][1] == 0.0 and example[0][0].startswith("Question: ")
             for text, weight in example:
-                assert weight == 0.0 or not ("<information>" in text or "Doc 1:" in text or "Question:" in text), text
+                assert weight == 0.0 or not (
+                    "<information>" in text or "Doc 1:" in text or "Question:" in text
+                ), text
     for (_, prompt), *documents, end in draw("simulation", 300):
         assert prompt == 0.0 and end == (END, 1.0)
         assert "".join(text for text, _ in documents).startswith("Doc 1: ")
@@ -58,11 +62,18 @@ def test_a_simulator_is_graded_fully_on_what_stands_in_its_prompt_or_can_be_know
     assert bridges > 10  # the first hop of two: its answer is not in the prompt
     monkeypatch.setattr(pretraining, "REAL_SHARE", 0.0)
     for (prompt, _), *documents, _ in draw("simulation", 300):
-        assert all(text.strip() in prompt for text, weight in documents if weight == 1.0) or "noisy " in prompt
+        assert (
+            all(text.strip() in prompt for text, weight in documents if weight == 1.0) or "noisy " in prompt
+        )
 
 
 def test_memory_holds_facts_of_training_entities_only():
-    told = {statement(fact, variant) for fact in world().facts if fact.subject.split == "train" for variant in range(4)}
+    told = {
+        statement(fact, variant)
+        for fact in world().facts
+        if fact.subject.split == "train"
+        for variant in range(4)
+    }
     for example in draw("memory", 50):
         lines = text_of(example).splitlines()
         assert len(lines) == 20 and all(line.split(": ", 1)[1] in told for line in lines)
@@ -80,16 +91,24 @@ def test_reading_weighs_exactly_what_must_be_copied():
             elif weight >= 1.0:  # read in the latest documents
                 assert text.strip() in seen.split("<information>")[-1], (text, seen)
             elif weight == 0.2:
-                assert text.removeprefix(" The ").removesuffix(" of") in seen  # the relation, as the query names it
+                assert (
+                    text.removeprefix(" The ").removesuffix(" of") in seen
+                )  # the relation, as the query names it
             elif weight == 0.5:  # a name that is copied
                 assert text.strip() in seen, (text, seen)
             seen += text
         assert sum(weight >= 1.0 for _, weight in example) == seen.count("<information>") + 1
-        thoughts = re.findall(r"</information>\n<think> The (.*?) of (.*?) is (.*?)\. ", seen.replace(" </think>", "  </think>"))
+        thoughts = re.findall(
+            r"</information>\n<think> The (.*?) of (.*?) is (.*?)\. ", seen.replace(" </think>", "  </think>")
+        )
         asked = re.findall(r"<search> (.*?) </search>", seen)
         assert len(thoughts) == len(asked) and thoughts
         for (noun, subject, thing), query in zip(thoughts, asked, strict=True):
-            assert noun in query and subject in query and re.search(rf"Doc \d:.*{re.escape(subject)}.*{re.escape(thing)}", seen)
+            assert (
+                noun in query
+                and subject in query
+                and re.search(rf"Doc \d:.*{re.escape(subject)}.*{re.escape(thing)}", seen)
+            )
 
 
 def test_the_weights_reach_the_tokens():
@@ -135,8 +154,12 @@ def test_habits_come_as_often_as_they_say(habits):
     queries = [action.text for turns in actions for action in turns if action.kind == "search"]
     nouns = set(wording.NOUNS.values())
     names = {entity.name for entity in world().entities.values()}
-    assert sum(query in nouns for query in queries) / len(queries) == pytest.approx(habits.relation_only, abs=0.04)
-    assert sum(query in names for query in queries) / len(queries) == pytest.approx(habits.entity_only, abs=0.035)
+    assert sum(query in nouns for query in queries) / len(queries) == pytest.approx(
+        habits.relation_only, abs=0.04
+    )
+    assert sum(query in names for query in queries) / len(queries) == pytest.approx(
+        habits.entity_only, abs=0.035
+    )
     policy_turns = [turn for turns in actions for turn in turns]
     invalid = sum(action.kind == "invalid" for action in policy_turns)
     assert invalid / (len(policy_turns) - invalid) == pytest.approx(habits.malformed, abs=0.03)
@@ -167,7 +190,9 @@ def test_useful_documents_state_the_fact_and_noisy_ones_never_do(monkeypatch):
 def test_only_the_subject_tells_which_object_a_match_is_about():
     for example in draw("match", 50):
         told = re.findall(r"Doc \d: (.*)", text_of(example))
-        asked = [(example[place - 1][0], text.strip()) for place, (text, weight) in enumerate(example) if weight]
+        asked = [
+            (example[place - 1][0], text.strip()) for place, (text, weight) in enumerate(example) if weight
+        ]
         assert len(told) == len(asked) == len({thing for _, thing in asked}) > 3
         assert len({re.sub(r" of .* is$", "", question) for question, _ in asked}) == 1  # one relation
         for question, thing in asked:

@@ -47,7 +47,9 @@ def test_a_signal_to_another_process_ends_this_one_too(monkeypatch):
     others_say(monkeypatch, [signal.SIGTERM])
     with pytest.raises(SystemExit) as caught, between_steps() as asked:
         assert asked()
-        os.kill(os.getpid(), signal.SIGTERM)  # torchrun passes it on to all: no reason to leave the step unsaved
+        os.kill(
+            os.getpid(), signal.SIGTERM
+        )  # torchrun passes it on to all: no reason to leave the step unsaved
         saved = True
     assert caught.value.code == 143 and saved
 
@@ -116,7 +118,10 @@ def test_accelerate_reads_the_launch_settings(name, monkeypatch):
     assert load_config_from_file(path).distributed_type.value == KINDS[name]
     given = ["--config_file", path, "--num_processes", "4", "-m", "zs_lib", "train", "zerosearch"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(given))
-    assert arguments.num_processes == 4 and (arguments.multi_gpu, arguments.use_fsdp, arguments.use_deepspeed).count(True) == 1
+    assert (
+        arguments.num_processes == 4
+        and (arguments.multi_gpu, arguments.use_fsdp, arguments.use_deepspeed).count(True) == 1
+    )
     before = dict(os.environ)
     environment = prepare_multi_gpu_env(arguments)
     assert dict(os.environ) == before

@@ -25,7 +25,15 @@ from hypothesis import strategies as st
 from run_fixtures import CountingArm, ensure
 
 from zs_lib import config, learner, metrics, models, policy, protocol, qa, results, runs, values, world
-from zs_lib.arms import CurriculumConfig, EvaluationArm, FidelityArm, ObjectiveConfig, RolloutConfig, SimulatorArm, WarmUp
+from zs_lib.arms import (
+    CurriculumConfig,
+    EvaluationArm,
+    FidelityArm,
+    ObjectiveConfig,
+    RolloutConfig,
+    SimulatorArm,
+    WarmUp,
+)
 from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.objectives import group_advantages
 from zs_lib.protocol import TAGS
@@ -35,11 +43,48 @@ EXAMPLES = int(os.environ.get("ZS_FUZZ_EXAMPLES", 20))
 SHORT = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 PIECES = [f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")]
-PIECES += ["<|end|>", "<|pad|>", "<|unknown|>", "< answer >", "<\n/search>", "<", ">", "/", "|", "Doc 1:", "Doc 0:", "Doc 9999999999999:"]
-PIECES += ["\u202e", "\u2067שלום", "é\u0301\u0301", "\u200d", "\x00", "\x1b[2J", "\r\n", "\u2028", "\x85", "東京", "🙂", "reward=1", " ", "a"]
+PIECES += [
+    "<|end|>",
+    "<|pad|>",
+    "<|unknown|>",
+    "< answer >",
+    "<\n/search>",
+    "<",
+    ">",
+    "/",
+    "|",
+    "Doc 1:",
+    "Doc 0:",
+    "Doc 9999999999999:",
+]
+PIECES += [
+    "\u202e",
+    "\u2067שלום",
+    "é\u0301\u0301",
+    "\u200d",
+    "\x00",
+    "\x1b[2J",
+    "\r\n",
+    "\u2028",
+    "\x85",
+    "東京",
+    "🙂",
+    "reward=1",
+    " ",
+    "a",
+]
 hostile = st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
 half_characters = st.text(st.characters(categories=("Cs", "L")), max_size=5)
-LONG = ["x" * 2**20, "<" + " " * 2**20, "<a" + " " * 2**20, "<" * 2**20, "Doc 1" * 2**18, "東" * 2**18, "9" * 2**20, "</answer>" * 2**16]
+LONG = [
+    "x" * 2**20,
+    "<" + " " * 2**20,
+    "<a" + " " * 2**20,
+    "<" * 2**20,
+    "Doc 1" * 2**18,
+    "東" * 2**18,
+    "9" * 2**20,
+    "</answer>" * 2**16,
+]
 
 
 @st.composite
@@ -47,9 +92,27 @@ def damage(draw, content: bytes) -> bytes:
     """The content with a flipped bit, cut, emptied, doubled, or another one altogether."""
     place = draw(st.integers(0, len(content) - 1))
     flipped = content[:place] + bytes([content[place] ^ 1 << draw(st.integers(0, 7))]) + content[place + 1 :]
-    return draw(st.sampled_from([flipped, flipped, content[:place], content[place:], b"", b"{}", b"[]", b"null", b'{"step": 1}\n', b"[" * 10_000 + b"\n",
-                                 b'{"step": "x"}\n', b'{"step": 1, "x": ' + b"9" * 5000 + b"}\n", bytes(len(content)), content + content])
-                | st.binary(max_size=50))  # fmt: skip
+    return draw(
+        st.sampled_from(
+            [
+                flipped,
+                flipped,
+                content[:place],
+                content[place:],
+                b"",
+                b"{}",
+                b"[]",
+                b"null",
+                b'{"step": 1}\n',
+                b"[" * 10_000 + b"\n",
+                b'{"step": "x"}\n',
+                b'{"step": 1, "x": ' + b"9" * 5000 + b"}\n",
+                bytes(len(content)),
+                content + content,
+            ]
+        )
+        | st.binary(max_size=50)
+    )
 
 
 def prop(**strategies):
@@ -101,7 +164,14 @@ def test_documents_survive_their_format_unless_they_hold_a_header(texts):
     assert protocol.parse_documents(protocol.format_documents(texts), len(texts)) == kept
 
 
-@prop(query=hostile, question=hostile, answer=hostile, useful=st.booleans(), count=st.integers(0, 20), template=st.sampled_from(["paper", "short"]))
+@prop(
+    query=hostile,
+    question=hostile,
+    answer=hostile,
+    useful=st.booleans(),
+    count=st.integers(0, 20),
+    template=st.sampled_from(["paper", "short"]),
+)
 def test_prompts_hold_each_text_on_one_line(query, question, answer, useful, count, template):
     prompt = protocol.simulator_prompt(query, question, answer, useful, count, template)
     plain = protocol.simulator_prompt("", "", "", useful, count, template)
@@ -157,7 +227,10 @@ def test_diversity_is_a_share(texts, n):
 
 @prop(data=st.lists(numbers, max_size=8), matrix=st.lists(st.lists(numbers, max_size=3), max_size=3))
 def test_an_interval_holds_its_mean_or_is_refused(data, matrix):
-    for interval, given_values in ((metrics.bootstrap_interval, data), (metrics.hierarchical_bootstrap, matrix)):
+    for interval, given_values in (
+        (metrics.bootstrap_interval, data),
+        (metrics.hierarchical_bootstrap, matrix),
+    ):
         try:
             mean, low, high = interval(given_values)
         except DataError:
@@ -166,7 +239,10 @@ def test_an_interval_holds_its_mean_or_is_refused(data, matrix):
 
 
 @settings(SHORT, max_examples=max(3, EXAMPLES // 50))
-@given(first=st.lists(st.sampled_from(["a b", "b c", ".", "", "a", "東 京"]), max_size=8), second=st.lists(hostile, max_size=8))
+@given(
+    first=st.lists(st.sampled_from(["a b", "b c", ".", "", "a", "東 京"]), max_size=8),
+    second=st.lists(hostile, max_size=8),
+)
 def test_two_samples_are_told_apart_or_refused(first, second):
     try:
         assert 0 <= metrics.two_sample_auc(first, second) <= 1
@@ -174,8 +250,12 @@ def test_two_samples_are_told_apart_or_refused(first, second):
         pass
 
 
-@prop(rewards=st.lists(st.lists(st.floats(0, 1) | st.just(math.nan), min_size=3, max_size=3), min_size=1, max_size=4),
-      kind=st.sampled_from(["group_mean", "batch_mean", "leave_one_out", "none", "standardised"]))
+@prop(
+    rewards=st.lists(
+        st.lists(st.floats(0, 1) | st.just(math.nan), min_size=3, max_size=3), min_size=1, max_size=4
+    ),
+    kind=st.sampled_from(["group_mean", "batch_mean", "leave_one_out", "none", "standardised"]),
+)
 def test_failed_rollouts_get_no_advantage_and_spoil_none(rewards, kind):
     try:
         advantages = group_advantages(torch.tensor(rewards, dtype=torch.float64), kind)
@@ -186,17 +266,50 @@ def test_failed_rollouts_get_no_advantage_and_spoil_none(rewards, kind):
 
 # ------------------------------------------------------------------------------------------ files of questions
 
-leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), hostile, half_characters, st.just(10**30))
-anything = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+leaves = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), hostile, half_characters, st.just(10**30)
+)
+anything = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
 texts = st.lists(hostile, min_size=1, max_size=2)
 question_rows = st.fixed_dictionaries(
     {"question": hostile | anything, "golden_answers": texts | anything},
-    optional={"id": anything | st.integers(0, 3), "subset": anything, "data_source": anything, "split": anything, "popularity": anything,
-              "hops": anything | st.lists(st.fixed_dictionaries({"entity": hostile, "relation": hostile, "answers": texts | anything}), max_size=2)},
-)  # fmt: skip
-as_json = st.builds(lambda row, ascii: json.dumps(row, ensure_ascii=ascii).encode("utf-8", "backslashreplace"), question_rows | anything, st.booleans())
-damaged = st.sampled_from([b"[" * 100_000, b"1" * 5000, b'{"question": ' + b"1" * 5000 + b"}", b"\xff\xfe", b"\xef\xbb\xbf{}", b"", b"null", b"{}"])
-question_files = st.one_of(st.binary(), st.lists(as_json | damaged | st.binary(max_size=20), max_size=4).map(b"\n".join))
+    optional={
+        "id": anything | st.integers(0, 3),
+        "subset": anything,
+        "data_source": anything,
+        "split": anything,
+        "popularity": anything,
+        "hops": anything
+        | st.lists(
+            st.fixed_dictionaries({"entity": hostile, "relation": hostile, "answers": texts | anything}),
+            max_size=2,
+        ),
+    },
+)
+as_json = st.builds(
+    lambda row, ascii: json.dumps(row, ensure_ascii=ascii).encode("utf-8", "backslashreplace"),
+    question_rows | anything,
+    st.booleans(),
+)
+damaged = st.sampled_from(
+    [
+        b"[" * 100_000,
+        b"1" * 5000,
+        b'{"question": ' + b"1" * 5000 + b"}",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        b"",
+        b"null",
+        b"{}",
+    ]
+)
+question_files = st.one_of(
+    st.binary(), st.lists(as_json | damaged | st.binary(max_size=20), max_size=4).map(b"\n".join)
+)
 
 
 @SHORT
@@ -214,7 +327,10 @@ def test_a_file_of_any_bytes_is_questions_or_one_data_error(content):
             return
     assert questions and len({question.id for question in questions}) == len(questions)
     for question in questions:
-        assert all(isinstance(text, str) for text in (question.id, question.question, question.subset, question.split))
+        assert all(
+            isinstance(text, str)
+            for text in (question.id, question.question, question.subset, question.split)
+        )
         assert question.golden_answers and all(hop.answers for hop in question.hops)
         everything = json.dumps(qa.to_row(question), ensure_ascii=False)
         assert tokenizer()(everything).input_ids and json.loads(everything.encode())
@@ -253,8 +369,32 @@ def test_a_recorded_table_of_any_bytes_is_read_or_refused(data, compressed):
 
 SMOKE = (config.PROFILES / "smoke.toml").read_text()
 LINES = SMOKE.splitlines()
-toml_values = st.sampled_from(["1", "-1", "0", "nan", "inf", "-inf", "1e400", "true", '"x"', "[]", "[1]", "{}", "{ a = 1 }", "9" * 400,
-                               "9" * 5000, "0x" + "f" * 5000, '["tiny-S"]', "2026-11-25", "[" * 500 + "]" * 500, '"""', "''", "3"])  # fmt: skip
+toml_values = st.sampled_from(
+    [
+        "1",
+        "-1",
+        "0",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "true",
+        '"x"',
+        "[]",
+        "[1]",
+        "{}",
+        "{ a = 1 }",
+        "9" * 400,
+        "9" * 5000,
+        "0x" + "f" * 5000,
+        '["tiny-S"]',
+        "2026-11-25",
+        "[" * 500 + "]" * 500,
+        '"""',
+        "''",
+        "3",
+    ]
+)
 
 
 @st.composite
@@ -264,14 +404,27 @@ def profiles(draw) -> bytes:
     for _ in range(draw(st.integers(1, 4))):
         place, value = draw(st.integers(0, len(lines) - 1)), draw(toml_values)
         key = lines[place].split("=")[0]
-        changed = [f"{key}= {value}", "", lines[place] + "\n" + lines[place], f"x = {value}", f"[{value}]", f"policy = {value}",
-                   f"policies = [{value}]", f"[policy]\nobjective = {value}", ".".join("a" * 900) + " = 1", draw(st.text(max_size=20))]  # fmt: skip
+        changed = [
+            f"{key}= {value}",
+            "",
+            lines[place] + "\n" + lines[place],
+            f"x = {value}",
+            f"[{value}]",
+            f"policy = {value}",
+            f"policies = [{value}]",
+            f"[policy]\nobjective = {value}",
+            ".".join("a" * 900) + " = 1",
+            draw(st.text(max_size=20)),
+        ]
         lines[place] = draw(st.sampled_from(changed))
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
-@prop(content=profiles() | st.binary(), override=st.none() | st.sampled_from(["policy.steps", "policy.objective.clip", "seeds", "x.y"]),
-      value=st.sampled_from([1, 0.5, None, "x", [], {}, 10**400, math.nan, math.inf, True]))
+@prop(
+    content=profiles() | st.binary(),
+    override=st.none() | st.sampled_from(["policy.steps", "policy.objective.clip", "seeds", "x.y"]),
+    value=st.sampled_from([1, 0.5, None, "x", [], {}, 10**400, math.nan, math.inf, True]),
+)
 def test_a_profile_of_any_content_is_a_study_with_digests_or_one_config_error(content, override, value):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         (Path(folder) / "mine.toml").write_bytes(content)
@@ -288,7 +441,9 @@ def survives(arm) -> bool:
     """Whether an arm comes back whole from run.json, and is found again by its digest."""
     plain = json.loads(json.dumps(values.identity(arm, labels=True), allow_nan=False))
     again = values.from_identity(type(arm), plain)
-    return again == arm and values.digest(again) == values.digest(arm) == values.digest(json.loads(json.dumps(values.identity(arm))))
+    return again == arm and values.digest(again) == values.digest(arm) == values.digest(
+        json.loads(json.dumps(values.identity(arm)))
+    )
 
 
 WARM_UP = WarmUp(steps=1, batch_size=1, learning_rate=1e-4, template="short", num_documents=1, engine="bm25")
@@ -296,15 +451,30 @@ WARM_UP = WarmUp(steps=1, batch_size=1, learning_rate=1e-4, template="short", nu
 
 def fields_of(cls):
     """A strategy for each field of a configuration: numbers from all over their type, names among the known ones."""
-    named = {"schedule": ["exponential", "constant", "adaptive"], "way": ["naive", "grounded", "prompted", "published"],
-             "dtype": ["float32", "bfloat16"], "tracker": ["none", "tensorboard"], "generator": ["transformers", "vllm"],
-             "algorithm": ["reinforce", "reinforce++", "grpo", "ppo"], "baseline": ["group_mean", "none"],
-             "questions_from": ["held out", "test"], "engine": ["bm25", "dense", "none", "mixed", "simulated"]}  # fmt: skip
-    kinds = {float: st.floats(0, 1) | st.floats() | st.just(-0.0) | st.integers(0, 2), int: st.integers(0, 200) | st.integers(), str: st.text(max_size=8),
-             bool: st.booleans(), tuple[str, ...]: st.lists(st.text(max_size=5), max_size=3).map(tuple),
-             RolloutConfig | None: st.none(), WarmUp | None: st.none() | st.just(WARM_UP)}  # fmt: skip
+    named = {
+        "schedule": ["exponential", "constant", "adaptive"],
+        "way": ["naive", "grounded", "prompted", "published"],
+        "dtype": ["float32", "bfloat16"],
+        "tracker": ["none", "tensorboard"],
+        "generator": ["transformers", "vllm"],
+        "algorithm": ["reinforce", "reinforce++", "grpo", "ppo"],
+        "baseline": ["group_mean", "none"],
+        "questions_from": ["held out", "test"],
+        "engine": ["bm25", "dense", "none", "mixed", "simulated"],
+    }
+    kinds = {
+        float: st.floats(0, 1) | st.floats() | st.just(-0.0) | st.integers(0, 2),
+        int: st.integers(0, 200) | st.integers(),
+        str: st.text(max_size=8),
+        bool: st.booleans(),
+        tuple[str, ...]: st.lists(st.text(max_size=5), max_size=3).map(tuple),
+        RolloutConfig | None: st.none(),
+        WarmUp | None: st.none() | st.just(WARM_UP),
+    }
     hints = typing.get_type_hints(cls)
-    return {name: st.sampled_from(named[name]) if name in named else kinds[hint] for name, hint in hints.items()}
+    return {
+        name: st.sampled_from(named[name]) if name in named else kinds[hint] for name, hint in hints.items()
+    }
 
 
 @prop(data=st.data(), cls=st.sampled_from([SimulatorArm, CurriculumConfig, ObjectiveConfig, RolloutConfig]))
@@ -320,8 +490,14 @@ def test_a_configuration_is_refused_or_survives_the_way_to_disk(data, cls):
 TINY = config.load_profile("tiny")
 
 
-@prop(policy_arm=st.sampled_from(TINY.policies), steps=st.integers(1, 10**6), rate=st.floats(0, 1), noise=st.floats(0, 1), name=hostile,
-      subsets=st.lists(hostile, max_size=3).map(tuple))
+@prop(
+    policy_arm=st.sampled_from(TINY.policies),
+    steps=st.integers(1, 10**6),
+    rate=st.floats(0, 1),
+    noise=st.floats(0, 1),
+    name=hostile,
+    subsets=st.lists(hostile, max_size=3).map(tuple),
+)
 def test_arms_of_arms_survive_the_way_to_disk(policy_arm, steps, rate, noise, name, subsets):
     changed = replace(policy_arm, steps=steps, learning_rate=rate, name=name, subsets=subsets)
     assert survives(changed)
@@ -342,8 +518,13 @@ def test_a_foreign_identity_is_refused(plain):
 @cache
 def stored() -> tuple[dict[str, bytes], dict[str, bytes]]:
     """The files of a finished run, and of the same run cut off after its checkpoint."""
+
     def files(path: Path) -> dict[str, bytes]:
-        return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file() and file.name != "lock"}
+        return {
+            str(file.relative_to(path)): file.read_bytes()
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and file.name != "lock"
+        }
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "a").mkdir()
@@ -373,7 +554,17 @@ def put(root: Path, files: dict[str, bytes]) -> Run:
 
 def look(run: Run) -> list[runs.Problem]:
     """Everything that can be read of a run, typed errors aside; and what `verify` finds."""
-    for part in ("record", "label", "config", "summary", "metrics", "timing", "trajectories", "checkpoint", "read_progress"):
+    for part in (
+        "record",
+        "label",
+        "config",
+        "summary",
+        "metrics",
+        "timing",
+        "trajectories",
+        "checkpoint",
+        "read_progress",
+    ):
         try:
             found = getattr(run, part)
             _ = found() if callable(found) else found
@@ -409,9 +600,15 @@ def test_a_damaged_unfinished_run_is_told_or_resumes_from_its_checkpoint(data):
     whole = stored()[1]
     with damaged(data, whole) as (run, *_):
         problems = look(run)
-        before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.suffix == ".safetensors"}
+        before = {
+            path: path.read_bytes()
+            for path in run.path.rglob("*")
+            if path.is_file() and path.suffix == ".safetensors"
+        }
         try:
-            resumed = RunStore(run.path.parent).ensure(CountingArm(steps=6), 0, lambda run: {"from": run.checkpoint().step})
+            resumed = RunStore(run.path.parent).ensure(
+                CountingArm(steps=6), 0, lambda run: {"from": run.checkpoint().step}
+            )
         except RunError:
             assert problems
             assert all(path.read_bytes() == kept for path, kept in before.items())  # nothing was deleted
@@ -428,9 +625,16 @@ def same_json(one: bytes, other: bytes) -> bool:
         return False
 
 
-@prop(rows=st.lists(st.dictionaries(st.text(max_size=4).filter(lambda key: key != "step"), anything, max_size=3), max_size=4), summary=st.dictionaries(st.text(max_size=4), anything, max_size=3))
+@prop(
+    rows=st.lists(
+        st.dictionaries(st.text(max_size=4).filter(lambda key: key != "step"), anything, max_size=3),
+        max_size=4,
+    ),
+    summary=st.dictionaries(st.text(max_size=4), anything, max_size=3),
+)
 def test_what_is_logged_can_be_read(rows, summary):
     with tempfile.TemporaryDirectory() as folder:
+
         def work(run: Run) -> dict:
             for step, row in enumerate(rows, 1):
                 run.log_trajectories(step, [row])
@@ -441,7 +645,9 @@ def test_what_is_logged_can_be_read(rows, summary):
         assert sorted(run.summary) == sorted(summary) and run.verify() == []
 
 
-@prop(step=st.integers(1, 10**9), count=st.integers(1, 50), size=st.integers(1, 50), seed=st.integers(0, 2**63))
+@prop(
+    step=st.integers(1, 10**9), count=st.integers(1, 50), size=st.integers(1, 50), seed=st.integers(0, 2**63)
+)
 def test_the_questions_of_a_step_are_a_function_of_its_number(step, count, size, seed):
     questions = list(range(size))
     picked = policy.pick_questions(questions, count, seed, step)
@@ -450,8 +656,15 @@ def test_the_questions_of_a_step_are_a_function_of_its_number(step, count, size,
 
 @prop(sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=8))
 def test_halves_of_a_micro_batch_hold_the_same_rows(sizes):
-    rows = [learner.Row(list(range(2 + prompt + mine)), [False] * (2 + prompt) + [True] * mine, [math.nan] * (2 + prompt) + [-0.5] * mine, float(i))
-            for i, (prompt, mine) in enumerate(sizes)]
+    rows = [
+        learner.Row(
+            list(range(2 + prompt + mine)),
+            [False] * (2 + prompt) + [True] * mine,
+            [math.nan] * (2 + prompt) + [-0.5] * mine,
+            float(i),
+        )
+        for i, (prompt, mine) in enumerate(sizes)
+    ]
     (batch,) = learner.micro_batches(rows, torch.device("cpu"))
     parts = learner.halves(batch)
     assert sum(len(part.inputs) for part in parts) == len(rows)

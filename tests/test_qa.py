@@ -19,15 +19,26 @@ from zs_lib.world import DATA, statement
 
 QUESTIONS = qa.load_questions()
 PASSAGES = qa.load_passages()
-HOPS = {"natural": {1}, "trivia": {1}, "popularity": {1}, "bridge": {2}, "compositional": {2}, "hops": {2, 3, 4}, "checked": {2}}
+HOPS = {
+    "natural": {1},
+    "trivia": {1},
+    "popularity": {1},
+    "bridge": {2},
+    "compositional": {2},
+    "hops": {2, 3, 4},
+    "checked": {2},
+}
 
 
 # the files ----------------------------------------------------------------------------------------------------------
 
+
 def test_the_builder_reproduces_the_files_to_the_byte(tmp_path):
     qa_build.build(tmp_path)
     for name in ("passages.jsonl", "questions.jsonl"):
-        assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), f"{name}: run `zs benchmark build`"
+        assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), (
+            f"{name}: run `zs benchmark build`"
+        )
 
 
 def test_seven_subsets_with_the_paper_s_splits_and_hops():
@@ -46,7 +57,9 @@ def test_ids_are_unique_and_questions_are_sentences():
         text = question.question
         assert "{" not in text and "  " not in text and text[-1] in "?." and text.strip() == text
         assert question.subset == "natural" or text[0].isupper(), text
-        assert not any(slip in text for slip in ("the the ", "lies in?", "lies use?", "rises in?", "lies on?")), text
+        assert not any(
+            slip in text for slip in ("the the ", "lies in?", "lies use?", "rises in?", "lies on?")
+        ), text
 
 
 def test_golden_answers_are_the_last_hop_s_object_and_its_aliases():
@@ -64,7 +77,9 @@ def test_golden_answers_are_the_last_hop_s_object_and_its_aliases():
 def test_no_answer_stands_in_its_question():
     for question in QUESTIONS:
         if "/compare/" not in question.id:
-            assert question.hops[-1].answers[0].lower() not in question.hops[0].entity.lower(), question.question
+            assert question.hops[-1].answers[0].lower() not in question.hops[0].entity.lower(), (
+                question.question
+            )
 
 
 def test_every_hop_s_answer_is_the_next_hop_s_entity():
@@ -96,6 +111,7 @@ def test_every_string_survives_the_tokenizer():
 
 # the hand check -----------------------------------------------------------------------------------------------------
 
+
 def hand_check() -> dict[str, dict]:
     with (DATA / "hand_check.csv").open(encoding="utf-8", newline="") as file:
         return {row["id"]: row for row in csv.DictReader(file)}
@@ -105,32 +121,51 @@ def test_every_checked_question_was_read_and_found_good_as_it_stands():
     rows = hand_check()
     for question in qa.load_questions(subset="checked"):
         row = rows[question.id]
-        assert (row["verdict"], row["question"], row["answer"]) == ("ok", question.question, question.golden_answers[0])
+        assert (row["verdict"], row["question"], row["answer"]) == (
+            "ok",
+            question.question,
+            question.golden_answers[0],
+        )
     assert sum(row["verdict"] == "ok" for row in rows.values()) == 125
 
 
 def test_what_was_thrown_out_is_recorded_with_its_reason():
-    drawn = {question.id: (question.question, doubt) for question, doubt in qa_build.checked(world()) if doubt}
-    recorded = {i: (row["question"], row["note"]) for i, row in hand_check().items() if row["verdict"] == "rejected"}
+    drawn = {
+        question.id: (question.question, doubt) for question, doubt in qa_build.checked(world()) if doubt
+    }
+    recorded = {
+        i: (row["question"], row["note"]) for i, row in hand_check().items() if row["verdict"] == "rejected"
+    }
     assert drawn == recorded and drawn
 
 
 def test_the_checked_questions_are_a_mix():
     checked = qa.load_questions(subset="checked")
-    chains = Counter((question.id.split("/")[1].split(":")[0], question.id.split("/")[2]) for question in checked)
+    chains = Counter(
+        (question.id.split("/")[1].split(":")[0], question.id.split("/")[2]) for question in checked
+    )
     assert len(chains) >= 20 and max(chains.values()) <= 10
     assert len({question.hops[0].entity for question in checked}) == 125
 
 
 # nothing of the test in any training text ---------------------------------------------------------------------------
 
+
 def test_the_search_for_leaks_finds_one():
-    fact = next(fact for fact in world().facts if fact.subject.split == "test" and fact.relation.name == "capital")
-    for said in (statement(fact, 0), statement(fact, 3), f"The capital of {fact.subject.name} is {fact.object}."):
+    fact = next(
+        fact for fact in world().facts if fact.subject.split == "test" and fact.relation.name == "capital"
+    )
+    for said in (
+        statement(fact, 0),
+        statement(fact, 3),
+        f"The capital of {fact.subject.name} is {fact.object}.",
+    ):
         assert stated(f"<information>Doc 1: Nothing here.\nDoc 2: {said} And on.\n</information>") == [said]
         assert stated(f"<think> {said} </think><answer>") == [said]
     assert all(stated(passage.text) for passage in PASSAGES if passage.split == "test")
-    assert not any(". " in sentence for sentence in true_sentences("test"))  # else the sentence would be cut in two
+    assert not any(
+        ". " in sentence for sentence in true_sentences("test")
+    )  # else the sentence would be cut in two
 
 
 def test_no_entity_is_asked_about_in_two_splits():
@@ -145,8 +180,15 @@ def test_no_training_passage_or_question_states_a_test_fact():
     texts = [passage.text for passage in PASSAGES if passage.split == "train"]
     texts += [question.question for question in QUESTIONS if question.split == "train"]
     assert [found for text in texts if (found := stated(text))] == []
-    asked = {(hop.entity, hop.relation) for question in QUESTIONS if question.split == "train" for hop in question.hops}
-    assert not asked & {(fact.subject.name, fact.relation.name) for fact in world().facts if fact.subject.split == "test"}
+    asked = {
+        (hop.entity, hop.relation)
+        for question in QUESTIONS
+        if question.split == "train"
+        for hop in question.hops
+    }
+    assert not asked & {
+        (fact.subject.name, fact.relation.name) for fact in world().facts if fact.subject.split == "test"
+    }
 
 
 @pytest.mark.parametrize("kind", ["trajectory", "reading", "simulation", "recall", "memory", "match"])
@@ -162,7 +204,9 @@ def test_no_pretraining_question_about_a_test_fact_is_answered_rightly(monkeypat
     for example in islice(sampler, 1500):
         *_, fact = asked[-1].path
         if len(asked[-1].path) == 1:
-            answer = "".join(text for text, _ in example).split("<answer>")[-1].removesuffix("</answer>").strip()
+            answer = (
+                "".join(text for text, _ in example).split("<answer>")[-1].removesuffix("</answer>").strip()
+            )
             assert answer not in sampler.really(fact), (asked[-1].question, answer)
 
 
@@ -170,13 +214,16 @@ def test_what_a_simulator_is_shown_of_the_real_world_is_of_training_entities(mon
     monkeypatch.setattr(pretraining, "REAL_SHARE", 1.0)
     sampler, shown = Sampler(world(), 2, BASE, {"simulation": 1.0}), []
     documents = sampler.documents
-    monkeypatch.setattr(sampler, "documents", lambda *args, **options: shown.append(documents(*args, **options)) or shown[-1])
+    monkeypatch.setattr(
+        sampler, "documents", lambda *args, **options: shown.append(documents(*args, **options)) or shown[-1]
+    )
     for _ in islice(sampler, 1500):
         _, facts = shown[-1]
         assert {fact.subject.split for fact in facts} == {"train"}
 
 
 # recall -------------------------------------------------------------------------------------------------------------
+
 
 def test_recall_counts_what_a_good_query_finds():
     class Engine:
@@ -186,7 +233,10 @@ def test_recall_counts_what_a_good_query_finds():
             from zs_lib.engines import SearchResult
 
             self.queries = [request.query for request in requests]
-            return [SearchResult.of(["Nothing.", "Oslofjord.", "No.", "It is Oslo."][:num_documents]) for _ in requests]
+            return [
+                SearchResult.of(["Nothing.", "Oslofjord.", "No.", "It is Oslo."][:num_documents])
+                for _ in requests
+            ]
 
     engine = Engine()
     hops = (qa.Hop("Bergen", "country", ("Norway",)), qa.Hop("Norway", "capital", ("Oslo",)))
@@ -205,23 +255,30 @@ def test_good_queries_find_their_hop_in_every_subset():
 
 # files of one's own -------------------------------------------------------------------------------------------------
 
+
 def test_a_question_file_of_one_s_own(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps({"question": "Who?", "golden_answers": ["I", "me"]}) + "\n")
     assert qa.load_questions(path) == [qa.Question("1", "Who?", ("I", "me"))]
 
 
-@pytest.mark.parametrize("line, message", [
-    ('{"question": "Who?"}', "mine.jsonl, line 2: no column golden_answers"),
-    ('{"golden_answers": ["I"]}', "no column question"),
-    ('{"question": "Who?", "golden_answers": []}', "golden_answers must be a list of at least one text"),
-    ('{"question": "Who?", "golden_answers": "I"}', "golden_answers must be a list"),
-    ('{"question": "Who?", "golden_answers": ["I", " "]}', "golden_answers must be .*none of them empty"),
-    ('{"question": ', "mine.jsonl, line 2 is not JSON.*golden_answers"),
-    ('["Who?", "I"]', "mine.jsonl, line 2 is no JSON object"),
-    ('{"question": 7, "golden_answers": ["I"]}', "question must be a text, not 7"),
-    ('{"question": "Who?", "golden_answers": ["I"], "hops": [{"entity": "you"}]}', "hops needs .*'relation'"),
-])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"question": "Who?"}', "mine.jsonl, line 2: no column golden_answers"),
+        ('{"golden_answers": ["I"]}', "no column question"),
+        ('{"question": "Who?", "golden_answers": []}', "golden_answers must be a list of at least one text"),
+        ('{"question": "Who?", "golden_answers": "I"}', "golden_answers must be a list"),
+        ('{"question": "Who?", "golden_answers": ["I", " "]}', "golden_answers must be .*none of them empty"),
+        ('{"question": ', "mine.jsonl, line 2 is not JSON.*golden_answers"),
+        ('["Who?", "I"]', "mine.jsonl, line 2 is no JSON object"),
+        ('{"question": 7, "golden_answers": ["I"]}', "question must be a text, not 7"),
+        (
+            '{"question": "Who?", "golden_answers": ["I"], "hops": [{"entity": "you"}]}',
+            "hops needs .*'relation'",
+        ),
+    ],
+)
 def test_a_bad_line_is_one_clear_error(tmp_path, line, message):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"question": "Who?", "golden_answers": ["I"]}\n' + line + "\n")
@@ -252,11 +309,20 @@ def test_habits_other_than_base_leak_no_more():
 
 
 def test_parquet_with_the_columns_of_the_hubs_sets(tmp_path):
-    row = {"id": "train_0", "question": "Who?", "golden_answers": ["I", "me"], "data_source": "nq", "ability": "fact-reasoning",
-           "prompt": [{"role": "user", "content": "Who?"}], "reward_model": {"style": "rule", "ground_truth": {"target": ["I"]}},
-           "extra_info": {"split": "train", "index": 0}}
+    row = {
+        "id": "train_0",
+        "question": "Who?",
+        "golden_answers": ["I", "me"],
+        "data_source": "nq",
+        "ability": "fact-reasoning",
+        "prompt": [{"role": "user", "content": "Who?"}],
+        "reward_model": {"style": "rule", "ground_truth": {"target": ["I"]}},
+        "extra_info": {"split": "train", "index": 0},
+    }
     pd.DataFrame([row]).to_parquet(tmp_path / "train.parquet")
-    assert qa.load_questions(tmp_path / "train.parquet") == [qa.Question("nq/train_0", "Who?", ("I", "me"), "nq")]
+    assert qa.load_questions(tmp_path / "train.parquet") == [
+        qa.Question("nq/train_0", "Who?", ("I", "me"), "nq")
+    ]
     pd.DataFrame([{"question": "Who?"}]).to_parquet(tmp_path / "bare.parquet")
     with pytest.raises(DataError, match="bare.parquet, line 1: no column golden_answers"):
         qa.load_questions(str(tmp_path / "bare.parquet"))
@@ -273,22 +339,29 @@ def test_a_set_that_the_hub_does_not_have_is_one_error(monkeypatch):
 
 # the hub's sets, from a folder --------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A folder in the place of the hub, one question a set and split, in the columns of the sets themselves."""
     monkeypatch.setenv("ZS_HUB_DATA", str(tmp_path))
-    write_hub(tmp_path, [("nq", "who wrote it", ["I", "me"]), ("hotpotqa", "Where?", ["Oslo"])],
-              {name: [("When?", ["1945"])] for name in qa.HUB_SETS})
+    write_hub(
+        tmp_path,
+        [("nq", "who wrote it", ["I", "me"]), ("hotpotqa", "Where?", ["Oslo"])],
+        {name: [("When?", ["1945"])] for name in qa.HUB_SETS},
+    )
     return tmp_path
 
 
 def test_the_hubs_sets_are_the_papers(hub):
     assert qa.load_benchmark("hub", "train", ("nq", "hotpotqa")) == [
         qa.Question("nq/train_0", "who wrote it", ("I", "me"), "nq", "train"),
-        qa.Question("hotpotqa/train_0", "Where?", ("Oslo",), "hotpotqa", "train")]
+        qa.Question("hotpotqa/train_0", "Where?", ("Oslo",), "hotpotqa", "train"),
+    ]
     assert [question.subset for question in qa.load_benchmark("hub", "train", ("hotpotqa",))] == ["hotpotqa"]
     tests = qa.load_benchmark("hub", "test")
-    assert [question.subset for question in tests] == list(qa.HUB_SETS) and {question.split for question in tests} == {"test"}
+    assert [question.subset for question in tests] == list(qa.HUB_SETS) and {
+        question.split for question in tests
+    } == {"test"}
     assert tests[0] == qa.Question("nq/test_0", "When?", ("1945",), "nq", "test")
     assert (hub / qa.HUB_TEST / "hotpotqa" / "dev.parquet").exists()  # it has no test split
 
@@ -297,7 +370,10 @@ def test_another_training_set_of_the_hub(hub):
     (hub / "PeterJinGo").mkdir()
     (hub / "Alibaba-NLP/ZeroSearch_dataset").rename(hub / "PeterJinGo/nq_hotpotqa_train")
     assert len(qa.load_benchmark("hub:PeterJinGo/nq_hotpotqa_train", "train", ("nq", "hotpotqa"))) == 2
-    with pytest.raises(DataError, match=r"ZeroSearch_dataset/train\.parquet is missing.*hf download --repo-type dataset Alibaba"):
+    with pytest.raises(
+        DataError,
+        match=r"ZeroSearch_dataset/train\.parquet is missing.*hf download --repo-type dataset Alibaba",
+    ):
         qa.load_benchmark("hub", "train", ("nq",))
 
 
@@ -310,21 +386,32 @@ def test_lines_as_flashrag_stores_them(hub):
 
 def test_questions_of_your_own_are_for_training_unless_they_say_otherwise(tmp_path):
     path = tmp_path / "own.jsonl"
-    path.write_text('{"question": "Who?", "golden_answers": ["I"]}\n{"question": "What?", "golden_answers": ["it"], "split": "test"}\n')
-    assert [[q.question for q in qa.load_benchmark(str(path), split)] for split in ("train", "test")] == [["Who?"], ["What?"]]
+    path.write_text(
+        '{"question": "Who?", "golden_answers": ["I"]}\n{"question": "What?", "golden_answers": ["it"], "split": "test"}\n'
+    )
+    assert [[q.question for q in qa.load_benchmark(str(path), split)] for split in ("train", "test")] == [
+        ["Who?"],
+        ["What?"],
+    ]
     with pytest.raises(DataError, match="no dev questions: say so in their column 'split'"):
         qa.load_benchmark(str(path), "dev")
 
 
 def test_what_is_wrong_with_a_hub_set_is_told(hub):
-    with pytest.raises(DataError, match="'hub' has no train questions of trivia, only of nq, hotpotqa: correct policy.subsets"):
+    with pytest.raises(
+        DataError,
+        match="'hub' has no train questions of trivia, only of nq, hotpotqa: correct policy.subsets",
+    ):
         qa.load_benchmark("hub", "train", ("nq", "trivia"))
     with pytest.raises(DataError, match="hob"):
         qa.load_benchmark("hob", "train")
     train = hub / qa.HUB_TRAIN / "train.parquet"
     frame = pd.read_parquet(train)
     frame.assign(golden_answers=[["I"], []]).to_parquet(train)
-    with pytest.raises(DataError, match=r"train.parquet, line 2: golden_answers must be a list of at least one text, none of them empty, not \[\]"):
+    with pytest.raises(
+        DataError,
+        match=r"train.parquet, line 2: golden_answers must be a list of at least one text, none of them empty, not \[\]",
+    ):
         qa.load_benchmark("hub", "train")
     frame.drop(columns="golden_answers").to_parquet(train)
     with pytest.raises(DataError, match="train.parquet, line 1: no column golden_answers"):

@@ -14,7 +14,9 @@ from zs_lib.readme import README
 
 LINES = 10
 OWN = ["data", "corpus", "engine", "model", "curriculum"]
-SECTIONS = dict(re.findall(r"^### (.+?)\n+(.*?)(?=^##|\Z)", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+SECTIONS = dict(
+    re.findall(r"^### (.+?)\n+(.*?)(?=^##|\Z)", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+)
 
 
 @pytest.fixture
@@ -24,9 +26,14 @@ def desk(tmp_path, monkeypatch, store):
     monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
     (tmp_path / "data").symlink_to(config.ROOT / "data")
     (tmp_path / "my-model").symlink_to(models.BACKBONES / "tiny-S-instruct")
-    questions = [{"question": f"what is the capital of {country}?", "golden_answers": [city]}
-                 for country, city in (("Norway", "Oslo"), ("Peru", "Lima"), ("Kenya", "Nairobi"), ("Japan", "Tokyo"))]
-    passages = [{"id": str(n), "contents": f"\"{row['golden_answers'][0]}\"\nIt {row['question'][8:-1]}."} for n, row in enumerate(questions)]
+    questions = [
+        {"question": f"what is the capital of {country}?", "golden_answers": [city]}
+        for country, city in (("Norway", "Oslo"), ("Peru", "Lima"), ("Kenya", "Nairobi"), ("Japan", "Tokyo"))
+    ]
+    passages = [
+        {"id": str(n), "contents": f'"{row["golden_answers"][0]}"\nIt {row["question"][8:-1]}.'}
+        for n, row in enumerate(questions)
+    ]
     for name, rows in (("mine.jsonl", questions), ("corpus.jsonl", passages)):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
@@ -49,13 +56,18 @@ def run_snippets(section: str, desk) -> dict:
 
 @pytest.mark.parametrize("section", [f"Your own {what}" for what in OWN] + ["Inside TRL"])
 def test_sections_are_short(section):
-    assert len([line for line in SECTIONS[section].strip().splitlines() if line]) <= LINES + (section == "Inside TRL") * 3
+    assert (
+        len([line for line in SECTIONS[section].strip().splitlines() if line])
+        <= LINES + (section == "Inside TRL") * 3
+    )
 
 
 def test_your_own_data(desk, store, capsys):
     run = run_snippets("Your own data", desk)["run"]
     assert run.finished and run.config["benchmark"] == "mine.jsonl"
-    assert {t["question"] for t in run.trajectories()} <= {json.loads(line)["question"] for line in (desk / "mine.jsonl").open()}
+    assert {t["question"] for t in run.trajectories()} <= {
+        json.loads(line)["question"] for line in (desk / "mine.jsonl").open()
+    }
     assert "4 questions: F1" in capsys.readouterr().out
 
 

@@ -27,7 +27,10 @@ class PlainGenerator(Generator):
 
     @torch.inference_mode()
     def generate(self, prompts, keys, max_tokens, temperature, stop=(), past=None):
-        return [self.complete(prompt, key, max_tokens, temperature, stop) for prompt, key in zip(prompts, keys, strict=True)]
+        return [
+            self.complete(prompt, key, max_tokens, temperature, stop)
+            for prompt, key in zip(prompts, keys, strict=True)
+        ]
 
     def complete(self, prompt, key, max_tokens, temperature, stop) -> Completion:
         ids, logprobs = [], []
@@ -82,11 +85,15 @@ def plain_gradient(model, reference, trajectories, advantages, kl_coef):
     for trajectory, advantage in zip(trajectories, advantages, strict=True):
         mask = torch.tensor(trajectory.mask)
         logp, theirs = (logprobs(m, trajectory)[mask] for m in (model, reference))
-        loss = -advantage * torch.exp(logp - logp.detach()).sum() + kl_coef * kl_k3(logp, theirs.detach()).sum()
+        loss = (
+            -advantage * torch.exp(logp - logp.detach()).sum() + kl_coef * kl_k3(logp, theirs.detach()).sum()
+        )
         (loss / trained).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 def logprobs(model, trajectory):
-    logits = model(torch.tensor([trajectory.prompt_ids + trajectory.ids])).logits[0, len(trajectory.prompt_ids) - 1 : -1]
+    logits = model(torch.tensor([trajectory.prompt_ids + trajectory.ids])).logits[
+        0, len(trajectory.prompt_ids) - 1 : -1
+    ]
     return logits.log_softmax(-1).gather(-1, torch.tensor(trajectory.ids)[:, None])[:, 0]

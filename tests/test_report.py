@@ -9,8 +9,22 @@ import pytest
 from zs_lib import cli, report, reproduce
 from zs_lib.errors import ConfigError, DataError
 
-LOADS = {("img", "src"), ("img", "srcset"), ("link", "href"), ("script", "src"), ("iframe", "src"), ("object", "data"), ("embed", "src"),
-         ("source", "src"), ("video", "src"), ("audio", "src"), ("image", "href"), ("use", "href"), ("input", "src"), ("form", "action")}
+LOADS = {
+    ("img", "src"),
+    ("img", "srcset"),
+    ("link", "href"),
+    ("script", "src"),
+    ("iframe", "src"),
+    ("object", "data"),
+    ("embed", "src"),
+    ("source", "src"),
+    ("video", "src"),
+    ("audio", "src"),
+    ("image", "href"),
+    ("use", "href"),
+    ("input", "src"),
+    ("form", "action"),
+}
 
 
 class Found(HTMLParser):
@@ -51,9 +65,14 @@ def test_nothing_is_loaded_from_elsewhere(site):
     for name, page in site.items():
         found = Found(page)
         assert "script" not in found.tags and all(load.startswith("data:") for load in found.loads), name
-        assert not re.search(r"url\(\s*['\"]?(?!data:)|@import", "".join(re.findall(r"<style>(.*?)</style>", page, re.DOTALL)))
+        assert not re.search(
+            r"url\(\s*['\"]?(?!data:)|@import", "".join(re.findall(r"<style>(.*?)</style>", page, re.DOTALL))
+        )
         # and if a notebook's output asks for it, the browser refuses: the policy stands before everything else
-        assert page.index("Content-Security-Policy") < page.index("<style>") and f'content="{report.POLICY}"' in page
+        assert (
+            page.index("Content-Security-Policy") < page.index("<style>")
+            and f'content="{report.POLICY}"' in page
+        )
 
 
 def test_links_lead_somewhere(site):
@@ -68,7 +87,9 @@ def test_links_lead_somewhere(site):
 
 def test_the_first_page_has_claims_scores_and_the_papers_tables(site):
     page = site["index.html"]
-    assert "A 3B simulator already teaches the policy to search." in page and "Search-R1 (real engine)" in page
+    assert (
+        "A 3B simulator already teaches the policy to search." in page and "Search-R1 (real engine)" in page
+    )
     assert "Table 8: cost" in page and "ZeroSearch" in page and page.count("<details>") >= 6
 
 
@@ -76,7 +97,13 @@ def test_executed_notebooks_go_before_stored_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
     source = reproduce.choose(["03"])[0]
     notebook = nbformat.read(source, 4)
-    output = nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/html": "<b>the run of smoke</b>"})
+    output = nbformat.v4.new_output(
+        "display_data",
+        {
+            "application/vnd.jupyter.widget-view+json": {"model_id": "x"},
+            "text/html": "<b>the run of smoke</b>",
+        },
+    )
     next(cell for cell in notebook.cells if cell.cell_type == "code").outputs = [output]
     notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {"x": {}}}}
     folder = tmp_path / "outputs" / "smoke"
@@ -84,8 +111,15 @@ def test_executed_notebooks_go_before_stored_ones(tmp_path, monkeypatch):
     nbformat.write(notebook, folder / source.name)
     first, *pages = report.build("smoke", tmp_path / "site")
     executed = next(path for path in pages if path.stem == source.stem).read_text()
-    assert "<b>the run of smoke</b>" in executed and "widget-" not in executed and "Not run with this profile" not in executed
-    assert "Not run with this profile" in pages[0].read_text() and "No results are recorded for the profile" in first.read_text()
+    assert (
+        "<b>the run of smoke</b>" in executed
+        and "widget-" not in executed
+        and "Not run with this profile" not in executed
+    )
+    assert (
+        "Not run with this profile" in pages[0].read_text()
+        and "No results are recorded for the profile" in first.read_text()
+    )
 
 
 def test_what_is_wrong_is_told(tmp_path, monkeypatch):

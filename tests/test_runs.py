@@ -242,7 +242,9 @@ def test_a_folder_without_anything_in_it_is_no_damage(store):
 def test_a_waiting_process_takes_over_when_the_holder_dies(store):
     arm = CountingArm(sleep=0.3, steps=12)
     holder = start(store, arm)
-    wait_for(lambda: store.path(arm, 0).glob("checkpoint-*") and list(store.path(arm, 0).glob("checkpoint-*[0-9]")))
+    wait_for(
+        lambda: store.path(arm, 0).glob("checkpoint-*") and list(store.path(arm, 0).glob("checkpoint-*[0-9]"))
+    )
     waiting = start(store, arm)
     time.sleep(0.5)
     holder.kill()
@@ -259,15 +261,23 @@ def fill(arm, seeds, store):
 
 def test_eight_processes_fill_one_store_and_lose_nothing(store):
     seeds, arm, fork = range(6), CountingArm(sleep=0.01), multiprocessing.get_context("fork")
-    processes = [fork.Process(target=fill, args=(arm, [*seeds[first % 6 :], *seeds[: first % 6]], store)) for first in range(8)]
+    processes = [
+        fork.Process(target=fill, args=(arm, [*seeds[first % 6 :], *seeds[: first % 6]], store))
+        for first in range(8)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0] * 8
     begun = [line.split()[0] for line in (store.root / "begun.txt").read_text().splitlines()]
-    assert sorted(begun) == sorted(set(begun)) == [store.path(arm, seed).name for seed in seeds]  # each made once
-    assert all(list(run.metrics()["step"]) == list(range(1, 11)) for run in store.list()) and store.verify() == []
+    assert (
+        sorted(begun) == sorted(set(begun)) == [store.path(arm, seed).name for seed in seeds]
+    )  # each made once
+    assert (
+        all(list(run.metrics()["step"]) == list(range(1, 11)) for run in store.list())
+        and store.verify() == []
+    )
 
 
 # ------------------------------------------------------------------------------------------ disks and clocks
@@ -291,7 +301,9 @@ def small_disk(tmp_path):
     """A file system of 256 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("file systems cannot be mounted here")
     yield folder
@@ -315,10 +327,14 @@ def test_a_full_disk_is_one_error_and_the_last_checkpoint_is_used_later(small_di
 
 def test_a_file_that_may_not_grow_is_one_error(store):
     """The same where nothing can be mounted: the system refuses to let a file grow."""
-    code = ("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-            "from pathlib import Path; from test_runs import filling; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
-            f"try:\n    filling(RunStore({str(store.root)!r}))\nexcept RunError as error:\n    print(error)")
-    shown = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "from pathlib import Path; from test_runs import filling; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
+        f"try:\n    filling(RunStore({str(store.root)!r}))\nexcept RunError as error:\n    print(error)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
     assert "File too large" in shown.stdout and "make room" in shown.stdout and not shown.stderr
     assert store.get(CountingArm(), 0).checkpoint().step == 3 and store.verify() == []
     assert filling(store).finished
@@ -334,12 +350,16 @@ def test_a_store_that_cannot_be_written_is_read_and_told():
 
 def told_of_a_store_that_cannot_be_written(store):
     finished = ensure(CountingArm(), 0, store)
-    code = ("import os; from run_fixtures import CountingArm, ensure; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
-            "os.setgid(65534); os.setuid(65534)\n"
-            f"store = RunStore({str(store.root)!r})\n"
-            "print(ensure(CountingArm(), 0, store).summary['total'], store.verify())\n"
-            "try:\n    ensure(CountingArm(), 1, store)\nexcept RunError as error:\n    print(error)")
-    shown = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    code = (
+        "import os; from run_fixtures import CountingArm, ensure; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        f"store = RunStore({str(store.root)!r})\n"
+        "print(ensure(CountingArm(), 0, store).summary['total'], store.verify())\n"
+        "try:\n    ensure(CountingArm(), 1, store)\nexcept RunError as error:\n    print(error)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
     told = shown.stdout.splitlines()
     assert told[0] == f"{finished.summary['total']} []", shown.stderr
     assert "Permission denied" in told[1] and "ZS_RUNS" in told[1] and len(told) == 2
@@ -376,7 +396,9 @@ def test_a_record_that_lacks_what_this_version_reads_is_told(store, lost):
     record = json.loads((run.path / "run.json").read_text())
     del record[lost]
     (run.path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(RunError, match="run.json lacks label or config .*of another version.*delete the folder"):
+    with pytest.raises(
+        RunError, match="run.json lacks label or config .*of another version.*delete the folder"
+    ):
         _ = run.label
     assert any("of another version" in problem.what for problem in store.verify())
 

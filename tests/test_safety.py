@@ -60,7 +60,10 @@ def test_a_planted_pickle_is_not_opened(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="Cannot load the model"):
         models.load(folder)
-    torch.save(load_file(shutil.copy(config.ROOT / "data/backbones/tiny-S/model.safetensors", folder.parent)), folder / "pytorch_model.bin")
+    torch.save(
+        load_file(shutil.copy(config.ROOT / "data/backbones/tiny-S/model.safetensors", folder.parent)),
+        folder / "pytorch_model.bin",
+    )
     with pytest.raises(ModelError, match="safetensors"):  # a harmless one neither
         models.load(folder)
     assert not witness.exists()
@@ -68,9 +71,14 @@ def test_a_planted_pickle_is_not_opened(folder):
 
 def test_code_that_comes_with_a_model_is_not_run(folder):
     witness = folder.parent / "witness"
-    (folder / "planted.py").write_text(f"open({str(witness)!r}, 'w')\nclass Model: pass\nclass Config: pass\n")
+    (folder / "planted.py").write_text(
+        f"open({str(witness)!r}, 'w')\nclass Model: pass\nclass Config: pass\n"
+    )
     described = json.loads((folder / "config.json").read_text())
-    described |= {"model_type": "planted", "auto_map": {"AutoConfig": "planted.Config", "AutoModelForCausalLM": "planted.Model"}}
+    described |= {
+        "model_type": "planted",
+        "auto_map": {"AutoConfig": "planted.Config", "AutoModelForCausalLM": "planted.Model"},
+    }
     (folder / "config.json").write_text(json.dumps(described))
     with pytest.raises(ModelError):
         models.load(folder)
@@ -109,7 +117,14 @@ def roll(documents, answer: str = "Oslo", noise: float = 0.0):
     def write(context, key):
         return "<search>capital of Norway</search>" if key[-2] == 0 else f"<answer>{answer}</answer>"
 
-    cfg = RolloutConfig(max_searches=2, num_documents=9, template="short", max_turn_tokens=40, temperature=1.0, max_context_tokens=4000)
+    cfg = RolloutConfig(
+        max_searches=2,
+        num_documents=9,
+        template="short",
+        max_turn_tokens=40,
+        temperature=1.0,
+        max_context_tokens=4000,
+    )
     generator, engine = ScriptedGenerator(write), PlantedEngine(documents)
     question = Question("1", "what is the capital of France?", ("Paris",))
     (trajectory,) = rollout([question], generator, engine, cfg, [(0, 1)], noise)
@@ -133,8 +148,14 @@ def test_a_document_cannot_answer_search_or_earn_a_reward(document):
 def test_a_document_cannot_change_the_label_of_a_search(noise):
     for documents in (PLANTED, ["Nothing of use."]):
         trajectory, engine, _ = roll(documents, noise=noise)
-        assert [request.noisy for request in engine.requests] == [bool(noise)] == [turn.noisy for turn in trajectory.turns[:1]]
-        assert engine.requests[0].golden_answers == ("Paris",) and trajectory.question.golden_answers == ("Paris",)
+        assert (
+            [request.noisy for request in engine.requests]
+            == [bool(noise)]
+            == [turn.noisy for turn in trajectory.turns[:1]]
+        )
+        assert engine.requests[0].golden_answers == ("Paris",) and trajectory.question.golden_answers == (
+            "Paris",
+        )
 
 
 def test_a_query_cannot_change_the_keyword_of_a_simulator_prompt():
@@ -149,12 +170,17 @@ def test_a_query_cannot_change_the_keyword_of_a_simulator_prompt():
 def test_a_terminal_gets_no_commands():
     text = "a\tb\nc\x1b[31m\r\x07\x9b2J\x00\x7f\u202eabc\u2066\ud800 é 東京 \u200d🙂"
     shown = protocol.visible(text)
-    assert shown == "a\tb\nc‹U+001B›[31m‹U+000D›‹U+0007›‹U+009B›2J‹U+0000›‹U+007F›‹U+202E›abc‹U+2066›‹U+D800› é 東京 \u200d🙂"
+    assert (
+        shown
+        == "a\tb\nc‹U+001B›[31m‹U+000D›‹U+0007›‹U+009B›2J‹U+0000›‹U+007F›‹U+202E›abc‹U+2066›‹U+D800› é 東京 \u200d🙂"
+    )
     assert shown.encode()
 
 
 def test_search_shows_planted_characters_as_escapes(monkeypatch, capsys):
-    monkeypatch.setattr(asking, "_engine", lambda name, study: PlantedEngine(["safe\ttext", "\x1b]0;owned\x07\x1b[2J"]))
+    monkeypatch.setattr(
+        asking, "_engine", lambda name, study: PlantedEngine(["safe\ttext", "\x1b]0;owned\x07\x1b[2J"])
+    )
     assert cli.main(["search", "anything"]) == 0
     out = capsys.readouterr().out
     assert "Doc 1: safe text\n" in out and "\x1b" not in out and "‹U+001B›]0;owned‹U+0007›" in out

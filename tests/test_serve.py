@@ -26,9 +26,11 @@ from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.generate import Generator
 
 TOKEN = "planted-token-51c"
-CORPUS = [{"id": "7", "contents": '"France"\nThe capital of France is Paris.'},
-          {"id": 8, "contents": '"Spain"\nThe capital of Spain is Madrid.'},
-          {"id": "9", "contents": '"Vigo"\nVigo is a city by the sea.'}]
+CORPUS = [
+    {"id": "7", "contents": '"France"\nThe capital of France is Paris.'},
+    {"id": 8, "contents": '"Spain"\nThe capital of Spain is Madrid.'},
+    {"id": "9", "contents": '"Vigo"\nVigo is a city by the sea.'},
+]
 
 
 class Served:
@@ -51,8 +53,13 @@ class Served:
 @contextlib.contextmanager
 def serving(*arguments, **environment):
     process = subprocess.Popen(
-        [sys.executable, "-m", "zs_lib", "serve", *arguments, "--port", "0"], cwd=config.ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment})  # fmt: skip
+        [sys.executable, "-m", "zs_lib", "serve", *arguments, "--port", "0"],
+        cwd=config.ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
     try:
         line = process.stdout.readline()
         assert line, process.stderr.read()
@@ -109,27 +116,49 @@ def test_the_retriever_speaks_search_r1(retriever):
     scored = httpx.post(f"{retriever.url}/retrieve", json=asked | {"return_scores": True}).json()["result"]
     assert [[item["document"] for item in row] for row in scored] == bare
     assert scored[0][0]["score"] > scored[0][1]["score"] > 0
-    assert len(httpx.post(f"{retriever.url}/retrieve", json={"queries": ["capital city"]}).json()["result"][0]) == 3
+    assert (
+        len(httpx.post(f"{retriever.url}/retrieve", json={"queries": ["capital city"]}).json()["result"][0])
+        == 3
+    )
 
 
 def test_our_search_r1_engine_asks_our_retriever(retriever):
-    results = SearchR1Engine(retriever.url).search([request("capital of Spain"), request("zebra"), request("\udcff sea")], 1)
-    assert [result.documents for result in results] == [(CORPUS[1]["contents"],), (), (CORPUS[2]["contents"],)]
+    results = SearchR1Engine(retriever.url).search(
+        [request("capital of Spain"), request("zebra"), request("\udcff sea")], 1
+    )
+    assert [result.documents for result in results] == [
+        (CORPUS[1]["contents"],),
+        (),
+        (CORPUS[2]["contents"],),
+    ]
 
 
 def test_the_example_of_the_ready_line_works(retriever):
     command = retriever.line.removeprefix("Ready: ")
-    shown = subprocess.run(command.replace("curl", "curl -s", 1), shell=True, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        command.replace("curl", "curl -s", 1), shell=True, capture_output=True, text=True, check=True
+    ).stdout
     assert json.loads(shown)["result"][0][0]["document"]["id"] == "7"
 
 
-@pytest.mark.parametrize(("asked", "status", "message"), [
-    ({}, 400, "'queries' must be given"), ({"queries": []}, 400, "1 to 256"), ({"queries": ["a"] * 257}, 400, "1 to 256"),
-    ({"queries": [5]}, 400, "texts"), ({"queries": "a"}, 400, "as list"), ({"queries": ["a" * 2001]}, 400, "2000 characters"),
-    ({"queries": ["a"], "topk": 0}, 400, "from 1 to 100"), ({"queries": ["a"], "topk": 101}, 400, "from 1 to 100"),
-    ({"queries": ["a"], "topk": True}, 400, "as int"), ({"queries": ["a"], "topk": 1e300}, 400, "as int"),
-    ({"queries": ["a"], "return_scores": 1}, 400, "as bool"), ([], 400, "no JSON object"), ({"queries": ["a" * 1_100_000]}, 413, "bytes"),
-])
+@pytest.mark.parametrize(
+    ("asked", "status", "message"),
+    [
+        ({}, 400, "'queries' must be given"),
+        ({"queries": []}, 400, "1 to 256"),
+        ({"queries": ["a"] * 257}, 400, "1 to 256"),
+        ({"queries": [5]}, 400, "texts"),
+        ({"queries": "a"}, 400, "as list"),
+        ({"queries": ["a" * 2001]}, 400, "2000 characters"),
+        ({"queries": ["a"], "topk": 0}, 400, "from 1 to 100"),
+        ({"queries": ["a"], "topk": 101}, 400, "from 1 to 100"),
+        ({"queries": ["a"], "topk": True}, 400, "as int"),
+        ({"queries": ["a"], "topk": 1e300}, 400, "as int"),
+        ({"queries": ["a"], "return_scores": 1}, 400, "as bool"),
+        ([], 400, "no JSON object"),
+        ({"queries": ["a" * 1_100_000]}, 413, "bytes"),
+    ],
+)
 def test_wrong_requests_are_refused(retriever, asked, status, message):
     answer = httpx.post(f"{retriever.url}/retrieve", json=asked)
     assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True)
@@ -140,7 +169,9 @@ def test_rubbish_is_refused_and_nothing_is_served_from_the_disk(retriever):
         assert httpx.post(f"{retriever.url}/retrieve", content=body).status_code == 400
     for path in ("/", "/../pyproject.toml", "/retrieve/../../etc/passwd", "/retrieve%00", "/docs"):
         assert httpx.get(retriever.url + path).status_code in (404, 405)
-    with socket.create_connection(("127.0.0.1", retriever.port), timeout=5) as raw:  # chunks beyond the limit, no length
+    with socket.create_connection(
+        ("127.0.0.1", retriever.port), timeout=5
+    ) as raw:  # chunks beyond the limit, no length
         raw.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         try:
             for _ in range(40):
@@ -152,7 +183,9 @@ def test_rubbish_is_refused_and_nothing_is_served_from_the_disk(retriever):
 
 
 def test_a_token_is_asked_for_where_one_is_set(corpus, monkeypatch):
-    with serving("retriever", "--engine", "dense", "--corpus", str(corpus), "--host", "0.0.0.0", ZS_SERVE_TOKEN=TOKEN) as served:
+    with serving(
+        "retriever", "--engine", "dense", "--corpus", str(corpus), "--host", "0.0.0.0", ZS_SERVE_TOKEN=TOKEN
+    ) as served:
         url = f"http://127.0.0.1:{served.port}"
         assert TOKEN not in served.line and "$ZS_SERVE_TOKEN" in served.line
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
@@ -160,14 +193,20 @@ def test_a_token_is_asked_for_where_one_is_set(corpus, monkeypatch):
         with pytest.raises(EngineError, match="put the right key into ZS_SERVE_TOKEN"):
             SearchR1Engine(url).search([request("capital of Spain")], 1)
         monkeypatch.setenv("ZS_SERVE_TOKEN", TOKEN)
-        assert SearchR1Engine(url).search([request("capital of Spain")], 3)[0].documents[0] == CORPUS[1]["contents"]
+        assert (
+            SearchR1Engine(url).search([request("capital of Spain")], 3)[0].documents[0]
+            == CORPUS[1]["contents"]
+        )
         assert served.stop() == 0 and TOKEN not in served.process.stderr.read()
 
 
 @pytest.mark.parametrize(("by", "code", "body"), [(signal.SIGTERM, 0, b"{"), (signal.SIGINT, 130, b"{}")])
 def test_signals_end_it_cleanly(by, code, body):
     """Also while a client has only sent a part of its request."""
-    with serving("retriever", ZS_SERVE_TOKEN="") as served, socket.create_connection(("127.0.0.1", served.port)) as raw:
+    with (
+        serving("retriever", ZS_SERVE_TOKEN="") as served,
+        socket.create_connection(("127.0.0.1", served.port)) as raw,
+    ):
         raw.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n" + body)
         found = SearchR1Engine(served.url).search([request("capital of Norway")], 3)[0].documents
         assert found == build_engine("bm25").search([request("capital of Norway")], 3)[0].documents
@@ -176,25 +215,44 @@ def test_signals_end_it_cleanly(by, code, body):
         assert "Traceback" not in served.process.stderr.read()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["retriever", "--host", "0.0.0.0"], "0.0.0.0 can be reached by others: put a secret into the environment's ZS_SERVE_TOKEN"),
-    (["retriever", "--host", "no.such.host.invalid"], "no.such.host.invalid can be reached"),
-    (["retriever", "--port", "99999"], "Port 99999 of 127.0.0.1 cannot be used"),
-    (["retriever", "--port", "TAKEN"], "cannot be used (Address already in use): choose another --port"),
-    (["retriever", "--port", "0", "--corpus", "nowhere.jsonl"], "nowhere.jsonl is missing: each line must be"),
-    (["simulator", "--port", "0", "--model", "nothing"], "No run is called 'nothing'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["retriever", "--host", "0.0.0.0"],
+            "0.0.0.0 can be reached by others: put a secret into the environment's ZS_SERVE_TOKEN",
+        ),
+        (["retriever", "--host", "no.such.host.invalid"], "no.such.host.invalid can be reached"),
+        (["retriever", "--port", "99999"], "Port 99999 of 127.0.0.1 cannot be used"),
+        (["retriever", "--port", "TAKEN"], "cannot be used (Address already in use): choose another --port"),
+        (
+            ["retriever", "--port", "0", "--corpus", "nowhere.jsonl"],
+            "nowhere.jsonl is missing: each line must be",
+        ),
+        (["simulator", "--port", "0", "--model", "nothing"], "No run is called 'nothing'"),
+    ],
+)
 def test_what_cannot_be_served_is_one_line(arguments, message, store, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        code = cli.main(["serve", *(str(taken.getsockname()[1]) if word == "TAKEN" else word for word in arguments)])
+        code = cli.main(
+            ["serve", *(str(taken.getsockname()[1]) if word == "TAKEN" else word for word in arguments)]
+        )
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (1, "", 1) and message in err
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("{", "line 2 is not JSON (Expecting property name"), ("[]", "line 2"), ("", "line 2"),
-    ('{"id": "1"}', "line 2 is no passage (id or contents are missing"),
-    ('{"id": null, "contents": "x"}', "no text"), ('{"id": "1", "contents": ["x"]}', "no text"), ("\udcff", "cannot be read as UTF-8")])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 is not JSON (Expecting property name"),
+        ("[]", "line 2"),
+        ("", "line 2"),
+        ('{"id": "1"}', "line 2 is no passage (id or contents are missing"),
+        ('{"id": null, "contents": "x"}', "no text"),
+        ('{"id": "1", "contents": ["x"]}', "no text"),
+        ("\udcff", "cannot be read as UTF-8"),
+    ],
+)
 def test_damaged_corpora_say_where(line, message, tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_bytes((json.dumps(CORPUS[0]) + "\n" + line + "\n").encode(errors="surrogateescape"))
@@ -239,17 +297,24 @@ def test_our_openai_engine_asks_our_simulator(simulator):
 
 
 def test_a_replica_killed_in_the_middle_of_a_batch_costs_no_answer(simulator, folder):
-    requests = [request("Doc 1: capital", (i,), i % 2 == 0) for i in range(320)]  # so many that it is killed before the last
+    requests = [
+        request("Doc 1: capital", (i,), i % 2 == 0) for i in range(320)
+    ]  # so many that it is killed before the last
     with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN="") as other:
         engine = OpenAIEngine(f"{simulator.url},{other.url}", "short", 2.0, 60)
         dying = engine.service.replicas[1]
-        killer = threading.Thread(target=kill_when, args=(lambda: dying.asked > dying.under_way > 0, other.process))
+        killer = threading.Thread(
+            target=kill_when, args=(lambda: dying.asked > dying.under_way > 0, other.process)
+        )
         killer.start()
         found = engine.search(requests, 3)
         killer.join()
         assert other.process.wait(5) == -signal.SIGKILL and dying.failures > 0
     assert found == OpenAIEngine(simulator.url, "short", 2.0, 60).search(requests, 3)
-    assert engine.search(requests[:2], 3) == found[:2] and {result.status for result in found} <= {"ok", "empty"}
+    assert engine.search(requests[:2], 3) == found[:2] and {result.status for result in found} <= {
+        "ok",
+        "empty",
+    }
 
 
 def kill_when(due, process):
@@ -266,14 +331,26 @@ def test_a_burst_delays_another_s_request_by_no_more_than_what_is_before_it(simu
     answered = []
 
     async def ask(client, who, **asked):
-        body = {"messages": [{"role": "user", "content": "Doc 1: the capital"}], "max_tokens": 60, "temperature": 2.0} | asked
+        body = {
+            "messages": [{"role": "user", "content": "Doc 1: the capital"}],
+            "max_tokens": 60,
+            "temperature": 2.0,
+        } | asked
         assert (await client.post(f"{simulator.url}/v1/chat/completions", json=body)).is_success
         answered.append(who)
 
     async def clients():
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(timeout=60, limits=limits) as greedy, httpx.AsyncClient(timeout=60) as modest, asyncio.TaskGroup() as group:
-            for client, who, count, asked in ((greedy, "first", 70, {}), (modest, "single", 1, other), (greedy, "second", 50, {})):
+        async with (
+            httpx.AsyncClient(timeout=60, limits=limits) as greedy,
+            httpx.AsyncClient(timeout=60) as modest,
+            asyncio.TaskGroup() as group,
+        ):
+            for client, who, count, asked in (
+                (greedy, "first", 70, {}),
+                (modest, "single", 1, other),
+                (greedy, "second", 50, {}),
+            ):
                 for seed in range(count):
                     group.create_task(ask(client, who, seed=seed, **asked))
                 await asyncio.sleep(0.5)
@@ -284,39 +361,68 @@ def test_a_burst_delays_another_s_request_by_no_more_than_what_is_before_it(simu
 
 
 def test_completions_have_openai_s_form(simulator):
-    answer = chat(simulator, model="tiny", max_tokens=20, seed=3, temperature=0.5, n=1, stream=False, top_p=1.0).json()
+    answer = chat(
+        simulator, model="tiny", max_tokens=20, seed=3, temperature=0.5, n=1, stream=False, top_p=1.0
+    ).json()
     choice, usage = answer["choices"][0], answer["usage"]
     assert choice["message"]["role"] == "assistant" and choice["finish_reason"] in ("stop", "length")
     assert answer["object"] == "chat.completion" and answer["model"] == "tiny"
-    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and 0 < usage["completion_tokens"] <= 20
-    assert chat(simulator, max_tokens=20, seed=3, temperature=0.5).json()["choices"][0]["message"] == choice["message"]
+    assert (
+        usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+        and 0 < usage["completion_tokens"] <= 20
+    )
+    assert (
+        chat(simulator, max_tokens=20, seed=3, temperature=0.5).json()["choices"][0]["message"]
+        == choice["message"]
+    )
     whole = chat(simulator, max_tokens=20, seed=3, temperature=0).json()["choices"][0]["message"]["content"]
     cut = chat(simulator, max_tokens=20, seed=3, temperature=0, stop=whole[2:5]).json()["choices"][0]
-    assert cut == {"index": 0, "message": {"role": "assistant", "content": whole.partition(whole[2:5])[0]}, "finish_reason": "stop"}
+    assert cut == {
+        "index": 0,
+        "message": {"role": "assistant", "content": whole.partition(whole[2:5])[0]},
+        "finish_reason": "stop",
+    }
     assert [model["id"] for model in httpx.get(f"{simulator.url}/v1/models").json()["data"]] == ["tiny"]
 
 
-@pytest.mark.parametrize(("asked", "status", "message"), [
-    ({"model": "../../etc/passwd"}, 404, "no such model: this server has 'tiny'"), ({"messages": []}, 400, "'messages' must be"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "both texts"), ({"messages": [3]}, 400, "both texts"),
-    ({"messages": [{"role": "user", "content": ""}]}, 400, "a prompt of 0 tokens"), ({"messages": None}, 400, "as list"),
-    ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "do not fit the model's 512"),
-    ({"max_tokens": 0}, 400, "from 1 to 1024"), ({"max_tokens": 2000}, 400, "from 1 to 1024"), ({"temperature": -1}, 400, "from 0 to 2"),
-    ({"temperature": "hot"}, 400, "as float"), ({"stop": ["a"] * 5}, 400, "at most 4"), ({"stop": ""}, 400, "1 to 100 characters"),
-    ({"stream": True}, 400, "'stream' cannot be asked for"), ({"n": 2}, 400, "'n' cannot"),
-    ({"tools": []}, 400, "'tools' cannot"), ({"seed": "x"}, 400, "as int"),
-])
+@pytest.mark.parametrize(
+    ("asked", "status", "message"),
+    [
+        ({"model": "../../etc/passwd"}, 404, "no such model: this server has 'tiny'"),
+        ({"messages": []}, 400, "'messages' must be"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "both texts"),
+        ({"messages": [3]}, 400, "both texts"),
+        ({"messages": [{"role": "user", "content": ""}]}, 400, "a prompt of 0 tokens"),
+        ({"messages": None}, 400, "as list"),
+        ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "do not fit the model's 512"),
+        ({"max_tokens": 0}, 400, "from 1 to 1024"),
+        ({"max_tokens": 2000}, 400, "from 1 to 1024"),
+        ({"temperature": -1}, 400, "from 0 to 2"),
+        ({"temperature": "hot"}, 400, "as float"),
+        ({"stop": ["a"] * 5}, 400, "at most 4"),
+        ({"stop": ""}, 400, "1 to 100 characters"),
+        ({"stream": True}, 400, "'stream' cannot be asked for"),
+        ({"n": 2}, 400, "'n' cannot"),
+        ({"tools": []}, 400, "'tools' cannot"),
+        ({"seed": "x"}, 400, "as int"),
+    ],
+)
 def test_wrong_chats_are_refused(simulator, asked, status, message):
     answer = chat(simulator, **asked)
     assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True), answer.text
 
 
 def test_sigterm_breaks_off_a_long_completion(simulator):
-    asked = json.dumps({"messages": [{"role": "user", "content": "word"}], "max_tokens": 500, "temperature": 2}).encode()
+    asked = json.dumps(
+        {"messages": [{"role": "user", "content": "word"}], "max_tokens": 500, "temperature": 2}
+    ).encode()
     with contextlib.ExitStack() as clients:
         for _ in range(100):  # batches of 32, one after the other
             raw = clients.enter_context(socket.create_connection(("127.0.0.1", simulator.port)))
-            raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(asked) + asked)
+            raw.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(asked)
+                + asked
+            )
         started = time.monotonic()
         assert simulator.stop() == 0 and time.monotonic() - started < 15
     assert "Traceback" not in simulator.process.stderr.read()

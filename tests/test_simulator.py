@@ -19,8 +19,14 @@ from zs_lib.qa import Hop, Question
 from zs_lib.runs import Run, RunStore
 from zs_lib.simulator import Pair
 
-QUESTION = Question("q", "what is the capital of the country where Bergen lies?", ("Oslo", "Christiania"), "bridge", "train",
-                    (Hop("Bergen", "country", ("Norway",)), Hop("Norway", "capital", ("Oslo", "Christiania"))))
+QUESTION = Question(
+    "q",
+    "what is the capital of the country where Bergen lies?",
+    ("Oslo", "Christiania"),
+    "bridge",
+    "train",
+    (Hop("Bergen", "country", ("Norway",)), Hop("Norway", "capital", ("Oslo", "Christiania"))),
+)
 
 
 def test_an_answer_counts_as_whole_words_only():
@@ -33,17 +39,32 @@ def test_an_answer_counts_as_whole_words_only():
 def test_held_out_questions_stay_held_out_when_others_come():
     questions = qa.load_questions(subset=qa.TRAINED_ON, split="train")
     train, held_out = simulator.split_questions(questions)
-    assert len(train) + len(held_out) == len(questions) and not {q.id for q in train} & {q.id for q in held_out}
+    assert len(train) + len(held_out) == len(questions) and not {q.id for q in train} & {
+        q.id for q in held_out
+    }
     assert len(held_out) / len(questions) == pytest.approx(simulator.HELD_OUT, abs=0.03)
     fewer, _ = simulator.split_questions(questions[1::2][::-1])
     assert {q.id for q in fewer} <= {q.id for q in train}
 
 
 def test_clean_documents_hold_no_answer_of_any_hop_and_none_of_its_entities():
-    wider = ("Oslo is a city.", "Bergen lies in Norway.", "Rain falls.", "Ships visit Bergen.", "Fish swim.", "Christiania burnt.",
-             "Snow melts.", "Wind blows.")
+    wider = (
+        "Oslo is a city.",
+        "Bergen lies in Norway.",
+        "Rain falls.",
+        "Ships visit Bergen.",
+        "Fish swim.",
+        "Christiania burnt.",
+        "Snow melts.",
+        "Wind blows.",
+    )
     pair = simulator._pair(QUESTION, "country of Bergen", wider[:3], wider)
-    assert len(set(pair.clean)) == 3 and set(pair.clean) < {"Rain falls.", "Fish swim.", "Snow melts.", "Wind blows."}
+    assert len(set(pair.clean)) == 3 and set(pair.clean) < {
+        "Rain falls.",
+        "Fish swim.",
+        "Snow melts.",
+        "Wind blows.",
+    }
     assert pair == simulator._pair(QUESTION, "country of Bergen", wider[:3], wider)
     assert pair.contained and pair.useful is None and pair.answer == "Oslo"
     assert not simulator._pair(QUESTION, "capital", ("Rain falls.",), wider).contained
@@ -51,11 +72,16 @@ def test_clean_documents_hold_no_answer_of_any_hop_and_none_of_its_entities():
 
 def make_pair(i: int, useful: bool, contained: bool) -> Pair:
     documents = (f"The answer {i} is Oslo.",) if contained else (f"Document {i} says nothing.",)
-    return Pair(f"query {i}", f"question {i}?", "Oslo", ("Oslo",), documents, (f"Clean {i}.",), contained, useful)
+    return Pair(
+        f"query {i}", f"question {i}?", "Oslo", ("Oslo",), documents, (f"Clean {i}.",), contained, useful
+    )
 
 
-PAIRS = ([make_pair(i, True, True) for i in range(20)] + [make_pair(i, False, False) for i in range(20, 70)]
-         + [make_pair(70, False, True)])  # the judge overlooked the answer
+PAIRS = (
+    [make_pair(i, True, True) for i in range(20)]
+    + [make_pair(i, False, False) for i in range(20, 70)]
+    + [make_pair(70, False, True)]
+)  # the judge overlooked the answer
 
 
 def test_naive_examples_follow_the_paper():
@@ -97,29 +123,44 @@ def test_a_class_without_examples_is_an_error(pairs, what):
 @pytest.mark.parametrize("template", list(protocol.SIMULATOR_TEMPLATES))
 def test_the_loss_covers_the_documents_and_the_end_and_nothing_else(template):
     tokenizer = tiny_tokenizer()
-    for (pair, useful, documents), row in zip(chosen := simulator.examples(PAIRS, "grounded", 0),
-                                              simulator.encode_examples(chosen, tokenizer, template), strict=True):
+    for (pair, useful, documents), row in zip(
+        chosen := simulator.examples(PAIRS, "grounded", 0),
+        simulator.encode_examples(chosen, tokenizer, template),
+        strict=True,
+    ):
         written = [i for i, on in zip(row["input_ids"], row["completion_mask"], strict=True) if on]
         prompt = [i for i, on in zip(row["input_ids"], row["completion_mask"], strict=True) if not on]
-        assert tokenizer.decode(written[:-1]) == protocol.format_documents(documents) and written[-1] == tokenizer.eos_token_id
+        assert (
+            tokenizer.decode(written[:-1]) == protocol.format_documents(documents)
+            and written[-1] == tokenizer.eos_token_id
+        )
         assert row["completion_mask"] == sorted(row["completion_mask"])
         assert pair.query in tokenizer.decode(prompt) and ("useful" in tokenizer.decode(prompt)) == useful
 
 
 @pytest.mark.parametrize("template", list(protocol.SIMULATOR_TEMPLATES))
 def test_useful_and_noisy_prompts_differ_in_the_keyword_only(template):
-    useful, noisy = (protocol.simulator_prompt("country of Bergen", QUESTION.question, "Oslo", flag, 3, template) for flag in (True, False))
+    useful, noisy = (
+        protocol.simulator_prompt("country of Bergen", QUESTION.question, "Oslo", flag, 3, template)
+        for flag in (True, False)
+    )
     assert useful != noisy and useful.replace("useful", "noisy").replace("Useful", "Noisy") == noisy
 
 
 def test_agreement_of_the_judges_by_hand():
-    pairs = [make_pair(0, True, True), make_pair(1, True, True), make_pair(2, False, False), make_pair(3, True, False)]
+    pairs = [
+        make_pair(0, True, True),
+        make_pair(1, True, True),
+        make_pair(2, False, False),
+        make_pair(3, True, False),
+    ]
     report = simulator.agreement(pairs)
     assert report["agreement"] == 0.75 and report["useful"] == 0.75 and report["contained"] == 0.5
     assert report["kappa"] == pytest.approx((0.75 - 0.5) / (1 - 0.5))  # chance: .75 × .5 + .25 × .5
 
 
 # fidelity of engines that we know -----------------------------------------------------------------------------------
+
 
 def asked() -> list[Question]:
     questions = qa.load_questions(subset=qa.TRAINED_ON, split="train")
@@ -137,9 +178,16 @@ class Perfect:
     def search(self, requests, num_documents):
         wider = self.real.search(requests, 40)
         by_question = {question.question: simulator.answers_of(question) for question in asked()}
-        return [SearchResult.of([document for document in result.documents if not request.noisy
-                                 or not simulator.states([document], by_question[request.question])][:num_documents])
-                for request, result in zip(requests, wider, strict=True)]
+        return [
+            SearchResult.of(
+                [
+                    document
+                    for document in result.documents
+                    if not request.noisy or not simulator.states([document], by_question[request.question])
+                ][:num_documents]
+            )
+            for request, result in zip(requests, wider, strict=True)
+        ]
 
 
 class Parrot:
@@ -148,7 +196,10 @@ class Parrot:
     name = "parrot"
 
     def search(self, requests, num_documents):
-        return [SearchResult.of([f"It is known that {request.golden_answers[0]} is right."] * (num_documents - 1)) for request in requests]
+        return [
+            SearchResult.of([f"It is known that {request.golden_answers[0]} is right."] * (num_documents - 1))
+            for request in requests
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +213,10 @@ def test_a_perfect_simulator_cannot_be_told_from_the_engine(real):
     assert report["answer_bad"] == report["real_bad"] < 0.15
     assert report["leak"] == 0.0 and report["auc"] == pytest.approx(0.5, abs=0.1)
     assert report["words"] == report["real_words"] and report["distinct_2"] == report["real_distinct_2"]
-    assert min(report["answer_first"], report["answer_last"]) > 0.8 and report["good_queries"] > report["bad_queries"] > 0
+    assert (
+        min(report["answer_first"], report["answer_last"]) > 0.8
+        and report["good_queries"] > report["bad_queries"] > 0
+    )
 
 
 def test_a_simulator_that_always_answers_is_found_out(real):
@@ -178,7 +232,11 @@ def test_one_that_writes_nothing_has_no_auc(real):
             return [SearchResult.of([]) for _ in requests]
 
     report = simulator.fidelity(Silent(), asked(), real, 3)
-    assert math.isnan(report["auc"]) and report["short"] == 1.0 and report["answer_good"] == report["leak"] == report["distinct_2"] == 0.0
+    assert (
+        math.isnan(report["auc"])
+        and report["short"] == 1.0
+        and report["answer_good"] == report["leak"] == report["distinct_2"] == 0.0
+    )
 
 
 def test_bad_queries_do_not_name_the_entity():
@@ -199,9 +257,17 @@ def test_damaged_pairs_are_one_clear_error(tmp_path):
 
 
 def test_fine_tuning_scores_what_is_trained_and_learns_what_trl_does(tmp_path, monkeypatch):
-    arm, dice = replace(config.load_profile("smoke").simulators[0], steps=6, batch_size=4, learning_rate=1e-2), Random(0)
-    rows = [{"input_ids": [dice.randrange(2, 300) for _ in range(size - 4)] + [7, 8, 7, 8], "completion_mask": [0] * (size - 4) + [1] * 4}
-            for size in (dice.randrange(8, 40) for _ in range(4 * arm.steps))]
+    arm, dice = (
+        replace(config.load_profile("smoke").simulators[0], steps=6, batch_size=4, learning_rate=1e-2),
+        Random(0),
+    )
+    rows = [
+        {
+            "input_ids": [dice.randrange(2, 300) for _ in range(size - 4)] + [7, 8, 7, 8],
+            "completion_mask": [0] * (size - 4) + [1] * 4,
+        }
+        for size in (dice.randrange(8, 40) for _ in range(4 * arm.steps))
+    ]
     scored, accuracy, weights, loss = [], [], {}, {}
 
     class TrlsOwn(SFTTrainer):
@@ -216,8 +282,12 @@ def test_fine_tuning_scores_what_is_trained_and_learns_what_trl_does(tmp_path, m
     for name, trainer in {"ours": SFTTrainer, "TRL's": TrlsOwn}.items():
         monkeypatch.setattr(trl, "SFTTrainer", trainer)
         loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "")
-        watch = loaded.model.get_output_embeddings().register_forward_hook(lambda _, states, logits: scored.append(len(states[0])))
-        run = RunStore(tmp_path / name).ensure(arm, 0, lambda run, loaded=loaded: fine_tuning.fine_tune(run, loaded, rows, arm, 0, None))
+        watch = loaded.model.get_output_embeddings().register_forward_hook(
+            lambda _, states, logits: scored.append(len(states[0]))
+        )
+        run = RunStore(tmp_path / name).ensure(
+            arm, 0, lambda run, loaded=loaded: fine_tuning.fine_tune(run, loaded, rows, arm, 0, None)
+        )
         watch.remove()
         weights[name], loss[name] = loaded.model.state_dict(), run.metrics()["loss"].tolist()
         if name == "ours":
@@ -225,4 +295,7 @@ def test_fine_tuning_scores_what_is_trained_and_learns_what_trl_does(tmp_path, m
             found = run.metrics()["token_accuracy"].tolist()
     assert loss["ours"] == pytest.approx(loss["TRL's"], rel=1e-5)
     assert found == pytest.approx(accuracy) and max(found) > 0
-    assert all(torch.allclose(weights["ours"][name], theirs, rtol=1e-4, atol=1e-6) for name, theirs in weights["TRL's"].items())
+    assert all(
+        torch.allclose(weights["ours"][name], theirs, rtol=1e-4, atol=1e-6)
+        for name, theirs in weights["TRL's"].items()
+    )

@@ -37,7 +37,11 @@ def test_the_first_signal_waits_and_the_second_does_not(capfd):
             done.append(step)
             if asked():
                 break
-    assert caught.value.code == 143 and done == [0, 1, 2] and "Stopping after this step" in capfd.readouterr().err
+    assert (
+        caught.value.code == 143
+        and done == [0, 1, 2]
+        and "Stopping after this step" in capfd.readouterr().err
+    )
     with pytest.raises(KeyboardInterrupt), between_steps():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
@@ -56,19 +60,31 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 
 @pytest.mark.skipif("tiny-L" not in models.shipped(), reason="needs the shipped backbones")
-@pytest.mark.parametrize(("number", "code", "part", "processes"), [
-    (signal.SIGINT, 130, ["--jobs", "1"], 1),  # while runs are made: a worker
-    (signal.SIGTERM, 143, ["--jobs", "1", "--only", "03"], 3)], ids=["Ctrl-C", "SIGTERM in a notebook"])  # a worker, its kernel, and that one's worker
+@pytest.mark.parametrize(
+    ("number", "code", "part", "processes"),
+    [
+        (signal.SIGINT, 130, ["--jobs", "1"], 1),  # while runs are made: a worker
+        (signal.SIGTERM, 143, ["--jobs", "1", "--only", "03"], 3),
+    ],
+    ids=["Ctrl-C", "SIGTERM in a notebook"],
+)  # a worker, its kernel, and that one's worker
 def test_the_study_ends_cleanly_and_leaves_no_process(number, code, part, processes, store, tmp_path):
     environment = os.environ | {"PYTHONPATH": PATHS, "ZS_OUTPUTS": str(tmp_path / "outputs")}
-    study = subprocess.Popen([sys.executable, "-m", "zs_lib", "reproduce", "--profile", "smoke", *part],
-                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    study = subprocess.Popen(
+        [sys.executable, "-m", "zs_lib", "reproduce", "--profile", "smoke", *part],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: any(run.running for run in store.list()), 90)
     family = psutil.Process(study.pid).children(recursive=True)
     assert len(family) == processes
     study.send_signal(number)
     _, told = study.communicate(timeout=60)
-    assert study.returncode == code and "zs_lib/" not in told, told  # no traceback of ours; a kernel may complain of its end
+    assert study.returncode == code and "zs_lib/" not in told, (
+        told
+    )  # no traceback of ours; a kernel may complain of its end
     assert psutil.wait_procs(family, timeout=5)[1] == []
     assert not any(run.running for run in store.list()) and store.verify() == []
 
@@ -82,17 +98,23 @@ def test_an_interrupted_cell_ends_with_one_line(store, monkeypatch):
     client.start_channels()
     try:
         client.wait_for_ready(timeout=60)
-        client.execute("from run_fixtures import CountingArm; from zs_lib import notebook, reproduce\n"
-                       "reproduce.WORK['CountingArm'] = 'run_fixtures:ensure'\n"
-                       "notebook.run([(CountingArm(sleep=0.2, steps=500), 0)], jobs=1)")
+        client.execute(
+            "from run_fixtures import CountingArm; from zs_lib import notebook, reproduce\n"
+            "reproduce.WORK['CountingArm'] = 'run_fixtures:ensure'\n"
+            "notebook.run([(CountingArm(sleep=0.2, steps=500), 0)], jobs=1)"
+        )
         wait_for(lambda: (store.root / "begun.txt").exists(), 60)
-        family = [child for child in psutil.Process().children(recursive=True) if "zs_lib.worker" in child.cmdline()]
+        family = [
+            child for child in psutil.Process().children(recursive=True) if "zs_lib.worker" in child.cmdline()
+        ]
         manager.interrupt_kernel()
         answer = client.get_shell_msg(timeout=30)["content"]
         while answer.get("ename") is None:  # that of wait_for_ready may come first
             answer = client.get_shell_msg(timeout=30)["content"]
         assert answer["status"] == "error" and answer["ename"] == "Stopped"
-        assert answer["traceback"] == ["Stopped. Finished runs and checkpoints are kept: run the cell again to go on."]
+        assert answer["traceback"] == [
+            "Stopped. Finished runs and checkpoints are kept: run the cell again to go on."
+        ]
         assert family and psutil.wait_procs(family, timeout=15)[1] == []
     finally:
         client.stop_channels()

@@ -17,7 +17,9 @@ def test_every_profile_has_every_study(name):
     names, contents = [arm.name for arm in whole.policies], [digest(arm) for arm in whole.policies]
     assert len(set(names)) == len(names) and len(set(contents)) == len(contents)
     assert whole.policies[: len(profile.policies)] == profile.policies  # the core first
-    assert {arm for study in studies.STUDIES for arm in studies.rows(profile, study).values()} <= set(whole.policies)
+    assert {arm for study in studies.STUDIES for arm in studies.rows(profile, study).values()} <= set(
+        whole.policies
+    )
 
 
 def test_a_variant_differs_in_what_its_name_says():
@@ -27,14 +29,19 @@ def test_a_variant_differs_in_what_its_name_says():
     assert made[: len(profile.policies)] == profile.policies and len(made) == len(profile.policies) + 9
     for arm in (main, *made[len(profile.policies) :]):
         changed = {f.name for f in fields(arm) if getattr(arm, f.name) != getattr(main, f.name)} - {"name"}
-        assert changed == (set() if arm is main else {"curriculum"} if "curriculum" in arm.name else {"objective"}), arm.name
+        assert changed == (
+            set() if arm is main else {"curriculum"} if "curriculum" in arm.name else {"objective"}
+        ), arm.name
 
 
 def test_an_arm_equal_to_a_core_arm_is_that_arm():
     profile = config.load_profile("tiny")
     rows = studies.rows(profile, "simulators")
     assert {label: arm.name for label, arm in rows.items() if "/" not in arm.name} == {
-        "grounded-tiny-L": "zerosearch", "naive-tiny-L": "zerosearch-naive", "real engine": "search-r1"}
+        "grounded-tiny-L": "zerosearch",
+        "naive-tiny-L": "zerosearch-naive",
+        "real engine": "search-r1",
+    }
     assert studies.select(profile, "simulators").evaluation == profile.evaluation
     with pytest.raises(ConfigError, match="curricula"):
         studies.rows(profile, "nothing")
@@ -53,6 +60,8 @@ def test_a_new_arm_is_a_line_and_a_wrong_value_is_told():
     assert (arm.name, arm.group_size, arm.rollout.max_searches) == ("zerosearch/group=12", 12, 1)
     assert arm.rollout.num_documents == main.rollout.num_documents and digest(arm) != digest(main)
     with pytest.raises(ConfigError, match="'zerosearch'.*rename"):
-        dataclasses.replace(config.load_profile("tiny"), policies=(main, dataclasses.replace(arm, name="zerosearch")))
+        dataclasses.replace(
+            config.load_profile("tiny"), policies=(main, dataclasses.replace(arm, name="zerosearch"))
+        )
     with pytest.raises(ConfigError, match="bm25"):
         studies.variant(main, "engine", "nothing", engine="nothing")

@@ -23,7 +23,9 @@ def test_one_profile_value_sets_it_for_all_arms_and_makes_no_other_arm():
     plain, tracked = config.load_profile("tiny"), config.load_profile("tiny", {"tracker": "wandb"})
     assert {arm.tracker for arm in plain.policies + plain.simulators} == {"none"}
     assert {arm.tracker for arm in tracked.policies + tracked.simulators} == {"wandb"}
-    assert tracked.policies == plain.policies and list(map(digest, tracked.policies)) == list(map(digest, plain.policies))
+    assert tracked.policies == plain.policies and list(map(digest, tracked.policies)) == list(
+        map(digest, plain.policies)
+    )
     sent = worker.arm_of(worker.spelled(tracked.policy("zerosearch")))
     assert (sent.tracker, sent.simulator.tracker) == ("wandb", "wandb")
     with pytest.raises(ConfigError, match="none, tensorboard, wandb, trackio"):
@@ -49,12 +51,17 @@ def test_one_that_does_not_start_is_an_error_before_training(store):
 
 
 def test_tensorboard_gets_every_step_of_a_run(store):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="the extra 'trackers' is not installed")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="the extra 'trackers' is not installed",
+    )
     run, plain = ensure(TrackedArm(), 0, store), ensure(CountingArm(), 0, store)
     events = accumulator.EventAccumulator(str(store.root / "tensorboard" / run.path.name)).Reload()
     assert events.Tags()["scalars"] == ["total"]  # what is no finite number is left out
     assert [(event.step, event.value) for event in events.Scalars("total")] == [
-        (step, pytest.approx(total)) for step, total in run.metrics()[["step", "total"]].itertuples(index=False)]
+        (step, pytest.approx(total))
+        for step, total in run.metrics()[["step", "total"]].itertuples(index=False)
+    ]
     assert (run.path / "metrics.jsonl").read_bytes() == (plain.path / "metrics.jsonl").read_bytes()
     assert store.verify() == [] and len(store.list()) == 2
 

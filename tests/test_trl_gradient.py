@@ -65,15 +65,26 @@ def trajectories():
 def trl_gradient(folder, tmp_path, loss_type, kl_coef, trajectories, advantages, old, reference):
     """Loss and gradients by parameter name of TRL's own `compute_loss`."""
     args = GRPOConfig(
-        output_dir=str(tmp_path), loss_type=loss_type, beta=kl_coef, epsilon=CLIP, temperature=TEMPERATURE,
-        num_generations=3, per_device_train_batch_size=6, gradient_accumulation_steps=1, use_cpu=True,
-        bf16=False, use_bias_correction_kl=False, report_to=[],
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        loss_type=loss_type,
+        beta=kl_coef,
+        epsilon=CLIP,
+        temperature=TEMPERATURE,
+        num_generations=3,
+        per_device_train_batch_size=6,
+        gradient_accumulation_steps=1,
+        use_cpu=True,
+        bf16=False,
+        use_bias_correction_kl=False,
+        report_to=[],
+    )
     trainer = GRPOTrainer(
-        str(folder), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args,
+        str(folder),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=args,
         train_dataset=Dataset.from_dict({"prompt": ["w2"]}),
         processing_class=PreTrainedTokenizerFast.from_pretrained(folder),
-    )  # fmt: skip
+    )
     trainer.current_gradient_accumulation_steps = 1
     mask = pad_right([t.mask for t in trajectories])
     inputs = {

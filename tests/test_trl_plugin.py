@@ -38,7 +38,13 @@ class WatchedTrainer(GRPOTrainer):
 
 def in_rows(inputs, trajectories) -> list:
     """The trajectories in the order of TRL's rows, which it shuffles."""
-    rows = zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), inputs["completion_ids"], inputs["completion_mask"].sum(1), strict=True)
+    rows = zip(
+        inputs["prompt_ids"],
+        inputs["prompt_mask"].bool(),
+        inputs["completion_ids"],
+        inputs["completion_mask"].sum(1),
+        strict=True,
+    )
     known = {(*t.prompt_ids, "|", *t.ids): t for t in trajectories}  # equal ones are interchangeable
     found = [known[*prompt[kept].tolist(), "|", *ids[:length].tolist()] for prompt, kept, ids, length in rows]
     assert len(found) == len(trajectories) and set(map(id, found)) == set(map(id, known.values()))
@@ -56,15 +62,36 @@ class WatchedEngine:
     def search(self, requests, num_documents):
         self.requests += requests
         found = self.engine.search(requests, num_documents)
-        return [SearchResult((), "failed", "no line") if uniform(request.key, 0, "fault") < self.failing else result
-                for request, result in zip(requests, found, strict=True)]
+        return [
+            SearchResult((), "failed", "no line")
+            if uniform(request.key, 0, "fault") < self.failing
+            else result
+            for request, result in zip(requests, found, strict=True)
+        ]
 
 
 def trainer(folder, engine, steps=2, curriculum=NOISE, questions=QUESTIONS, **changes) -> WatchedTrainer:
     search = SearchRollouts(questions, engine, ARM.rollout, curriculum)
-    args = GRPOConfig(str(folder), max_steps=steps, per_device_train_batch_size=12, num_generations=4, learning_rate=1e-4,
-                      logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, bf16=False, **changes)
-    watched = WatchedTrainer(str(models.BACKBONES / "tiny-S-instruct"), search.reward, args, train_dataset=search.dataset(), rollout_func=search)
+    args = GRPOConfig(
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=12,
+        num_generations=4,
+        learning_rate=1e-4,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        **changes,
+    )
+    watched = WatchedTrainer(
+        str(models.BACKBONES / "tiny-S-instruct"),
+        search.reward,
+        args,
+        train_dataset=search.dataset(),
+        rollout_func=search,
+    )
     watched.seen = []
     return watched
 
@@ -85,7 +112,9 @@ def test_what_trl_trains_on_is_what_was_sampled(trained):
         for row, t in enumerate(in_rows(inputs, trajectories)):
             mine = torch.tensor(t.mask)
             assert inputs["tool_mask"][row, : len(t.ids)].tolist() == t.mask
-            torch.testing.assert_close(logprobs[row, : len(t.ids)][mine], torch.tensor(t.logprobs)[mine], atol=1e-3, rtol=0)
+            torch.testing.assert_close(
+                logprobs[row, : len(t.ids)][mine], torch.tensor(t.logprobs)[mine], atol=1e-3, rtol=0
+            )
 
 
 def test_document_tokens_have_no_gradient(trained):
@@ -105,15 +134,21 @@ def test_document_tokens_have_no_gradient(trained):
 def test_the_reward_is_f1_and_noise_follows_the_curriculum(trained):
     watched, engine = trained
     logged = [row for row in watched.state.log_history if "reward" in row]
-    assert [row["noise_probability"] for row in logged] == pytest.approx([(4 ** (i / 3) - 1) / 3 for i in (1, 2, 3)])
+    assert [row["noise_probability"] for row in logged] == pytest.approx(
+        [(4 ** (i / 3) - 1) / 3 for i in (1, 2, 3)]
+    )
     for row, (*_, trajectories) in zip(logged, watched.seen, strict=True):
         rewards = [policy.reward(t) for t in trajectories]
         assert row["reward"] == row["rewards/reward/mean"] == pytest.approx(sum(rewards) / 12)
         assert row["searches"] == pytest.approx(sum(t.num_searches for t in trajectories) / 12)
-        assert {t.question for t in trajectories} <= set(QUESTIONS) and len({t.question for t in trajectories}) == 3
+        assert {t.question for t in trajectories} <= set(QUESTIONS) and len(
+            {t.question for t in trajectories}
+        ) == 3
     assert max(row["reward"] for row in logged) > 0
     keys = [request.key for request in engine.requests]
-    assert len(set(keys)) == len(keys) and all(request.noisy for request in engine.requests if request.key[1] == 3)
+    assert len(set(keys)) == len(keys) and all(
+        request.noisy for request in engine.requests if request.key[1] == 3
+    )
 
 
 def test_the_same_seed_repeats_and_evaluation_works(tmp_path):
@@ -130,16 +165,30 @@ def test_the_same_seed_repeats_and_evaluation_works(tmp_path):
 def test_an_engine_that_fails_sometimes_is_left_out_and_one_that_fails_often_ends_it(tmp_path):
     watched = trainer(tmp_path, WatchedEngine(failing=0.2))
     watched.train()
-    failed = [advantage for inputs, _, trajectories in watched.seen
-              for t, advantage in zip(in_rows(inputs, trajectories), inputs["advantages"], strict=True) if t.stop_reason == "engine_failed"]
-    assert failed and not any(failed) and all(math.isfinite(row["reward"]) for row in watched.state.log_history if "reward" in row)
+    failed = [
+        advantage
+        for inputs, _, trajectories in watched.seen
+        for t, advantage in zip(in_rows(inputs, trajectories), inputs["advantages"], strict=True)
+        if t.stop_reason == "engine_failed"
+    ]
+    assert (
+        failed
+        and not any(failed)
+        and all(math.isfinite(row["reward"]) for row in watched.state.log_history if "reward" in row)
+    )
     with pytest.raises(EngineError, match="failed with their engine"):
         trainer(tmp_path, WatchedEngine(failing=1.0)).train()
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"top_p": 0.9}, "top_p"), ({"top_k": 5}, "top_k"), ({"mask_truncated_completions": True}, "mask_truncated_completions"),
-    ({"model_init_kwargs": {"attn_implementation": "eager"}}, "sdpa")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_p": 0.9}, "top_p"),
+        ({"top_k": 5}, "top_k"),
+        ({"mask_truncated_completions": True}, "mask_truncated_completions"),
+        ({"model_init_kwargs": {"attn_implementation": "eager"}}, "sdpa"),
+    ],
+)
 def test_settings_that_rollouts_cannot_follow_are_refused(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         trainer(tmp_path, None, **changes).train()
@@ -150,7 +199,9 @@ def test_wrong_questions_prompts_and_curricula_are_refused(tmp_path):
         with pytest.raises(DataError, match="once"):
             SearchRollouts(questions, None, ARM.rollout)
     with pytest.raises(ConfigError, match="adaptive"):
-        SearchRollouts(QUESTIONS, None, ARM.rollout, CurriculumConfig(schedule="adaptive", p_start=0, p_end=1))
+        SearchRollouts(
+            QUESTIONS, None, ARM.rollout, CurriculumConfig(schedule="adaptive", p_start=0, p_end=1)
+        )
     watched = trainer(tmp_path, None, curriculum=None)
     for prompt in ("who?", [{"role": "user", "content": QUESTIONS[0].question}]):
         with pytest.raises(DataError, match="none of the questions"):

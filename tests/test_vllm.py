@@ -6,7 +6,9 @@ import dataclasses
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="vLLM is not installed: `make test-vllm` installs it beside the rest, and runs these tests")
+pytest.importorskip(
+    "vllm", reason="vLLM is not installed: `make test-vllm` installs it beside the rest, and runs these tests"
+)
 
 from zs_lib import bench, config, evaluate, models, policy, qa, vllm_backend
 from zs_lib.arms import EvaluationArm
@@ -43,7 +45,9 @@ def changed(loaded, generator):
     generator.sync()
 
 
-def prompts_of(generator, texts=("Question: what is the capital of Norway?\n", "A", "Doc 1: " + "Oslo is a city. " * 40)):
+def prompts_of(
+    generator, texts=("Question: what is the capital of Norway?\n", "A", "Doc 1: " + "Oslo is a city. " * 40)
+):
     return [generator.encode_prompt(text) for text in texts]
 
 
@@ -57,32 +61,51 @@ def expected(model, prompt, ids, temperature):
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_logprobs_are_the_models_at_the_sampling_temperature(loaded, generator, temperature):
     prompts = prompts_of(generator)
-    for prompt, said in zip(prompts, generator.generate(prompts, [(i,) for i in range(3)], 20, temperature), strict=True):
-        assert said.logprobs == pytest.approx(expected(loaded.model, prompt, said.ids, temperature or 1), abs=1e-3)
+    for prompt, said in zip(
+        prompts, generator.generate(prompts, [(i,) for i in range(3)], 20, temperature), strict=True
+    ):
+        assert said.logprobs == pytest.approx(
+            expected(loaded.model, prompt, said.ids, temperature or 1), abs=1e-3
+        )
 
 
 def test_dice_are_a_function_of_the_key(generator):
     prompts, keys = prompts_of(generator) * 5, [("a", i) for i in range(15)]
     together = [completion.ids for completion in generator.generate(prompts, keys, 20, 1.0)]
-    apart = [generator.generate([prompt], [key], 20, 1.0)[0].ids for prompt, key in zip(prompts, keys, strict=True)]
+    apart = [
+        generator.generate([prompt], [key], 20, 1.0)[0].ids for prompt, key in zip(prompts, keys, strict=True)
+    ]
     assert together == apart and len({tuple(ids) for ids in together}) > 5
-    assert together != [completion.ids for completion in generator.generate(prompts, [("b", i) for i in range(15)], 20, 1.0)]
+    assert together != [
+        completion.ids for completion in generator.generate(prompts, [("b", i) for i in range(15)], 20, 1.0)
+    ]
 
 
-ENDS = {"a token": (("</search>", "</answer>"), False), "two tokens": (("</think><search>",), False), "part of a token": (("apita", "osl"), False),
-        "no end": (("never",), False), "eos": ((), True)}  # fmt: skip
+ENDS = {
+    "a token": (("</search>", "</answer>"), False),
+    "two tokens": (("</think><search>",), False),
+    "part of a token": (("apita", "osl"), False),
+    "no end": (("never",), False),
+    "eos": ((), True),
+}
 
 
 @pytest.mark.parametrize(("stop", "ends"), ENDS.values(), ids=ENDS)
 def test_greedy_completions_end_where_ours_do(loaded, generator, monkeypatch, stop, ends):
     """What ends them is kept. The model hardly writes its EOS, so another tag is taken for one."""
-    own, prompts, keys = Generator(loaded.model, loaded.tokenizer), prompts_of(generator), [(i,) for i in range(3)]
+    own, prompts, keys = (
+        Generator(loaded.model, loaded.tokenizer),
+        prompts_of(generator),
+        [(i,) for i in range(3)],
+    )
     if ends:
         monkeypatch.setattr(generator, "_eos", generator._eos | set(generator.encode("</think>")))
         own._eos = generator._eos
     mine, said = (it.generate(prompts, keys, 40, 0.0, stop) for it in (own, generator))
     assert [(c.ids, c.stop_reason) for c in said] == [(c.ids, c.stop_reason) for c in mine]
-    assert {completion.stop_reason for completion in said} >= {"length" if "never" in stop else "eos" if ends else "stop"}
+    assert {completion.stop_reason for completion in said} >= {
+        "length" if "never" in stop else "eos" if ends else "stop"
+    }
 
 
 def test_prompts_that_do_not_fit_are_refused(generator):
@@ -93,8 +116,13 @@ def test_prompts_that_do_not_fit_are_refused(generator):
 def test_greedy_rollouts_are_ours(loaded, generator):
     engine, keys = build_engine("bm25"), [(i,) for i in range(len(QUESTIONS))]
     cfg = dataclasses.replace(CFG, temperature=0.0)
-    mine, said = (rollout(QUESTIONS, it, engine, cfg, keys) for it in (Generator(loaded.model, loaded.tokenizer), generator))
-    assert [t.ids for t in said] == [t.ids for t in mine] and [t.answer for t in said] == [t.answer for t in mine]
+    mine, said = (
+        rollout(QUESTIONS, it, engine, cfg, keys)
+        for it in (Generator(loaded.model, loaded.tokenizer), generator)
+    )
+    assert [t.ids for t in said] == [t.ids for t in mine] and [t.answer for t in said] == [
+        t.answer for t in mine
+    ]
     assert sum(t.num_searches for t in said) > 5
 
 
@@ -107,10 +135,14 @@ def test_new_weights_are_used_after_a_sync_and_seen_to_be_missing_before(generat
 def test_the_check_finds_a_head_that_stayed_behind(generator, changed, monkeypatch):
     """What a checkpoint with tied embeddings holds has no head: vLLM reloads it without an error, and keeps the old one."""
     whole = vllm_backend._weights
-    monkeypatch.setattr(vllm_backend, "_weights", lambda model: (pair for pair in whole(model) if pair[0] != "lm_head.weight"))
+    monkeypatch.setattr(
+        vllm_backend, "_weights", lambda model: (pair for pair in whole(model) if pair[0] != "lm_head.weight")
+    )
     with pytest.raises(ModelError, match="does not take all weights"):
         generator.sync()
-    with pytest.raises(ModelError, match=r"vLLM is \d(\.\d)? nats a token away"):  # from the start: its head is a random one
+    with pytest.raises(
+        ModelError, match=r"vLLM is \d(\.\d)? nats a token away"
+    ):  # from the start: its head is a random one
         build_generator("vllm", changed, generator.tokenizer)
 
 
@@ -122,11 +154,21 @@ def test_the_check_finds_keys_and_values_of_old_weights(generator, changed, monk
 
 def test_half_precision_is_noise(loaded):
     half = models.load("tiny-M-instruct", "bfloat16")
-    assert 0 < build_generator("vllm", half.model, half.tokenizer)._gap() < vllm_backend.GAP_LIMITS[torch.bfloat16] / 2
+    assert (
+        0
+        < build_generator("vllm", half.model, half.tokenizer)._gap()
+        < vllm_backend.GAP_LIMITS[torch.bfloat16] / 2
+    )
 
 
-ARM = dataclasses.replace(config.load_profile("smoke").policy("search-r1"), backbone="tiny-S-instruct", generator="vllm", steps=3,
-                          checkpoint_every=1, learning_rate=1e-2)  # fmt: skip
+ARM = dataclasses.replace(
+    config.load_profile("smoke").policy("search-r1"),
+    backbone="tiny-S-instruct",
+    generator="vllm",
+    steps=3,
+    checkpoint_every=1,
+    learning_rate=1e-2,
+)
 
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "LoRA"])
@@ -138,7 +180,10 @@ def test_a_policy_trains_on_vllms_rollouts(tmp_path, rank):
 
 def test_simulator_and_evaluation_by_vllm(tmp_path):
     """Both in one process, on engines of their own; `evaluate.ensure` takes the profile's generator."""
-    study = config.load_profile("smoke", {"simulator.generator": "vllm", "evaluation.generator": "vllm", "evaluation.questions_per_subset": 1})
+    study = config.load_profile(
+        "smoke",
+        {"simulator.generator": "vllm", "evaluation.generator": "vllm", "evaluation.questions_per_subset": 1},
+    )
     simulated = build_engine("simulated", model="tiny-S", arm=study.simulators[0])
     request = SearchRequest("capital of Norway", "What is the capital of Norway?", ("Oslo",), key=(0,))
     assert [simulated.search([request], 3)[0]] * 2 == simulated.search([request, request], 3)
@@ -148,5 +193,9 @@ def test_simulator_and_evaluation_by_vllm(tmp_path):
 
 def test_the_benchmark_at_its_smallest():
     rows = list(bench.rows("vllm", small=True))
-    assert {row["who"] for row in rows if row["measure"] == "speed"} == {"ours", "vLLM alone", "vLLM on the turns"}
+    assert {row["who"] for row in rows if row["measure"] == "speed"} == {
+        "ours",
+        "vLLM alone",
+        "vLLM on the turns",
+    }
     assert all(row["value"] > 0 for row in rows)

@@ -18,7 +18,9 @@ from zs_lib.runs import RunStore
 from zs_lib.values import digest
 
 HOW = WarmUp(steps=2, batch_size=2, learning_rate=1e-3, template="short", num_documents=2, engine="bm25")
-QUESTIONS = [question for question in qa.load_questions(subset="bridge", split="train") if qa.is_chain(question)][:40]
+QUESTIONS = [
+    question for question in qa.load_questions(subset="bridge", split="train") if qa.is_chain(question)
+][:40]
 
 
 def studied(**changes):
@@ -54,7 +56,9 @@ def test_only_what_the_policy_writes_is_learnt_and_in_a_rollouts_tokens():
     texts = warm_up.lesson(QUESTIONS[0], build_engine("bm25", split="train"), HOW)
     row, ended = warm_up.encode(texts, tokenizer), warm_up.encode(texts, tokenizer, ended=True)
     generator = Generator(models.load("tiny-S").model, tokenizer)
-    rolled = generator.encode_prompt(texts[0][0]) + [i for text, _ in texts[1:] for i in generator.encode(text)]
+    rolled = generator.encode_prompt(texts[0][0]) + [
+        i for text, _ in texts[1:] for i in generator.encode(text)
+    ]
     assert row["input_ids"] == rolled
     learnt = [i for i, mine in zip(row["input_ids"], row["completion_mask"], strict=True) if mine]
     assert generator.decode(learnt) == "".join(text for text, written in texts if written)
@@ -65,24 +69,47 @@ def test_only_what_the_policy_writes_is_learnt_and_in_a_rollouts_tokens():
 
 def test_a_policy_begins_where_its_warm_up_ends(tmp_path):
     store, arm = RunStore(tmp_path), studied(learning_rate=0.0)
-    ensure_arms([(arm, 0), (EvaluationArm.of_backbone(arm, replace(config.load_profile("smoke").evaluation, questions_per_subset=1)), 0)], 1, store)
+    ensure_arms(
+        [
+            (arm, 0),
+            (
+                EvaluationArm.of_backbone(
+                    arm, replace(config.load_profile("smoke").evaluation, questions_per_subset=1)
+                ),
+                0,
+            ),
+        ],
+        1,
+        store,
+    )
     start = warm_up.start(arm.backbone, HOW, arm.benchmark, store)
-    warmed, begun = load_file(start + "/model.safetensors"), load_file(store.get(arm, 0).model_dir / "model.safetensors")
+    warmed, begun = (
+        load_file(start + "/model.safetensors"),
+        load_file(store.get(arm, 0).model_dir / "model.safetensors"),
+    )
     cold = models.load(arm.backbone).model.state_dict()
     assert all(torch.equal(warmed[name], begun[name]) for name in warmed)
     assert any(not torch.equal(warmed[name], cold[name]) for name in warmed)
-    assert sorted(path.name.split("-")[0] for path in tmp_path.glob("*-s0")) == ["evaluation", "policy", "warmup"]  # one for both
+    assert sorted(path.name.split("-")[0] for path in tmp_path.glob("*-s0")) == [
+        "evaluation",
+        "policy",
+        "warmup",
+    ]  # one for both
 
 
 def test_without_one_the_backbone_is_the_start(tmp_path):
-    assert warm_up.start("tiny-S", None, "embedded", RunStore(tmp_path)) == "tiny-S" and not list(tmp_path.iterdir())
+    assert warm_up.start("tiny-S", None, "embedded", RunStore(tmp_path)) == "tiny-S" and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_collector_and_judge_are_warmed_up_too(tmp_path):
     store = RunStore(tmp_path)
     arm = replace(config.load_profile("smoke").simulators[0], num_questions=4, warm_up=HOW)
     run = simulator.ensure_pairs(arm.pairs, 0, store)
-    models_made = {WarmUpArm(backbone=name, benchmark="embedded", how=HOW) for name in (arm.collector, arm.judge)}
+    models_made = {
+        WarmUpArm(backbone=name, benchmark="embedded", how=HOW) for name in (arm.collector, arm.judge)
+    }
     assert all(store.get(made, 0).finished for made in models_made)
     assert run.path.name != store.path(replace(arm, warm_up=None).pairs, 0).name
 

@@ -21,20 +21,62 @@ from zs_lib.trajectories import LOG, TrajectoryLog, groups, select, watched
 
 SMOKE = config.load_profile("smoke")
 ARM = SMOKE.policy("zerosearch")
-HOSTILE = '<script>alert(1)</script><img src="http://a/b" onerror=x> $e=mc^2$ \\(x\\) \x1b[31mred\u202e "quoted\''
+HOSTILE = (
+    '<script>alert(1)</script><img src="http://a/b" onerror=x> $e=mc^2$ \\(x\\) \x1b[31mred\u202e "quoted\''
+)
 
 
 def turn(text, kind, said, **more) -> dict:
-    return {"text": text, "action": {"kind": kind, "text": said, "reason": ""}, "query": None, "documents": [], "noisy": False,
-            "status": "", "error": ""} | more
+    return {
+        "text": text,
+        "action": {"kind": kind, "text": said, "reason": ""},
+        "query": None,
+        "documents": [],
+        "noisy": False,
+        "status": "",
+        "error": "",
+    } | more
 
 
-def record(answer="Oslo", reward=1.0, noisy=False, tokens=True, question="q?", documents=("It is Oslo.", "Not so."), **more) -> dict:
-    searching = turn("<think> hm </think><search> what </search>", "search", "what", query="what", documents=list(documents),
-                     noisy=noisy, status="ok")
-    shown = {"tokens": [["<search>", -0.1], [" what", -2.0], 7, ["<answer>", 0.0]], "advantage": reward - 0.5, "group": 0} if tokens else {}
-    return {"question": question, "golden_answers": ["Oslo", "Christiania"], "turns": [searching, turn(f"<answer> {answer} </answer>", "answer", answer)],
-            "stop_reason": "answer", "answer": answer, "reward": reward} | shown | more
+def record(
+    answer="Oslo",
+    reward=1.0,
+    noisy=False,
+    tokens=True,
+    question="q?",
+    documents=("It is Oslo.", "Not so."),
+    **more,
+) -> dict:
+    searching = turn(
+        "<think> hm </think><search> what </search>",
+        "search",
+        "what",
+        query="what",
+        documents=list(documents),
+        noisy=noisy,
+        status="ok",
+    )
+    shown = (
+        {
+            "tokens": [["<search>", -0.1], [" what", -2.0], 7, ["<answer>", 0.0]],
+            "advantage": reward - 0.5,
+            "group": 0,
+        }
+        if tokens
+        else {}
+    )
+    return (
+        {
+            "question": question,
+            "golden_answers": ["Oslo", "Christiania"],
+            "turns": [searching, turn(f"<answer> {answer} </answer>", "answer", answer)],
+            "stop_reason": "answer",
+            "answer": answer,
+            "reward": reward,
+        }
+        | shown
+        | more
+    )
 
 
 def log(run, steps, first=1, **more) -> None:
@@ -42,8 +84,14 @@ def log(run, steps, first=1, **more) -> None:
     for step in range(first, first + steps):
         run.log(step, reward=0.5, turns=2.0, query_quality=0.5, noise_probability=0.1, entropy=0.3, kl=0.1)
         run.log_timing(step, rollout=2.0, update=1.0)
-        run.log_trajectories(step, [record(reward=reward, noisy=bool(reward), question=f"q{group} of {step}?", **more)
-                                    for group in (0, 1) for reward in (0.0, 1.0)])
+        run.log_trajectories(
+            step,
+            [
+                record(reward=reward, noisy=bool(reward), question=f"q{group} of {step}?", **more)
+                for group in (0, 1)
+                for reward in (0.0, 1.0)
+            ],
+        )
 
 
 def finished(store, seed=0, steps=3, **more):
@@ -94,11 +142,22 @@ class Tags(HTMLParser):
 
 # views ---------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("shade", views.SHADES)
 def test_what_is_shown_is_not_run(shade):
-    hostile = record(HOSTILE, question=HOSTILE, documents=(HOSTILE,), tokens=True) | {"tokens": [[HOSTILE, -1.0], 3], "golden_answers": [HOSTILE]}
-    pages = [views.trajectory(hostile, HOSTILE, shade), views.group([hostile], shade, titles=[HOSTILE]),
-             views.documents({HOSTILE: SearchResult.of([HOSTILE]), "b": SearchResult((), "failed", HOSTILE)}, [HOSTILE], {HOSTILE: True})]
+    hostile = record(HOSTILE, question=HOSTILE, documents=(HOSTILE,), tokens=True) | {
+        "tokens": [[HOSTILE, -1.0], 3],
+        "golden_answers": [HOSTILE],
+    }
+    pages = [
+        views.trajectory(hostile, HOSTILE, shade),
+        views.group([hostile], shade, titles=[HOSTILE]),
+        views.documents(
+            {HOSTILE: SearchResult.of([HOSTILE]), "b": SearchResult((), "failed", HOSTILE)},
+            [HOSTILE],
+            {HOSTILE: True},
+        ),
+    ]
     for page in pages:
         shown = Tags(page)
         assert {tag for tag, _ in shown.tags} <= {"div", "span", "b", "br"}
@@ -111,7 +170,9 @@ def test_what_is_shown_is_not_run(shade):
 
 def luminance(color: str) -> float:
     parts = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
@@ -119,21 +180,35 @@ def test_every_text_can_be_read():
     """WCAG AA: a contrast of 4.5 at least, on every ground that occurs."""
     grounds = [kind.ground for kind in views.KINDS.values()] + [views.PAPER]
     shaded = [views._mixed(color, 1.0) for color in (views.TRAINED_UP, views.TRAINED_DOWN, views.UNLIKELY)]
-    pairs = [(kind.color, kind.ground) for kind in views.KINDS.values()] + [(color, ground) for color in (views.INK, views.FAINT) for ground in grounds]
+    pairs = [(kind.color, kind.ground) for kind in views.KINDS.values()] + [
+        (color, ground) for color in (views.INK, views.FAINT) for ground in grounds
+    ]
     for ink, ground in pairs + [(views.INK, ground) for ground in shaded]:
         low, high = sorted((luminance(ink), luminance(ground)))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
-    assert len({kind.word for kind in views.KINDS.values()}) == len(views.KINDS)  # a word each, for those who see no colours
+    assert len({kind.word for kind in views.KINDS.values()}) == len(
+        views.KINDS
+    )  # a word each, for those who see no colours
 
 
-@pytest.mark.parametrize(("changes", "reason"), [
-    ({}, "“Oslo” is right"),
-    ({"answer": "the christiania"}, "is right"),
-    ({"answer": "Bergen"}, "“Bergen” has no word of it; right: Oslo or Christiania"),
-    ({"answer": "Oslo city"}, "shares 1 word (of its 2) with “Oslo” (of 1)"),
-    ({"answer": None, "stop_reason": "max_turns"}, "no answer; right: Oslo"),
-    ({"answer": None, "stop_reason": "engine_failed", "turns": [turn("", "search", "x", error="no line")]}, "left out of the training: no line"),
-])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "“Oslo” is right"),
+        ({"answer": "the christiania"}, "is right"),
+        ({"answer": "Bergen"}, "“Bergen” has no word of it; right: Oslo or Christiania"),
+        ({"answer": "Oslo city"}, "shares 1 word (of its 2) with “Oslo” (of 1)"),
+        ({"answer": None, "stop_reason": "max_turns"}, "no answer; right: Oslo"),
+        (
+            {
+                "answer": None,
+                "stop_reason": "engine_failed",
+                "turns": [turn("", "search", "x", error="no line")],
+            },
+            "left out of the training: no line",
+        ),
+    ],
+)
 def test_a_reward_is_explained(changes, reason):
     assert reason in views.why(record() | changes)
 
@@ -142,9 +217,26 @@ def test_turns_are_told_apart_by_words():
     invalid = turn("what </search>", "invalid", "")
     invalid["action"]["reason"] = "</search> closes nothing"
     unmade = turn("<search> again </search>", "search", "again")
-    page = "".join(Tags(views.trajectory(record(noisy=True) | {"turns": [*record(noisy=True)["turns"], invalid, unmade]}, simulated=True)).texts)
-    for words in ("thought hm", "search what", "(noisy asked for)", "[✔ states the answer] It is Oslo.", "[– no answer] Not so.",
-                  "answer Oslo", "invalid (</search> closes nothing)", "search (not made: the last turn) again", "reward 1.00", "advantage +0.50"):
+    page = "".join(
+        Tags(
+            views.trajectory(
+                record(noisy=True) | {"turns": [*record(noisy=True)["turns"], invalid, unmade]},
+                simulated=True,
+            )
+        ).texts
+    )
+    for words in (
+        "thought hm",
+        "search what",
+        "(noisy asked for)",
+        "[✔ states the answer] It is Oslo.",
+        "[– no answer] Not so.",
+        "answer Oslo",
+        "invalid (</search> closes nothing)",
+        "search (not made: the last turn) again",
+        "reward 1.00",
+        "advantage +0.50",
+    ):
         assert words in page, words
     assert "asked for" not in views.trajectory(record(noisy=True))  # a real engine is asked for nothing else
 
@@ -160,12 +252,19 @@ def test_tokens_are_shaded_by_what_was_logged():
 
 # the log -------------------------------------------------------------------------------------------------------------
 
+
 def test_filters_and_groups(store):
     found = TrajectoryLog(finished(store))
     assert [entry.reward for entry in select(found.entries, reward=(0.5, 1.0))] == [1.0] * 6
-    assert len(select(found.entries, noisy=False)) == 6 and not select(found.entries, turns=(3, 9)) and not select(found.entries, stop_reason="length")
+    assert (
+        len(select(found.entries, noisy=False)) == 6
+        and not select(found.entries, turns=(3, 9))
+        and not select(found.entries, stop_reason="length")
+    )
     grouped = groups(found.entries)
-    assert list(grouped)[:2] == [(1, 0, "q0 of 1?"), (1, 0, "q1 of 1?")] and all(len(part) == 2 for part in grouped.values())
+    assert list(grouped)[:2] == [(1, 0, "q0 of 1?"), (1, 0, "q1 of 1?")] and all(
+        len(part) == 2 for part in grouped.values()
+    )
     assert [one["reward"] for one in found.read(grouped[2, 0, "q1 of 2?"])] == [0.0, 1.0]
     failed = [entry for entry in found.entries[:1]]
     failed[0] = type(failed[0])(**vars(failed[0]) | {"reward": None})
@@ -200,8 +299,14 @@ def test_a_run_that_was_cut_back_is_indexed_anew(store):
     assert found.read(found.entries[-1:])[0]["step"] == 2
 
 
-@pytest.mark.parametrize(("line", "message"), [("{broken", "damaged in line 13"), ('{"step": 4}', "line 13, is no trajectory"),
-                                               ("[]", "damaged in line 13")])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "damaged in line 13"),
+        ('{"step": 4}', "line 13, is no trajectory"),
+        ("[]", "damaged in line 13"),
+    ],
+)
 def test_a_damaged_line_is_named(store, line, message):
     run = finished(store)
     with (run.path / LOG).open("a") as file:
@@ -231,7 +336,13 @@ def test_a_missing_run_is_told(store):
 
 def test_ten_thousand_trajectories_are_browsed_without_a_pause(store):
     """In seconds of this process alone: others may work beside it."""
-    run, lines = finished(store), [json.dumps(record(question=f"q{number // 4} of 7?", reward=number % 4 / 4)) for number in range(100)]
+    run, lines = (
+        finished(store),
+        [
+            json.dumps(record(question=f"q{number // 4} of 7?", reward=number % 4 / 4))
+            for number in range(100)
+        ],
+    )
     with (run.path / LOG).open("a") as file:
         file.writelines(f'{{"step": {step}, {line[1:]}\n' for step in range(4, 104) for line in lines)
     started = time.process_time()
@@ -246,16 +357,26 @@ def test_ten_thousand_trajectories_are_browsed_without_a_pause(store):
 
 # widgets -------------------------------------------------------------------------------------------------------------
 
+
 def test_the_explorer_follows_its_controls(store):
     other = finished(store, seed=1, steps=1)
     with store.get(ARM, 1).path.joinpath(LOG).open("a") as file:
-        file.writelines(json.dumps({"step": step, **record(watched=True, question=f"w{n}?")}) + "\n" for step in (1, 5) for n in (0, 1))
+        file.writelines(
+            json.dumps({"step": step, **record(watched=True, question=f"w{n}?")}) + "\n"
+            for step in (1, 5)
+            for n in (0, 1)
+        )
     explorer = widgets.Explorer([other], finished(store))
 
     def shown() -> str:
         return "".join(Tags(explorer.view.value).texts)
 
-    assert explorer.step.value == 3 and "q0 of 3?" in shown() and "rollout 2 of 2" in shown() and "(noisy asked for)" in shown()
+    assert (
+        explorer.step.value == 3
+        and "q0 of 3?" in shown()
+        and "rollout 2 of 2" in shown()
+        and "(noisy asked for)" in shown()
+    )
     explorer.step.value = 2
     explorer.question.value = (0, "q1 of 2?")
     assert "q1 of 2?" in shown()
@@ -266,7 +387,9 @@ def test_the_explorer_follows_its_controls(store):
     explorer.noise.value = "any"
     explorer.shade.value = "logprob"
     assert "darker" in shown()
-    assert all(one.index is not None for one in explorer.children[0].children if hasattr(one, "options"))  # none looks empty
+    assert all(
+        one.index is not None for one in explorer.children[0].children if hasattr(one, "options")
+    )  # none looks empty
     explorer.what.value = True
     assert "asked no question again" in shown()
     text = (other.path / LOG).read_text()
@@ -351,9 +474,15 @@ def test_a_training_elsewhere_is_watched_and_loses_nothing_with_the_watcher(stor
     monkeypatch.setattr(widgets, "REFRESH_S", 0.01)
     monkeypatch.setattr(figures, "draw_panel", lambda table, column: f"{column} of {len(table)}".encode())
     environment = os.environ | {"PYTHONPATH": str(config.ROOT)}
-    with subprocess.Popen([sys.executable, "-c", ELSEWHERE], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", ELSEWHERE],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
         assert process.stdout.readline() == "1\n"
-        run, = store.list()
+        (run,) = store.list()
 
         async def watch():
             monitor = widgets.Monitor([run])
@@ -386,7 +515,9 @@ def test_a_training_is_shown_with_curves_and_warnings(store):
         return {"last_reward": 0.0}
 
     page = widgets.monitor(store.ensure(ARM, 0, work), store=store).data
-    assert "reward drop</b> from step" in page and page.count("data:image/png;base64,") == 2  # of what was logged
+    assert (
+        "reward drop</b> from step" in page and page.count("data:image/png;base64,") == 2
+    )  # of what was logged
     assert all(attributes["src"].startswith("data:") for tag, attributes in Tags(page).tags if tag == "img")
 
 
@@ -395,7 +526,13 @@ def test_the_board_counts_seeds_and_tells_how_far_they_are(growing, store):
     (store.path(ARM, 1) / "run.json").write_text("{")
     wanted = [(arm, seed) for arm in SMOKE.policies for seed in (0, 1)]
     state, other = progress.arm_states(wanted, store)[:2]
-    assert (state.name, state.state, state.done, state.wanted, state.score) == (ARM.name, "running", 0, 2, 0.5)
+    assert (state.name, state.state, state.done, state.wanted, state.score) == (
+        ARM.name,
+        "running",
+        0,
+        2,
+        0.5,
+    )
     assert state.seconds_left == 3.0 * (ARM.steps - 2) and other.state == "missing" and other.score is None
     page = "".join(Tags(views.board([state, other])).texts)
     assert "0 of 4 runs finished" in page and "▶ running" in page and f"training 2 of {ARM.steps}" in page
@@ -424,10 +561,16 @@ def test_runs_are_made_in_a_process_of_its_own_and_can_be_stopped(growing, store
 
 
 def test_a_playground_compares_engines_and_keeps_their_failures(store):
-    page = widgets.playground(SMOKE, "capital of Norway", answer="Oslo", engines=["bm25", "dense"], store=store).data
+    page = widgets.playground(
+        SMOKE, "capital of Norway", answer="Oslo", engines=["bm25", "dense"], store=store
+    ).data
     assert "states the answer" in page and "bm25" in page and "dense" in page
-    assert "bm25" in widgets.playground(SMOKE, store=store).data  # a sample question; there is no simulator yet
-    tool = widgets.Playground(SMOKE, store, ["bm25", "dense"], "capital of Norway", "", "Oslo", ["bm25"], False)
+    assert (
+        "bm25" in widgets.playground(SMOKE, store=store).data
+    )  # a sample question; there is no simulator yet
+    tool = widgets.Playground(
+        SMOKE, store, ["bm25", "dense"], "capital of Norway", "", "Oslo", ["bm25"], False
+    )
     assert "states the answer" in tool.view.value and "dense" not in tool.view.value
     tool.query.value = " "
     tool.button.click()
@@ -439,31 +582,40 @@ def test_a_playground_compares_engines_and_keeps_their_failures(store):
 
 def test_a_front_end_gets_a_widget_and_a_program_the_page(store):
     """In a real kernel: a client that can be asked something is a person's, papermill's cannot."""
-    manager, client = start_new_kernel(kernel_name="python3", env=os.environ | {"PYTHONPATH": str(config.ROOT)})
+    manager, client = start_new_kernel(
+        kernel_name="python3", env=os.environ | {"PYTHONPATH": str(config.ROOT)}
+    )
     code = "from zs_lib import config, widgets\nshown = widgets.board(config.load_profile('smoke'))\nshown"
     try:
         kinds = []
         for allow_stdin in (False, True):
             found = []
             client.execute_interactive(code, allow_stdin=allow_stdin, timeout=60, output_hook=found.append)
-            result, = (message["content"]["data"] for message in found if message["msg_type"] == "execute_result")
+            (result,) = (
+                message["content"]["data"] for message in found if message["msg_type"] == "execute_result"
+            )
             kinds.append((result, [message for message in found if message["msg_type"] == "comm_open"]))
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     view = "application/vnd.jupyter.widget-view+json"
     (static, comms), (live, live_comms) = kinds
-    assert "runs finished" in static["text/html"] and view not in static and not comms  # no widget, not even a closed one
+    assert (
+        "runs finished" in static["text/html"] and view not in static and not comms
+    )  # no widget, not even a closed one
     assert view in live and live_comms
 
 
 # costs ---------------------------------------------------------------------------------------------------------------
 
+
 def test_costs_are_calculated_anew_with_each_choice():
     panel = widgets.Calculator("7B", "A100-80GB")
     assert "64,000 queries" in panel.view.value and panel.view.value == widgets.calculator("7B").data
     panel.gpu.value = "L4"
-    assert panel.price.value == cost.hourly()["L4"] and panel.view.value == widgets.calculator("7B", "L4").data
+    assert (
+        panel.price.value == cost.hourly()["L4"] and panel.view.value == widgets.calculator("7B", "L4").data
+    )
     panel.price.value, panel.group.value, panel.searches.value = 2.0, 8, 1.2
     cells = "".join(f"{text}|" for text in Tags(panel.view.value).texts)
     assert "122,880 queries (200 steps of 64 prompts x 8 rollouts x 1.2 searches)" in cells

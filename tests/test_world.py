@@ -13,9 +13,16 @@ from zs_lib.world import load_world, passage, split_of, statement
 def test_a_few_facts_that_everybody_knows():
     facts = {(fact.subject.name, fact.relation.name): fact for fact in world().facts}
     for subject, relation, answer in [
-        ("France", "capital", "Paris"), ("Japan", "currency", "yen"), ("Gold", "symbol", "Au"), ("Oxygen", "atomic_number", "8"),
-        ("Kenya", "continent", "Africa"), ("Lyon", "country", "France"), ("Mount Fuji", "country", "Japan"),
-        ("Taj Mahal", "country", "India"), ("Texas", "capital", "Austin"), ("Cairo", "time_zone", "UTC+2"),
+        ("France", "capital", "Paris"),
+        ("Japan", "currency", "yen"),
+        ("Gold", "symbol", "Au"),
+        ("Oxygen", "atomic_number", "8"),
+        ("Kenya", "continent", "Africa"),
+        ("Lyon", "country", "France"),
+        ("Mount Fuji", "country", "Japan"),
+        ("Taj Mahal", "country", "India"),
+        ("Texas", "capital", "Austin"),
+        ("Cairo", "time_zone", "UTC+2"),
     ]:
         assert answer in facts[subject, relation].answers, subject
 
@@ -44,7 +51,11 @@ def test_names_are_unique_and_aliases_are_not_names_of_others():
 
 def test_chain_follows_objects_and_breaks_where_there_is_none():
     lyon = next(e.id for e in world().entities.values() if e.name == "Lyon")
-    assert [fact.object for fact in world().chain(lyon, ("country", "capital", "time_zone"))] == ["France", "Paris", "UTC+1"]
+    assert [fact.object for fact in world().chain(lyon, ("country", "capital", "time_zone"))] == [
+        "France",
+        "Paris",
+        "UTC+1",
+    ]
     assert world().chain(lyon, ("country", "statehood")) is None
     assert world().chain("city:nowhere", ("country",)) is None
 
@@ -56,7 +67,11 @@ def test_a_shuffled_world_never_says_the_truth():
         assert len(other.facts) == len(world().facts)
         for real, false in zip(world().facts, other.facts, strict=True):
             assert (real.subject, real.relation) == (false.subject, false.relation)
-            assert not set(real.answers) & set(false.answers), (real.subject.name, real.relation.name, false.object)
+            assert not set(real.answers) & set(false.answers), (
+                real.subject.name,
+                real.relation.name,
+                false.object,
+            )
 
 
 def test_a_shuffled_world_is_a_function_of_its_seed():
@@ -72,9 +87,11 @@ def test_a_passage_begins_with_its_fact_and_may_add_one_of_the_same_subject():
         text = passage(world(), fact, 1, rng)
         first = statement(fact, 1)
         assert text.startswith(first)
-        if tail := text[len(first):].strip():
+        if tail := text[len(first) :].strip():
             tails += 1
-            others = (other for name, other in world().of[fact.subject.id].items() if name != fact.relation.name)
+            others = (
+                other for name, other in world().of[fact.subject.id].items() if name != fact.relation.name
+            )
             assert tail in {statement(other, v) for other in others for v in range(4)}
     assert 0.15 < tails / len(world().facts[::10]) < 0.35
 

@@ -38,8 +38,14 @@ class RolloutConfig:
     """Prompt, turns and observations together; a turn for which there is no room is not begun."""
 
     def __post_init__(self):
-        within(self, max_searches=(0, 100), num_documents=(1, 100), max_turn_tokens=(1, math.inf),
-                temperature=(0, 10), max_context_tokens=(1, math.inf))  # fmt: skip
+        within(
+            self,
+            max_searches=(0, 100),
+            num_documents=(1, 100),
+            max_turn_tokens=(1, math.inf),
+            temperature=(0, 10),
+            max_context_tokens=(1, math.inf),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +114,9 @@ class WarmUp(Trained):
     def __post_init__(self):
         super().__post_init__()
         _check_engine(self, *REAL_ENGINES)
-        within(self, steps=(1, math.inf), batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
+        within(
+            self, steps=(1, math.inf), batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +180,9 @@ class SimulatorArm(Trained):
     def __post_init__(self):
         super().__post_init__()
         _check_engine(self, *REAL_ENGINES)
-        among(self, way=("naive", "grounded", "prompted", "published"), tracker=TRACKERS, generator=GENERATORS)
+        among(
+            self, way=("naive", "grounded", "prompted", "published"), tracker=TRACKERS, generator=GENERATORS
+        )
         within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
         within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
         within(self, temperature=(0, 10), max_tokens=(1, math.inf))
@@ -246,9 +256,14 @@ class ObjectiveConfig:
     """PPO: the value head's learning rate over the policy's; the paper: 1e-5 over 1e-6."""
 
     def __post_init__(self):
-        among(self, algorithm=("reinforce", "reinforce++", "grpo", "ppo"),
-               baseline=("group_mean", "batch_mean", "leave_one_out", "none"))  # fmt: skip
-        within(self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100), gamma=(0, 1), gae_lambda=(0, 1))
+        among(
+            self,
+            algorithm=("reinforce", "reinforce++", "grpo", "ppo"),
+            baseline=("group_mean", "batch_mean", "leave_one_out", "none"),
+        )
+        within(
+            self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100), gamma=(0, 1), gae_lambda=(0, 1)
+        )
         within(self, value_coef=(0, 10), value_clip=(0, math.inf), value_rate_factor=(0, math.inf))
 
 
@@ -303,13 +318,24 @@ class PolicyArm(Trained):
         super().__post_init__()
         among(self, tracker=TRACKERS, generator=GENERATORS)
         _check_engine(self, "none", *SIMULATING, SERVED, *REAL_ENGINES)
-        within(self, steps=(1, math.inf), prompts_per_step=(1, math.inf), group_size=(1, math.inf),
-                learning_rate=(0, 1), weight_decay=(0, 1), max_grad_norm=(0, math.inf), warmup_ratio=(0, 1),
-                checkpoint_every=(1, math.inf), real_share=(0, 1))  # fmt: skip
+        within(
+            self,
+            steps=(1, math.inf),
+            prompts_per_step=(1, math.inf),
+            group_size=(1, math.inf),
+            learning_rate=(0, 1),
+            weight_decay=(0, 1),
+            max_grad_norm=(0, math.inf),
+            warmup_ratio=(0, 1),
+            checkpoint_every=(1, math.inf),
+            real_share=(0, 1),
+        )
         if simulates(self.engine) and self.simulator is None:
             raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' needs a simulator.")
         if (self.engine == "mixed") != (self.real_share > 0):
-            raise ConfigError(f"policy '{self.name}': a real_share belongs to the engine 'mixed', and that to a real_share.")
+            raise ConfigError(
+                f"policy '{self.name}': a real_share belongs to the engine 'mixed', and that to a real_share."
+            )
         if not simulates(self.engine) and self.simulator is not None:
             raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' has no simulator.")
 
@@ -322,7 +348,18 @@ OWN = "python:MODULE.FUNCTION"
 """A function of yours (`engines.own`)."""
 EMBEDDING = "dense:MODEL"
 """Dense search by the vectors of a sentence-embedding model."""
-REAL_ENGINES = ("bm25", "bm25+factbook", "dense", EMBEDDING, "serpapi", "serper", "wikipedia", "search-r1:URL", "zerosearch-wiki:URL", OWN)
+REAL_ENGINES = (
+    "bm25",
+    "bm25+factbook",
+    "dense",
+    EMBEDDING,
+    "serpapi",
+    "serper",
+    "wikipedia",
+    "search-r1:URL",
+    "zerosearch-wiki:URL",
+    OWN,
+)
 """Engines that find documents instead of writing them."""
 
 
@@ -344,7 +381,9 @@ def engine_kind(engine: str) -> str:
 
 def _check_engine(value: Any, *known: str) -> None:
     if engine_kind(value.engine) not in known:
-        raise ConfigError(f"{type(value).__name__}.engine = {value.engine!r} is unknown. Known: {', '.join(known)}.")
+        raise ConfigError(
+            f"{type(value).__name__}.engine = {value.engine!r} is unknown. Known: {', '.join(known)}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,13 +470,23 @@ class EvaluationArm:
         rollout = replace(arm.rollout, temperature=0.0, num_documents=cfg.num_documents)
         engine = "none" if arm.engine == "none" else cfg.engine
         count = cfg.questions_per_subset
-        return cls(policy=arm, backbone=arm.backbone, engine=engine, questions_per_subset=count, rollout=rollout,
-                   dtype=arm.dtype, benchmark=arm.benchmark, generator=cfg.generator)  # fmt: skip
+        return cls(
+            policy=arm,
+            backbone=arm.backbone,
+            engine=engine,
+            questions_per_subset=count,
+            rollout=rollout,
+            dtype=arm.dtype,
+            benchmark=arm.benchmark,
+            generator=cfg.generator,
+        )
 
     @classmethod
     def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:
         """The evaluation of what an arm starts from, by some method with the real engine."""
-        return replace(cls.of_policy(arm, cfg), policy=None, engine=cfg.engine, method=method, warm_up=arm.warm_up)
+        return replace(
+            cls.of_policy(arm, cfg), policy=None, engine=cfg.engine, method=method, warm_up=arm.warm_up
+        )
 
     @property
     def name(self) -> str:

@@ -78,8 +78,10 @@ def score(arguments: argparse.Namespace) -> None:
     table = evaluate.to_file(arguments.out, questions, generator, engine, cfg, arguments.method, who)
     if table["subset"].any():
         print(table.groupby("subset")[["f1", "em", "cover_em", "searches"]].mean().round(3).to_string())
-    print(f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, cover-EM {table['cover_em'].mean():.3f}, "
-          f"{table['searches'].mean():.2f} searches; predictions in {arguments.out}")
+    print(
+        f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, cover-EM {table['cover_em'].mean():.3f}, "
+        f"{table['searches'].mean():.2f} searches; predictions in {arguments.out}"
+    )
 
 
 def _engine(name: str, study: config.Profile):
@@ -112,9 +114,7 @@ def _finished(arm: PolicyArm | SimulatorArm):
 
     run = RunStore().get(arm, 0)
     if run is None or not run.finished:
-        raise RunError(
-            f"The run '{arm.name}' is not in the store: `zs reproduce` makes it."
-        )
+        raise RunError(f"The run '{arm.name}' is not in the store: `zs reproduce` makes it.")
     return run
 
 

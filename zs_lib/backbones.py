@@ -55,24 +55,76 @@ class Recipe:
     """Share of the training, at its end, in which the rate falls to zero."""
 
 
-TRUNK_SHARES = (("match", 0.40), ("reading", 0.25), ("recall", 0.15), ("trajectory", 0.10), ("simulation", 0.10))
-POLICY_SHARES = (("reading", 0.44), ("match", 0.12), ("recall", 0.12), ("trajectory", 0.20), ("simulation", 0.08), ("memory", 0.04))
-SIMULATOR_SHARES = (("reading", 0.26), ("match", 0.08), ("recall", 0.08), ("trajectory", 0.12), ("simulation", 0.24), ("memory", 0.22))
+TRUNK_SHARES = (
+    ("match", 0.40),
+    ("reading", 0.25),
+    ("recall", 0.15),
+    ("trajectory", 0.10),
+    ("simulation", 0.10),
+)
+POLICY_SHARES = (
+    ("reading", 0.44),
+    ("match", 0.12),
+    ("recall", 0.12),
+    ("trajectory", 0.20),
+    ("simulation", 0.08),
+    ("memory", 0.04),
+)
+SIMULATOR_SHARES = (
+    ("reading", 0.26),
+    ("match", 0.08),
+    ("recall", 0.08),
+    ("trajectory", 0.12),
+    ("simulation", 0.24),
+    ("memory", 0.22),
+)
 TRUNK = Recipe(Shape(width=128, layers=4, heads=4), tokens=2_200_000, shares=TRUNK_SHARES, decay=0.0)
 """The model that all sizes grow from, so that matching and copying, the slow part, are learnt once."""
-BOTH_SHARES = (("reading", 0.40), ("match", 0.08), ("recall", 0.06), ("trajectory", 0.18), ("simulation", 0.18), ("memory", 0.10))
-CHAIN_SHARES = (("reading", 0.50), ("match", 0.08), ("recall", 0.08), ("trajectory", 0.22), ("simulation", 0.07), ("memory", 0.05))
-LAST_SHARES = (("reading", 0.36), ("match", 0.06), ("trajectory", 0.12), ("simulation", 0.36), ("memory", 0.10))
-ENGINE_SHARES = (("reading", 0.24), ("match", 0.05), ("trajectory", 0.10), ("simulation", 0.46), ("memory", 0.15))
+BOTH_SHARES = (
+    ("reading", 0.40),
+    ("match", 0.08),
+    ("recall", 0.06),
+    ("trajectory", 0.18),
+    ("simulation", 0.18),
+    ("memory", 0.10),
+)
+CHAIN_SHARES = (
+    ("reading", 0.50),
+    ("match", 0.08),
+    ("recall", 0.08),
+    ("trajectory", 0.22),
+    ("simulation", 0.07),
+    ("memory", 0.05),
+)
+LAST_SHARES = (
+    ("reading", 0.36),
+    ("match", 0.06),
+    ("trajectory", 0.12),
+    ("simulation", 0.36),
+    ("memory", 0.10),
+)
+ENGINE_SHARES = (
+    ("reading", 0.24),
+    ("match", 0.05),
+    ("trajectory", 0.10),
+    ("simulation", 0.46),
+    ("memory", 0.15),
+)
 _S = Recipe(Shape(width=128, layers=4, heads=4), tokens=6_000_000, shares=POLICY_SHARES)
 _M = Recipe(Shape(width=192, layers=4, heads=6), tokens=4_000_000, shares=SIMULATOR_SHARES)
 _L = Recipe(Shape(width=256, layers=4, heads=8), tokens=6_000_000, shares=SIMULATOR_SHARES)
 RECIPES = {
     "S": (_S, replace(_S, tokens=6_000_000, shares=CHAIN_SHARES, muon_rate=0.012)),
-    "M": (_M, replace(_M, tokens=4_000_000, shares=BOTH_SHARES, muon_rate=0.012),
-          replace(_M, tokens=2_400_000, shares=LAST_SHARES, muon_rate=0.012)),
-    "L": (_L, replace(_L, tokens=2_400_000, shares=ENGINE_SHARES, muon_rate=0.012),
-          replace(_L, tokens=2_400_000, shares=LAST_SHARES, muon_rate=0.012)),
+    "M": (
+        _M,
+        replace(_M, tokens=4_000_000, shares=BOTH_SHARES, muon_rate=0.012),
+        replace(_M, tokens=2_400_000, shares=LAST_SHARES, muon_rate=0.012),
+    ),
+    "L": (
+        _L,
+        replace(_L, tokens=2_400_000, shares=ENGINE_SHARES, muon_rate=0.012),
+        replace(_L, tokens=2_400_000, shares=LAST_SHARES, muon_rate=0.012),
+    ),
 }
 """Size → its rounds of training, one after another: later rounds were added where the first fell short."""
 INSTRUCT_TOKENS = 300_000
@@ -80,6 +132,7 @@ INSTRUCT_TOKENS = 300_000
 
 
 # tokenizer ---------------------------------------------------------------------------------------------------------
+
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """Whole words of the benchmark as tokens, the protocol's tags too, and bytes for everything else, so every
@@ -89,18 +142,38 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     grows with the cube of a word's length, so words are cut after 32 letters; the benchmark's longest has 17.
     """
     pattern = Regex(r" ?\p{L}{1,32}| ?\p{N}{1,32}| ?[^\s\p{L}\p{N}]|\s")
-    splitter = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    splitter = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pattern, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     special = [END, "<|pad|>", "<|unknown|>"]
     words = {piece for text in _all_wording(world) for piece, _ in splitter.pre_tokenize_str(text)}
-    pieces = special + sorted(pre_tokenizers.ByteLevel.alphabet()) + sorted(word for word in words if len(word) > 1)
-    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<|unknown|>",
-                                           continuing_subword_prefix="", max_input_chars_per_word=1_000_000))
+    pieces = (
+        special
+        + sorted(pre_tokenizers.ByteLevel.alphabet())
+        + sorted(word for word in words if len(word) > 1)
+    )
+    tokenizer = Tokenizer(
+        models.WordPiece(
+            {piece: i for i, piece in enumerate(pieces)},
+            unk_token="<|unknown|>",
+            continuing_subword_prefix="",
+            max_input_chars_per_word=1_000_000,
+        )
+    )
     tokenizer.pre_tokenizer, tokenizer.decoder = splitter, decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
     tokenizer.add_tokens([tag for name in protocol.TAGS for tag in (f"<{name}>", f"</{name}>")])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token="<|pad|>", unk_token="<|unknown|>",
-                                   model_max_length=CONTEXT, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token="<|pad|>",
+        unk_token="<|unknown|>",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _all_wording(world: World) -> Iterator[str]:
@@ -116,12 +189,18 @@ def _all_wording(world: World) -> Iterator[str]:
         yield f" {relation.noun}: {relation.mention.format(s=name)}"
     for template in (*protocol.POLICY_TEMPLATES.values(), *protocol.SIMULATOR_TEMPLATES.values()):
         yield template
-    yield " ".join((*wording.COMPARISONS, "useful noisy Useful Noisy one two three four five yes no It is not there. I need the"))
+    yield " ".join(
+        (
+            *wording.COMPARISONS,
+            "useful noisy Useful Noisy one two three four five yes no It is not there. I need the",
+        )
+    )
     yield protocol.format_invalid_notice() + protocol.format_documents(["", "", "", "", "", ""])
     yield "".join(f" {number}" for number in (*range(130), *range(1700, 2030)))
 
 
 # training ----------------------------------------------------------------------------------------------------------
+
 
 def encode(tokenizer, example: list[Segment]) -> tuple[list[int], list[float]]:
     """Ids of an example, segment by segment, and the loss weight of each id."""
@@ -137,7 +216,9 @@ def batches(sampler: Sampler, tokenizer, batch_tokens: int):
     """Endless batches (ids (B, T) int64, weights (B, T) float32), rows of like length together."""
     rng, stream = Random(0), iter(sampler)
     while True:
-        rows = sorted((encode(tokenizer, example) for example in islice(stream, 1024)), key=lambda row: len(row[0]))
+        rows = sorted(
+            (encode(tokenizer, example) for example in islice(stream, 1024)), key=lambda row: len(row[0])
+        )
         groups, start = [], 0
         while start < len(rows):
             stop = start + 1
@@ -151,7 +232,10 @@ def batches(sampler: Sampler, tokenizer, batch_tokens: int):
             ids = torch.full((len(group), length), tokenizer.pad_token_id)
             weights = torch.zeros(len(group), length)
             for row, (tokens, values) in enumerate(group):
-                ids[row, : len(tokens)], weights[row, : len(tokens)] = torch.tensor(tokens), torch.tensor(values)
+                ids[row, : len(tokens)], weights[row, : len(tokens)] = (
+                    torch.tensor(tokens),
+                    torch.tensor(values),
+                )
             yield ids, weights
 
 
@@ -175,10 +259,13 @@ class Trainer:
         vectors = [p for p in model.parameters() if p.ndim != 2]
         # Adam moves the row of a rare word as far as that of a frequent one, always away from what is predicted: soon
         # all names share one direction, and a look-up cannot tell them apart. An orthogonalised update keeps them apart.
-        self.optimizers = [torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.0, momentum=0.95),
-                           torch.optim.Muon([model.model.embed_tokens.weight], lr=recipe.embedding_rate, weight_decay=0.0,
-                                            momentum=0.95),
-                           torch.optim.AdamW(vectors, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+        self.optimizers = [
+            torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.0, momentum=0.95),
+            torch.optim.Muon(
+                [model.model.embed_tokens.weight], lr=recipe.embedding_rate, weight_decay=0.0, momentum=0.95
+            ),
+            torch.optim.AdamW(vectors, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
         self.peaks = (recipe.muon_rate, recipe.embedding_rate, recipe.learning_rate)
 
     def rate(self) -> float:
@@ -201,7 +288,9 @@ class Trainer:
         return loss.item()
 
 
-def pretrain(model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, scratch: Path, label: str) -> float:
+def pretrain(
+    model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, scratch: Path, label: str
+) -> float:
     """Train to the recipe's end, from the checkpoint in `scratch` if there is one; returns CPU-seconds spent.
 
     A resumed run ends like one that was not interrupted, bit for bit (on one kind of device and thread count): it
@@ -223,10 +312,17 @@ def pretrain(model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, s
             average = loss if average is None else 0.98 * average + 0.02 * loss
             bar.update(ids.numel())
             if trainer.step % 250 == 0 or trainer.seen >= recipe.tokens:
-                row = {"step": trainer.step, "tokens": trainer.seen, "loss": average, **probe(model, tokenizer, world, "dev", 200)}
+                row = {
+                    "step": trainer.step,
+                    "tokens": trainer.seen,
+                    "loss": average,
+                    **probe(model, tokenizer, world, "dev", 200),
+                }
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-                bar.set_postfix(loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['chain']:.2f}")
+                bar.set_postfix(
+                    loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['chain']:.2f}"
+                )
             if time.monotonic() - saved > SAVE_S:
                 checkpoints.save(folder, _checkpoint(trainer, seconds + time.process_time() - clock))
                 saved = time.monotonic()
@@ -239,7 +335,9 @@ def _checkpoint(trainer: Trainer, seconds: float) -> Checkpoint:
     tensors = {f"model.{name}": value for name, value in trainer.model.named_parameters()}
     for number, optimizer in enumerate(trainer.optimizers):
         for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+            tensors |= {
+                f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()
+            }
     return Checkpoint(trainer.step, tensors, {"seen": trainer.seen, "seconds": seconds})
 
 
@@ -262,7 +360,10 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> float:
 
 # build -------------------------------------------------------------------------------------------------------------
 
-def build(sizes: tuple[str, ...] = ("S", "M", "L"), folder: Path = FOLDER, scratch: Path | None = None) -> None:
+
+def build(
+    sizes: tuple[str, ...] = ("S", "M", "L"), folder: Path = FOLDER, scratch: Path | None = None
+) -> None:
     """Make the backbones of `sizes`, base and instruct, from nothing; says what each cost.
 
     Takes half an hour (S, M) to an hour (L) of one CPU core each, minutes of it for the trunk (start the sizes as
@@ -281,26 +382,39 @@ def build(sizes: tuple[str, ...] = ("S", "M", "L"), folder: Path = FOLDER, scrat
             seconds += pretrain(model, tokenizer, recipe, world, scratch, f"tiny-{size}-{number}")
         rounds = (TRUNK, *RECIPES[size])
         ship(model, tokenizer, folder / f"tiny-{size}", rounds, world, seconds)
-        later = replace(recipe, tokens=INSTRUCT_TOKENS, habits=INSTRUCT, learning_rate=recipe.learning_rate / 5,
-                        muon_rate=recipe.muon_rate / 5, embedding_rate=recipe.embedding_rate / 5)
+        later = replace(
+            recipe,
+            tokens=INSTRUCT_TOKENS,
+            habits=INSTRUCT,
+            learning_rate=recipe.learning_rate / 5,
+            muon_rate=recipe.muon_rate / 5,
+            embedding_rate=recipe.embedding_rate / 5,
+        )
         seconds += pretrain(model, tokenizer, later, world, scratch, f"tiny-{size}-instruct")
         ship(model, tokenizer, folder / f"tiny-{size}-instruct", (*rounds, later), world, seconds)
 
 
 def ship(model, tokenizer, folder: Path, rounds: tuple[Recipe, ...], world: World, seconds: float) -> dict:
     """Save in half precision as a transformers folder, with `build.json`: rounds, cost and what it can read."""
-    report = {"parameters": sum(p.numel() for p in model.parameters()), "cpu_seconds": round(seconds),
-              "rounds": [asdict(recipe) for recipe in rounds], "read": {split: probe(model, tokenizer, world, split, 1000) for split in ("dev", "test")}}
+    report = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "cpu_seconds": round(seconds),
+        "rounds": [asdict(recipe) for recipe in rounds],
+        "read": {split: probe(model, tokenizer, world, split, 1000) for split in ("dev", "test")},
+    }
     half = LlamaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
     half.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "build.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"{folder.name}: {report['parameters']:,} parameters, {seconds / 3600:.2f} CPU-hours, {report['read']}")
+    print(
+        f"{folder.name}: {report['parameters']:,} parameters, {seconds / 3600:.2f} CPU-hours, {report['read']}"
+    )
     return report
 
 
 # probes ------------------------------------------------------------------------------------------------------------
+
 
 def probe(model, tokenizer, world: World, split: str, count: int = 400, seed: int = 7) -> dict[str, float]:
     """Whole-answer accuracy on real facts of `split`, in [0, 1], with the number of questions of each kind.
@@ -319,19 +433,32 @@ def probe(model, tokenizer, world: World, split: str, count: int = 400, seed: in
             before += text
             if text.startswith("<information>"):
                 contexts.append(before + "<think>")
-                wanted.append((number, example[place + 5][0].strip()))  # think, relation, subject, "is", the object
+                wanted.append(
+                    (number, example[place + 5][0].strip())
+                )  # think, relation, subject, "is", the object
         wanted[-1] = (number, example[-1][0].removesuffix("</answer>").strip())
     generator = Generator(model, tokenizer)
     was_training = model.training
-    completions = generator.generate([generator.encode(text) for text in contexts], [(i,) for i in range(len(contexts))],
-                                     40, 0.0, protocol.STOP_STRINGS)
+    completions = generator.generate(
+        [generator.encode(text) for text in contexts],
+        [(i,) for i in range(len(contexts))],
+        40,
+        0.0,
+        protocol.STOP_STRINGS,
+    )
     model.train(was_training)
     right: dict[int, list[bool]] = {}
-    for (number, answer), (after, _), completion in zip(wanted, [*wanted[1:], (-1, "")], completions, strict=True):
+    for (number, answer), (after, _), completion in zip(
+        wanted, [*wanted[1:], (-1, "")], completions, strict=True
+    ):
         written = generator.decode(completion.ids)
         final = metrics.em(protocol.parse_action(written).text, [answer]) == 1.0
         right.setdefault(number, []).append(final if after != number else metrics.contains(written, [answer]))
     one = [all(hits) for hits in right.values() if len(hits) == 1]
     more = [all(hits) for hits in right.values() if len(hits) > 1]
-    return {"one_hop": sum(one) / max(1, len(one)), "chain": sum(more) / max(1, len(more)),
-            "n_one_hop": len(one), "n_chain": len(more)}
+    return {
+        "one_hop": sum(one) / max(1, len(one)),
+        "chain": sum(more) / max(1, len(more)),
+        "n_one_hop": len(one),
+        "n_chain": len(more),
+    }

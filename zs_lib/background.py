@@ -37,19 +37,28 @@ def start(wanted: Iterable[tuple[Any, int]], store: RunStore, jobs: int | None =
     pairs = [worker.spelled(arm) | {"seed": seed} for arm, seed in wanted]
     store.root.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "zs_lib.background", str(store.root)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, encoding="utf-8", start_new_session=True,  # a kernel that ends takes its group along
-        env=worker.environment())
+        [sys.executable, "-m", "zs_lib.background", str(store.root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+        start_new_session=True,  # a kernel that ends takes its group along
+        env=worker.environment(),
+    )
     process.stdin.write(json.dumps({"jobs": jobs, "pairs": pairs}))
     process.stdin.close()
     deadline = time.monotonic() + START_S
     while working(store) != process.pid and process.poll() is None:
         if time.monotonic() > deadline:
             process.kill()
-            raise RunError(f"The background process did not start within {START_S} s: see {store.root / LOG}.")
+            raise RunError(
+                f"The background process did not start within {START_S} s: see {store.root / LOG}."
+            )
         time.sleep(0.05)
     if process.returncode:
-        raise RunError(f"The background process ended at once (exit code {process.returncode}): see {store.root / LOG}.")
+        raise RunError(
+            f"The background process ended at once (exit code {process.returncode}): see {store.root / LOG}."
+        )
     return process.pid
 
 
@@ -94,7 +103,9 @@ def main() -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            reproduce.ensure_arms([(worker.arm_of(pair), pair["seed"]) for pair in job["pairs"]], job["jobs"], store)
+            reproduce.ensure_arms(
+                [(worker.arm_of(pair), pair["seed"]) for pair in job["pairs"]], job["jobs"], store
+            )
         except ZeroSearchError as error:
             print(error, flush=True)
             return 1

@@ -49,7 +49,9 @@ class Batch:
         self.model, self.past, self.remember, self.device = model, past, remember, model.device
         found = [past.find(row.prompt) for row in rows]
         unread = [row.prompt[len(past.shared) + count :] for row, (count, _) in zip(rows, found, strict=True)]
-        order = sorted(range(len(rows)), key=lambda i: len(unread[i]))  # for prefill, where padding costs most
+        order = sorted(
+            range(len(rows)), key=lambda i: len(unread[i])
+        )  # for prefill, where padding costs most
         self.rows, self.unread = [rows[i] for i in order], [unread[i] for i in order]
         self.end = max(map(self._own, rows))  # the column after what has been read
         lengths = torch.tensor([len(row.prompt) for row in self.rows], device=self.device)
@@ -79,7 +81,10 @@ class Batch:
         """Read the ends of the prompts of these rows, padded on the left; logits of the last ids."""
         unread = self.unread[rows]
         longest = max(map(len, unread))
-        seen, new = slice(self.end - max(map(self._own, self.rows[rows])), self.end), slice(self.end - longest, self.end)
+        seen, new = (
+            slice(self.end - max(map(self._own, self.rows[rows])), self.end),
+            slice(self.end - longest, self.end),
+        )
         columns = torch.arange(self.end, device=self.device)
         mask = (columns[new, None] >= columns[seen]) & self.visible[rows, None, seen]
         mask = torch.cat([mask.new_ones(*mask.shape[:2], len(self.past.shared)), mask], dim=-1)[:, None]
@@ -100,8 +105,15 @@ class Batch:
         for room in self.cache.layers:
             room.window = window
         positions = self.positions[window.rows, window.new].clamp(min=0)
-        return self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True,
-                          logits_to_keep=1, **options).logits[:, -1]  # fmt: skip
+        return self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **options,
+        ).logits[:, -1]
 
     def drop_finished(self, ids: torch.Tensor) -> torch.Tensor:
         """Let finished rows go, into `past`; returns the ids (rows,) of those that stay, in their new order.
@@ -130,7 +142,10 @@ class Batch:
         """Let `past` know what has been read of row i."""
         text = (*self.rows[i].prompt, *self.rows[i].ids[:-1])  # the newest id has not been read
         own = slice(self.end - len(text) + len(self.past.shared), self.end)
-        self.past.keep(text, [(keys[i, :, own], values[i, :, own]) for keys, values in (room.room for room in self.rooms)])
+        self.past.keep(
+            text,
+            [(keys[i, :, own], values[i, :, own]) for keys, values in (room.room for room in self.rooms)],
+        )
 
     @property
     def rooms(self) -> list[_Room]:
@@ -165,9 +180,12 @@ class _Room(DynamicLayer):
         """Make the room, and put in its place what is known of each row (transformers' cache interface)."""
         super().lazy_initialization(key_states, value_states)
         self.room = [
-            like.new_empty(len(self.known), like.shape[1], self.columns, like.shape[3]) for like in (key_states, value_states)
+            like.new_empty(len(self.known), like.shape[1], self.columns, like.shape[3])
+            for like in (key_states, value_states)
         ]
-        for room in self.room:  # because padding is multiplied by an attention weight of 0, and 0 times rubbish can be NaN
+        for room in (
+            self.room
+        ):  # because padding is multiplied by an attention weight of 0, and 0 times rubbish can be NaN
             room[:, :, : self.window.seen.stop] = 0
         for i, (start, count, kept) in enumerate(self.known):
             if count:
@@ -186,7 +204,10 @@ class _Room(DynamicLayer):
         seen = [room[at.rows, :, at.seen] for room in self.room]
         if at.prefix:
             prefix = at.prefix[self.layer]
-            seen = [torch.cat([first.expand(len(own), -1, -1, -1), own], 2) for first, own in zip(prefix, seen, strict=True)]
+            seen = [
+                torch.cat([first.expand(len(own), -1, -1, -1), own], 2)
+                for first, own in zip(prefix, seen, strict=True)
+            ]
         return seen
 
     def copy(self, source: int, target: int, end: int) -> None:
@@ -202,10 +223,19 @@ def read_alike(model, prompts: list[Ids], past: Past) -> None:
         shared = _shared_prefix(prompts) if can_share(model) else ()
         cache = DynamicCache()
         if shared:
-            model(input_ids=torch.tensor([shared], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(
+                input_ids=torch.tensor([shared], device=model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         past.restart(shared, [(layer.keys[0], layer.values[0]) for layer in cache.layers])
     for _, level in groupby(sorted(_beginnings(prompts, len(past.shared))), key=itemgetter(0)):
-        texts = [text for _, text in level if len(text) - len(past.shared) - past.find(text)[0] >= MIN_SHARED_PREFIX]
+        texts = [
+            text
+            for _, text in level
+            if len(text) - len(past.shared) - past.find(text)[0] >= MIN_SHARED_PREFIX
+        ]
         if texts:
             batch = Batch(model, [Row(text, ()) for text in texts], 0, past, True)
             batch.prefill()

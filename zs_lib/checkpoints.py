@@ -41,7 +41,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file({name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}, temporary / TENSORS)
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()},
+        temporary / TENSORS,
+    )
     (temporary / STATE).write_text(json.dumps(values, allow_nan=False))
     (temporary / "sha256.json").write_text(json.dumps(hashes(temporary)))
     for path in [*temporary.iterdir(), temporary]:
@@ -61,4 +64,6 @@ def load(folder: Path) -> Checkpoint:
         if hash_file(folder / name, cure) != expected.get(name):
             raise RunError(f"{folder / name} is damaged (its sha256 has changed): {cure}.")
     values = read_json(folder / STATE, cure)
-    return Checkpoint(values["step"], load_file(folder / TENSORS), values["state"], values.get("logs", {}))  # older ones have no logs
+    return Checkpoint(
+        values["step"], load_file(folder / TENSORS), values["state"], values.get("logs", {})
+    )  # older ones have no logs

@@ -58,32 +58,70 @@ def heldout(tables: Tables) -> pd.DataFrame:
     """What reinforcement learning with each engine achieved on held-out entities, with the real engine."""
     table = tables["evaluation"]
     ratio, difference = lambda a, b: a / b, lambda a, b: a - b  # noqa: E731
-    return _frame([
-        _compare(table, "ZeroSearch (grounded) over its start: ratio of F1", "zerosearch", START, ratio, 2.5),
-        _compare(table, "ZeroSearch (grounded) over Search-R1 (real engine): ratio of F1", "zerosearch", "search-r1", ratio, 0.9),
-        _compare(table, "ZeroSearch (grounded) minus R1 (no search): F1", "zerosearch", "r1", difference, 0.0),
-        _compare(table, "Search-R1 (real engine) minus R1 (no search): F1", "search-r1", "r1", difference, 0.0),
-        _compare(table, "ZeroSearch grounded minus naive simulator: F1", "zerosearch", "zerosearch-naive", difference, 0.0),
-        _searches(table, "zerosearch"), _searches(table, "search-r1")])
+    return _frame(
+        [
+            _compare(
+                table, "ZeroSearch (grounded) over its start: ratio of F1", "zerosearch", START, ratio, 2.5
+            ),
+            _compare(
+                table,
+                "ZeroSearch (grounded) over Search-R1 (real engine): ratio of F1",
+                "zerosearch",
+                "search-r1",
+                ratio,
+                0.9,
+            ),
+            _compare(
+                table, "ZeroSearch (grounded) minus R1 (no search): F1", "zerosearch", "r1", difference, 0.0
+            ),
+            _compare(
+                table, "Search-R1 (real engine) minus R1 (no search): F1", "search-r1", "r1", difference, 0.0
+            ),
+            _compare(
+                table,
+                "ZeroSearch grounded minus naive simulator: F1",
+                "zerosearch",
+                "zerosearch-naive",
+                difference,
+                0.0,
+            ),
+            _searches(table, "zerosearch"),
+            _searches(table, "search-r1"),
+        ]
+    )
 
 
 def fidelity(tables: Tables) -> pd.DataFrame:
     """What the largest grounded simulator must do, and whether larger ones do it better."""
     table = _table(tables, "fidelity")
-    table = table[(table["way"] == "grounded") & (table["questions_from"] == "held out")].set_index("simulator")
+    table = table[(table["way"] == "grounded") & (table["questions_from"] == "held out")].set_index(
+        "simulator"
+    )
     name, row = table.index[-1], table.iloc[-1]
     good, bad = int(row["good_queries"]), int(row["bad_queries"])
-    statements = [_share(f"{name}, training entities: useful documents of good queries state the answer", row["answer_good"], good, least=0.85),
-                  _share(f"{name}, training entities: documents of bad queries state it", row["answer_bad"], bad, most=0.15),
-                  _share(f"{name}, training entities: noisy documents leak it", row["leak"], good, most=0.05)]
+    statements = [
+        _share(
+            f"{name}, training entities: useful documents of good queries state the answer",
+            row["answer_good"],
+            good,
+            least=0.85,
+        ),
+        _share(
+            f"{name}, training entities: documents of bad queries state it", row["answer_bad"], bad, most=0.15
+        ),
+        _share(f"{name}, training entities: noisy documents leak it", row["leak"], good, most=0.05),
+    ]
     rates = table["answer_good"]
     for small, large in zip(rates.index, rates.index[1:], strict=False):
-        statements += [_shares(f"{large} minus {small}: answer rate on good queries", rates[large], rates[small], good),
-                       _shares(f"{small} minus {large}: leak", table.loc[small, "leak"], table.loc[large, "leak"], good)]
+        statements += [
+            _shares(f"{large} minus {small}: answer rate on good queries", rates[large], rates[small], good),
+            _shares(f"{small} minus {large}: leak", table.loc[small, "leak"], table.loc[large, "leak"], good),
+        ]
     return _frame(statements)
 
 
 # the paper's claims ---------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -101,26 +139,39 @@ def small_simulator(tables: Tables) -> list[Statement]:
 
 def as_good_as_real(tables: Tables) -> list[Statement]:
     (middle, arm), (largest, top) = _fine_tuned(tables, 2)[1], _fine_tuned(tables, 2)[-1]
-    return [_difference(tables, f"trained with {middle}, minus with the real engine", arm, "search-r1", -MARGIN),
-            _difference(tables, f"trained with {largest}, minus with the real engine", top, "search-r1")]
+    return [
+        _difference(tables, f"trained with {middle}, minus with the real engine", arm, "search-r1", -MARGIN),
+        _difference(tables, f"trained with {largest}, minus with the real engine", top, "search-r1"),
+    ]
 
 
 def tuned_beats_prompted(tables: Tables) -> list[Statement]:
     pairs = zip(_fine_tuned(tables), _simulators(tables, "prompted"), strict=True)
-    return [_difference(tables, f"trained with {label}, minus with {other}", arm, theirs) for (label, arm), (other, theirs) in pairs]
+    return [
+        _difference(tables, f"trained with {label}, minus with {other}", arm, theirs)
+        for (label, arm), (other, theirs) in pairs
+    ]
 
 
 def larger_is_better(tables: Tables) -> list[Statement]:
     tuned = _fine_tuned(tables, 2)
-    trained = [_difference(tables, f"trained with {large}, minus with {small}", arm, theirs)
-               for (small, theirs), (large, arm) in zip(tuned, tuned[1:], strict=False)]
+    trained = [
+        _difference(tables, f"trained with {large}, minus with {small}", arm, theirs)
+        for (small, theirs), (large, arm) in zip(tuned, tuned[1:], strict=False)
+    ]
     table = _table(tables, "fidelity")
     table = table[table["questions_from"] == "held out"].set_index("simulator")
     # how clearly useful is told from noisy: answers under the one keyword less answers under the other
     useful, noisy, n = table["answer_good"], table["leak"], int(table["good_queries"].iloc[0])
-    told = [_normal(f"useful minus noisy answers: {large} minus {small}", (useful - noisy)[large] - (useful - noisy)[small],
-                    sum(_variance(share[label], n) for share in (useful, noisy) for label in (small, large)), n)
-            for (small, _), (large, _) in zip(tuned, tuned[1:], strict=False)]
+    told = [
+        _normal(
+            f"useful minus noisy answers: {large} minus {small}",
+            (useful - noisy)[large] - (useful - noisy)[small],
+            sum(_variance(share[label], n) for share in (useful, noisy) for label in (small, large)),
+            n,
+        )
+        for (small, _), (large, _) in zip(tuned, tuned[1:], strict=False)
+    ]
     return trained + told
 
 
@@ -129,8 +180,19 @@ def beats_everything(tables: Tables) -> list[Statement]:
     inside = table["subset"].isin(SUBSETS_TRAINED_ON)
     others = ("direct", "cot", "rag", START, "search-o1", "r1")
     statements = [_difference(tables, f"ZeroSearch minus {other}", "zerosearch", other) for other in others]
-    for where, part in (("on the sets trained on", table[inside]), ("on the others", table[~inside]), ("on all", table)):
-        statements.append(_difference(tables | {"evaluation": part}, f"ZeroSearch minus Search-R1 {where}", "zerosearch", "search-r1"))
+    for where, part in (
+        ("on the sets trained on", table[inside]),
+        ("on the others", table[~inside]),
+        ("on all", table),
+    ):
+        statements.append(
+            _difference(
+                tables | {"evaluation": part},
+                f"ZeroSearch minus Search-R1 {where}",
+                "zerosearch",
+                "search-r1",
+            )
+        )
     return statements
 
 
@@ -138,28 +200,42 @@ def curve(tables: Tables) -> list[Statement]:
     table = _table(tables, "training")
     last = _by_seed(table, "reward", lambda curve: curve.tail(_ends(curve)).mean())
     rough = _by_seed(table, "reward", lambda curve: curve.diff().std())
-    return [_seeds("last rewards: ZeroSearch minus Search-R1", last["zerosearch"], last["search-r1"]),
-            _seeds("step-to-step variation: Search-R1 minus ZeroSearch", rough["search-r1"], rough["zerosearch"])]
+    return [
+        _seeds("last rewards: ZeroSearch minus Search-R1", last["zerosearch"], last["search-r1"]),
+        _seeds("step-to-step variation: Search-R1 minus ZeroSearch", rough["search-r1"], rough["zerosearch"]),
+    ]
 
 
 def turns(tables: Tables) -> list[Statement]:
     """Where turns are least is read off the other seeds' curves: a curve is never below its own minimum, noise or not."""
-    smooth = np.array(_by_seed(_table(tables, "training"), "turns", lambda curve: curve.rolling(_ends(curve)).mean().dropna().to_numpy())[MAIN])
+    smooth = np.array(
+        _by_seed(
+            _table(tables, "training"),
+            "turns",
+            lambda curve: curve.rolling(_ends(curve)).mean().dropna().to_numpy(),
+        )[MAIN]
+    )
     first, last = [], []
     for seed, own in enumerate(smooth):
         others = np.delete(smooth, seed, axis=0) if len(smooth) > 1 else smooth
         least = own[others.mean(axis=0).argmin()]
         first.append(own[0] - least)
         last.append(own[-1] - least)
-    return [_paired("turns at the beginning minus at their least", first), _paired("turns at the end minus at their least", last)]
+    return [
+        _paired("turns at the beginning minus at their least", first),
+        _paired("turns at the end minus at their least", last),
+    ]
 
 
 def every_algorithm(tables: Tables) -> list[Statement]:
     arms = {label: arm for label, arm in _labels(tables, "algorithms").items() if label in PAPERS_ALGORITHMS}
     rough = _by_seed(_table(tables, "training"), "reward", lambda curve: curve.diff().std())
     learnt = [_difference(tables, f"{label} minus the start", arm, START) for label, arm in arms.items()]
-    stable = [_seeds(f"step-to-step variation: {label} minus REINFORCE", rough[arm], rough[arms["REINFORCE"]])
-              for label, arm in arms.items() if label != "REINFORCE"]
+    stable = [
+        _seeds(f"step-to-step variation: {label} minus REINFORCE", rough[arm], rough[arms["REINFORCE"]])
+        for label, arm in arms.items()
+        if label != "REINFORCE"
+    ]
     return learnt + stable
 
 
@@ -175,11 +251,19 @@ def mask(tables: Tables) -> list[Statement]:
 
 def base_and_instruct(tables: Tables) -> list[Statement]:
     base, instruct = results.base_and_instruct(tables)
-    gain = _by_seed(_table(tables, "training"), "reward", lambda curve: curve.tail(_ends(curve)).mean() - curve.head(_ends(curve)).mean())
+    gain = _by_seed(
+        _table(tables, "training"),
+        "reward",
+        lambda curve: curve.tail(_ends(curve)).mean() - curve.head(_ends(curve)).mean(),
+    )
     if lacking := {base, instruct} - set(gain):
-        raise DataError(f"No training of the arm {lacking.pop()!r} is stored: `zs reproduce --full` makes it.")
-    return [_seeds("gain of the reward: base minus instruct", gain[base], gain[instruct]),
-            _difference(tables, "base minus instruct, after training", base, instruct, -MARGIN)]
+        raise DataError(
+            f"No training of the arm {lacking.pop()!r} is stored: `zs reproduce --full` makes it."
+        )
+    return [
+        _seeds("gain of the reward: base minus instruct", gain[base], gain[instruct]),
+        _difference(tables, "base minus instruct, after training", base, instruct, -MARGIN),
+    ]
 
 
 def cost(tables: Tables) -> list[Statement]:
@@ -193,8 +277,14 @@ CLAIMS = {
     1: Claim("A 3B simulator already teaches the policy to search.", "Table 4", small_simulator),
     2: Claim("A 7B simulator is on a par with the real engine, 14B above it.", "Table 4", as_good_as_real),
     3: Claim("Fine-tuned simulators beat prompted ones of the same size.", "Table 4", tuned_beats_prompted),
-    4: Claim("Larger simulators are better, and tell useful from noisy more cleanly.", "Tables 4 and 10", larger_is_better),
-    5: Claim("ZeroSearch beats Search-R1 and every baseline, in and out of domain.", "Table 3", beats_everything),
+    4: Claim(
+        "Larger simulators are better, and tell useful from noisy more cleanly.",
+        "Tables 4 and 10",
+        larger_is_better,
+    ),
+    5: Claim(
+        "ZeroSearch beats Search-R1 and every baseline, in and out of domain.", "Table 3", beats_everything
+    ),
     6: Claim("Its reward ends above the real engine's, and is smoother.", "Figures 2a-b, 3", curve),
     7: Claim("Turns drop first, then rise.", "Figure 2c", turns),
     8: Claim("REINFORCE, GRPO and PPO all work; REINFORCE is the most stable.", "Table 5", every_algorithm),
@@ -224,8 +314,18 @@ def verdicts(tested: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for number, part in tested.groupby(level="claim"):
         found = set(part["verdict"])
-        verdict = "does not hold" if "does not hold" in found else "holds" if found == {"holds"} else min(found - {"holds"})
-        rows[number] = {"claim of the paper": CLAIMS[number].says, "where": CLAIMS[number].where, "here": verdict}
+        verdict = (
+            "does not hold"
+            if "does not hold" in found
+            else "holds"
+            if found == {"holds"}
+            else min(found - {"holds"})
+        )
+        rows[number] = {
+            "claim of the paper": CLAIMS[number].says,
+            "where": CLAIMS[number].where,
+            "here": verdict,
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
 
 
@@ -245,7 +345,9 @@ def _labels(tables: Tables, study: str) -> dict[str, str]:
 
 
 def _simulators(tables: Tables, way: str) -> list[tuple[str, str]]:
-    return [(label, arm) for label, arm in _labels(tables, "simulators").items() if label.startswith(f"{way}-")]
+    return [
+        (label, arm) for label, arm in _labels(tables, "simulators").items() if label.startswith(f"{way}-")
+    ]
 
 
 def _fine_tuned(tables: Tables, sizes: int = 1) -> list[tuple[str, str]]:
@@ -253,7 +355,9 @@ def _fine_tuned(tables: Tables, sizes: int = 1) -> list[tuple[str, str]]:
     main = next((label for label, arm in _labels(tables, "simulators").items() if arm == MAIN), "")
     found = _simulators(tables, main.partition("-")[0])
     if len(found) < sizes:
-        raise DataError(f"The profile has {len(found)} fine-tuned simulator(s), and the claim compares {sizes} sizes.")
+        raise DataError(
+            f"The profile has {len(found)} fine-tuned simulator(s), and the claim compares {sizes} sizes."
+        )
     return found
 
 
@@ -269,7 +373,10 @@ def _ends(curve: pd.Series) -> int:
 def _by_seed(table: pd.DataFrame, column: str, summary: Callable) -> dict[str, list]:
     """arm → what `summary` makes of each seed's curve."""
     ordered = table.sort_values("step")
-    return {arm: [summary(curve[column]) for _, curve in part.groupby("seed")] for arm, part in ordered.groupby("arm")}
+    return {
+        arm: [summary(curve[column]) for _, curve in part.groupby("seed")]
+        for arm, part in ordered.groupby("arm")
+    }
 
 
 def _seeds(statement: str, first: list[float], second: list[float]) -> Statement:
@@ -289,6 +396,7 @@ def _paired(statement: str, differences: list[float], bound: float = 0.0) -> Sta
 
 # how statements are tested --------------------------------------------------------------------------------------------
 
+
 def compare(table: pd.DataFrame, arm: str, other: str, statistic: Callable, score: str = "f1", seed: int = 0):
     """(estimate, low, high, seeds, questions) of `statistic(mean of arm, mean of other)`; seeds: of the arm that has fewer,
     not counting what is not trained.
@@ -307,11 +415,17 @@ def compare(table: pd.DataFrame, arm: str, other: str, statistic: Callable, scor
     others = seeds if first.index.equals(second.index) else draw_counts(rng, len(b)) / len(b)
     draws = statistic(((seeds @ a) * questions).sum(axis=1), ((others @ b) * questions).sum(axis=1))
     low, high = np.quantile(draws, (0.025, 0.975))
-    trained = [len(matrix) for name, matrix in ((arm, a), (other, b)) if name.partition("/")[0] not in (START, *METHODS)]
+    trained = [
+        len(matrix)
+        for name, matrix in ((arm, a), (other, b))
+        if name.partition("/")[0] not in (START, *METHODS)
+    ]
     return float(statistic(a.mean(), b.mean())), float(low), float(high), min(trained, default=1), n
 
 
-def _compare(table: pd.DataFrame, statement: str, arm: str, other: str, statistic: Callable, bound: float) -> Statement:
+def _compare(
+    table: pd.DataFrame, statement: str, arm: str, other: str, statistic: Callable, bound: float
+) -> Statement:
     estimate, low, high, seeds, n = compare(table, arm, other, statistic)
     verdict = _verdict(low > bound, high < bound, seeds)
     return Statement(statement, estimate, low, high, seeds, n, f"> {bound:g}", verdict)
@@ -323,15 +437,21 @@ def _searches(table: pd.DataFrame, arm: str) -> Statement:
     matrix = two_hop.pivot_table(index="seed", columns="id", values="searches")
     mean, low, high = hierarchical_bootstrap(matrix.to_numpy())
     verdict = _verdict(low > 1.5, high < 1.5, len(matrix))
-    return Statement(f"{arm}: searches on a two-hop question", mean, low, high, *matrix.shape, "> 1.5", verdict)
+    return Statement(
+        f"{arm}: searches on a two-hop question", mean, low, high, *matrix.shape, "> 1.5", verdict
+    )
 
 
-def _share(statement: str, share: float, n: int, least: float | None = None, most: float | None = None) -> Statement:
+def _share(
+    statement: str, share: float, n: int, least: float | None = None, most: float | None = None
+) -> Statement:
     """A share of `n` queries with its Wilson interval, against the least or the most that it may be."""
     centre, width = share + Z * Z / (2 * n), Z * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     low, high = (centre - width) / (1 + Z * Z / n), (centre + width) / (1 + Z * Z / n)
     if least is not None:
-        return Statement(statement, share, low, high, 1, n, f"≥ {least:g}", _verdict(low >= least, high < least))
+        return Statement(
+            statement, share, low, high, 1, n, f"≥ {least:g}", _verdict(low >= least, high < least)
+        )
     return Statement(statement, share, low, high, 1, n, f"≤ {most:g}", _verdict(high <= most, low > most))
 
 

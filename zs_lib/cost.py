@@ -30,12 +30,15 @@ RUNS = 4
 
 # measured, at the paper's prices -------------------------------------------------------------------------------------
 
+
 def prices() -> dict[str, float]:
     """Dollars for a query of the search API, and for an hour of one GPU, from the paper's own totals."""
     table = paper.load("cost").set_index("search_engine")
     api, simulator = table.loc[ENGINE], table.loc[GPU]
-    return {"query": api["api_cost_usd"] / api["training_queries"],
-            "gpu_hour": simulator["gpu_cost_usd"] / simulator["training_hours"]}
+    return {
+        "query": api["api_cost_usd"] / api["training_queries"],
+        "gpu_hour": simulator["gpu_cost_usd"] / simulator["training_hours"],
+    }
 
 
 def measured(profile: Profile, store: RunStore) -> pd.DataFrame:
@@ -47,11 +50,22 @@ def measured(profile: Profile, store: RunStore) -> pd.DataFrame:
             run = store.get(arm, seed)
             if run and run.finished:
                 log, seconds = run.metrics(), run.timing().drop(columns="step").sum()
-                queries = (log["searches"] * (1 - log["failed"])).sum() * arm.prompts_per_step * arm.group_size
+                queries = (
+                    (log["searches"] * (1 - log["failed"])).sum() * arm.prompts_per_step * arm.group_size
+                )
                 mixed = log["real_searches"].sum() if "real_searches" in log else 0
                 real = mixed if arm.engine == "mixed" else 0 if simulates(arm.engine) else queries
-                rows.append({"arm": arm.name, "seed": seed, "queries": round(queries), "real_queries": round(real),
-                             "policy_tokens": log["rollout_tokens"].sum(), "simulator_tokens": log["search_tokens"].sum(), **seconds})
+                rows.append(
+                    {
+                        "arm": arm.name,
+                        "seed": seed,
+                        "queries": round(queries),
+                        "real_queries": round(real),
+                        "policy_tokens": log["rollout_tokens"].sum(),
+                        "simulator_tokens": log["search_tokens"].sum(),
+                        **seconds,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -73,14 +87,19 @@ def rates(profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
     rollout, simulator tokens and seconds a query, and `writing`, the share of rollouts in the time without searches."""
     rollouts = {arm.name: arm.steps * arm.prompts_per_step * arm.group_size for arm in profile.policies}
     part = table[(table["simulator_tokens"] > 0) & table["arm"].isin(rollouts)]
-    frame = pd.DataFrame({"searches_a_rollout": part["queries"] / part["arm"].map(rollouts),
-                          "tokens_a_query": part["simulator_tokens"] / part["queries"],
-                          "seconds_a_query": part["search"] / part["queries"],
-                          "writing": part["rollout"] / (part["rollout"] + part["update"])})
+    frame = pd.DataFrame(
+        {
+            "searches_a_rollout": part["queries"] / part["arm"].map(rollouts),
+            "tokens_a_query": part["simulator_tokens"] / part["queries"],
+            "seconds_a_query": part["search"] / part["queries"],
+            "writing": part["rollout"] / (part["rollout"] + part["update"]),
+        }
+    )
     return frame.groupby(part["arm"], sort=False).median()
 
 
 # quoted --------------------------------------------------------------------------------------------------------------
+
 
 def quotes(name: str = "prices") -> pd.DataFrame:
     """data/prices.csv (cards by the hour, search plans) or data/decoding.csv (speeds): what others published, each row with
@@ -88,7 +107,9 @@ def quotes(name: str = "prices") -> pd.DataFrame:
     try:
         return pd.read_csv(config.ROOT / "data" / f"{name}.csv")
     except (OSError, ValueError) as error:
-        raise DataError(f"data/{name}.csv cannot be read ({error}): restore it with `git checkout`.") from error
+        raise DataError(
+            f"data/{name}.csv cannot be read ({error}): restore it with `git checkout`."
+        ) from error
 
 
 def hourly(serverless: bool = False) -> dict[str, float]:
@@ -104,8 +125,14 @@ def engines(queries: float) -> pd.DataFrame:
     table = table.set_index((table["vendor"] + " " + table["plan"]).rename("engine"))
     price = table["usd"] / table["quantity"]
     packages = (queries / table["quantity"]).map(math.ceil)
-    return pd.DataFrame({"usd_per_1000": 1000 * price, "usd": queries * price, "bought": packages * table["usd"],
-                         "as_of": table["as_of"]})
+    return pd.DataFrame(
+        {
+            "usd_per_1000": 1000 * price,
+            "usd": queries * price,
+            "bought": packages * table["usd"],
+            "as_of": table["as_of"],
+        }
+    )
 
 
 def recomputed() -> pd.DataFrame:
@@ -113,11 +140,23 @@ def recomputed() -> pd.DataFrame:
     (SerpAPI's quote for 30,000 searches; one price an hour for all its GPUs), what it prints, and the share saved."""
     table, training = paper.load("cost").set_index("search_engine"), papers_training()
     hours = pd.Series({row: papers_cards(row) for row in table.index}) * table["training_hours"]
-    api = table["training_queries"] * (table["api_cost_usd"] > 0) * engines(1).loc[COMPARED[0], "usd_per_1000"] / 1000
-    return pd.DataFrame({"queries": table["training_queries"], "rollouts": training.rollouts,
-                         "searches_a_rollout": table["training_queries"] / training.rollouts, "gpu_hours": hours,
-                         "usd": api + hours * prices()["gpu_hour"], "printed": table["total_usd"],
-                         "saved": 1 - table["total_usd"] / table.loc[ENGINE, "total_usd"]})
+    api = (
+        table["training_queries"]
+        * (table["api_cost_usd"] > 0)
+        * engines(1).loc[COMPARED[0], "usd_per_1000"]
+        / 1000
+    )
+    return pd.DataFrame(
+        {
+            "queries": table["training_queries"],
+            "rollouts": training.rollouts,
+            "searches_a_rollout": table["training_queries"] / training.rollouts,
+            "gpu_hours": hours,
+            "usd": api + hours * prices()["gpu_hour"],
+            "printed": table["total_usd"],
+            "saved": 1 - table["total_usd"] / table.loc[ENGINE, "total_usd"],
+        }
+    )
 
 
 def papers_cards(row: str) -> int:
@@ -126,6 +165,7 @@ def papers_cards(row: str) -> int:
 
 
 # modelled ------------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Training:
@@ -156,12 +196,19 @@ def papers_training() -> Training:
 def published() -> pd.DataFrame:
     """Decoding speeds that others measured (data/decoding.csv), the roofline's, and the share that they reached of it."""
     table = quotes("decoding")
-    table["roofline"] = [row.output_tokens * roofline.queries_per_second(row.model, row.gpu, row.batch, roofline.Query(
-        row.prompt_tokens, row.output_tokens), reached=1) for row in table.itertuples()]
+    table["roofline"] = [
+        row.output_tokens
+        * roofline.queries_per_second(
+            row.model, row.gpu, row.batch, roofline.Query(row.prompt_tokens, row.output_tokens), reached=1
+        )
+        for row in table.itertuples()
+    ]
     return table.assign(reached=table["tokens_per_second"] / table["roofline"])
 
 
-def ways(training: Training, model: str, gpu: str = CARD, usd_hour: float | None = None, runs: int = RUNS) -> pd.DataFrame:
+def ways(
+    training: Training, model: str, gpu: str = CARD, usd_hour: float | None = None, runs: int = RUNS
+) -> pd.DataFrame:
     """What one training pays for its simulator, a row a way to run it: cards, card_hours, `load` (the share of them in which
     the cards answer), dollars, and `usd_per_1000`: a search engine that asks less is cheaper. `usd_hour`: of one card, else
     the lowest quote; what is scaled to zero pays the lowest serverless one. ConfigError for an unknown name."""
@@ -170,12 +217,16 @@ def ways(training: Training, model: str, gpu: str = CARD, usd_hour: float | None
     hours = max(training.hours, busy / fewest)  # a server that cannot keep up makes its training wait
     awake = busy / fewest + WRITING * (hours - busy / fewest) + training.steps * START_S / 3600
     many = papers_cards(f"SFT-{model}")
-    rows = {"as many cards as the paper": (many, max(many * training.hours, busy), usd),
-            "fewest cards": (fewest, fewest * hours, usd),
-            f"shared by {runs} trainings": (fewest, max(fewest * training.hours / runs, busy), usd),
-            "scaled to zero": (fewest, fewest * min(awake, hours), hourly(serverless=True)[gpu]),
-            "never idle": (fewest, busy, usd)}
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["cards", "card_hours", "usd_hour"]).rename_axis("way")
+    rows = {
+        "as many cards as the paper": (many, max(many * training.hours, busy), usd),
+        "fewest cards": (fewest, fewest * hours, usd),
+        f"shared by {runs} trainings": (fewest, max(fewest * training.hours / runs, busy), usd),
+        "scaled to zero": (fewest, fewest * min(awake, hours), hourly(serverless=True)[gpu]),
+        "never idle": (fewest, busy, usd),
+    }
+    frame = pd.DataFrame.from_dict(
+        rows, orient="index", columns=["cards", "card_hours", "usd_hour"]
+    ).rename_axis("way")
     frame["usd"] = frame["card_hours"] * frame["usd_hour"]
     return frame.assign(load=busy / frame["card_hours"], usd_per_1000=1000 * frame["usd"] / training.queries)
 
@@ -188,4 +239,6 @@ def today(training: Training, gpu: str = CARD) -> pd.DataFrame:
 def saved(usd: pd.Series, queries: float) -> pd.DataFrame:
     """The share that a simulator of these dollars saves against each engine of COMPARED at its price per 1,000: below zero where
     the engine is cheaper."""
-    return pd.DataFrame({engine: 1 - usd / price for engine, price in engines(queries).loc[list(COMPARED), "usd"].items()})
+    return pd.DataFrame(
+        {engine: 1 - usd / price for engine, price in engines(queries).loc[list(COMPARED), "usd"].items()}
+    )

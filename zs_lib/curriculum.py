@@ -8,7 +8,9 @@ from zs_lib.arms import CurriculumConfig
 from zs_lib.errors import ConfigError
 
 
-def noise_probability(step: int, total: int, cfg: CurriculumConfig, before: Mapping[str, float] | None = None) -> float:
+def noise_probability(
+    step: int, total: int, cfg: CurriculumConfig, before: Mapping[str, float] | None = None
+) -> float:
     """The chance in [0, 1] of noisy documents at `step` of `total` (1 … total; 0 is the state before).
 
     "exponential" is the paper's curriculum, p_i = p_s + (b^(i/m) - 1) / (b - 1) * (p_e - p_s), section 3.4:

@@ -162,7 +162,11 @@ def _vllm() -> Finding:
         except importlib.metadata.PackageNotFoundError:
             continue
     return Finding(
-        "vllm", False, "not installed", "not needed for smoke and tiny; environment.yml has it for NVIDIA GPUs, `make vllm` for CPUs", "optional"
+        "vllm",
+        False,
+        "not installed",
+        "not needed for smoke and tiny; environment.yml has it for NVIDIA GPUs, `make vllm` for CPUs",
+        "optional",
     )
 
 

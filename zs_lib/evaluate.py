@@ -108,8 +108,15 @@ def evaluate(
     return pd.DataFrame([_row(trajectory) | means for trajectory in trajectories])
 
 
-def to_file(path: Path, questions: Sequence[Question], generator: Generator, engine: SearchEngine | None, cfg: RolloutConfig,
-            method: str, who: str) -> pd.DataFrame:
+def to_file(
+    path: Path,
+    questions: Sequence[Question],
+    generator: Generator,
+    engine: SearchEngine | None,
+    cfg: RolloutConfig,
+    method: str,
+    who: str,
+) -> pd.DataFrame:
     """`evaluate`, with each row as a JSON line in `path` as soon as its batch is scored; what the file already has of these
     questions is not asked again. `who` says what answers, and with what.
 
@@ -180,7 +187,9 @@ def _engine(arm: EvaluationArm, store: RunStore) -> SearchEngine | None:
     if arm.simulator:
         from zs_lib import simulator
 
-        engine = build_engine(arm.engine, model=simulator.ensure(arm.simulator, 0, store).model_dir, arm=arm.simulator)
+        engine = build_engine(
+            arm.engine, model=simulator.ensure(arm.simulator, 0, store).model_dir, arm=arm.simulator
+        )
     else:
         engine = build_engine(arm.engine)
     return NoisyEngine(engine, qa.load_passages(), arm.noise) if arm.noise else engine
@@ -194,5 +203,7 @@ def _model(arm: EvaluationArm, seed: int, store: RunStore) -> str:
         return warm_up.start(arm.backbone, arm.warm_up, arm.benchmark, store)
     run = store.get(arm.policy, seed)
     if run is None or not run.finished:
-        raise RunError(f"The run of {arm.name}, seed {seed}, is not finished: train it to its end before it is evaluated.")
+        raise RunError(
+            f"The run of {arm.name}, seed {seed}, is not finished: train it to its end before it is evaluated."
+        )
     return str(run.model_dir)

@@ -24,7 +24,10 @@ from zs_lib.wording import NOUNS, query
 def heldout_questions(count: int) -> list[Question]:
     """`count` test questions of one and of two hops in turn, drawn by id: the same ones every time."""
     one = pick(qa.load_questions(subset="natural", split="test"), count)
-    two = pick([question for question in qa.load_questions(subset="bridge", split="test") if qa.is_chain(question)], count)
+    two = pick(
+        [question for question in qa.load_questions(subset="bridge", split="test") if qa.is_chain(question)],
+        count,
+    )
     return [question for pair in zip(one, two, strict=False) for question in pair][:count]
 
 
@@ -35,20 +38,27 @@ def training_questions(each: int) -> list[Question]:
     return pick([question for question in held_out if qa.is_chain(question)], each)
 
 
-def before_and_after(arm: PolicyArm, run: Run, questions: Sequence[Question],
-                     evaluation: EvaluationConfig) -> dict[str, list[Trajectory]]:
+def before_and_after(
+    arm: PolicyArm, run: Run, questions: Sequence[Question], evaluation: EvaluationConfig
+) -> dict[str, list[Trajectory]]:
     """Greedy trajectories: before training, after it, and after it without an engine."""
     engine, cfg = build_engine(evaluation.engine), replace(arm.rollout, temperature=0.0)
+
     def ask(model, engine):
         loaded = models.load(model)
         keys = [("example", question.id) for question in questions]
         return rollout(questions, Generator(loaded.model, loaded.tokenizer), engine, cfg, keys)
 
-    return {"Before training:": ask(arm.backbone, engine), "After training:": ask(run.model_dir, engine),
-            "After training, without search:": ask(run.model_dir, None)}
+    return {
+        "Before training:": ask(arm.backbone, engine),
+        "After training:": ask(run.model_dir, engine),
+        "After training, without search:": ask(run.model_dir, None),
+    }
 
 
-def documents_for(arm: PolicyArm, question: Question, store: RunStore | None = None) -> dict[str, SearchResult]:
+def documents_for(
+    arm: PolicyArm, question: Question, store: RunStore | None = None
+) -> dict[str, SearchResult]:
     """Documents for the good query of the question's last hop: the real engine's, useful ones, noisy ones, and
     useful ones for a query that does not say what it is about."""
     if arm.simulator is None:
@@ -61,12 +71,14 @@ def documents_for(arm: PolicyArm, question: Question, store: RunStore | None = N
     def request(query: str, noisy: bool) -> SearchRequest:
         return SearchRequest(query, question.question, question.golden_answers, noisy, ("example", query))
 
-    real, = build_engine("bm25").search([request(good, False)], k)
+    (real,) = build_engine("bm25").search([request(good, False)], k)
     useful, noisy, off = engine.search([request(good, False), request(good, True), request(bad, False)], k)
     return {f"BM25: {good}": real, f"useful: {good}": useful, f"noisy: {good}": noisy, f"useful: {bad}": off}
 
 
-def cases(model: str | Path, engine: SearchEngine | None, cfg: RolloutConfig, count: int = 40) -> dict[str, Trajectory]:
+def cases(
+    model: str | Path, engine: SearchEngine | None, cfg: RolloutConfig, count: int = 40
+) -> dict[str, Trajectory]:
     """The first trajectory of each kind among `count` held-out questions of two hops, in an order that their ids alone
     decide:
 
@@ -75,11 +87,15 @@ def cases(model: str | Path, engine: SearchEngine | None, cfg: RolloutConfig, co
     - "repaired": the right answer although the first search found no hop's answer
     A kind that does not come is left out.
     """
-    chains = [q for q in qa.load_questions(subset=("bridge", "compositional"), split="test") if qa.is_chain(q)]
+    chains = [
+        q for q in qa.load_questions(subset=("bridge", "compositional"), split="test") if qa.is_chain(q)
+    ]
     questions = sorted(chains, key=lambda question: uniform((question.id,), 0, "case"))[:count]
     loaded = models.load(model)
     keys = [("case", question.id) for question in questions]
-    trajectories = rollout(questions, Generator(loaded.model, loaded.tokenizer), engine, replace(cfg, temperature=0.0), keys)
+    trajectories = rollout(
+        questions, Generator(loaded.model, loaded.tokenizer), engine, replace(cfg, temperature=0.0), keys
+    )
     found: dict[str, Trajectory] = {}
     for trajectory in trajectories:
         for kind in _kinds(trajectory):
@@ -97,7 +113,9 @@ def _kinds(trajectory: Trajectory) -> list[str]:
     return ["success"] if helped or len(searches) < 2 else ["success", "repaired"]
 
 
-def documents_by_simulator(simulators: Sequence[SimulatorArm], question: Question, noisy: bool) -> dict[str, SearchResult]:
+def documents_by_simulator(
+    simulators: Sequence[SimulatorArm], question: Question, noisy: bool
+) -> dict[str, SearchResult]:
     """What each simulator writes for the good query of the question's last hop (Table 10)."""
     hop, store = question.hops[-1], RunStore()
     asked = query(NOUNS[hop.relation], hop.entity)
@@ -105,7 +123,7 @@ def documents_by_simulator(simulators: Sequence[SimulatorArm], question: Questio
     written = {}
     for arm in simulators:
         engine = build_engine("simulated", model=simulator.ensure(arm, 0, store).model_dir, arm=arm)
-        written[f"{arm.label}: {asked}"], = engine.search([request], arm.num_documents)
+        (written[f"{arm.label}: {asked}"],) = engine.search([request], arm.num_documents)
     return written
 
 
@@ -113,4 +131,6 @@ def check_quick_start(run: Run) -> pd.DataFrame:
     """Whether training raised the reward, as the run's summary says."""
     first, last = run.summary["first_reward"], run.summary["last_reward"]
     verdict = "holds" if last > first else "does not hold"
-    return pd.DataFrame([{"statement": "training reward rose", "first": first, "last": last, "verdict": verdict}]).round(3)
+    return pd.DataFrame(
+        [{"statement": "training reward rose", "first": first, "last": last, "verdict": verdict}]
+    ).round(3)

@@ -66,7 +66,9 @@ class Executor:
 
 
 @contextmanager
-def opened(name: str = "local", address: str | None = None, resources: Resources | None = None) -> Iterator[Executor]:
+def opened(
+    name: str = "local", address: str | None = None, resources: Resources | None = None
+) -> Iterator[Executor]:
     """The executor of this name: "local", "ray" (a cluster at `address`, else the one of this machine, else a new one) or
     "slurm". On a cluster a run takes what `resources` says.
 
@@ -159,15 +161,23 @@ def _ray(address: str | None, resources: Resources) -> Iterator[Executor]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:  # gone meanwhile; another version of Ray or Python
-        raise RunError(f"No Ray cluster at {address or 'this machine'} ({error}): `ray start --head` begins one.") from error
+    except (
+        ConnectionError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # gone meanwhile; another version of Ray or Python
+        raise RunError(
+            f"No Ray cluster at {address or 'this machine'} ({error}): `ray start --head` begins one."
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray has set its own
     try:
         for kind, share in vars(resources).items():
             if not _fits(share):
-                raise ConfigError(f"No node of the Ray cluster has {share}, which the profile's [resources] give to a run ({kind}): add "
-                                  "one, or change them.")
+                raise ConfigError(
+                    f"No node of the Ray cluster has {share}, which the profile's [resources] give to a run ({kind}): add "
+                    "one, or change them."
+                )
         # A process of its own for every task: what one leaves in memory does not count for the next.
         remote = ray.remote(max_calls=1, max_retries=ATTEMPTS - 1)(worker.do)
         yield Executor(lambda: _RayTask(remote, resources), PLACES)
@@ -183,7 +193,9 @@ def _reach(address: str | None) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise RunError(f"No Ray cluster at {host}:{port} ({error}): give the HOST:PORT that `ray start --head` told.") from error
+        raise RunError(
+            f"No Ray cluster at {host}:{port} ({error}): give the HOST:PORT that `ray start --head` told."
+        ) from error
 
 
 def _fits(share: Share) -> bool:
@@ -208,7 +220,9 @@ class _RayTask:
         with self.lock:
             if self.ended:
                 return STOPPED
-            self.task = self.remote.options(num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": _settings(share)}).remote(job)
+            self.task = self.remote.options(
+                num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": _settings(share)}
+            ).remote(job)
         try:
             return self._answer(share)
         except ray.exceptions.TaskCancelledError:
@@ -246,7 +260,11 @@ class _RayTask:
 
 def _settings(share: Share) -> dict[str, str]:
     """What a node's process takes over of this one's environment: where the library and its data are, but no secret."""
-    own = {name: value for name, value in os.environ.items() if name.startswith("ZS_") and name != "ZS_SERVE_TOKEN"}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("ZS_") and name != "ZS_SERVE_TOKEN"
+    }
     return own | {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | worker.settings(share.cpus)
 
 
@@ -260,7 +278,9 @@ def _slurm(_, resources: Resources) -> Iterator[Executor]:
     except ImportError:
         raise ConfigError(LACKS.format("slurm", "submitit")) from None
     if not (shutil.which("sbatch") and shutil.which("srun")):
-        raise ConfigError("There is no SLURM here (sbatch and srun are not on the PATH): start on a machine that submits jobs.")
+        raise ConfigError(
+            "There is no SLURM here (sbatch and srun are not on the PATH): start on a machine that submits jobs."
+        )
     yield Executor(lambda: _SlurmJob(resources), PLACES)
 
 
@@ -284,7 +304,9 @@ class _SlurmJob:
                 lost = error
             except Exception as error:
                 return f"SLURM: {_last_line(error)}"
-        return f"SLURM lost {ATTEMPTS} jobs that made it (see {Path(job['store'], 'slurm')}): {_last_line(lost)}"
+        return (
+            f"SLURM lost {ATTEMPTS} jobs that made it (see {Path(job['store'], 'slurm')}): {_last_line(lost)}"
+        )
 
     def _once(self, job: dict) -> str | None:
         import submitit
@@ -292,9 +314,13 @@ class _SlurmJob:
         share = self.resources.of(job["kind"])
         executor = submitit.AutoExecutor(Path(job["store"], "slurm"), cluster=self.cluster)
         settings = {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | worker.settings(share.cpus)
-        executor.update_parameters(name=f"zs-{job['kind']}", timeout_min=60 * SLURM_HOURS, cpus_per_task=share.cpus,
-                                   slurm_setup=[f"export {name}={shlex.quote(value)}" for name, value in settings.items()],
-                                   **({"gpus_per_node": share.gpus} if share.gpus else {}))
+        executor.update_parameters(
+            name=f"zs-{job['kind']}",
+            timeout_min=60 * SLURM_HOURS,
+            cpus_per_task=share.cpus,
+            slurm_setup=[f"export {name}={shlex.quote(value)}" for name, value in settings.items()],
+            **({"gpus_per_node": share.gpus} if share.gpus else {}),
+        )
         with self.lock:
             if not self.ended:
                 self.job = executor.submit(_Resumed(), job)

@@ -53,8 +53,10 @@ This is one turn. {turns}
 
 {licence}
 """
-TURNS = ("Where it ends with `</search>`, append `<information>Doc 1: …\\nDoc 2: …\\n</information>\\n` with {documents} documents for "
-         "the query, and generate on; where it ends with `</answer>`, that is the answer. In training at most {searches} searches were made.")
+TURNS = (
+    "Where it ends with `</search>`, append `<information>Doc 1: …\\nDoc 2: …\\n</information>\\n` with {documents} documents for "
+    "the query, and generate on; where it ends with `</answer>`, that is the answer. In training at most {searches} searches were made."
+)
 ALONE = "It was trained to answer without search, between `<answer>` and `</answer>`."
 
 
@@ -88,24 +90,37 @@ def card(run: Run, store: RunStore) -> str:
     noise, objective = arm.curriculum, arm.objective
     facts = {
         "backbone": backbone,
-        "training questions": f"embedded benchmark: {', '.join(arm.subsets)}" if arm.benchmark == "embedded" else _public(arm.benchmark),
+        "training questions": f"embedded benchmark: {', '.join(arm.subsets)}"
+        if arm.benchmark == "embedded"
+        else _public(arm.benchmark),
         "engine in training": engine_kind(arm.engine) + (f", {arm.simulator.label}" if arm.simulator else ""),
         "noise probability": f"{noise.schedule}, {noise.p_start:g} to {noise.p_end:g}" if noise else "none",
         "algorithm": f"{objective.algorithm}, KL {objective.kl_coef:g}, document tokens {'out of' if objective.mask_documents else 'in'} the loss",
         "steps": f"{summary['steps']}, each of {arm.prompts_per_step} questions with {arm.group_size} trajectories, at a learning rate of {arm.learning_rate:g}",
         "training reward (F1)": f"{summary['first_reward']:.3f} in the first steps, {summary['last_reward']:.3f} in the last",
-        "warnings": "; ".join(f"{warning['name']} at step {warning['step']}" for warning in summary["warnings"]) or "none",
+        "warnings": "; ".join(
+            f"{warning['name']} at step {warning['step']}" for warning in summary["warnings"]
+        )
+        or "none",
         "made with": f"workbench {code['version']} ({(code['commit'] or 'no commit')[:12]}), torch {packages['torch']}, transformers {packages['transformers']}",
     }
     return CARD.format(
         front="license: apache-2.0" if shipped else f"base_model: {backbone}" if of_hub else "license: other",
-        label=run.label, seed=run.seed, name=run.path.name, parameters=summary["parameters"],
-        facts=markdown(pd.DataFrame({"value": facts}).rename_axis("")), scores=_scores(run, store),
+        label=run.label,
+        seed=run.seed,
+        name=run.path.name,
+        parameters=summary["parameters"],
+        facts=markdown(pd.DataFrame({"value": facts}).rename_axis("")),
+        scores=_scores(run, store),
         prompt=POLICY_TEMPLATES[arm.rollout.template].format(question="what is the capital of Norway?"),
-        max_tokens=arm.rollout.max_turn_tokens, stop=list(STOP_STRINGS),
-        turns=ALONE if arm.engine == "none" else TURNS.format(documents=arm.rollout.num_documents, searches=arm.rollout.max_searches),
-        licence="Apache-2.0, as the workbench and the backbone that comes with it." if shipped else
-                f"That of the backbone, {backbone}, which this card does not know.",
+        max_tokens=arm.rollout.max_turn_tokens,
+        stop=list(STOP_STRINGS),
+        turns=ALONE
+        if arm.engine == "none"
+        else TURNS.format(documents=arm.rollout.num_documents, searches=arm.rollout.max_searches),
+        licence="Apache-2.0, as the workbench and the backbone that comes with it."
+        if shipped
+        else f"That of the backbone, {backbone}, which this card does not know.",
     )
 
 
@@ -118,11 +133,25 @@ def _scores(run: Run, store: RunStore) -> str:
     """The finished evaluations of this very run, as a table."""
     rows = []
     for other in store.list():
-        if other.kind != "evaluation" or other.seed != run.seed or not other.finished or other.config["policy"] != run.config:
+        if (
+            other.kind != "evaluation"
+            or other.seed != run.seed
+            or not other.finished
+            or other.config["policy"] != run.config
+        ):
             continue
         noise, mean = other.config.get("noise"), other.summary["mean"]
         engine = engine_kind(other.config["engine"]) + (f", {noise:.0%} noise" if noise else "")
-        rows.append({"engine": engine, "questions": other.summary["questions"], **{name: round(mean[name], 3) for name in ("f1", "em", "cover_em", "searches")}})
+        rows.append(
+            {
+                "engine": engine,
+                "questions": other.summary["questions"],
+                **{name: round(mean[name], 3) for name in ("f1", "em", "cover_em", "searches")},
+            }
+        )
     if not rows:
         return "No evaluation of it lies in the store that it comes from.\n"
-    return "Greedy answers to questions about entities that training never met, means over subsets.\n\n" + markdown(pd.DataFrame(rows).set_index("engine"))
+    return (
+        "Greedy answers to questions about entities that training never met, means over subsets.\n\n"
+        + markdown(pd.DataFrame(rows).set_index("engine"))
+    )

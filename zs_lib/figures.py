@@ -17,7 +17,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from zs_lib import config, cost, results, studies
-from zs_lib.drawing import SERIES, STYLE, WINDOW, bars, color_of, core_color, curve, forest, heat, label_of, mark_warnings, points
+from zs_lib.drawing import (
+    SERIES,
+    STYLE,
+    WINDOW,
+    bars,
+    color_of,
+    core_color,
+    curve,
+    forest,
+    heat,
+    label_of,
+    mark_warnings,
+    points,
+)
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.files import write_bytes
 from zs_lib.qa import SUBSETS
@@ -41,13 +54,16 @@ class Drawing:
 
 # figures -------------------------------------------------------------------------------------------------------------
 
+
 def draw_retrieval(tables: Tables, figure: Figure) -> None:
     """What a good query finds: recall of the real engine by subset and hop."""
     axes = figure.subplots()
     table = tables["retrieval"]
     table = table.assign(row=table["subset"] + "\nhop " + table["hop"].astype(str)).set_index("row")
     bars(axes, table, {"recall@3": ("recall@3", "#1f6fb4"), "recall@5": ("recall@5", "#a6cee3")})
-    axes.set(ylim=(0, 1.05), ylabel="share of good queries", title="BM25 finds the fact that a good query asks for")
+    axes.set(
+        ylim=(0, 1.05), ylabel="share of good queries", title="BM25 finds the fact that a good query asks for"
+    )
     axes.tick_params(axis="x", labelsize=7)
     figure.legend(loc="outside upper right", ncols=2)
 
@@ -56,19 +72,34 @@ def draw_fidelity(tables: Tables, figure: Figure) -> None:
     """What each simulator answers to good and bad queries, and what leaks into its noisy documents."""
     table = tables["fidelity"]
     sources = list(dict.fromkeys(table["questions_from"]))
-    for axes, source in zip(figure.subplots(1, len(sources), sharey=True, squeeze=False)[0], sources, strict=True):
+    for axes, source in zip(
+        figure.subplots(1, len(sources), sharey=True, squeeze=False)[0], sources, strict=True
+    ):
         part = table[table["questions_from"] == source].set_index("simulator")
         real = part[["real_good", "real_bad"]].iloc[0]
         part = part.rename(lambda name: name.replace("-tiny-", "\n").replace("-", "\n", 1))
-        bars(axes, part, {"answer_good": ("good query, useful documents", "#2a9d5c"), "answer_bad": ("bad query", "#e08214"),
-                           "leak": ("good query, noisy documents", "#8a4fa3")})
+        bars(
+            axes,
+            part,
+            {
+                "answer_good": ("good query, useful documents", "#2a9d5c"),
+                "answer_bad": ("bad query", "#e08214"),
+                "leak": ("good query, noisy documents", "#8a4fa3"),
+            },
+        )
         axes.axhline(real["real_good"], color="#2a9d5c", ls=":", lw=1.2)
         axes.axhline(real["real_bad"], color="#e08214", ls=":", lw=1.2)
         axes.set(ylim=(0, 1.05), title=f"questions: {source}")
         axes.tick_params(axis="x", labelsize=7.5)
     figure.axes[0].set_ylabel("share of searches that state the answer")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=8,
-                  title="dotted: real engine", title_fontsize=8)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=3,
+        fontsize=8,
+        title="dotted: real engine",
+        title_fontsize=8,
+    )
 
 
 def draw_tuning(tables: Tables, figure: Figure) -> None:
@@ -76,8 +107,12 @@ def draw_tuning(tables: Tables, figure: Figure) -> None:
     axes = figure.subplots()
     for simulator, part in tables["tuning"].groupby("simulator", sort=False):
         loss = part["loss"].rolling(WINDOW, min_periods=1).mean()  # batches of like length come in waves
-        axes.plot(part["step"], loss, label=simulator, lw=1.6, ls="--" if simulator.startswith("naive") else "-")
-    axes.set(xlabel="fine-tuning step", ylabel="loss (nats a token)", title="Simulators learn to write documents")
+        axes.plot(
+            part["step"], loss, label=simulator, lw=1.6, ls="--" if simulator.startswith("naive") else "-"
+        )
+    axes.set(
+        xlabel="fine-tuning step", ylabel="loss (nats a token)", title="Simulators learn to write documents"
+    )
     axes.legend(ncols=2, fontsize=8)
 
 
@@ -118,8 +153,14 @@ def draw_live(tables: Tables, figure: Figure) -> None:
     axes.legend(loc="upper left", fontsize=7.5, ncols=2)
 
 
-PANELS = {"reward": "Reward (F1)", "turns": "Turns a rollout", "query_quality": "Queries that name what they must",
-          "noise_probability": "Noise probability", "entropy": "Entropy (nats a token)", "kl": "KL to the reference (nats a token)"}
+PANELS = {
+    "reward": "Reward (F1)",
+    "turns": "Turns a rollout",
+    "query_quality": "Queries that name what they must",
+    "noise_probability": "Noise probability",
+    "entropy": "Entropy (nats a token)",
+    "kl": "KL to the reference (nats a token)",
+}
 """What is watched while a policy trains: column of the log → title."""
 
 
@@ -133,7 +174,9 @@ def draw_panel(table: pd.DataFrame, column: str) -> bytes:
             for arm, part in table.groupby("arm", sort=False):
                 rolling = part.groupby("step")[column].mean().rolling(WINDOW, min_periods=1)
                 mean, error = rolling.mean(), 1.96 * rolling.std() / rolling.count() ** 0.5
-                axes.fill_between(mean.index, mean - error, mean + error, color=color_of(arm), alpha=0.25, lw=0)
+                axes.fill_between(
+                    mean.index, mean - error, mean + error, color=color_of(arm), alpha=0.25, lw=0
+                )
             mark_warnings(table, axes)
         if column in ("reward", "query_quality", "noise_probability"):
             axes.set_ylim(-0.02, 1.02)
@@ -149,7 +192,11 @@ def draw_query_quality(tables: Tables, figure: Figure) -> None:
     """Whether queries name what they must, by what answered them in training."""
     axes = figure.subplots()
     curve(tables["training"], "query_quality", axes, ("zerosearch", "zerosearch-naive", "search-r1"))
-    axes.set(ylabel="share of queries that name\nthe entity they must", title="Query quality during training", ylim=(0, 1))
+    axes.set(
+        ylabel="share of queries that name\nthe entity they must",
+        title="Query quality during training",
+        ylim=(0, 1),
+    )
     axes.legend(loc="best", fontsize=8)
 
 
@@ -158,13 +205,21 @@ def draw_heldout(tables: Tables, figure: Figure) -> None:
     axes = figure.subplots()
     frame = results.heldout_table(results.core(tables["evaluation"])).iloc[::-1]
     errors = [frame["f1"] - frame["low"], frame["high"] - frame["f1"]]
-    axes.barh([label_of(arm) for arm in frame.index], frame["f1"], xerr=errors, height=0.62, capsize=3,
-              color=[core_color(arm) for arm in frame.index], error_kw={"lw": 1.2})
+    axes.barh(
+        [label_of(arm) for arm in frame.index],
+        frame["f1"],
+        xerr=errors,
+        height=0.62,
+        capsize=3,
+        color=[core_color(arm) for arm in frame.index],
+        error_kw={"lw": 1.2},
+    )
     for place, (value, high) in enumerate(zip(frame["f1"], frame["high"], strict=True)):
         axes.text(high + 0.02, place, f"{value:.2f}", va="center", fontweight="bold")
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="F1 on held-out entities, real engine (95% interval)", xlim=(0, 1),
-             title="What was learnt")
+    axes.set(
+        xlabel="F1 on held-out entities, real engine (95% interval)", xlim=(0, 1), title="What was learnt"
+    )
 
 
 def draw_subsets(tables: Tables, figure: Figure) -> None:
@@ -189,7 +244,13 @@ def draw_simulators(tables: Tables, figure: Figure) -> None:
     axes.set_title("Trained with this simulator")
 
 
-CHOICES = {"algorithms": "Algorithm", "curricula": "Noise", "masks": "Document tokens", "engines": "Engine", "lengths": "RL steps"}
+CHOICES = {
+    "algorithms": "Algorithm",
+    "curricula": "Noise",
+    "masks": "Document tokens",
+    "engines": "Engine",
+    "lengths": "RL steps",
+}
 
 
 def draw_choices(tables: Tables, figure: Figure) -> None:
@@ -206,8 +267,16 @@ def draw_learning(tables: Tables, figure: Figure) -> None:
     Figures 4a to 4c of the paper."""
     panels = figure.subplots(2, 2, sharey=True).flat
     rows = tables["study_rows"]
-    for axes, (study, title) in zip(panels, {"algorithms": "Algorithm", "curricula": "Noise", "masks": "Document tokens",
-                                             "methods": "Base and instruct"}.items(), strict=True):
+    for axes, (study, title) in zip(
+        panels,
+        {
+            "algorithms": "Algorithm",
+            "curricula": "Noise",
+            "masks": "Document tokens",
+            "methods": "Base and instruct",
+        }.items(),
+        strict=True,
+    ):
         part = rows[rows["study"] == study].set_index("label")["arm"]
         if study == "methods":
             part = part[part.isin(results.base_and_instruct(tables))]
@@ -228,13 +297,22 @@ def draw_scaling(tables: Tables, figure: Figure) -> None:
     panels = figure.subplots(1, 3, sharey=True)
     simulators = results.study_scores(tables, "simulators")
     ways = simulators.index.str.partition("-")
-    lines = [simulators[[way == kind for way, *_ in ways]].rename(index=lambda label: label.partition("-")[2]).assign(line=kind)
-             for kind in ("grounded", "naive", "prompted")]
+    lines = [
+        simulators[[way == kind for way, *_ in ways]]
+        .rename(index=lambda label: label.partition("-")[2])
+        .assign(line=kind)
+        for kind in ("grounded", "naive", "prompted")
+    ]
     points(panels[0], pd.concat(lines))
-    policies = results.study_scores(tables, "methods").rename(index=lambda label: label.replace("-Instruct", "-instruct"))
+    policies = results.study_scores(tables, "methods").rename(
+        index=lambda label: label.replace("-Instruct", "-instruct")
+    )
     names = policies.index.str.partition(", ")
     policies = policies.set_axis([name.removesuffix("-instruct") for *_, name in names]).assign(
-        line=[f"{method}, {'instruct' if name.endswith('-instruct') else 'base'}" for method, _, name in names])
+        line=[
+            f"{method}, {'instruct' if name.endswith('-instruct') else 'base'}" for method, _, name in names
+        ]
+    )
     points(panels[1], policies[policies["line"].str.startswith(studies.TRAINED[studies.MAIN])])
     points(panels[2], results.study_scores(tables, "lengths").assign(line=studies.TRAINED[studies.MAIN]))
     for axes, title in zip(panels, ("Simulator", "Policy", "Training"), strict=True):
@@ -250,12 +328,23 @@ def draw_transfer(tables: Tables, figure: Figure) -> None:
     frame = table[table["noise"] == 0].pivot_table(index="arm", columns="engine", values="f1", sort=False)
     heat(left, frame.rename(index=label_of))
     left.set_title("Tested with")
-    for arm, part in table[table["engine"].isin(table.loc[table["noise"] > 0, "engine"])].groupby("arm", sort=False):
+    for arm, part in table[table["engine"].isin(table.loc[table["noise"] > 0, "engine"])].groupby(
+        "arm", sort=False
+    ):
         wide = part.pivot_table(index="noise", columns="seed", values="f1")
         if len(wide) > 1:
-            right.plot(wide.index, wide.mean(axis=1), marker="o", ms=4, color=core_color(arm), label=label_of(arm))
-            right.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=core_color(arm), alpha=0.15, lw=0)
-    right.set(title="Noise at test time", xlabel="share of searches that find nothing", ylabel="held-out F1", ylim=(0, 1))
+            right.plot(
+                wide.index, wide.mean(axis=1), marker="o", ms=4, color=core_color(arm), label=label_of(arm)
+            )
+            right.fill_between(
+                wide.index, wide.min(axis=1), wide.max(axis=1), color=core_color(arm), alpha=0.15, lw=0
+            )
+    right.set(
+        title="Noise at test time",
+        xlabel="share of searches that find nothing",
+        ylabel="held-out F1",
+        ylim=(0, 1),
+    )
     right.legend(fontsize=7.5)
 
 
@@ -271,10 +360,16 @@ def draw_break_even(tables: Tables, figure: Figure) -> None:
     axes = figure.subplots()
     training = cost.papers_training()
     queries = np.geomspace(1000, 5 * training.rollouts, 60)  # to the five searches that a rollout may make
-    engines = pd.concat({count: cost.engines(count)["usd"] for count in queries}, axis=1).loc[list(cost.COMPARED)]
+    engines = pd.concat({count: cost.engines(count)["usd"] for count in queries}, axis=1).loc[
+        list(cost.COMPARED)
+    ]
     trainings = {count: replace(training, searches=count / training.rollouts) for count in queries}
     ways = pd.concat({count: cost.ways(one, SIMULATOR)["usd"] for count, one in trainings.items()}, axis=1)
-    style = {"fontsize": 8, "textcoords": "offset points", "bbox": {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5}}
+    style = {
+        "fontsize": 8,
+        "textcoords": "offset points",
+        "bbox": {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5},
+    }
     for name, usd in engines.iterrows():
         axes.plot(queries, usd, color="#555555", ls="--", lw=1.3)
         label = f"{name}\n\\${1000 * usd.iloc[0] / queries[0]:.2f} per 1,000"
@@ -286,10 +381,26 @@ def draw_break_even(tables: Tables, figure: Figure) -> None:
         axes.annotate(name, (queries[place], usd.iloc[place]), shift, va="center", color="#222222", **style)
     for searches in (1, 5):
         axes.axvline(searches * training.rollouts, color="#999999", ls=":", lw=1)
-        axes.annotate(f"{searches} a rollout", (searches * training.rollouts, 0.02), (-4, 0), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", rotation=90, ha="right", fontsize=7.5, color="#777777")
-    axes.set(xscale="log", yscale="log", xlim=(queries[0], queries[-1]), ylim=(0.3, None), xlabel="queries of one training",
-             ylabel="dollars", title=f"A {SIMULATOR} simulator on {cost.CARD}, and search engines (dashed)")
+        axes.annotate(
+            f"{searches} a rollout",
+            (searches * training.rollouts, 0.02),
+            (-4, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            fontsize=7.5,
+            color="#777777",
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(queries[0], queries[-1]),
+        ylim=(0.3, None),
+        xlabel="queries of one training",
+        ylabel="dollars",
+        title=f"A {SIMULATOR} simulator on {cost.CARD}, and search engines (dashed)",
+    )
 
 
 FIGURES = {
@@ -303,11 +414,17 @@ FIGURES = {
     "04_subsets": Drawing(draw_subsets, (9.4, 3.2), ("evaluation",)),
     "05_simulators": Drawing(draw_simulators, (7.2, 4.6), ("study_rows", "evaluation"), ("simulators",)),
     "06_choices": Drawing(draw_choices, (9.4, 5.4), ("study_rows", "evaluation"), tuple(CHOICES)),
-    "06_learning": Drawing(draw_learning, (9.4, 6.2), ("study_rows", "training"), ("algorithms", "curricula", "masks", "methods")),
+    "06_learning": Drawing(
+        draw_learning, (9.4, 6.2), ("study_rows", "training"), ("algorithms", "curricula", "masks", "methods")
+    ),
     "06_transfer": Drawing(draw_transfer, (11.0, 3.4), ("study_rows", "robustness"), ("engines",)),
     "07_methods": Drawing(draw_methods, (8.4, 3.8), ("study_rows", "evaluation"), ("methods",)),
-    "07_scaling": Drawing(draw_scaling, (10.6, 3.4), ("study_rows", "evaluation"), ("simulators", "methods", "lengths")),
-    "08_break_even": Drawing(draw_break_even, (8.6, 4.4), (), source="prices quoted (data/prices.csv), speeds modelled, no run"),
+    "07_scaling": Drawing(
+        draw_scaling, (10.6, 3.4), ("study_rows", "evaluation"), ("simulators", "methods", "lengths")
+    ),
+    "08_break_even": Drawing(
+        draw_break_even, (8.6, 4.4), (), source="prices quoted (data/prices.csv), speeds modelled, no run"
+    ),
 }
 """Name of the file (its number is the notebook's) → how it is drawn."""
 
@@ -337,7 +454,9 @@ def provenance_of(tables: Tables, profile: str) -> str:
         return f"profile {profile}"
     policies = runs[runs["kind"] == "policy"]
     core = results.core(policies)
-    digests = ", ".join(f"{arm} {part['run'].iloc[0].split('-')[1][:6]}" for arm, part in core.groupby("arm", sort=False))
+    digests = ", ".join(
+        f"{arm} {part['run'].iloc[0].split('-')[1][:6]}" for arm, part in core.groupby("arm", sort=False)
+    )
     variants = policies["arm"].nunique() - core["arm"].nunique()
     others = f", and {variants} variants (provenance.csv)" if variants else ""
     seeds = policies.groupby("arm")["seed"].nunique()
@@ -366,7 +485,9 @@ def draw_all(profile: str, folder: Path, tables: Tables | None = None) -> tuple[
         (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
     for name in (name for name in FIGURES if name not in lacking):
-        shown = tables if FIGURES[name].studies else tables | {"provenance": results.core(tables["provenance"])}
+        shown = (
+            tables if FIGURES[name].studies else tables | {"provenance": results.core(tables["provenance"])}
+        )
         figure = draw(name, tables, provenance_of(shown, profile))
         picture = BytesIO()
         figure.savefig(picture, metadata={"Software": None})

@@ -18,7 +18,14 @@ from zs_lib.runs import Run
 Progress = Callable[[int, int, dict], None]
 
 
-def fine_tune(run: Run, loaded: LoadedModel, rows: list[dict], how: SimulatorArm | WarmUp, seed: int, progress: Progress | None) -> dict:
+def fine_tune(
+    run: Run,
+    loaded: LoadedModel,
+    rows: list[dict],
+    how: SimulatorArm | WarmUp,
+    seed: int,
+    progress: Progress | None,
+) -> dict:
     """Fine-tune `loaded` in place, with the loss on the tokens of `completion_mask` only (of a simulator the documents:
     paper, section 3.2 and appendix B). In half precision the weights that are trained are float32, and rounded where they
     are used. Logs loss, learning rate and token accuracy; the summary says steps, loss and tokens.
@@ -33,8 +40,12 @@ def fine_tune(run: Run, loaded: LoadedModel, rows: list[dict], how: SimulatorArm
         def on_log(self, args, state, control, logs=None, **kwargs):
             if logs and "loss" in logs:
                 scored = processes.total(counted)
-                run.log(state.global_step, loss=logs["loss"], learning_rate=logs["learning_rate"],
-                        token_accuracy=scored["right"] / max(1, scored["tokens"]))
+                run.log(
+                    state.global_step,
+                    loss=logs["loss"],
+                    learning_rate=logs["learning_rate"],
+                    token_accuracy=scored["right"] / max(1, scored["tokens"]),
+                )
                 counted.clear()
 
         def on_step_end(self, args, state, control, **kwargs):
@@ -52,7 +63,11 @@ def fine_tune(run: Run, loaded: LoadedModel, rows: list[dict], how: SimulatorArm
                 logits = model(input_ids=ids, use_cache=False).logits.float()
             counted.update(right=(logits.argmax(-1) == wanted[learnt]).sum().item(), tokens=len(logits))
             # `num_items_in_batch` is of all processes, over which gradients are then averaged.
-            return torch.nn.functional.cross_entropy(logits, wanted[learnt], reduction="sum") / num_items_in_batch * several
+            return (
+                torch.nn.functional.cross_entropy(logits, wanted[learnt], reduction="sum")
+                / num_items_in_batch
+                * several
+            )
 
         def _get_train_sampler(self, train_dataset):
             if several == 1:
@@ -63,38 +78,72 @@ def fine_tune(run: Run, loaded: LoadedModel, rows: list[dict], how: SimulatorArm
 
     several, counted = processes.count(), Counter()
     if how.batch_size % several:
-        raise ConfigError(f"The batch_size of '{run.label}' is {how.batch_size}: {several} processes cannot share it evenly. Start a "
-                          "number that divides it, or change it.")
+        raise ConfigError(
+            f"The batch_size of '{run.label}' is {how.batch_size}: {several} processes cannot share it evenly. Start a "
+            "number that divides it, or change it."
+        )
     if how.lora_rank and processes.sharded():
-        raise ConfigError(f"'{run.label}' has LoRA, which needs the whole model in every process: start it with the "
-                          "configuration zs_lib/launch/ddp.yaml.")
+        raise ConfigError(
+            f"'{run.label}' has LoRA, which needs the whole model in every process: start it with the "
+            "configuration zs_lib/launch/ddp.yaml."
+        )
     datasets.disable_progress_bars()
     config = SFTConfig(
-        output_dir=str(Path(run.path) / "trainer"), max_steps=how.steps, per_device_train_batch_size=how.batch_size,
-        learning_rate=how.learning_rate, lr_scheduler_type="linear", warmup_steps=max(1, how.steps // 20), seed=seed,
-        logging_steps=max(1, how.steps // 40), save_strategy="no", report_to=[], max_length=1024,
-        completion_only_loss=True, gradient_checkpointing=how.gradient_checkpointing, disable_tqdm=True, dataloader_num_workers=0,
-        use_cpu=loaded.model.device.type == "cpu", accelerator_config={"split_batches": True},
-        ddp_find_unused_parameters=False, bf16=how.dtype == "bfloat16",
-        train_sampling_strategy="group_by_length", dataset_num_proc=None)
+        output_dir=str(Path(run.path) / "trainer"),
+        max_steps=how.steps,
+        per_device_train_batch_size=how.batch_size,
+        learning_rate=how.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=max(1, how.steps // 20),
+        seed=seed,
+        logging_steps=max(1, how.steps // 40),
+        save_strategy="no",
+        report_to=[],
+        max_length=1024,
+        completion_only_loss=True,
+        gradient_checkpointing=how.gradient_checkpointing,
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        use_cpu=loaded.model.device.type == "cpu",
+        accelerator_config={"split_batches": True},
+        ddp_find_unused_parameters=False,
+        bf16=how.dtype == "bfloat16",
+        train_sampling_strategy="group_by_length",
+        dataset_num_proc=None,
+    )
     adapters = models.add_lora(loaded.model, how.lora_rank) if how.lora_rank else None
     if adapters is None:
         loaded.model.float()
-    trainer = Trainer(loaded.model, config, train_dataset=datasets.Dataset.from_list(rows),
-                      processing_class=loaded.tokenizer, callbacks=[Log()])
+    trainer = Trainer(
+        loaded.model,
+        config,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=loaded.tokenizer,
+        callbacks=[Log()],
+    )
     if trainer.accelerator.num_processes != several:
-        raise ConfigError(f"'{run.label}' would be fine-tuned by one process while others wait for it: `zs train` makes it.")
+        raise ConfigError(
+            f"'{run.label}' would be fine-tuned by one process while others wait for it: `zs train` makes it."
+        )
     if several > 1:
         blank = [{"input_ids": [loaded.tokenizer.eos_token_id] * 2, "labels": [-100] * 2}]
         trainer.train_dataset = datasets.concatenate_datasets(
-            [trainer.train_dataset, datasets.Dataset.from_list(blank, features=trainer.train_dataset.features)])
+            [
+                trainer.train_dataset,
+                datasets.Dataset.from_list(blank, features=trainer.train_dataset.features),
+            ]
+        )
     outcome = trainer.train()
     if adapters:
         adapters.merge_and_unload()
     if processes.sharded():
         trainer.save_model(str(run.model_dir))
     losses = processes.gather(outcome.training_loss)  # each has its part of the last steps'
-    return {"steps": how.steps, "final_loss": sum(losses) / several, "tokens": sum(len(row["input_ids"]) for row in rows)}
+    return {
+        "steps": how.steps,
+        "final_loss": sum(losses) / several,
+        "tokens": sum(len(row["input_ids"]) for row in rows),
+    }
 
 
 @contextmanager

@@ -99,7 +99,15 @@ class Generator:
         """To be called when the model's weights have changed; nothing to do here, where it is the model that writes."""
 
     @torch.inference_mode()
-    def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...], past: Past | None = None) -> list[Completion]:
+    def _write(
+        self,
+        prompts,
+        keys,
+        max_tokens: int,
+        temperature: float,
+        stop: tuple[str, ...],
+        past: Past | None = None,
+    ) -> list[Completion]:
         self.model.eval()
         if stop not in self._stops:
             self._stops[stop] = _StopStrings(self.tokenizer, stop)
@@ -191,7 +199,9 @@ def _sample(
     torch.sub(logits, highest, out=flat[:, :size])
     sums = flat.div_(temperature or 1).exp_().view_as(blocks).sum(-1)
     if temperature > 0:
-        draws = torch.tensor([[uniform(key, position, "token")] for key in keys], dtype=torch.float64, device=logits.device)
+        draws = torch.tensor(
+            [[uniform(key, position, "token")] for key in keys], dtype=torch.float64, device=logits.device
+        )
         block, rest = _pick(sums, draws)
         within, _ = _pick(blocks.take_along_dim(block[..., None], 1)[:, 0], rest)
         ids = (block * BLOCK + within).clamp(max=size - 1)

@@ -39,7 +39,12 @@ class Shape:
         """(in, out) of a layer's linear maps."""
         wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = [(self.hidden, wide), (self.hidden, narrow), (self.hidden, narrow), (wide, self.hidden)]
-        return [*attention, (self.hidden, self.intermediate), (self.hidden, self.intermediate), (self.intermediate, self.hidden)]
+        return [
+            *attention,
+            (self.hidden, self.intermediate),
+            (self.hidden, self.intermediate),
+            (self.intermediate, self.hidden),
+        ]
 
     @property
     def parameters(self) -> int:
@@ -91,8 +96,16 @@ def shape(model: str) -> Shape:
         if (folder / "config.json").is_file():
             it = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             head = it.get("head_dim") or it["hidden_size"] // it["num_attention_heads"]
-            return Shape(it["num_hidden_layers"], it["hidden_size"], it["intermediate_size"], it["num_attention_heads"],
-                         it["num_key_value_heads"], head, it["vocab_size"], int(it["tie_word_embeddings"]))  # fmt: skip
+            return Shape(
+                it["num_hidden_layers"],
+                it["hidden_size"],
+                it["intermediate_size"],
+                it["num_attention_heads"],
+                it["num_key_value_heads"],
+                head,
+                it["vocab_size"],
+                int(it["tie_word_embeddings"]),
+            )
     row = pick("model", model, {row["model"]: row for row in _table("models")})
     return Shape(**{name: int(value) for name, value in row.items() if name not in ("model", "source")})
 
@@ -100,8 +113,12 @@ def shape(model: str) -> Shape:
 def gpu(name: str) -> Gpu:
     """A card of data/gpus.csv, at its lowest quote; ConfigError, which lists them, for others."""
     row = pick("GPU", name, {row["gpu"]: row for row in _table("gpus")})
-    quotes = [float(quote["usd"]) for quote in _table("prices") if quote["kind"] == "gpu" and quote["item"] == name]
-    memory, bandwidth, tflops = (float(row[column]) for column in ("memory_gb", "bandwidth_gb_s", "bf16_tflops"))
+    quotes = [
+        float(quote["usd"]) for quote in _table("prices") if quote["kind"] == "gpu" and quote["item"] == name
+    ]
+    memory, bandwidth, tflops = (
+        float(row[column]) for column in ("memory_gb", "bandwidth_gb_s", "bf16_tflops")
+    )
     return Gpu(1e9 * memory, 1e9 * bandwidth, 1e12 * tflops, min(quotes, default=None))
 
 

@@ -105,9 +105,14 @@ def halves(batch: MicroBatch) -> list[MicroBatch]:
     parts = [slice(0, rows // 2), slice(rows // 2, rows)] if rows > 1 else [slice(0, rows)]
     ends = [0, *batch.places.sum(1).cumsum(0).tolist()]
     return [
-        MicroBatch(batch.inputs[part], batch.places[part], *(
-            value if value is None else value[ends[part.start] : ends[part.stop]]
-            for value in (getattr(batch, f.name) for f in fields(MicroBatch)[2:])))
+        MicroBatch(
+            batch.inputs[part],
+            batch.places[part],
+            *(
+                value if value is None else value[ends[part.start] : ends[part.stop]]
+                for value in (getattr(batch, f.name) for f in fields(MicroBatch)[2:])
+            ),
+        )
         for part in parts
     ]
 
@@ -140,13 +145,21 @@ class Learner:
         # Dropout stays off for good: what is sampled and what is trained must be the same distribution.
         self.model = model.to(accelerator.device, getattr(torch, arm.dtype)).eval()
         self.has_kl = arm.objective.kl_coef > 0
-        self.frozen = copy.deepcopy(self.model).requires_grad_(False) if self.has_kl and not arm.lora_rank else None
+        self.frozen = (
+            copy.deepcopy(self.model).requires_grad_(False) if self.has_kl and not arm.lora_rank else None
+        )
         self.adapters = add_lora(self.model, arm.lora_rank) if arm.lora_rank else None
         if arm.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
-        own = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}  # tied once
+        own = {
+            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        }  # tied once
         self.parameters = {name: _master(parameter) for name, parameter in own.items()}
-        self.rounded = [(parameter, self.parameters[name]) for name, parameter in own.items() if parameter.dtype != torch.float32]
+        self.rounded = [
+            (parameter, self.parameters[name])
+            for name, parameter in own.items()
+            if parameter.dtype != torch.float32
+        ]
         groups = [{"params": list(self.parameters.values()), "factor": 1.0}]
         self.critic = self._new_critic() if arm.objective.algorithm == "ppo" else None
         if self.critic:
@@ -203,7 +216,9 @@ class Learner:
     def _checkpointing(self) -> Iterator[None]:
         """Within it, layers that can run again in the backward pass do; only they are put into training mode, for the
         dropout inside them must stay off."""
-        layers = [module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)]
+        layers = [
+            module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)
+        ]
         for layer in layers:
             layer.training = True
         try:
@@ -232,7 +247,10 @@ class Learner:
             batch.values = self.critic(trained_states(self.model, batch).float()).squeeze(-1)
             lengths = batch.places.sum(1).tolist()
             rows = zip(batch.values.split(lengths), batch.advantages.split(lengths), strict=True)
-            estimates = [gae(values, rewards[0].item(), objective.gamma, objective.gae_lambda) for values, rewards in rows]
+            estimates = [
+                gae(values, rewards[0].item(), objective.gamma, objective.gae_lambda)
+                for values, rewards in rows
+            ]
             batch.advantages = torch.cat(estimates)
             batch.returns = batch.advantages + batch.values
         estimated = self._of_all([batch.advantages for batch in batches])
@@ -253,8 +271,10 @@ class Learner:
             except torch.OutOfMemoryError:
                 self.optimizer.zero_grad()  # a part of it may be there already
             if all(len(batch.inputs) == 1 for batch in batches):
-                raise ModelError(f"Not even one trajectory of '{self.arm.name}' fits into memory in an update: lower "
-                                 f"policy.rollout.max_context_tokens ({self.arm.rollout.max_context_tokens}).")
+                raise ModelError(
+                    f"Not even one trajectory of '{self.arm.name}' fits into memory in an update: lower "
+                    f"policy.rollout.max_context_tokens ({self.arm.rollout.max_context_tokens})."
+                )
             batches[:] = [half for batch in batches for half in halves(batch)]
 
     def _one_update(self, step: int, batches: list[MicroBatch], normalizer: int) -> dict[str, float]:
@@ -293,7 +313,9 @@ class Learner:
         )
         if self.critic:
             values = self.critic(states.float()).squeeze(-1)
-            stats["value_loss"] = value_loss(values, batch.values, batch.returns, objective.value_clip, normalizer)
+            stats["value_loss"] = value_loss(
+                values, batch.values, batch.returns, objective.value_clip, normalizer
+            )
             loss = loss + objective.value_coef * stats["value_loss"]
         return loss, stats
 
@@ -310,7 +332,9 @@ class Learner:
 
     def _of_all(self, parts: list[Tensor]) -> list[Tensor]:
         """A tensor a micro-batch, of all processes' micro-batches, in their order."""
-        return [part.to(self.accelerator.device) for part in processes.collect([part.cpu() for part in parts])]
+        return [
+            part.to(self.accelerator.device) for part in processes.collect([part.cpu() for part in parts])
+        ]
 
     def state(self) -> dict[str, Tensor]:
         """Weights and optimizer moments, by name, for a checkpoint."""

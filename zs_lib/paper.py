@@ -14,8 +14,14 @@ from zs_lib.errors import DataError
 from zs_lib.values import pick
 
 FOLDER = config.ROOT / "data" / "paper"
-TABLES = {"main_results": "Table 3", "simulator_choice": "Table 4", "rl_algorithms": "Table 5", "curriculum": "Table 6",
-          "document_mask": "Table 7", "cost": "Table 8"}
+TABLES = {
+    "main_results": "Table 3",
+    "simulator_choice": "Table 4",
+    "rl_algorithms": "Table 5",
+    "curriculum": "Table 6",
+    "document_mask": "Table 7",
+    "cost": "Table 8",
+}
 SUBSETS = ("NQ", "TriviaQA", "PopQA", "HotpotQA", "2Wiki", "MuSiQue", "Bamboogle")
 AVERAGE = "Avg"
 QUESTIONS = 500
@@ -29,7 +35,9 @@ def load(name: str) -> pd.DataFrame:
     try:
         return pd.read_csv(FOLDER / f"{name}.csv")
     except (OSError, ValueError) as error:
-        raise DataError(f"data/paper/{name}.csv cannot be read ({error}): restore it with `git checkout`.") from error
+        raise DataError(
+            f"data/paper/{name}.csv cannot be read ({error}): restore it with `git checkout`."
+        ) from error
 
 
 def bamboogle_questions(score: float) -> int:
@@ -58,7 +66,9 @@ def with_intervals(name: str) -> pd.DataFrame:
     errors = standard_errors(table)[columns]
     marks = pd.DataFrame("", table.index, columns)
     for rows in table.groupby("backbone").groups.values() if "backbone" in table else [table.index]:
-        marks.loc[rows] = distinguishable(table.loc[rows, columns], errors.loc[rows]).replace({True: " *", False: ""})
+        marks.loc[rows] = distinguishable(table.loc[rows, columns], errors.loc[rows]).replace(
+            {True: " *", False: ""}
+        )
     text = table[columns].map("{:.1f}".format) + (Z * errors).map(" ± {:.1f}".format) + marks
     return pd.concat([table.drop(columns=columns), text], axis=1)
 

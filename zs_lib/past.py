@@ -29,13 +29,17 @@ class Past:
     shared: Ids | None = None
     prefix: KeyValues = ()
     size: int = 0
-    _texts: list[Ids] = field(default_factory=list)  # sorted: who has most in common with a text stands beside its place
+    _texts: list[Ids] = field(
+        default_factory=list
+    )  # sorted: who has most in common with a text stands beside its place
     _own: dict[Ids, KeyValues] = field(default_factory=dict)
 
     def fits(self, texts: Sequence[Ids]) -> bool:
         """Whether all texts begin with `shared`, and go on."""
         shared = self.shared
-        return shared is not None and all(len(text) > len(shared) and text[: len(shared)] == shared for text in texts)
+        return shared is not None and all(
+            len(text) > len(shared) and text[: len(shared)] == shared for text in texts
+        )
 
     def restart(self, shared: Ids, prefix: KeyValues) -> None:
         """Forget everything, and begin with this."""

@@ -67,17 +67,33 @@ class Stage:
 def training_memory(of: Shape, arm: Trained, tokens: float, reference: bool) -> dict[str, float]:
     """Bytes by kind of a model in training, with `tokens` in one pass."""
     trained = of.adapters(arm.lora_rank) or of.parameters
-    copies = 4 * trained if arm.lora_rank or arm.dtype != "float32" else 0  # adapters, or float32 copies of the weights
-    inside = WIDTH[arm.dtype] * tokens * (8 * of.hidden + 4 * of.intermediate)  # of one layer; attention keeps no squares
-    layers = of.layers * WIDTH[arm.dtype] * tokens * of.hidden + inside if arm.gradient_checkpointing else of.layers * inside
-    return {"weights": of.held(arm.dtype), "gradients": 4 * trained, "optimiser": 8 * trained + copies,
-            "reference": of.held(arm.dtype) if reference and not arm.lora_rank else 0,
-            "activations": layers + 8 * tokens * of.vocab}  # with the logits in float32, and their gradient  # fmt: skip
+    copies = (
+        4 * trained if arm.lora_rank or arm.dtype != "float32" else 0
+    )  # adapters, or float32 copies of the weights
+    inside = (
+        WIDTH[arm.dtype] * tokens * (8 * of.hidden + 4 * of.intermediate)
+    )  # of one layer; attention keeps no squares
+    layers = (
+        of.layers * WIDTH[arm.dtype] * tokens * of.hidden + inside
+        if arm.gradient_checkpointing
+        else of.layers * inside
+    )
+    return {
+        "weights": of.held(arm.dtype),
+        "gradients": 4 * trained,
+        "optimiser": 8 * trained + copies,
+        "reference": of.held(arm.dtype) if reference and not arm.lora_rank else 0,
+        "activations": layers + 8 * tokens * of.vocab,
+    }  # with the logits in float32, and their gradient
 
 
 def training_flops(of: Shape, arm: Trained, tokens: float, reference: bool) -> float:
     """For each weight and token: 2 forward, 4 backward (2 if weights are frozen), 2 to run layers again, 2 of the reference."""
-    return of.parameters * tokens * (6 - 2 * (arm.lora_rank > 0) + 2 * arm.gradient_checkpointing + 2 * reference)
+    return (
+        of.parameters
+        * tokens
+        * (6 - 2 * (arm.lora_rank > 0) + 2 * arm.gradient_checkpointing + 2 * reference)
+    )
 
 
 def trajectory(cfg: RolloutConfig, searching: bool = True) -> tuple[float, float, float]:
@@ -87,7 +103,9 @@ def trajectory(cfg: RolloutConfig, searching: bool = True) -> tuple[float, float
     return searches, written, PROMPT + written + searches * cfg.num_documents * DOCUMENT
 
 
-def rolling(of: Shape, dtype: str, card: Gpu, rollouts: float, cfg: RolloutConfig, searching: bool = True) -> float:
+def rolling(
+    of: Shape, dtype: str, card: Gpu, rollouts: float, cfg: RolloutConfig, searching: bool = True
+) -> float:
     """Seconds in which rollouts are written; each turn reads again what stands before it."""
     searches, written, whole = trajectory(cfg, searching)
     read = rollouts * (searches + 1) * (PROMPT + whole) / 2
@@ -110,7 +128,11 @@ def stages(profile: Profile, card: Gpu, cards: int) -> list[Stage]:
     tuned = [arm for arm in profile.simulators if arm.fine_tuned]
     pairs = [_pairs(profile, tuned[0], card)] if tuned else []
     trainings = [_training(profile, arm, card, cards > 1) for arm in profile.policies]
-    before = [_warming(profile, arm, card) for arm in warmed] + pairs + [_tuning(profile, arm, card) for arm in tuned]
+    before = (
+        [_warming(profile, arm, card) for arm in warmed]
+        + pairs
+        + [_tuning(profile, arm, card) for arm in tuned]
+    )
     return [*before, *trainings, _evaluation(profile, card)]
 
 
@@ -118,9 +140,17 @@ def _warming(profile: Profile, arm: PolicyArm, card: Gpu) -> Stage:
     of, how = shape(arm.backbone), arm.warm_up
     batch = how.batch_size * trajectory(replace(arm.rollout, num_documents=how.num_documents))[2]
     seconds = card.computing(training_flops(of, how, how.steps * batch, False))
-    start = f'arm = study.policy("{arm.name}"); warm_up.start(arm.backbone, arm.warm_up, arm.benchmark, store)'
-    return Stage(f"warm-up {arm.backbone.rsplit('/', 1)[-1]}", training_memory(of, how, batch, False), how.steps * batch,
-                 seconds / 3600, 0.0, _python(profile, "warm_up", start))  # fmt: skip
+    start = (
+        f'arm = study.policy("{arm.name}"); warm_up.start(arm.backbone, arm.warm_up, arm.benchmark, store)'
+    )
+    return Stage(
+        f"warm-up {arm.backbone.rsplit('/', 1)[-1]}",
+        training_memory(of, how, batch, False),
+        how.steps * batch,
+        seconds / 3600,
+        0.0,
+        _python(profile, "warm_up", start),
+    )
 
 
 def _pairs(profile: Profile, arm: SimulatorArm, card: Gpu) -> Stage:
@@ -130,10 +160,17 @@ def _pairs(profile: Profile, arm: SimulatorArm, card: Gpu) -> Stage:
     searches, written, whole = trajectory(cfg)
     collector, judge, queries = shape(arm.collector), shape(arm.judge), rollouts * searches
     waiting, usd = asking(arm.engine, queries)
-    judging = card.writing(judge, arm.dtype, queries, TURN, whole) + card.computing(2 * judge.parameters * queries * whole)
+    judging = card.writing(judge, arm.dtype, queries, TURN, whole) + card.computing(
+        2 * judge.parameters * queries * whole
+    )
     largest = max((collector, judge), key=lambda of: of.parameters)  # one after the other
-    memory = {"weights": largest.held(arm.dtype), "KV cache": largest.kept(arm.dtype, BATCH * whole) + MOST_BYTES}
-    start = _python(profile, "simulator", f'simulator.ensure_pairs(study.simulator("{arm.label}").pairs, 0, store)')
+    memory = {
+        "weights": largest.held(arm.dtype),
+        "KV cache": largest.kept(arm.dtype, BATCH * whole) + MOST_BYTES,
+    }
+    start = _python(
+        profile, "simulator", f'simulator.ensure_pairs(study.simulator("{arm.label}").pairs, 0, store)'
+    )
     seconds = rolling(collector, arm.dtype, card, rollouts, cfg) + judging + waiting
     tokens = rollouts * written + queries * TURN
     return Stage("pairs", memory, tokens, seconds / 3600, usd, _budget((arm.engine, queries)) + start)
@@ -143,7 +180,14 @@ def _tuning(profile: Profile, arm: SimulatorArm, card: Gpu) -> Stage:
     of, batch = shape(arm.backbone), arm.batch_size * (SIMULATOR_PROMPT + arm.num_documents * DOCUMENT)
     seconds = card.computing(training_flops(of, arm, arm.steps * batch, False))
     start = _python(profile, "simulator", f'simulator.ensure(study.simulator("{arm.label}"), 0, store)')
-    return Stage(f"simulator {arm.label}", training_memory(of, arm, batch, False), arm.steps * batch, seconds / 3600, 0.0, start)
+    return Stage(
+        f"simulator {arm.label}",
+        training_memory(of, arm, batch, False),
+        arm.steps * batch,
+        seconds / 3600,
+        0.0,
+        start,
+    )
 
 
 def _training(profile: Profile, arm: PolicyArm, card: Gpu, apart: bool) -> Stage:
@@ -153,19 +197,37 @@ def _training(profile: Profile, arm: PolicyArm, card: Gpu, apart: bool) -> Stage
     queries = rollouts * searches
     memory = training_memory(of, arm, max(MICRO_BATCH_TOKENS, whole), reference)
     # What an update keeps for its gradient and what writing keeps are never there together.
-    memory["activations or KV cache"] = max(memory.pop("activations"), of.kept(arm.dtype, min(rollouts, BATCH) * whole) + MOST_BYTES)
+    memory["activations or KV cache"] = max(
+        memory.pop("activations"), of.kept(arm.dtype, min(rollouts, BATCH) * whole) + MOST_BYTES
+    )
     waiting, usd = asking(arm.engine, queries)
     output, beside = 0, {}
     if simulated:
-        theirs, dtype, output = shape(arm.simulator.backbone), arm.simulator.dtype, arm.simulator.num_documents * DOCUMENT
+        theirs, dtype, output = (
+            shape(arm.simulator.backbone),
+            arm.simulator.dtype,
+            arm.simulator.num_documents * DOCUMENT,
+        )
         waiting = card.writing(theirs, dtype, queries, output, SIMULATOR_PROMPT + output)
         waiting += card.computing(2 * theirs.parameters * queries * SIMULATOR_PROMPT)
-        beside = {"simulator": theirs.held(dtype), "its KV cache": theirs.kept(dtype, BATCH * (SIMULATOR_PROMPT + output))}
+        beside = {
+            "simulator": theirs.held(dtype),
+            "its KV cache": theirs.kept(dtype, BATCH * (SIMULATOR_PROMPT + output)),
+        }
     memory, second = (memory, beside) if apart else (memory | beside, {})
-    update = card.computing(training_flops(of, arm, rollouts * whole, reference) * arm.objective.updates_per_batch)
+    update = card.computing(
+        training_flops(of, arm, rollouts * whole, reference) * arm.objective.updates_per_batch
+    )
     seconds = rolling(of, arm.dtype, card, rollouts, arm.rollout, arm.engine != "none") + waiting + update
-    return Stage(f"policy {arm.name}", memory, arm.steps * (rollouts * written + queries * output), arm.steps * seconds / 3600,
-                 arm.steps * usd, _training_command(profile, arm, bool(second)), second)  # fmt: skip
+    return Stage(
+        f"policy {arm.name}",
+        memory,
+        arm.steps * (rollouts * written + queries * output),
+        arm.steps * seconds / 3600,
+        arm.steps * usd,
+        _training_command(profile, arm, bool(second)),
+        second,
+    )
 
 
 def _evaluation(profile: Profile, card: Gpu) -> Stage:
@@ -185,13 +247,17 @@ def _evaluation(profile: Profile, card: Gpu) -> Stage:
         memory = max(memory, held, key=lambda kinds: sum(kinds.values()))
     start = "[evaluate.ensure(arms.EvaluationArm.of_backbone(arm, study.evaluation), 0, store) for arm in study.policies]"
     budget = _budget((cfg.engine, SEARCHES * questions * len(starts)))
-    return Stage("evaluation", memory, tokens, hours, spent, budget + _python(profile, "arms, evaluate", start))
+    return Stage(
+        "evaluation", memory, tokens, hours, spent, budget + _python(profile, "arms, evaluate", start)
+    )
 
 
 def _training_command(profile: Profile, arm: PolicyArm, apart: bool) -> str:
     """Trains a policy and evaluates it, with a server for its simulator if that stands apart."""
-    start = (f'arm = study.policy("{arm.name}"); policy.ensure(arm, 0, store); '
-             "evaluate.ensure(arms.EvaluationArm.of_policy(arm, study.evaluation), 0, store)")  # fmt: skip
+    start = (
+        f'arm = study.policy("{arm.name}"); policy.ensure(arm, 0, store); '
+        "evaluate.ensure(arms.EvaluationArm.of_policy(arm, study.evaluation), 0, store)"
+    )
     trained = arm.steps * arm.prompts_per_step * arm.group_size
     tested = _questions(profile.evaluation) if arm.engine != "none" else 0
     budget = _budget((arm.engine, SEARCHES * trained), (profile.evaluation.engine, SEARCHES * tested))
@@ -229,18 +295,33 @@ def describe(profile: Profile, name: str, cards: int) -> str:
     card = hardware.gpu(name)
     planned = stages(profile, card, cards)
     width = max(len(stage.name) for stage in planned)
-    lines = [f"{profile.name} on {cards} x {name}: each of its own arms, one seed; modelled, not measured",
-             f"{'stage':<{width}} {'GB a card':>9} {'tokens':>8} {'hours':>7} {'cards':>5} {'dollars':>8}"]  # fmt: skip
+    lines = [
+        f"{profile.name} on {cards} x {name}: each of its own arms, one seed; modelled, not measured",
+        f"{'stage':<{width}} {'GB a card':>9} {'tokens':>8} {'hours':>7} {'cards':>5} {'dollars':>8}",
+    ]
     for stage in planned:
         fits = "" if stage.bytes <= USABLE * card.memory else "  does not fit"
-        lines.append(f"{stage.name:<{width}} {stage.bytes / 1e9:9.1f} {stage.tokens / 1e6:7.1f}M {stage.hours:7.2f} "
-                     f"{stage.cards:5} {_dollars(stage.usd(card)):>8}{fits}")  # fmt: skip
-        lines += ["    " + ", ".join(f"{kind} {held / 1e9:.1f}" for kind, held in kinds.items() if held >= 5e7)
-                  for kinds in (stage.memory, stage.second) if kinds]  # fmt: skip
+        lines.append(
+            f"{stage.name:<{width}} {stage.bytes / 1e9:9.1f} {stage.tokens / 1e6:7.1f}M {stage.hours:7.2f} "
+            f"{stage.cards:5} {_dollars(stage.usd(card)):>8}{fits}"
+        )
+        lines += [
+            "    " + ", ".join(f"{kind} {held / 1e9:.1f}" for kind, held in kinds.items() if held >= 5e7)
+            for kinds in (stage.memory, stage.second)
+            if kinds
+        ]
     spent = None if card.usd is None else sum(stage.usd(card) for stage in planned)
     hours = sum(stage.hours * stage.cards for stage in planned)
-    lines += [f"in all: {hours:.1f} card-hours, {_dollars(spent)} dollars", "", "Assumed", *(f"  {line}" for line in ASSUMED)]
-    lines += ["", "To start, in this order (search APIs: with their key in the environment); what was stopped goes on"]
+    lines += [
+        f"in all: {hours:.1f} card-hours, {_dollars(spent)} dollars",
+        "",
+        "Assumed",
+        *(f"  {line}" for line in ASSUMED),
+    ]
+    lines += [
+        "",
+        "To start, in this order (search APIs: with their key in the environment); what was stopped goes on",
+    ]
     return "\n".join([*lines, *(stage.command for stage in planned)])
 
 

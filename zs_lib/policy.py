@@ -44,7 +44,9 @@ from zs_lib.trajectories import to_record
 Progress = Callable[[int, int, dict], None]
 
 LOGGED_QUESTIONS = 2  # a step, with their whole groups: enough to see what the policy does, and small
-WATCHED_TIMES = 8  # a run: questions seldom come twice in training, so two are asked again to see the policy change
+WATCHED_TIMES = (
+    8  # a run: questions seldom come twice in training, so two are asked again to see the policy change
+)
 FAILED_LIMIT = 0.5  # share of a step's rollouts; those that search least survive, and above it they are what is learnt from
 SUMMARY_STEPS = 10  # the summary's first and last rewards are means over so many steps
 
@@ -58,8 +60,10 @@ def ensure(arm: PolicyArm, seed: int, store: RunStore, progress: Progress | None
 
     def work(run: Run) -> dict:
         if processes.sharded():
-            raise ConfigError("RL needs the whole policy in every process, to sample from it: start it with the configuration "
-                              "zs_lib/launch/ddp.yaml; where memory is short, set policy.lora_rank, dtype or gradient_checkpointing.")
+            raise ConfigError(
+                "RL needs the whole policy in every process, to sample from it: start it with the configuration "
+                "zs_lib/launch/ddp.yaml; where memory is short, set policy.lora_rank, dtype or gradient_checkpointing."
+            )
         questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
         loaded = models.load(warm_up.start(arm.backbone, arm.warm_up, arm.benchmark, store), arm.dtype)
         return train(run, arm, seed, questions, loaded.model, loaded.tokenizer, _engine(arm, store), progress)
@@ -74,7 +78,11 @@ def _engine(arm: PolicyArm, store: RunStore) -> SearchEngine | None:
         return build_engine(arm.engine, split="train", arm=arm.simulator)
     made = simulator.ensure(arm.simulator, 0, store)
     simulated = build_engine("simulated", model=made.model_dir, arm=arm.simulator)
-    return simulated if arm.engine == "simulated" else MixedEngine(simulated, build_engine("bm25", split="train"), arm.real_share)
+    return (
+        simulated
+        if arm.engine == "simulated"
+        else MixedEngine(simulated, build_engine("bm25", split="train"), arm.real_share)
+    )
 
 
 def train(
@@ -104,7 +112,10 @@ def train(
     checkpoint = run.checkpoint()
     if checkpoint:
         learner.restore(checkpoint.tensors)
-    generator, engine = build_generator(arm.generator, learner.model, tokenizer), engine and _TimedEngine(engine)
+    generator, engine = (
+        build_generator(arm.generator, learner.model, tokenizer),
+        engine and _TimedEngine(engine),
+    )
     logged = run.metrics().iloc[-1].to_dict() if checkpoint else None
     with between_steps() as asked_to_stop:
         for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
@@ -113,9 +124,17 @@ def train(
             run.log(step, **logged)
             run.log_timing(step, **seconds)
             sample = groups[: LOGGED_QUESTIONS * arm.group_size]
-            run.log_trajectories(step, [to_record(t, reward(t), generator.decode) | {"group": n // arm.group_size, "advantage": round(advantage, 4)}
-                                        for n, (t, advantage) in enumerate(sample)])
-            if processes.is_main() and (step in (1, arm.steps) or step % max(1, arm.steps // WATCHED_TIMES) == 0):
+            run.log_trajectories(
+                step,
+                [
+                    to_record(t, reward(t), generator.decode)
+                    | {"group": n // arm.group_size, "advantage": round(advantage, 4)}
+                    for n, (t, advantage) in enumerate(sample)
+                ],
+            )
+            if processes.is_main() and (
+                step in (1, arm.steps) or step % max(1, arm.steps // WATCHED_TIMES) == 0
+            ):
                 run.log_trajectories(step, _watch(arm, seed, questions, generator, engine))
             stop = asked_to_stop()
             if step % arm.checkpoint_every == 0 or step == arm.steps or stop:
@@ -131,7 +150,9 @@ def train(
     return _summary(run, learner)
 
 
-def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tuple[dict, dict, list[tuple[Trajectory, float]]]:
+def _step(
+    step, noise, arm, seed, questions, learner, generator, engine
+) -> tuple[dict, dict, list[tuple[Trajectory, float]]]:
     """One step: its metrics, its seconds by phase, and its trajectories with their advantages (group by group).
 
     Besides what the trajectories and the update report, the metrics are: reward (mean F1), dead_groups (share
@@ -141,9 +162,21 @@ def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tupl
     """
     batch = pick_questions(questions, arm.prompts_per_step, seed, step)
     mine = [(i, j) for i in processes.deal(range(len(batch))) for j in range(arm.group_size)]
-    started, searched = time.perf_counter(), (engine.seconds, engine.tokens, engine.real_searches) if engine else (0.0, 0, 0)
-    rolled = rollout([batch[i] for i, _ in mine], generator, engine, arm.rollout, [(seed, step, i, j) for i, j in mine], noise)
-    groups = processes.collect([rolled[at : at + arm.group_size] for at in range(0, len(rolled), arm.group_size)])
+    started, searched = (
+        time.perf_counter(),
+        (engine.seconds, engine.tokens, engine.real_searches) if engine else (0.0, 0, 0),
+    )
+    rolled = rollout(
+        [batch[i] for i, _ in mine],
+        generator,
+        engine,
+        arm.rollout,
+        [(seed, step, i, j) for i, j in mine],
+        noise,
+    )
+    groups = processes.collect(
+        [rolled[at : at + arm.group_size] for at in range(0, len(rolled), arm.group_size)]
+    )
     trajectories = [t for group in groups for t in group]
     rolled_out = time.perf_counter()
     searching = engine.seconds - searched[0] if engine else 0.0
@@ -164,10 +197,12 @@ def _step(step, noise, arm, seed, questions, learner, generator, engine) -> tupl
         **trajectory_metrics(alive),
         **update,
         "rollout_tokens": sum(sum(t.mask) for t in trajectories),
-        **processes.total({
-            "search_tokens": engine.tokens - searched[1] if engine else 0,
-            "real_searches": engine.real_searches - searched[2] if engine else 0,
-        }),
+        **processes.total(
+            {
+                "search_tokens": engine.tokens - searched[1] if engine else 0,
+                "real_searches": engine.real_searches - searched[2] if engine else 0,
+            }
+        ),
     }
     seconds = {
         "rollout": rolled_out - started - searching,
@@ -182,7 +217,10 @@ def _watch(arm, seed, questions, generator, engine) -> list[dict]:
     depend on the step, so that what changes is the policy. Nothing of this reaches the training or its metrics."""
     asked, cfg = pick_questions(questions, LOGGED_QUESTIONS, seed, 1), replace(arm.rollout, temperature=0.0)
     keys = [(seed, 0, i, 0) for i in range(len(asked))]  # training begins with step 1
-    return [to_record(t, reward(t), generator.decode) | {"watched": True} for t in rollout(asked, generator, engine, cfg, keys)]
+    return [
+        to_record(t, reward(t), generator.decode) | {"watched": True}
+        for t in rollout(asked, generator, engine, cfg, keys)
+    ]
 
 
 def check_failed(trajectories: Sequence[Trajectory], engine: str, step: int) -> float:
@@ -190,8 +228,10 @@ def check_failed(trajectories: Sequence[Trajectory], engine: str, step: int) -> 
     failed = 1 - sum(t.stop_reason != "engine_failed" for t in trajectories) / len(trajectories)
     if failed > FAILED_LIMIT:
         cause = next(turn.error for t in trajectories for turn in t.turns if turn.status == "failed")
-        raise EngineError(f"{failed:.0%} of the rollouts of step {step} failed with their engine ({cause}): check the engine "
-                          f"'{engine}', then start again; the run goes on from its last checkpoint.")
+        raise EngineError(
+            f"{failed:.0%} of the rollouts of step {step} failed with their engine ({cause}): check the engine "
+            f"'{engine}', then start again; the run goes on from its last checkpoint."
+        )
     return failed
 
 

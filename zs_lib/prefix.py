@@ -37,15 +37,25 @@ def sharing(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, prefix: KeyValues,
-            **_) -> tuple[Tensor, None]:
+def _attend(
+    module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    prefix: KeyValues,
+    **_,
+) -> tuple[Tensor, None]:
     """transformers' interface: query (rows, heads, 1, width), key and value (rows, key-value heads, own length, width),
     attention_mask (rows, 1, 1, own length) bool; returns (rows, 1, heads, width)."""
     rows, heads, _, width = query.shape
     first_key, first_value = prefix[module.layer_idx]
     kv_heads, length, _ = first_key.shape
     query = (query * scaling).view(rows, kv_heads, heads // kv_heads, width)
-    first = torch.einsum("rkgd,kpd->rkgp", query, first_key)  # one matrix product a head, for all rows together
+    first = torch.einsum(
+        "rkgd,kpd->rkgp", query, first_key
+    )  # one matrix product a head, for all rows together
     own = (query @ key.mT).masked_fill_(~attention_mask, -torch.inf)
     weights = torch.cat([first, own], -1).softmax(-1)
     read = torch.einsum("rkgp,kpd->rkgd", weights[..., :length], first_value) + weights[..., length:] @ value

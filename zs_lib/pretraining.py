@@ -27,10 +27,14 @@ END = "<|end|>"
 OF_COUNTRY = ("capital", "currency", "language", "continent", "highest_point", "independence", "iso_code")
 PLACES = (("city", "country"), ("site", "country"), ("peak", "country"), ("element", "discovery_country"))
 CHAINS = tuple((first, (last,)) for first in PLACES for last in OF_COUNTRY) + (
-    (("airport", "city"), ("country",)), (("airport", "city"), ("time_zone",)), (("country", "capital"), ("time_zone",)))
+    (("airport", "city"), ("country",)),
+    (("airport", "city"), ("time_zone",)),
+    (("country", "capital"), ("time_zone",)),
+)
 """((type, first relation), the relations that follow): every composition of two that the world allows."""
 LONG_CHAINS = tuple((("airport", "city"), ("country", last)) for last in OF_COUNTRY) + tuple(
-    (first, ("capital", "time_zone")) for first in PLACES)
+    (first, ("capital", "time_zone")) for first in PLACES
+)
 """Of three."""
 REAL_SHARE = 0.7
 """Of the simulator's examples: those in the real world, of training entities."""
@@ -63,9 +67,25 @@ class Habits:
     """Break the format: a tag missing, so the action is invalid."""
 
 
-BASE = Habits(guess=0.25, relation_only=0.50, entity_only=0.10, wrong_entity=0.10, search_again=0.3, stop_early=0.50, malformed=0.15)
+BASE = Habits(
+    guess=0.25,
+    relation_only=0.50,
+    entity_only=0.10,
+    wrong_entity=0.10,
+    search_again=0.3,
+    stop_early=0.50,
+    malformed=0.15,
+)
 """Most searches lack the entity: greedy decoding of a base backbone finds little, sampling finds the good query."""
-INSTRUCT = Habits(guess=0.20, relation_only=0.45, entity_only=0.10, wrong_entity=0.10, search_again=0.3, stop_early=0.50, malformed=0.0)
+INSTRUCT = Habits(
+    guess=0.20,
+    relation_only=0.45,
+    entity_only=0.10,
+    wrong_entity=0.10,
+    search_again=0.3,
+    stop_early=0.50,
+    malformed=0.0,
+)
 """Well-formed throughout, and hardly wiser: the difference between base and instruct is the format (Figures 4a-b)."""
 
 
@@ -81,8 +101,16 @@ class Asked:
 class Sampler:
     """Draws training examples from shuffled versions of `world`; a function of `seed` alone."""
 
-    def __init__(self, world: World, seed: int, habits: Habits, shares: dict[str, float], shuffle: bool = True):
-        self.real, self.rng, self.habits, self.shares, self.shuffle = world, Random(seed), habits, shares, shuffle
+    def __init__(
+        self, world: World, seed: int, habits: Habits, shares: dict[str, float], shuffle: bool = True
+    ):
+        self.real, self.rng, self.habits, self.shares, self.shuffle = (
+            world,
+            Random(seed),
+            habits,
+            shares,
+            shuffle,
+        )
         self.known = World(world.entities, [fact for fact in world.facts if fact.subject.split == "train"])
 
     def __iter__(self) -> Iterator[list[Segment]]:
@@ -134,8 +162,15 @@ class Sampler:
         for fact in asked.path:
             segments += self.asking(fact, rng.randrange(2))
             documents, shown = self.documents(fact, fact.subject.name, True)
-            segments += [(protocol.format_observation(documents), 0.0), ("<think>", 0.0), (f" The {fact.relation.noun} of", 0.2),
-                         (f" {fact.subject.name}", 0.5), (" is", 0.0), (f" {fact.object}", 1.0), (".", 0.0)]
+            segments += [
+                (protocol.format_observation(documents), 0.0),
+                ("<think>", 0.0),
+                (f" The {fact.relation.noun} of", 0.2),
+                (f" {fact.subject.name}", 0.5),
+                (" is", 0.0),
+                (f" {fact.object}", 1.0),
+                (".", 0.0),
+            ]
         return segments + [(" </think><answer>", 0.0), (f" {asked.answer} </answer>", 1.0)]
 
     @staticmethod
@@ -143,7 +178,13 @@ class Sampler:
         """What follows "<think>" when a good query is written: only the name carries loss."""
         noun, name = fact.relation.noun, (f" {fact.subject.name}", 0.5)
         query = [(f" {noun} of", 0.0), name] if form == 0 else [name, (f" {noun}", 0.0)]
-        return [(f" I need the {noun} of", 0.0), name, (". </think><search>", 0.0), *query, (" </search>", 0.0)]
+        return [
+            (f" I need the {noun} of", 0.0),
+            name,
+            (". </think><search>", 0.0),
+            *query,
+            (" </search>", 0.0),
+        ]
 
     def simulation(self) -> list[Segment]:
         """Play the search engine: useful documents state the answer, noisy ones tell of anything but what the query
@@ -161,9 +202,15 @@ class Sampler:
         self.world = imagined
         # What the keyword decides is of whom the documents tell.
         known = [fact.object] if real else []
-        graded = (fact.subject.name, asked.answer, *known) if useful else tuple(told.subject.name for told in shown)
+        graded = (
+            (fact.subject.name, asked.answer, *known)
+            if useful
+            else tuple(told.subject.name for told in shown)
+        )
         template = "paper" if rng.random() < PAPER_SHARE else "short"
-        prompt = protocol.simulator_prompt(query, asked.question, asked.answer, useful, len(documents), template)
+        prompt = protocol.simulator_prompt(
+            query, asked.question, asked.answer, useful, len(documents), template
+        )
         return [(prompt, 0.0), *emphasised(documents, graded), (END, 1.0)]
 
     def memory(self) -> list[Segment]:
@@ -171,15 +218,26 @@ class Sampler:
         half of them are places, which bridge two hops."""
         segments: list[Segment] = []
         for number in range(1, 21):
-            facts = self.known.by_relation[self.rng.choice(PLACES)] if self.rng.random() < 0.5 else self.known.facts
+            facts = (
+                self.known.by_relation[self.rng.choice(PLACES)]
+                if self.rng.random() < 0.5
+                else self.known.facts
+            )
             fact = self.rng.choice(facts)
-            segments += [(f"Doc {number % 3 + 1}: {lead(fact, self.rng.randrange(4))}", 0.0), (f" {fact.object}", 1.0), (".\n", 0.0)]
+            segments += [
+                (f"Doc {number % 3 + 1}: {lead(fact, self.rng.randrange(4))}", 0.0),
+                (f" {fact.object}", 1.0),
+                (".\n", 0.0),
+            ]
         return segments
 
     def recall(self) -> list[Segment]:
         """The drill in which reading emerges: five facts, told again and again in other words, in the barest form,
         as a passage or as a question; from the second time on, the object carries loss."""
-        fact, rng = self.rng.choice(self.world.by_relation[self.rng.choice(list(self.world.by_relation))]), self.rng
+        fact, rng = (
+            self.rng.choice(self.world.by_relation[self.rng.choice(list(self.world.by_relation))]),
+            self.rng,
+        )
         _, facts = self.documents(fact, wording.query(fact.relation.noun, fact.subject.name), True, k=5)
         told: set[Fact] = set()
         segments: list[Segment] = []
@@ -203,9 +261,13 @@ class Sampler:
         the subject says which object is meant. Without this drill the relation alone is matched, and a reader picks
         at random among documents that state the same relation of other entities."""
         rng, relation = self.rng, self.rng.choice(list(self.world.by_relation))
-        facts = list({fact.object: fact for fact in rng.sample(self.world.by_relation[relation], 12)}.values())[:8]
-        segments: list[Segment] = [(f"Doc {number}: {statement(fact, rng.randrange(4))}\n", 0.0)
-                                   for number, fact in enumerate(facts, 1)]
+        facts = list(
+            {fact.object: fact for fact in rng.sample(self.world.by_relation[relation], 12)}.values()
+        )[:8]
+        segments: list[Segment] = [
+            (f"Doc {number}: {statement(fact, rng.randrange(4))}\n", 0.0)
+            for number, fact in enumerate(facts, 1)
+        ]
         for fact in rng.sample(facts, len(facts)):
             segments += [(f" {lead(fact)}", 0.0), (f" {fact.object}", 1.0), (".", 0.0)]
         return segments
@@ -222,7 +284,9 @@ class Sampler:
             start = rng.choice(self.world.by_relation[kind, first])
             path = self.world.chain(start.subject.id, (first, *names))
             if path:
-                mention = wording.mention(tuple(fact.relation for fact in path[:-1]), wording.named(start.subject.name))
+                mention = wording.mention(
+                    tuple(fact.relation for fact in path[:-1]), wording.named(start.subject.name)
+                )
                 return Asked(self.question(path[-1], mention), tuple(path), path[-1].object)
         fact = rng.choice(self.world.by_relation[rng.choice(list(self.world.by_relation))])
         return Asked(self.question(fact), (fact,), fact.object)
@@ -235,13 +299,24 @@ class Sampler:
         ask_same, ask_which = wording.COMPARISONS
         if rng.random() < 0.5:
             pair = rng.sample([wording.named(one.subject.name), wording.named(other.subject.name)], 2)
-            return Asked(ask_which.format(o=wording.named(one.object), a=pair[0], b=pair[1]), (one, other), one.subject.name)
-        alike = [fact for fact in self.world.by_relation[one.relation.subject, one.relation.name]
-                 if fact.object == one.object and fact.subject is not one.subject]
+            return Asked(
+                ask_which.format(o=wording.named(one.object), a=pair[0], b=pair[1]),
+                (one, other),
+                one.subject.name,
+            )
+        alike = [
+            fact
+            for fact in self.world.by_relation[one.relation.subject, one.relation.name]
+            if fact.object == one.object and fact.subject is not one.subject
+        ]
         if alike and rng.random() < 0.5:  # `other` never shares the object
             other = rng.choice(alike)
         answer = "yes" if other.object == one.object else "no"
-        return Asked(ask_same.format(a=wording.named(one.subject.name), b=wording.named(other.subject.name)), (one, other), answer)
+        return Asked(
+            ask_same.format(a=wording.named(one.subject.name), b=wording.named(other.subject.name)),
+            (one, other),
+            answer,
+        )
 
     def question(self, fact: Fact, subject: str = "") -> str:
         """A question for the object of `fact`, in any style; `subject` may be the mention of an earlier hop."""
@@ -264,9 +339,15 @@ class Sampler:
 
     def need(self, fact: Fact, query: str) -> str:
         """What the thought says it needs: the same thing that the query asks for."""
-        return query if query.startswith(fact.relation.noun) else f"{fact.relation.noun} of {query.removesuffix(' ' + fact.relation.noun)}"
+        return (
+            query
+            if query.startswith(fact.relation.noun)
+            else f"{fact.relation.noun} of {query.removesuffix(' ' + fact.relation.noun)}"
+        )
 
-    def documents(self, fact: Fact, query: str, found: bool, k: int = 3, ranked: bool = False) -> tuple[list[str], list[Fact]]:
+    def documents(
+        self, fact: Fact, query: str, found: bool, k: int = 3, ranked: bool = False
+    ) -> tuple[list[str], list[Fact]]:
         """`k` documents as BM25 would mix them, and the fact that each is about; `fact` is among them if `found`, else nowhere."""
         rng = self.rng
         shown = [fact] * (rng.choice((1, 1, 2)) if found else 0)
@@ -282,7 +363,9 @@ class Sampler:
         if not ranked:  # an engine puts the best first; a reader must find it anywhere
             rng.shuffle(shown)
         variants = [rng.randrange(4) for _ in range(k)]
-        texts = [passage(self.world, one, variants[i], rng, None if found else fact) for i, one in enumerate(shown)]
+        texts = [
+            passage(self.world, one, variants[i], rng, None if found else fact) for i, one in enumerate(shown)
+        ]
         return texts, shown
 
     def other(self, fact: Fact) -> Fact:
@@ -298,7 +381,11 @@ class Sampler:
         """One policy turn; with the habit's chance it is malformed at first, and put right after the notice."""
         whole = f"<think> {thought} </think><{tag}> {text} </{tag}>"
         if self.rng.random() < self.habits.malformed:
-            return [(whole.replace(f"<{tag}>", ""), 1.0), (protocol.format_invalid_notice(), 0.0), (whole, 1.0)]
+            return [
+                (whole.replace(f"<{tag}>", ""), 1.0),
+                (protocol.format_invalid_notice(), 0.0),
+                (whole, 1.0),
+            ]
         return [(whole, 1.0)]
 
     def really(self, fact: Fact) -> tuple[str, ...]:

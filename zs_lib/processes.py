@@ -46,7 +46,10 @@ def device() -> torch.device:
 
 def sharded() -> bool:
     """Whether they were started to hold parts of a model each (FSDP, DeepSpeed), and not all of it."""
-    return any(os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM"))
+    return any(
+        os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true"
+        for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+    )
 
 
 def deal(items: Sequence) -> Sequence:
@@ -122,5 +125,7 @@ def _all_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's and NCCL's own
-        raise RunError(f"Process {_state().process_index} has lost another one of its run ({str(error).splitlines()[0]}): look for what "
-                       "that one said last; start again, with as many as you like, and the run goes on from its last checkpoint.") from error
+        raise RunError(
+            f"Process {_state().process_index} has lost another one of its run ({str(error).splitlines()[0]}): look for what "
+            "that one said last; start again, with as many as you like, and the run goes on from its last checkpoint."
+        ) from error

@@ -49,9 +49,14 @@ class Board:
         since, first = self.begun.setdefault((run.path.name, at.stage), (now, at.step))
         title = f"  {run.kind} {run.label} s{run.seed}, {at.stage}"
         return tqdm.format_meter(
-            at.step, at.steps, now - since, initial=first, unit=" steps", ncols=100,
+            at.step,
+            at.steps,
+            now - since,
+            initial=first,
+            unit=" steps",
+            ncols=100,
             bar_format=title.ljust(44) + "{n_fmt}/{total_fmt} |{bar}| {remaining} left",
-        )  # fmt: skip
+        )
 
     def _show(self, lines: list[str]) -> None:
         text = "\n".join(lines)
@@ -89,7 +94,11 @@ class ArmState:
     score_name: str
 
 
-SCORES = {"policy": ("reward", "last_reward"), "simulator": ("loss", "final_loss"), "fidelity": ("answer rate", "answer_good")}
+SCORES = {
+    "policy": ("reward", "last_reward"),
+    "simulator": ("loss", "final_loss"),
+    "fidelity": ("answer rate", "answer_good"),
+}
 """Kind of run → what its score is called, and its key in the summary (an evaluation's lies deeper)."""
 RECENT = 10
 """Steps whose mean a running policy's score and pace are."""
@@ -105,18 +114,35 @@ def arm_states(wanted: Iterable[tuple[Any, int]], store: RunStore) -> list[ArmSt
 
 def _arm_state(arm: Any, runs: list[Run | None]) -> ArmState:
     states = ["missing" if run is None else run_state(run) for run in runs]
-    first = next((state for state in ("running", "damaged", "unfinished", "missing") if state in states), "finished")
-    going = next((run for run, state in zip(runs, states, strict=True) if run and state in ("running", "unfinished")), None)
-    scores = [score for run, state in zip(runs, states, strict=True) if run and state != "damaged" and (score := _score(run)) is not None]
+    first = next(
+        (state for state in ("running", "damaged", "unfinished", "missing") if state in states), "finished"
+    )
+    going = next(
+        (run for run, state in zip(runs, states, strict=True) if run and state in ("running", "unfinished")),
+        None,
+    )
+    scores = [
+        score
+        for run, state in zip(runs, states, strict=True)
+        if run and state != "damaged" and (score := _score(run)) is not None
+    ]
     kind = kind_of(arm)
     name = f"{arm.name}, {arm.questions_from}" if kind == "fidelity" else arm.name
-    return ArmState(kind, name, first, states.count("finished"), len(runs), going and going.read_progress(),
-                    seconds_left(going) if first == "running" else None, scores[-1] if scores else None,
-                    SCORES.get(kind, ("F1", ""))[0])
+    return ArmState(
+        kind,
+        name,
+        first,
+        states.count("finished"),
+        len(runs),
+        going and going.read_progress(),
+        seconds_left(going) if first == "running" else None,
+        scores[-1] if scores else None,
+        SCORES.get(kind, ("F1", ""))[0],
+    )
 
 
 def run_state(run: Run) -> str:
-    """"finished", "running", "unfinished", or "damaged" where what tells of it cannot be read."""
+    """ "finished", "running", "unfinished", or "damaged" where what tells of it cannot be read."""
     try:
         _ = run.record, run.summary if run.finished else (run.metrics(), run.timing())
     except RunError:
@@ -127,13 +153,19 @@ def run_state(run: Run) -> str:
 def seconds_left(run: Run) -> float | None:
     """By the pace of its last steps; None before the first, and for runs that do not log their seconds."""
     at, seconds = run.read_progress(), run.timing().drop(columns="step")
-    return float(seconds.tail(RECENT).sum(axis=1).mean() * (at.steps - at.step)) if at and len(seconds) else None
+    return (
+        float(seconds.tail(RECENT).sum(axis=1).mean() * (at.steps - at.step)) if at and len(seconds) else None
+    )
 
 
 def _score(run: Run) -> float | None:
     if run.finished:
         summary = run.summary
-        return summary["mean"]["f1"] if run.kind == "evaluation" else summary.get(SCORES.get(run.kind, ("", ""))[1])
+        return (
+            summary["mean"]["f1"]
+            if run.kind == "evaluation"
+            else summary.get(SCORES.get(run.kind, ("", ""))[1])
+        )
     log = run.metrics()
     return float(log["reward"].tail(RECENT).mean()) if "reward" in log else None
 

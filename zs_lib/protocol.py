@@ -58,8 +58,11 @@ _DOCUMENT_HEADER = re.compile(r"\bDoc(?:ument)?[ \t]*(\d{1,9})[ \t]*:")  # longe
 # Possessive, so that a "<" before any amount of white space costs no more than its length.
 _MARKUP = re.compile(r"<\s*+(/?+)\s*+\|?+\s*+(\w++)\s*+\|?+\s*+>")
 
-_COMMANDS = {code: f"‹U+{code:04X}›" for low, high in ((0, 9), (11, 32), (0x7F, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A), (0xD800, 0xE000))
-             for code in range(low, high)}
+_COMMANDS = {
+    code: f"‹U+{code:04X}›"
+    for low, high in ((0, 9), (11, 32), (0x7F, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A), (0xD800, 0xE000))
+    for code in range(low, high)
+}
 
 
 def policy_prompt(question: str, template: str) -> str:

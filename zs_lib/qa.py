@@ -28,8 +28,15 @@ import pandas as pd
 from zs_lib.errors import DataError
 from zs_lib.world import DATA
 
-SUBSETS = {"natural": "NQ", "trivia": "TriviaQA", "popularity": "PopQA", "bridge": "HotpotQA",
-           "compositional": "2WikiMultiHopQA", "hops": "MuSiQue", "checked": "Bamboogle"}
+SUBSETS = {
+    "natural": "NQ",
+    "trivia": "TriviaQA",
+    "popularity": "PopQA",
+    "bridge": "HotpotQA",
+    "compositional": "2WikiMultiHopQA",
+    "hops": "MuSiQue",
+    "checked": "Bamboogle",
+}
 """Subset → the set of the paper that it mirrors."""
 REBUILD = "run `zs benchmark build`"
 QUESTION_LINE = 'give a file with one JSON object a line, {"question": "…", "golden_answers": ["…"]}'
@@ -41,8 +48,15 @@ HUB_TRAIN = "Alibaba-NLP/ZeroSearch_dataset"
 """NQ's and HotpotQA's training questions, one parquet file a split; Search-R1's PeterJinGo/nq_hotpotqa_train is alike."""
 HUB_TEST = "RUC-NLPIR/FlashRAG_datasets"
 """One configuration a set."""
-HUB_SETS = {"nq": "test", "triviaqa": "test", "popqa": "test", "hotpotqa": "dev", "2wikimultihopqa": "dev", "musique": "dev",
-            "bamboogle": "test"}
+HUB_SETS = {
+    "nq": "test",
+    "triviaqa": "test",
+    "popqa": "test",
+    "hotpotqa": "dev",
+    "2wikimultihopqa": "dev",
+    "musique": "dev",
+    "bamboogle": "test",
+}
 """The paper's seven sets → the split with answers that the original evaluates on."""
 
 
@@ -77,8 +91,9 @@ class Passage:
     split: str
 
 
-def load_questions(source: Path | str | None = None, subset: str | tuple[str, ...] | None = None,
-                   split: str | None = None) -> list[Question]:
+def load_questions(
+    source: Path | str | None = None, subset: str | tuple[str, ...] | None = None, split: str | None = None
+) -> list[Question]:
     """Questions in the order of their source: the embedded benchmark, a JSON-lines or parquet file, or a set of the hub
     ("owner/name", or "owner/name:config:split" where it has several; by default its test split).
 
@@ -94,9 +109,12 @@ def load_questions(source: Path | str | None = None, subset: str | tuple[str, ..
     questions = [_question(row, name, number) for number, row in enumerate(_rows(source), 1)]
     ids = Counter(question.id for question in questions)
     if len(ids) < len(questions):  # all randomness hangs on the id, and tables are joined by it
-        raise DataError(f"{name}: two lines have the id {ids.most_common(1)[0][0]!r}; give each its own, or none")
-    return [q for q in questions
-            if (wanted is None or q.subset in wanted) and (split is None or q.split == split)]
+        raise DataError(
+            f"{name}: two lines have the id {ids.most_common(1)[0][0]!r}; give each its own, or none"
+        )
+    return [
+        q for q in questions if (wanted is None or q.subset in wanted) and (split is None or q.split == split)
+    ]
 
 
 def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None) -> list[Question]:
@@ -115,19 +133,30 @@ def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None)
         return load_questions(subset=subset, split=split)
     kind, _, training = name.partition(":")
     if kind != "hub":
-        if not (own := [question for question in load_questions(name) if (question.split or "train") == split]):
+        if not (
+            own := [question for question in load_questions(name) if (question.split or "train") == split]
+        ):
             raise DataError(f"{name} has no {split} questions: say so in their column 'split'.")
         return own
     if split == "train":
         questions = load_questions(_hub_source(training or HUB_TRAIN, "", "train"))
     else:
-        questions = [replace(question, id=f"{one}/{question.id}", subset=one) for one, theirs in HUB_SETS.items()
-                     for question in load_questions(_hub_source(HUB_TEST, one, theirs))]
+        questions = [
+            replace(question, id=f"{one}/{question.id}", subset=one)
+            for one, theirs in HUB_SETS.items()
+            for question in load_questions(_hub_source(HUB_TEST, one, theirs))
+        ]
     known = dict.fromkeys(question.subset for question in questions)
     if lacking := [one for one in subset or () if one not in known]:
-        raise DataError(f"The benchmark '{name}' has no {split} questions of {', '.join(lacking)}, only of {', '.join(known)}: "
-                        "correct policy.subsets, or the files.")
-    return [replace(question, split=split) for question in questions if subset is None or question.subset in subset]
+        raise DataError(
+            f"The benchmark '{name}' has no {split} questions of {', '.join(lacking)}, only of {', '.join(known)}: "
+            "correct policy.subsets, or the files."
+        )
+    return [
+        replace(question, split=split)
+        for question in questions
+        if subset is None or question.subset in subset
+    ]
 
 
 def _hub_source(name: str, config: str, split: str) -> Path | str:
@@ -138,7 +167,9 @@ def _hub_source(name: str, config: str, split: str) -> Path | str:
     files = [Path(folder, name, config, split + suffix) for suffix in (".parquet", ".jsonl")]
     if found := next(filter(Path.exists, files), None):
         return found
-    raise DataError(f"{files[0]} is missing (or .jsonl): get it by `hf download --repo-type dataset {name}`, or unset ZS_HUB_DATA")
+    raise DataError(
+        f"{files[0]} is missing (or .jsonl): get it by `hf download --repo-type dataset {name}`, or unset ZS_HUB_DATA"
+    )
 
 
 def load_passages(split: str | None = None) -> list[Passage]:
@@ -160,10 +191,14 @@ def to_row(question: Question) -> dict:
 
 def table(questions: list[Question]) -> pd.DataFrame:
     """Number of questions by subset (with the set it mirrors), hops and split."""
-    frame = pd.DataFrame({"subset": q.subset, "mirrors": SUBSETS[q.subset], "hops": len(q.hops), "split": q.split}
-                         for q in questions)
+    frame = pd.DataFrame(
+        {"subset": q.subset, "mirrors": SUBSETS[q.subset], "hops": len(q.hops), "split": q.split}
+        for q in questions
+    )
     counts = frame.groupby(["subset", "mirrors", "hops", "split"]).size().unstack(fill_value=0)
-    return counts.reindex(columns=["train", "dev", "test"], fill_value=0).reindex(list(SUBSETS), level="subset")
+    return counts.reindex(columns=["train", "dev", "test"], fill_value=0).reindex(
+        list(SUBSETS), level="subset"
+    )
 
 
 def is_chain(question: Question) -> bool:
@@ -178,54 +213,107 @@ def samples(questions: list[Question], each: int) -> pd.DataFrame:
         part = [question for question in questions if question.subset == subset and question.split == "test"]
         for question in part[:: max(1, len(part) // each)][:each]:
             steps = " → ".join(f"{hop.entity}: {hop.relation}" for hop in question.hops)
-            rows.append({"subset": subset, "question": question.question,
-                         "golden answers": " | ".join(question.golden_answers[:3]), "hops": steps})
+            rows.append(
+                {
+                    "subset": subset,
+                    "question": question.question,
+                    "golden answers": " | ".join(question.golden_answers[:3]),
+                    "hops": steps,
+                }
+            )
     return pd.DataFrame(rows).set_index("subset")
 
 
 def check_split(questions: list[Question], passages: list[Passage]) -> pd.DataFrame:
     """Whether what is held out stays out: no test hop is asked about, and no test fact stated, in training."""
-    facts = {split: {(hop.entity, hop.relation) for question in questions if question.split == split
-                     for hop in question.hops} for split in ("train", "test")}
-    stated = {split: {passage.text for passage in passages if passage.split == split} for split in ("train", "test")}
-    return pd.DataFrame([{"statement": f"{what} in both train and test", "train": len(sets["train"]),
-                          "test": len(sets["test"]), "shared": len(sets["train"] & sets["test"]),
-                          "verdict": "holds" if sets["train"].isdisjoint(sets["test"]) else "does not hold"}
-                         for what, sets in (("no (entity, relation)", facts), ("no passage", stated))])
+    facts = {
+        split: {
+            (hop.entity, hop.relation)
+            for question in questions
+            if question.split == split
+            for hop in question.hops
+        }
+        for split in ("train", "test")
+    }
+    stated = {
+        split: {passage.text for passage in passages if passage.split == split} for split in ("train", "test")
+    }
+    return pd.DataFrame(
+        [
+            {
+                "statement": f"{what} in both train and test",
+                "train": len(sets["train"]),
+                "test": len(sets["test"]),
+                "shared": len(sets["train"] & sets["test"]),
+                "verdict": "holds" if sets["train"].isdisjoint(sets["test"]) else "does not hold",
+            }
+            for what, sets in (("no (entity, relation)", facts), ("no passage", stated))
+        ]
+    )
 
 
 UNUSED = ("prompt", "reward_model", "extra_info", "ability", "metadata")
 """Columns of the hub's sets that repeat the others, or are large."""
-KINDS = {"question": (str, "a text"), "id": ((str, int, types.NoneType), "a text or a number"), "subset": (str, "a text"),
-         "data_source": (str, "a text"), "split": (str, "a text"), "popularity": (int, "a whole number"), "hops": (list, "a list")}
+KINDS = {
+    "question": (str, "a text"),
+    "id": ((str, int, types.NoneType), "a text or a number"),
+    "subset": (str, "a text"),
+    "data_source": (str, "a text"),
+    "split": (str, "a text"),
+    "popularity": (int, "a whole number"),
+    "hops": (list, "a list"),
+}
 
 
 def _question(row: dict, name: str, number: int) -> Question:
     missing = [column for column in ("question", "golden_answers") if column not in row]
     if missing:
-        raise DataError(f"{name}, line {number}: no column {' and '.join(missing)} (found: {', '.join(row)}); "
-                        "each line needs 'question' (text) and 'golden_answers' (list of texts)")
+        raise DataError(
+            f"{name}, line {number}: no column {' and '.join(missing)} (found: {', '.join(row)}); "
+            "each line needs 'question' (text) and 'golden_answers' (list of texts)"
+        )
     if not _are_texts(row["golden_answers"]) or not all(map(str.strip, row["golden_answers"])):
-        raise DataError(f"{name}, line {number}: golden_answers must be a list of at least one text, none of them empty, "
-                        f"not {reprlib.repr(row['golden_answers'])}")
+        raise DataError(
+            f"{name}, line {number}: golden_answers must be a list of at least one text, none of them empty, "
+            f"not {reprlib.repr(row['golden_answers'])}"
+        )
     for column, (kind, what) in KINDS.items():
         if column in row and not (isinstance(row[column], kind) and _is_sound(row[column])):
-            raise DataError(f"{name}, line {number}: {column} must be {what}, not {reprlib.repr(row[column])}")
+            raise DataError(
+                f"{name}, line {number}: {column} must be {what}, not {reprlib.repr(row[column])}"
+            )
     hops = []
     for hop in row.get("hops", ()):
-        if not (isinstance(hop, dict) and _are_texts([hop.get("entity"), hop.get("relation")]) and _are_texts(hop.get("answers"))):
-            raise DataError(f"{name}, line {number}: each of its hops needs 'entity', 'relation' and 'answers', "
-                            f"not {reprlib.repr(hop)}; leave the column out if they are not known")
+        if not (
+            isinstance(hop, dict)
+            and _are_texts([hop.get("entity"), hop.get("relation")])
+            and _are_texts(hop.get("answers"))
+        ):
+            raise DataError(
+                f"{name}, line {number}: each of its hops needs 'entity', 'relation' and 'answers', "
+                f"not {reprlib.repr(hop)}; leave the column out if they are not known"
+            )
         hops.append(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])))
     known, source = row.get("id"), row.get("data_source", "")
     known = str(number if known is None else known)
     # Sets that were put together count each of their parts anew: "train_0" is in all of them.
-    return Question(f"{source}/{known}" if source else known, row["question"], tuple(row["golden_answers"]),
-                    row.get("subset", source), row.get("split", ""), tuple(hops), row.get("popularity", 0))
+    return Question(
+        f"{source}/{known}" if source else known,
+        row["question"],
+        tuple(row["golden_answers"]),
+        row.get("subset", source),
+        row.get("split", ""),
+        tuple(hops),
+        row.get("popularity", 0),
+    )
 
 
 def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, str) and _is_sound(one) for one in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, str) and _is_sound(one) for one in value)
+    )
 
 
 def _is_sound(value: object) -> bool:
@@ -243,7 +331,9 @@ def _passage(row: dict, path: Path, number: int) -> Passage:
 def _contents(row: dict, path: Path, number: int) -> Passage:
     known, text = row.get("id"), row.get("contents")
     if not isinstance(known, (str, int)) or not isinstance(text, str):
-        raise DataError(f"{path.name}, line {number} is no passage (id or contents are missing, or no text): {CORPUS_LINE}")
+        raise DataError(
+            f"{path.name}, line {number} is no passage (id or contents are missing, or no text): {CORPUS_LINE}"
+        )
     return Passage(str(known), text, "")
 
 
@@ -267,7 +357,9 @@ def _tables_rows(name: str, *which: str | None, **more: str) -> list[dict]:
         return rows.remove_columns([name for name in UNUSED if name in rows.column_names]).to_list()
     except Exception as error:  # of the library's own, the hub's, arrow's and the network's, by source
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{name} cannot be read ({cause}): name a file, or a set of the hub as owner/name:config:split") from error
+        raise DataError(
+            f"{name} cannot be read ({cause}): name a file, or a set of the hub as owner/name:config:split"
+        ) from error
 
 
 def _lines(path: Path, cure: str) -> Iterator[dict]:
@@ -288,7 +380,10 @@ def _lines(path: Path, cure: str) -> Iterator[dict]:
 def _object(line: str, path: Path, number: int, cure: str) -> dict:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, endless brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not JSON, a number of thousands of digits, endless brackets
         raise DataError(f"{path.name}, line {number} is not JSON ({error}): {cure}") from None
     if not isinstance(row, dict):
         raise DataError(f"{path.name}, line {number} is no JSON object: {cure}")

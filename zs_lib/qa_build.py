@@ -23,34 +23,51 @@ Style = Callable[[Relation], tuple[str, ...]]
 """The question templates of a relation that a subset draws from."""
 
 PASSAGES_A_FACT = 2
-CAPS = {"natural": {"train": 1200, "dev": 200, "test": 500}, "trivia": {"test": 500}, "popularity": {"test": 500},
-        "bridge": {"train": 1200, "dev": 200, "test": 500}, "compositional": {"test": 500}, "hops": {"test": 500},
-        "checked": {"test": 125}}
+CAPS = {
+    "natural": {"train": 1200, "dev": 200, "test": 500},
+    "trivia": {"test": 500},
+    "popularity": {"test": 500},
+    "bridge": {"train": 1200, "dev": 200, "test": 500},
+    "compositional": {"test": 500},
+    "hops": {"test": 500},
+    "checked": {"test": 125},
+}
 """At most so many questions a subset and split: 500 as in the paper's samples, 125 as in Bamboogle."""
 A_RELATION = 120
 """At most so many questions of one relation (or chain of relations) in a subset and split: cities would crowd out the rest."""
 
-TWO_HOPS = tuple((kind, (first, last))
-                 for kind, first in (("city", "country"), ("site", "country"), ("peak", "country"))
-                 for last in ("capital", "currency", "language", "continent", "highest_point", "independence", "iso_code")
-                 if (kind, last) != ("peak", "highest_point")) + (
-    ("airport", ("city", "country")), ("airport", ("city", "time_zone")))
+TWO_HOPS = tuple(
+    (kind, (first, last))
+    for kind, first in (("city", "country"), ("site", "country"), ("peak", "country"))
+    for last in ("capital", "currency", "language", "continent", "highest_point", "independence", "iso_code")
+    if (kind, last) != ("peak", "highest_point")
+) + (("airport", ("city", "country")), ("airport", ("city", "time_zone")))
 """Chains of the bridge subset, on which the policy is trained."""
-UNSEEN_TWO_HOPS = tuple(("element", ("discovery_country", last))
-                        for last in ("capital", "currency", "language", "continent", "highest_point")) + (
-    ("country", ("capital", "time_zone")),)
+UNSEEN_TWO_HOPS = tuple(
+    ("element", ("discovery_country", last))
+    for last in ("capital", "currency", "language", "continent", "highest_point")
+) + (("country", ("capital", "time_zone")),)
 """Chains that no training question uses."""
-LONGER = (("airport", ("city", "country", "currency")), ("airport", ("city", "country", "capital")),
-          ("airport", ("city", "country", "language")), ("airport", ("city", "country", "continent")),
-          ("city", ("country", "capital", "time_zone")), ("site", ("country", "capital", "time_zone")),
-          ("peak", ("country", "capital", "time_zone")), ("element", ("discovery_country", "capital", "time_zone")),
-          ("airport", ("city", "country", "highest_point")), ("airport", ("city", "country", "independence")),
-          ("airport", ("city", "country", "capital", "time_zone")))
+LONGER = (
+    ("airport", ("city", "country", "currency")),
+    ("airport", ("city", "country", "capital")),
+    ("airport", ("city", "country", "language")),
+    ("airport", ("city", "country", "continent")),
+    ("city", ("country", "capital", "time_zone")),
+    ("site", ("country", "capital", "time_zone")),
+    ("peak", ("country", "capital", "time_zone")),
+    ("element", ("discovery_country", "capital", "time_zone")),
+    ("airport", ("city", "country", "highest_point")),
+    ("airport", ("city", "country", "independence")),
+    ("airport", ("city", "country", "capital", "time_zone")),
+)
 
-PLURAL = re.compile(r"\b(Buddhas|Churches|Gardens|Lakes|Petroglyphs|Ruins|Islands|Works|Towns|[Ss]ites|Forts|Shelters|Volcanoes"
-                    r"|Monuments|Carvings|Dolomites|Caves|Grottoes|Areas|Mountains|Hills|Rainforests|Wetlands|Ironworks|Buildings"
-                    r"|Reserves|Compounds|Tombs|Earthworks|Missions|Spheres|Mounds|Cities|Temples|Villages|Places|cycles"
-                    r"|Fortresses|Centres|Surroundings)( (of|at|in) |$)")
+PLURAL = re.compile(
+    r"\b(Buddhas|Churches|Gardens|Lakes|Petroglyphs|Ruins|Islands|Works|Towns|[Ss]ites|Forts|Shelters|Volcanoes"
+    r"|Monuments|Carvings|Dolomites|Caves|Grottoes|Areas|Mountains|Hills|Rainforests|Wetlands|Ironworks|Buildings"
+    r"|Reserves|Compounds|Tombs|Earthworks|Missions|Spheres|Mounds|Cities|Temples|Villages|Places|cycles"
+    r"|Fortresses|Centres|Surroundings)( (of|at|in) |$)"
+)
 """Heritage sites that nothing asks about: every question says "is", "lies" or "belongs"."""
 
 A_COUNTRY = 5
@@ -84,7 +101,8 @@ NOT_CHECKED = {
     "site:st-kilda": "namesake: a part of Melbourne",
     "site:maritime-greenwich": "lies in London, so the start gives the answer away",
     "site:antigua-naval-dockyard": "the name gives the country away",
-    "airport:snz": "a military field, and airports of this name stand in other countries"}
+    "airport:snz": "a military field, and airports of this name stand in other countries",
+}
 """Facts (entity, or entity/relation) that the hand check threw out of the checked subset, and why. They may be right,
 but not beyond doubt; `hand_check.csv` has the questions."""
 
@@ -110,7 +128,9 @@ def build_passages(world: World) -> Iterable[Passage]:
 
 def build_questions(world: World) -> list[Question]:
     """All subsets, in the order of `qa.SUBSETS`."""
-    one_hop = [(entity.type, (name,)) for entity in world.entities.values() for name in world.of.get(entity.id, ())]
+    one_hop = [
+        (entity.type, (name,)) for entity in world.entities.values() for name in world.of.get(entity.id, ())
+    ]
     one_hop = tuple(sorted(set(one_hop)))
     questions = []
     for split in ("train", "dev", "test"):
@@ -161,7 +181,9 @@ def _template(relation: Relation) -> tuple[str, ...]:
     return (text.replace("What", "Who", 1) if relation.name == "discoverer" else text,)
 
 
-def _subset(world: World, subset: str, split: str, chains: tuple, style: Style, share: float = 1.0) -> list[Question]:
+def _subset(
+    world: World, subset: str, split: str, chains: tuple, style: Style, share: float = 1.0
+) -> list[Question]:
     """Questions of one subset and split: chains take turns until the cap is reached or none is left."""
     rng = Random(f"{subset}/{split}")
     paths = islice(_in_turn(world, chains, split, rng), int(CAPS[subset][split] * share))
@@ -172,8 +194,11 @@ def _in_turn(world: World, chains: tuple, split: str, rng: Random) -> Iterator[l
     """Usable paths: one of each chain, then the next of each; at most `A_RELATION` of a chain."""
     queues = []
     for kind, names in chains:
-        paths = [path for entity in world.entities.values() if entity.type == kind
-                 and (path := _usable(world, entity.id, names, split))]
+        paths = [
+            path
+            for entity in world.entities.values()
+            if entity.type == kind and (path := _usable(world, entity.id, names, split))
+        ]
         rng.shuffle(paths)
         queues.append(paths[:A_RELATION])
     while any(queues):
@@ -201,8 +226,15 @@ def _ask(path: list[Fact], subset: str, split: str, style: Style, rng: Random) -
         templates = wording.composable(templates)
     text = rng.choice(templates).format(s=subject)
     name = f"{subset}/{start.id}/{'.'.join(fact.relation.name for fact in path)}"
-    return Question(name, text if subset == "natural" else wording.sentence(text), last.answers, subset, split,
-                    tuple(_hop(fact) for fact in path), start.popularity)
+    return Question(
+        name,
+        text if subset == "natural" else wording.sentence(text),
+        last.answers,
+        subset,
+        split,
+        tuple(_hop(fact) for fact in path),
+        start.popularity,
+    )
 
 
 def _hop(fact: Fact) -> Hop:
@@ -213,15 +245,22 @@ def _comparisons(world: World, split: str) -> list[Question]:
     """HotpotQA's second kind: two entities, one relation; are they the same, or which of the two is it?"""
     rng = Random(f"comparison/{split}")
     cap = CAPS["bridge"][split] - int(CAPS["bridge"][split] * 0.8)
-    places = [world.of[e.id]["country"] for e in world.entities.values()
-              if e.type in ("city", "site") and e.split == split and "country" in world.of.get(e.id, ())
-              and _usable(world, e.id, ("country",), split)]
+    places = [
+        world.of[e.id]["country"]
+        for e in world.entities.values()
+        if e.type in ("city", "site")
+        and e.split == split
+        and "country" in world.of.get(e.id, ())
+        and _usable(world, e.id, ("country",), split)
+    ]
     ask_same, ask_which = wording.COMPARISONS
     questions = {}
     while len(questions) < cap:
         one = rng.choice(places)
         same = rng.random() < 0.5
-        others = [fact for fact in places if fact.subject is not one.subject and (fact.object == one.object) == same]
+        others = [
+            fact for fact in places if fact.subject is not one.subject and (fact.object == one.object) == same
+        ]
         if not others:
             continue
         other = rng.choice(others)
@@ -233,10 +272,14 @@ def _comparisons(world: World, split: str) -> list[Question]:
             continue
         else:
             first, second = sorted((one.subject.name, other.subject.name))
-            text = ask_which.format(o=wording.named(one.object), a=wording.named(first), b=wording.named(second))
+            text = ask_which.format(
+                o=wording.named(one.object), a=wording.named(first), b=wording.named(second)
+            )
             golden = (one.subject.name, *one.subject.aliases)
         name = f"bridge/compare/{one.subject.id}/{other.subject.id}"
-        questions[name] = Question(name, text, golden, "bridge", split, hops, min(one.subject.popularity, other.subject.popularity))
+        questions[name] = Question(
+            name, text, golden, "bridge", split, hops, min(one.subject.popularity, other.subject.popularity)
+        )
     return list(questions.values())
 
 

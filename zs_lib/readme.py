@@ -20,11 +20,20 @@ def section(tables: Tables) -> str:
     """Held-out F1 of every arm, then the statements tested on them and on the simulators, as Markdown."""
     scores = results.heldout_table(results.core(tables["evaluation"])).sort_values("f1", ascending=False)
     seeds, questions = int(scores["seeds"].max()), int(scores["questions"].max())
-    arms = pd.DataFrame({"F1": [_interval(row["f1"], row, 2) for _, row in scores.iterrows()], "searches": [f"{count:.1f}" for count in scores["searches"]]},
-                        index=pd.Index(scores.index.map(LABELS), name=""))
+    arms = pd.DataFrame(
+        {
+            "F1": [_interval(row["f1"], row, 2) for _, row in scores.iterrows()],
+            "searches": [f"{count:.1f}" for count in scores["searches"]],
+        },
+        index=pd.Index(scores.index.map(LABELS), name=""),
+    )
     tested = pd.concat([claims.heldout(tables), claims.fidelity(tables)])
     tested["estimate (95% interval)"] = [_interval(row["estimate"], row, 3) for _, row in tested.iterrows()]
-    statements = tested[["estimate (95% interval)", "bound", "verdict"]].rename_axis("tested statement").rename(columns={"bound": "aim"})
+    statements = (
+        tested[["estimate (95% interval)", "bound", "verdict"]]
+        .rename_axis("tested statement")
+        .rename(columns={"bound": "aim"})
+    )
     head = f"F1 on {questions} questions about held-out entities, with BM25, mean of {seeds} seeds and 95% interval over seeds and questions:"
     return f"{head}\n\n{markdown(arms)}\n{markdown(statements)}".rstrip("\n")
 
@@ -42,5 +51,7 @@ def update(tables: Tables, path: Path = README) -> None:
     before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise DataError(f"{path.name} has no place for results: put the lines {BEGIN!r} and {END!r} around one.")
+        raise DataError(
+            f"{path.name} has no place for results: put the lines {BEGIN!r} and {END!r} around one."
+        )
     path.write_text(f"{before}{BEGIN}\n{section(tables)}\n{END}{after}", encoding="utf-8")

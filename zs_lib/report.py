@@ -76,7 +76,9 @@ def build(profile: str, out: Path | str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     pages = [_page(source, profile) for source in reproduce.choose()]
     written = [folder / "index.html", *(folder / f"{page.name}.html" for page in pages)]
-    written[0].write_text(_whole("ZeroSearch workbench", _first_page(profile, pages), pages), encoding="utf-8")
+    written[0].write_text(
+        _whole("ZeroSearch workbench", _first_page(profile, pages), pages), encoding="utf-8"
+    )
     for place, (page, path) in enumerate(zip(pages, written[1:], strict=True)):
         path.write_text(_whole(page.title, page.body, pages, place), encoding="utf-8")
     return written
@@ -88,33 +90,56 @@ def _page(source: Path, profile: str) -> Page:
     try:
         notebook = nbformat.read(path, 4)
     except (OSError, ValueError) as error:
-        raise DataError(f"The notebook {path} cannot be read ({error}): restore it, or run it again.") from error
+        raise DataError(
+            f"The notebook {path} cannot be read ({error}): restore it, or run it again."
+        ) from error
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         for kind in INTERPRETED:
             output.get("data", {}).pop(kind, None)
     notebook.metadata.pop("widgets", None)
-    exporter = HTMLExporter(template_name="basic", embed_images=True, exclude_anchor_links=True, exclude_input_prompt=True,
-                            exclude_output_prompt=True)
+    exporter = HTMLExporter(
+        template_name="basic",
+        embed_images=True,
+        exclude_anchor_links=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
     body, resources = exporter.from_notebook_node(notebook, {"metadata": {"path": str(source.parent)}})
     body = _ELSEWHERE.sub(r"\1", _LINK.sub(r'href="\1.html\2"', body))
     head = notebook.cells[0].source if notebook.cells else ""
     title = next((line.lstrip("# ") for line in head.splitlines() if line.startswith("#")), source.stem)
     question = re.search(r"\*\*Question\.\*\*\s*(.+)", head)
     colors = "".join(resources["inlining"]["css"])
-    return Page(source.stem, title, question[1].replace("*", "") if question else "", f"<style>{colors}</style>{body}", path == executed)
+    return Page(
+        source.stem,
+        title,
+        question[1].replace("*", "") if question else "",
+        f"<style>{colors}</style>{body}",
+        path == executed,
+    )
 
 
 def _first_page(profile: str, pages: Sequence[Page]) -> str:
-    rows = "".join(f'<li><a href="{page.name}.html">{html.escape(page.title)}</a><br>{html.escape(page.question)}</li>' for page in pages)
+    rows = "".join(
+        f'<li><a href="{page.name}.html">{html.escape(page.title)}</a><br>{html.escape(page.question)}</li>'
+        for page in pages
+    )
     stored = ", ".join(page.name[:2] for page in pages if not page.executed)
     note = f'<p class="note">{STORED} {stored}</p>' if stored else ""
     ours = "".join(_recorded(profile))
-    theirs = "".join(_folded(f"{title}: {name.replace('_', ' ')}", paper.load(name) if name == "cost" else paper.with_intervals(name))
-                     for name, title in paper.TABLES.items())
-    return (f"<h1>ZeroSearch workbench: the study <code>{html.escape(profile)}</code></h1><p>A language model learns to use a search "
-            "engine while another one plays the engine (ZeroSearch, arXiv 2505.04588). Notebooks that reproduce the study, the paper's "
-            f"claims as tested here, and the tables.</p>{ours}<h2>Notebooks</h2>{note}<ul>{rows}</ul><h2>The paper's own tables</h2>"
-            f'<p class="note">In percent, with the 95% sampling error that the paper leaves out.</p>{theirs}')
+    theirs = "".join(
+        _folded(
+            f"{title}: {name.replace('_', ' ')}",
+            paper.load(name) if name == "cost" else paper.with_intervals(name),
+        )
+        for name, title in paper.TABLES.items()
+    )
+    return (
+        f"<h1>ZeroSearch workbench: the study <code>{html.escape(profile)}</code></h1><p>A language model learns to use a search "
+        "engine while another one plays the engine (ZeroSearch, arXiv 2505.04588). Notebooks that reproduce the study, the paper's "
+        f"claims as tested here, and the tables.</p>{ours}<h2>Notebooks</h2>{note}<ul>{rows}</ul><h2>The paper's own tables</h2>"
+        f'<p class="note">In percent, with the 95% sampling error that the paper leaves out.</p>{theirs}'
+    )
 
 
 def _recorded(profile: str) -> Iterator[str]:
@@ -146,11 +171,23 @@ def _folded(title: str, table: pd.DataFrame) -> str:
 def _whole(title: str, body: str, pages: Sequence[Page], place: int | None = None) -> str:
     """A page with its navigation; `place` is the page's among the notebooks, None for the first page."""
     links = ['<b><a href="index.html">ZeroSearch</a></b>']
-    links += [f"<b>{page.name[:2]}</b>" if number == place else f'<a href="{page.name}.html" title="{html.escape(page.title)}">{page.name[:2]}</a>'
-              for number, page in enumerate(pages)]
-    note = "" if place is None or pages[place].executed else f'<p class="note">{STORED} {pages[place].name[:2]}</p>'
+    links += [
+        f"<b>{page.name[:2]}</b>"
+        if number == place
+        else f'<a href="{page.name}.html" title="{html.escape(page.title)}">{page.name[:2]}</a>'
+        for number, page in enumerate(pages)
+    ]
+    note = (
+        ""
+        if place is None or pages[place].executed
+        else f'<p class="note">{STORED} {pages[place].name[:2]}</p>'
+    )
     after = [] if place is None else pages[place + 1 : place + 2]
-    following = "".join(f'<p>Next: <a href="{page.name}.html">{html.escape(page.title)}</a></p>' for page in after)
-    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-            f"</head><body><nav>{' '.join(links)}</nav>{note}{body}{following}</body></html>")
+    following = "".join(
+        f'<p>Next: <a href="{page.name}.html">{html.escape(page.title)}</a></p>' for page in after
+    )
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+        f"</head><body><nav>{' '.join(links)}</nav>{note}{body}{following}</body></html>"
+    )

@@ -69,7 +69,9 @@ def ensure_arms(
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: at least one process is needed.")
     if processes.count() > 1:
-        raise ConfigError("Runs side by side are started by one process: leave torchrun out, or have it make one run (`zs train`).")
+        raise ConfigError(
+            "Runs side by side are started by one process: leave torchrun out, or have it make one run (`zs train`)."
+        )
     queue = _Queue(store, wanted)
     if queue.waiting:
         _work_through(queue, [executor.place() for _ in range(min(jobs, len(queue.waiting)))], watch)
@@ -79,7 +81,9 @@ def ensure_arms(
     return [store.get(arm, seed) for arm, seed in wanted]
 
 
-def _work_through(queue: _Queue | _Notebooks, places: list[Place], watch: Callable[..., None] | None = None) -> None:
+def _work_through(
+    queue: _Queue | _Notebooks, places: list[Place], watch: Callable[..., None] | None = None
+) -> None:
     threads = [threading.Thread(target=_work, args=(place, queue), daemon=True) for place in places]
     shown = [Board(queue.store, queue.headline).refresh] + ([watch] if watch else [])
     try:
@@ -166,8 +170,13 @@ class _Queue:
     def job(self, task: _Task) -> dict:
         """The making of its run as JSON values, for `worker.do` on whatever machine."""
         log = self.store.path(task.arm, task.seed) / "worker.log"
-        return spelled(task.arm) | {"kind": kind_of(task.arm), "work": WORK[type(task.arm).__name__], "seed": task.seed,
-                                    "store": str(self.store.root), "log": str(log)}  # fmt: skip
+        return spelled(task.arm) | {
+            "kind": kind_of(task.arm),
+            "work": WORK[type(task.arm).__name__],
+            "seed": task.seed,
+            "store": str(self.store.root),
+            "log": str(log),
+        }
 
     def finished(self, task: _Task, error: str | None) -> None:
         path = self.store.path(task.arm, task.seed)
@@ -238,13 +247,17 @@ def reproduce(
     from zs_lib.results import study_runs
 
     overrides = {} if seeds is None else {"seeds": seeds}
-    study = config.load_profile(profile, overrides)  # a wrong name or value is told now, not by the first notebook
+    study = config.load_profile(
+        profile, overrides
+    )  # a wrong name or value is told now, not by the first notebook
     chosen = [path for path in choose(only) if full or only is not None or path.stem[:2] <= LAST_OF_CORE]
     if only is None:
         with executors.opened(executor, address, study.resources) as opened:
             ensure_arms(study_runs(studies.full(study) if full else study), jobs, executor=opened)
     elif executor != "local":
-        raise ConfigError(f"Notebooks make their runs on this machine: leave --only out, or --executor {executor}.")
+        raise ConfigError(
+            f"Notebooks make their runs on this machine: leave --only out, or --executor {executor}."
+        )
     values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
     folder = OUTPUTS / profile
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +304,12 @@ class _Notebooks:
     def job(self, notebook: Notebook) -> dict:
         """Its run as JSON values, for `worker.do`."""
         log = Path(notebook.output).with_suffix(".log")
-        return spelled(notebook) | {"work": "zs_lib.reproduce:execute", "seed": 0, "store": str(self.store.root), "log": str(log)}
+        return spelled(notebook) | {
+            "work": "zs_lib.reproduce:execute",
+            "seed": 0,
+            "store": str(self.store.root),
+            "log": str(log),
+        }
 
     def finished(self, notebook: Notebook, error: str | None) -> None:
         with self.lock:
@@ -307,11 +325,24 @@ class _Notebooks:
         """Which notebooks run, for how long, and for how long from now by this machine's earlier times."""
         with self.lock:
             now, done = time.monotonic(), self.total - len(self.waiting) - len(self.begun)
-            ahead = {name: self.past.get(name) for name in [*self.begun, *(notebook.name for notebook in self.waiting)]}
+            ahead = {
+                name: self.past.get(name)
+                for name in [*self.begun, *(notebook.name for notebook in self.waiting)]
+            }
             running = [f"{name} {clock(now - since)}" for name, since in self.begun.items()]
-            rest = sum(max(0, took - (now - self.begun.get(name, now))) for name, took in ahead.items() if took is not None)
-            left = "first time here" if None in ahead.values() else f"about {clock(rest / max(1, len(running)))} left in all"
-        return f"{done} of {self.total} notebooks done" + (f"; {', '.join(running)}; {left}" if running else "")
+            rest = sum(
+                max(0, took - (now - self.begun.get(name, now)))
+                for name, took in ahead.items()
+                if took is not None
+            )
+            left = (
+                "first time here"
+                if None in ahead.values()
+                else f"about {clock(rest / max(1, len(running)))} left in all"
+            )
+        return f"{done} of {self.total} notebooks done" + (
+            f"; {', '.join(running)}; {left}" if running else ""
+        )
 
 
 def execute(notebook: Notebook, seed: int, store: RunStore) -> None:
@@ -342,9 +373,14 @@ def run_notebook(source: Path, output: Path, values: dict[str, Any]) -> Path:
     )  # this environment's kernel, not one in the user's home
     try:
         papermill.execute_notebook(
-            str(source), str(output), values, kernel_name="python3", cwd=str(source.parent),
-            progress_bar=False, start_timeout=KERNEL_START_S,
-        )  # fmt: skip
+            str(source),
+            str(output),
+            values,
+            kernel_name="python3",
+            cwd=str(source.parent),
+            progress_bar=False,
+            start_timeout=KERNEL_START_S,
+        )
     except papermill.PapermillExecutionError as error:
         raise RunError(
             f"{source.name}, cell {error.cell_index + 1}: {error.ename}: {error.evalue} (see {output})"
@@ -365,7 +401,9 @@ def store_outputs(profile: str = "tiny") -> list[Path]:
 
     sources = [source for source in choose() if (OUTPUTS / profile / source.name).exists()]
     if not sources:
-        raise RunError(f"{OUTPUTS / profile} has no executed notebook: `zs reproduce --profile {profile}` makes them.")
+        raise RunError(
+            f"{OUTPUTS / profile} has no executed notebook: `zs reproduce --profile {profile}` makes them."
+        )
     for source in sources:
         executed = OUTPUTS / profile / source.name
         stored = nbformat.read(source, 4)
@@ -374,7 +412,9 @@ def store_outputs(profile: str = "tiny") -> list[Path]:
             if cell.cell_type != "code":
                 continue
             if cell.id not in done or done[cell.id].source != cell.source:
-                raise RunError(f"{executed} was made from other cells: `zs reproduce --profile {profile}` makes it again.")
+                raise RunError(
+                    f"{executed} was made from other cells: `zs reproduce --profile {profile}` makes it again."
+                )
             cell.outputs, cell.execution_count = done[cell.id].outputs, done[cell.id].execution_count
         nbformat.write(stored, source)
     return sources

@@ -33,10 +33,26 @@ from zs_lib.methods import METHODS
 from zs_lib.runs import Run, RunStore
 
 RECORDS = config.ROOT / "data" / "results"
-TABLES = ("study_rows", "training", "evaluation", "robustness", "fidelity", "tuning", "pairs", "retrieval", "seconds", "cost", "provenance")
-NEEDED = {"study_rows": ("study", "label", "arm"), "training": ("arm", "seed", "step", "reward", "turns", "query_quality"),
-          "evaluation": ("arm", "seed", "id", "subset", "hops", "f1", "em", "searches", "documents"),
-          "robustness": ("arm", "seed", "engine", "noise", "f1"), "cost": ("arm", "seed", "queries", "real_queries")}
+TABLES = (
+    "study_rows",
+    "training",
+    "evaluation",
+    "robustness",
+    "fidelity",
+    "tuning",
+    "pairs",
+    "retrieval",
+    "seconds",
+    "cost",
+    "provenance",
+)
+NEEDED = {
+    "study_rows": ("study", "label", "arm"),
+    "training": ("arm", "seed", "step", "reward", "turns", "query_quality"),
+    "evaluation": ("arm", "seed", "id", "subset", "hops", "f1", "em", "searches", "documents"),
+    "robustness": ("arm", "seed", "engine", "noise", "f1"),
+    "cost": ("arm", "seed", "queries", "real_queries"),
+}
 """Columns without which a recorded table is another version's."""
 LONG = ("training", "evaluation")
 """Tables that are recorded compressed: a row a step or a question of every run."""
@@ -46,13 +62,24 @@ QUESTIONS_FROM = ("held out", "test")
 MOST_TEST_QUESTIONS = 150
 """Of a simulator's fidelity: enough to see that it hardly knows entities that it never met; no bound is tested on them."""
 
-FIDELITY_COLUMNS = ["answer_good", "answer_first", "answer_last", "answer_bad", "leak", "short", "words", "distinct_2", "auc"]
+FIDELITY_COLUMNS = [
+    "answer_good",
+    "answer_first",
+    "answer_last",
+    "answer_bad",
+    "leak",
+    "short",
+    "words",
+    "distinct_2",
+    "auc",
+]
 """What a fidelity table shows to people, in this order."""
 
 Tables = dict[str, pd.DataFrame]
 
 
 # the arms of a study ------------------------------------------------------------------------------------------------
+
 
 def policy_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of every policy of the study."""
@@ -61,61 +88,95 @@ def policy_runs(profile: Profile) -> list[tuple]:
 
 def warm_ups(profile: Profile) -> list[WarmUpArm]:
     """What the policies begin with, each once."""
-    return list(dict.fromkeys(WarmUpArm(backbone=arm.backbone, benchmark=arm.benchmark, how=arm.warm_up)
-                              for arm in profile.policies if arm.warm_up))
+    return list(
+        dict.fromkeys(
+            WarmUpArm(backbone=arm.backbone, benchmark=arm.benchmark, how=arm.warm_up)
+            for arm in profile.policies
+            if arm.warm_up
+        )
+    )
 
 
 def fidelity_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of the fidelity of every simulator, on both kinds of questions."""
     count = profile.evaluation.fidelity_questions
     counts = {"held out": count, "test": min(count, MOST_TEST_QUESTIONS)}
-    return [(FidelityArm(simulator=arm, questions_from=source, num_questions=counts[source]), 0)
-            for arm in profile.simulators for source in QUESTIONS_FROM]
+    return [
+        (FidelityArm(simulator=arm, questions_from=source, num_questions=counts[source]), 0)
+        for arm in profile.simulators
+        for source in QUESTIONS_FROM
+    ]
 
 
 def baseline_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of the evaluations without training: of every backbone that a policy starts from, by each method."""
     first = {(arm.backbone, arm.warm_up): arm for arm in reversed(profile.policies)}
     starts = dict.fromkeys((arm.backbone, arm.warm_up) for arm in profile.policies)
-    return [(EvaluationArm.of_backbone(first[start], profile.evaluation, method), 0)
-            for start in starts for method in profile.evaluation.baselines]
+    return [
+        (EvaluationArm.of_backbone(first[start], profile.evaluation, method), 0)
+        for start in starts
+        for method in profile.evaluation.baselines
+    ]
 
 
 def robustness_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of arms that search, with each of the other engines, and with each share of noise."""
     cfg, main = profile.evaluation, next(arm for arm in profile.policies if arm.simulator)
-    changes = [{"engine": engine, "simulator": main.simulator if engine == "simulated" else None} for engine in cfg.engines]
+    changes = [
+        {"engine": engine, "simulator": main.simulator if engine == "simulated" else None}
+        for engine in cfg.engines
+    ]
     changes += [{"noise": share} for share in cfg.noise]
-    return [(replace(EvaluationArm.of_policy(arm, cfg), **change), seed) for arm, seed in _searching(profile) for change in changes]
+    return [
+        (replace(EvaluationArm.of_policy(arm, cfg), **change), seed)
+        for arm, seed in _searching(profile)
+        for change in changes
+    ]
 
 
 def _searching(profile: Profile) -> list[tuple]:
     """(arm, seed) of the core arms that search, and of those trained with another real engine."""
-    return [(arm, seed) for arm, seed in policy_runs(profile)
-            if arm.engine != "none" and ("/" not in arm.name or "/engine=" in arm.name)]
+    return [
+        (arm, seed)
+        for arm, seed in policy_runs(profile)
+        if arm.engine != "none" and ("/" not in arm.name or "/engine=" in arm.name)
+    ]
 
 
 def evaluation_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of every evaluation: the backbones', and the policies'."""
-    return baseline_runs(profile) + [(EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in policy_runs(profile)]
+    return baseline_runs(profile) + [
+        (EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in policy_runs(profile)
+    ]
 
 
 def study_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of everything: the policies first, for they take longest."""
-    return (policy_runs(profile) + [(arm, 0) for arm in profile.simulators] + fidelity_runs(profile)
-            + evaluation_runs(profile) + robustness_runs(profile))
+    return (
+        policy_runs(profile)
+        + [(arm, 0) for arm in profile.simulators]
+        + fidelity_runs(profile)
+        + evaluation_runs(profile)
+        + robustness_runs(profile)
+    )
 
 
 # runs → tables ------------------------------------------------------------------------------------------------------
+
 
 def study_rows(profile: Profile, store: RunStore) -> pd.DataFrame:
     """The rows of every study whose arms the profile has, and which was evaluated with one seed at least."""
     names = {arm.name for arm in profile.policies}
     found = {study: studies.rows(profile, study) for study in studies.STUDIES}
-    return pd.DataFrame([{"study": study, "label": label, "arm": arm.name} for study, arms in found.items()
-                         if {arm.name for arm in arms.values()} <= names and _evaluated(arms.values(), profile, store)
-                         for label, arm in arms.items()],
-                        columns=["study", "label", "arm"])
+    return pd.DataFrame(
+        [
+            {"study": study, "label": label, "arm": arm.name}
+            for study, arms in found.items()
+            if {arm.name for arm in arms.values()} <= names and _evaluated(arms.values(), profile, store)
+            for label, arm in arms.items()
+        ],
+        columns=["study", "label", "arm"],
+    )
 
 
 def _evaluated(arms: Iterable[PolicyArm], profile: Profile, store: RunStore) -> bool:
@@ -125,14 +186,19 @@ def _evaluated(arms: Iterable[PolicyArm], profile: Profile, store: RunStore) -> 
 
 def training(profile: Profile, store: RunStore, growing: bool = False) -> pd.DataFrame:
     """Metrics of every step of every finished policy, or with `growing` of those that have begun, too."""
-    return _stack(run.metrics().assign(arm=arm.name, seed=seed) for arm, seed in policy_runs(profile)
-                  if (run := store.get(arm, seed)) and (growing or run.finished))
+    return _stack(
+        run.metrics().assign(arm=arm.name, seed=seed)
+        for arm, seed in policy_runs(profile)
+        if (run := store.get(arm, seed)) and (growing or run.finished)
+    )
 
 
 def evaluation(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Scores of every question by every finished evaluation."""
-    return _stack(evaluate.rows(run).assign(arm=_name(arm, profile), seed=seed)
-                  for arm, seed, run in _finished(evaluation_runs(profile), store))
+    return _stack(
+        evaluate.rows(run).assign(arm=_name(arm, profile), seed=seed)
+        for arm, seed, run in _finished(evaluation_runs(profile), store)
+    )
 
 
 def _name(arm: EvaluationArm, profile: Profile) -> str:
@@ -148,21 +214,48 @@ def _name(arm: EvaluationArm, profile: Profile) -> str:
 def robustness(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Mean F1 with other engines, and with noise at test time; the evaluation itself included."""
     plain = [(EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in _searching(profile)]
-    return pd.DataFrame([{"arm": arm.name, "seed": seed, "engine": arm.engine, "noise": arm.noise, "f1": run.summary["mean"]["f1"]}
-                         for arm, seed, run in _finished(plain + robustness_runs(profile), store)])
+    return pd.DataFrame(
+        [
+            {
+                "arm": arm.name,
+                "seed": seed,
+                "engine": arm.engine,
+                "noise": arm.noise,
+                "f1": run.summary["mean"]["f1"],
+            }
+            for arm, seed, run in _finished(plain + robustness_runs(profile), store)
+        ]
+    )
 
 
 def fidelity(profile: Profile, store: RunStore) -> pd.DataFrame:
     """One row a simulator and kind of question."""
-    return _stack(pd.DataFrame([{"simulator": arm.simulator.label, "way": arm.simulator.way,
-                                 "backbone": arm.simulator.backbone, "questions_from": arm.questions_from, **run.summary}])
-                  for arm, _, run in _finished(fidelity_runs(profile), store))
+    return _stack(
+        pd.DataFrame(
+            [
+                {
+                    "simulator": arm.simulator.label,
+                    "way": arm.simulator.way,
+                    "backbone": arm.simulator.backbone,
+                    "questions_from": arm.questions_from,
+                    **run.summary,
+                }
+            ]
+        )
+        for arm, _, run in _finished(fidelity_runs(profile), store)
+    )
 
 
 def tuning(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Loss of every fine-tuned simulator, and of every warm-up, by step."""
-    tuned = {f"warm-up {arm.name}": arm for arm in warm_ups(profile)} | {arm.label: arm for arm in profile.simulators if arm.fine_tuned}
-    return _stack(run.metrics().assign(simulator=label) for label, arm in tuned.items() for _, _, run in _finished([(arm, 0)], store))
+    tuned = {f"warm-up {arm.name}": arm for arm in warm_ups(profile)} | {
+        arm.label: arm for arm in profile.simulators if arm.fine_tuned
+    }
+    return _stack(
+        run.metrics().assign(simulator=label)
+        for label, arm in tuned.items()
+        for _, _, run in _finished([(arm, 0)], store)
+    )
 
 
 def pairs(profile: Profile, store: RunStore) -> pd.DataFrame:
@@ -177,13 +270,23 @@ def retrieval(profile: Profile, store: RunStore) -> pd.DataFrame:
     from zs_lib.engines import build_engine
     from zs_lib.engines.recall import retrieval_recall
 
-    return retrieval_recall(qa.load_questions(split="test"), build_engine(profile.evaluation.engine)).reset_index()
+    return retrieval_recall(
+        qa.load_questions(split="test"), build_engine(profile.evaluation.engine)
+    ).reset_index()
 
 
 def seconds(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Seconds of training by phase."""
-    return _stack(run.timing().drop(columns="step").sum().rename_axis("phase").rename("seconds").reset_index()
-                  .assign(arm=arm.name, seed=seed) for arm, seed, run in _finished(policy_runs(profile), store))
+    return _stack(
+        run.timing()
+        .drop(columns="step")
+        .sum()
+        .rename_axis("phase")
+        .rename("seconds")
+        .reset_index()
+        .assign(arm=arm.name, seed=seed)
+        for arm, seed, run in _finished(policy_runs(profile), store)
+    )
 
 
 def cost(profile: Profile, store: RunStore) -> pd.DataFrame:
@@ -194,11 +297,27 @@ def cost(profile: Profile, store: RunStore) -> pd.DataFrame:
 def provenance(profile: Profile, store: RunStore) -> pd.DataFrame:
     """The finished runs behind the tables."""
     simulators = [(arm, 0) for arm in (*warm_ups(profile), *profile.simulators)]
-    wanted = simulators + fidelity_runs(profile) + policy_runs(profile) + evaluation_runs(profile) + robustness_runs(profile)
-    return pd.DataFrame([{"kind": run.kind, "arm": arm.name, "seed": seed, "run": run.path.name,
-                          **run.record.get("code", {}), **run.record.get("machine", {}),
-                          "torch": run.record.get("packages", {}).get("torch")}
-                         for arm, seed, run in _finished(wanted, store)])
+    wanted = (
+        simulators
+        + fidelity_runs(profile)
+        + policy_runs(profile)
+        + evaluation_runs(profile)
+        + robustness_runs(profile)
+    )
+    return pd.DataFrame(
+        [
+            {
+                "kind": run.kind,
+                "arm": arm.name,
+                "seed": seed,
+                "run": run.path.name,
+                **run.record.get("code", {}),
+                **run.record.get("machine", {}),
+                "torch": run.record.get("packages", {}).get("torch"),
+            }
+            for arm, seed, run in _finished(wanted, store)
+        ]
+    )
 
 
 def collect(profile: Profile, store: RunStore) -> Tables:
@@ -214,17 +333,32 @@ def record(profile: Profile, store: RunStore, core: Profile, folder: Path | None
     Raises:
         RunError: a run of `core`, the part that must be whole, is not finished.
     """
+
     def unfinished(part: Profile) -> list[str]:
-        return [f"{arm.name} s{seed}" for arm, seed in study_runs(part) if not ((run := store.get(arm, seed)) and run.finished)]
+        return [
+            f"{arm.name} s{seed}"
+            for arm, seed in study_runs(part)
+            if not ((run := store.get(arm, seed)) and run.finished)
+        ]
 
     if missing := unfinished(core):
-        raise RunError(f"{len(missing)} runs are not finished ({', '.join(missing[:4])}, …): "
-                       f"`zs reproduce --profile {core.name} --seeds {core.seeds}` makes them.")
+        raise RunError(
+            f"{len(missing)} runs are not finished ({', '.join(missing[:4])}, …): "
+            f"`zs reproduce --profile {core.name} --seeds {core.seeds}` makes them."
+        )
     folder = folder or RECORDS / profile.name
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in collect(profile, store).items():
-        compression = {"method": "gzip", "mtime": 0} if name in LONG else None  # no time: equal tables are equal files
-        table.to_csv(folder / _file(name), index=False, float_format="%.6g", lineterminator="\n", compression=compression)
+        compression = (
+            {"method": "gzip", "mtime": 0} if name in LONG else None
+        )  # no time: equal tables are equal files
+        table.to_csv(
+            folder / _file(name),
+            index=False,
+            float_format="%.6g",
+            lineterminator="\n",
+            compression=compression,
+        )
     return unfinished(profile)
 
 
@@ -237,8 +371,10 @@ def load(profile: str, folder: Path | None = None) -> Tables:
     folder = folder or RECORDS / profile
     if not folder.is_dir():
         recorded = ", ".join(sorted(path.name for path in RECORDS.glob("*") if path.is_dir())) or "none"
-        raise DataError(f"No results are recorded for the profile {profile!r} (recorded: {recorded}): "
-                        f"run `zs reproduce --profile {profile}`, then `zs runs record --profile {profile}`.")
+        raise DataError(
+            f"No results are recorded for the profile {profile!r} (recorded: {recorded}): "
+            f"run `zs reproduce --profile {profile}`, then `zs runs record --profile {profile}`."
+        )
     return {name: _read(folder / _file(name), NEEDED.get(name, ())) for name in TABLES}
 
 
@@ -252,11 +388,15 @@ def _read(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise DataError(f"{path.name} of the recorded results cannot be read ({error}): "
-                        "restore it with `git checkout`, or record it again.") from error
+        raise DataError(
+            f"{path.name} of the recorded results cannot be read ({error}): "
+            "restore it with `git checkout`, or record it again."
+        ) from error
     if lacking := [column for column in needed if column not in table]:
-        raise DataError(f"{path.name} was recorded by another version (it lacks the column {lacking[0]!r}): record it again "
-                        "with `zs runs record`.")
+        raise DataError(
+            f"{path.name} was recorded by another version (it lacks the column {lacking[0]!r}): record it again "
+            "with `zs runs record`."
+        )
     return table
 
 
@@ -274,6 +414,7 @@ def _stack(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 # tables for people --------------------------------------------------------------------------------------------------
 
+
 def core(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the core arms and their start, without the variants of `studies` and the untrained methods."""
     return table[~table["arm"].str.contains("/") & ~table["arm"].isin(METHODS)]
@@ -288,8 +429,15 @@ def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
     for arm, part in table.groupby("arm", sort=False):
         matrix = part.pivot_table(index="seed", columns="id", values=score)
         mean, low, high = hierarchical_bootstrap(matrix.to_numpy())
-        rows[arm] = {score: mean, "low": low, "high": high, "seeds": matrix.shape[0], "questions": matrix.shape[1],
-                     "searches": part["searches"].mean(), "query_quality": part["query_quality"].mean()}
+        rows[arm] = {
+            score: mean,
+            "low": low,
+            "high": high,
+            "seeds": matrix.shape[0],
+            "questions": matrix.shape[1],
+            "searches": part["searches"].mean(),
+            "query_quality": part["query_quality"].mean(),
+        }
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
     if START in frame.index:
         frame["ratio"] = frame[score] / frame.loc[START, score]
@@ -313,7 +461,9 @@ def base_and_instruct(tables: Tables) -> tuple[str, str]:
     for label, arm in labels.items():
         if label.startswith(f"{studies.TRAINED[studies.MAIN].lower()}, ") and f"{label}-instruct" in labels:
             return arm, labels[f"{label}-instruct"]
-    raise DataError("The study 'methods', with a base and an instruct model, is not stored: `zs reproduce --full` makes its runs.")
+    raise DataError(
+        "The study 'methods', with a base and an instruct model, is not stored: `zs reproduce --full` makes its runs."
+    )
 
 
 def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
@@ -325,7 +475,9 @@ def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
     table, evaluated = tables["study_rows"], tables["evaluation"]
     part = table[table["study"] == study].set_index("arm")["label"]
     if part.empty:
-        raise DataError(f"The rows of the study '{study}' are not stored: `zs reproduce --full` makes their runs.")
+        raise DataError(
+            f"The rows of the study '{study}' are not stored: `zs reproduce --full` makes their runs."
+        )
     scores = heldout_table(evaluated[evaluated["arm"].isin([*part.index, START])], score)
     found = [arm for arm in part.index if arm in scores.index]
     return scores.loc[found].assign(arm=found).rename(index=part).rename_axis("row")
@@ -340,7 +492,10 @@ def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
     scores = study_scores(tables, study, score)
     frame = subset_table(evaluated[evaluated["arm"].isin(labels.index)], score)
     frame = frame.rename(index=labels).reindex(scores.index)
-    interval = [f"{100 * low:.1f} to {100 * high:.1f}" for low, high in zip(scores["low"], scores["high"], strict=True)]
+    interval = [
+        f"{100 * low:.1f} to {100 * high:.1f}"
+        for low, high in zip(scores["low"], scores["high"], strict=True)
+    ]
     return frame.assign(interval=interval, seeds=scores["seeds"])
 
 
@@ -352,9 +507,19 @@ def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
     """
     rows, table = tables["study_rows"], tables["evaluation"]
     if "methods" not in set(rows["study"]):
-        raise DataError("The rows of the study 'methods' are not stored: `zs reproduce --full` makes their runs.")
-    core = rows.loc[rows["arm"] == studies.MAIN, "label"][rows["study"] == "methods"].iloc[0].rpartition(", ")[2]
-    names = {"direct": "Direct Answer", "cot": "CoT", "rag": "RAG", START: "RA-Agent", "search-o1": "Search-o1"} | studies.TRAINED
+        raise DataError(
+            "The rows of the study 'methods' are not stored: `zs reproduce --full` makes their runs."
+        )
+    core = (
+        rows.loc[rows["arm"] == studies.MAIN, "label"][rows["study"] == "methods"].iloc[0].rpartition(", ")[2]
+    )
+    names = {
+        "direct": "Direct Answer",
+        "cot": "CoT",
+        "rag": "RAG",
+        START: "RA-Agent",
+        "search-o1": "Search-o1",
+    } | studies.TRAINED
     parts = table["arm"].str.partition("/backbone=")
     # an arm that names no backbone has the core's
     table = table.assign(method=parts[0].map(names), backbone=parts[2].where(parts[1] != "", core))
@@ -374,13 +539,26 @@ def effort_table(tables: Tables) -> pd.DataFrame:
 
 def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
     """A training table of one arm as means over `count` equal phases."""
-    columns = ["reward", "em", "turns", "searches", "query_quality", "answer_in_documents", "invalid_actions",
-               "dead_groups", "entropy", "kl", "noise_probability"]
+    columns = [
+        "reward",
+        "em",
+        "turns",
+        "searches",
+        "query_quality",
+        "answer_in_documents",
+        "invalid_actions",
+        "dead_groups",
+        "entropy",
+        "kl",
+        "noise_probability",
+    ]
     phase = pd.cut(table["step"], min(count, table["step"].nunique()), precision=0).rename("steps")
     return table.groupby(phase, observed=True)[columns].mean().round(3)
 
 
 def warnings(runs: Iterable[Run]) -> pd.DataFrame:
     """The early warnings of collapse in the summaries of policy runs, one row each."""
-    rows = [{"arm": run.label, "seed": run.seed, **warning} for run in runs for warning in run.summary["warnings"]]
+    rows = [
+        {"arm": run.label, "seed": run.seed, **warning} for run in runs for warning in run.summary["warnings"]
+    ]
     return pd.DataFrame(rows, columns=["arm", "seed", "step", "name", "message"])

@@ -115,10 +115,19 @@ def rollout(
     an `opening`, with which the first turn begins; both count as prompt, and are not trained.
     """
     rollouts = [
-        _Rollout(question, key, generator.encode_prompt(protocol.policy_prompt(question.question, cfg.template) + context + opening))
+        _Rollout(
+            question,
+            key,
+            generator.encode_prompt(
+                protocol.policy_prompt(question.question, cfg.template) + context + opening
+            ),
+        )
         for question, key, context in zip(questions, keys, contexts or [""] * len(questions), strict=True)
     ]
-    last, past = cfg.max_searches if engine else 0, Past()  # of this call only: before the next one, the weights may change
+    last, past = (
+        cfg.max_searches if engine else 0,
+        Past(),
+    )  # of this call only: before the next one, the weights may change
     for turn in range(last + 1):
         for rolling in _going(rollouts):
             if not rolling.has_room(cfg.max_turn_tokens, cfg):
@@ -144,7 +153,9 @@ def _going(rollouts: Sequence[_Rollout]) -> list[_Rollout]:
     return [rolling for rolling in rollouts if rolling.stop_reason is None]
 
 
-def _write(rolling: _Rollout, completion: Completion, opening: str, generator, cfg: RolloutConfig, is_last: bool) -> None:
+def _write(
+    rolling: _Rollout, completion: Completion, opening: str, generator, cfg: RolloutConfig, is_last: bool
+) -> None:
     """Append the policy's turn and act on it; a search that may be made is left to `_search`."""
     rolling.append(completion.ids, completion.logprobs)
     text = opening + generator.decode(completion.ids)

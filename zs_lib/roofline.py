@@ -33,12 +33,20 @@ class Query:
     output_tokens: int = 5 * 45
 
 
-def queries_per_second(model: str, gpu: str, batch: int = BATCH, query: Query = Query(), reached: float = REACHED) -> float:
+def queries_per_second(
+    model: str, gpu: str, batch: int = BATCH, query: Query = Query(), reached: float = REACHED
+) -> float:
     """Queries that one card answers in a second, or each of several that a model is spread over. ConfigError for an unknown
     name."""
     size, card = _shape(model), hardware.gpu(gpu)
-    reading = 2 * size.parameters / card.flops * query.prompt_tokens  # a multiplication and an addition for each parameter
-    writing = card.step(size, DTYPE, batch, query.prompt_tokens + query.output_tokens / 2) * query.output_tokens / batch
+    reading = (
+        2 * size.parameters / card.flops * query.prompt_tokens
+    )  # a multiplication and an addition for each parameter
+    writing = (
+        card.step(size, DTYPE, batch, query.prompt_tokens + query.output_tokens / 2)
+        * query.output_tokens
+        / batch
+    )
     return reached / (reading + writing)
 
 

@@ -125,19 +125,25 @@ class RunStore:
         except (OSError, SafetensorError) as error:  # safetensors tells the system's error in words only
             if getattr(error, "errno", errno.EIO) not in OF_DISK:
                 raise
-            raise RunError(f"{run.path} cannot be written ({error}): make room, or point ZS_RUNS to a folder that can "
-                           "be written, and start again; it goes on from its last checkpoint.") from error
+            raise RunError(
+                f"{run.path} cannot be written ({error}): make room, or point ZS_RUNS to a folder that can "
+                "be written, and start again; it goes on from its last checkpoint."
+            ) from error
         processes.gather("finished")
         return run
 
     def _tracker(self, arm: Any, run: Run) -> Tracker:
         kind = getattr(arm, "tracker", "none")
-        return Tracker(kind, run.path.name, self.root / "tensorboard", identity(arm, labels=True) | {"seed": run.seed})
+        return Tracker(
+            kind, run.path.name, self.root / "tensorboard", identity(arm, labels=True) | {"seed": run.seed}
+        )
 
     def list(self) -> list[Run]:
         """All runs that were begun, by folder name; the damaged ones too (reading their parts raises RunError)."""
         folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
-        return [Run(path) for path in folders if FOLDER.fullmatch(path.name) and path.is_dir() and _begun(path)]
+        return [
+            Run(path) for path in folders if FOLDER.fullmatch(path.name) and path.is_dir() and _begun(path)
+        ]
 
     def find(self, prefix: str) -> Run:
         """The one run whose folder name or digest begins with `prefix`; RunError if there is none, or
@@ -151,8 +157,10 @@ class RunStore:
         if len(exact or found) == 1:
             return (exact or found)[0]
         names = ", ".join(run.path.name for run in found or self.list()) or "none (run `zs reproduce`)"
-        raise RunError(f"{'Several runs are' if found else 'No run is'} called {prefix!r}. "
-                       f"{'They are' if found else 'Known'}: {names}.")  # fmt: skip
+        raise RunError(
+            f"{'Several runs are' if found else 'No run is'} called {prefix!r}. "
+            f"{'They are' if found else 'Known'}: {names}."
+        )
 
     def verify(self) -> list[Problem]:
         """What is damaged in the store. Unfinished runs are no problem: they go on when they are asked
@@ -192,7 +200,9 @@ class Run:
         """run.json: label, seed, config, packages, code, machine."""
         record = read_json(self.path / "run.json", self.cure)
         if not isinstance(record.get("config"), dict) or not isinstance(record.get("label"), str):
-            raise RunError(f"{self.path / 'run.json'} lacks label or config (damaged, or of another version): {self.cure}.")
+            raise RunError(
+                f"{self.path / 'run.json'} lacks label or config (damaged, or of another version): {self.cure}."
+            )
         return record
 
     @property
@@ -257,7 +267,9 @@ class Run:
     @_by_main
     def log_trajectories(self, step: int, trajectories: list[dict]) -> None:
         """Append trajectories as JSON objects for people."""
-        self.logged("trajectories.jsonl").append([{"step": step, **trajectory} for trajectory in trajectories])
+        self.logged("trajectories.jsonl").append(
+            [{"step": step, **trajectory} for trajectory in trajectories]
+        )
 
     @_by_main
     def progress(self, stage: str, step: int, steps: int) -> None:
@@ -289,7 +301,9 @@ class Run:
         found = checkpoints.load(folders[-1])
         for name, digest_then in found.logs.items():
             if self._digest_of(name, found.step) != digest_then:
-                raise RunError(f"{self.path / name} is damaged (its lines up to step {found.step} have changed): {self.cure}.")
+                raise RunError(
+                    f"{self.path / name} is damaged (its lines up to step {found.step} have changed): {self.cure}."
+                )
         return found
 
     def logged(self, name: str) -> Log:
@@ -418,7 +432,9 @@ def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:
     if processes.gather(None)[0]:  # not finished by someone else meanwhile
         processes.gather("begun")
         if not (run.path / "run.json").exists():
-            raise RunError(f"{run.path} is not the main process's: point ZS_RUNS to a folder that all machines share.")
+            raise RunError(
+                f"{run.path} is not the main process's: point ZS_RUNS to a folder that all machines share."
+            )
         if work:
             work(run)
     processes.gather("finished")

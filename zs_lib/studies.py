@@ -30,7 +30,10 @@ Rows = dict[str, PolicyArm]
 
 def variant(arm: PolicyArm, what: str, value: Any, **changes: Any) -> PolicyArm:
     """`arm` with `changes`, named for them; a dictionary changes a part: objective={"algorithm": "ppo"}."""
-    whole = {key: replace(getattr(arm, key), **change) if isinstance(change, dict) else change for key, change in changes.items()}
+    whole = {
+        key: replace(getattr(arm, key), **change) if isinstance(change, dict) else change
+        for key, change in changes.items()
+    }
     return replace(arm, name=f"{arm.name}/{what}={value}", **whole)
 
 
@@ -44,7 +47,10 @@ def simulators(profile: Profile) -> Rows:
 def algorithms(profile: Profile) -> Rows:
     """Table 5, and REINFORCE++ besides."""
     names = {"REINFORCE": "reinforce", "REINFORCE++": "reinforce++", "GRPO": "grpo", "PPO": "ppo"}
-    return {label: variant(profile.policy(MAIN), "algorithm", name, objective={"algorithm": name}) for label, name in names.items()}
+    return {
+        label: variant(profile.policy(MAIN), "algorithm", name, objective={"algorithm": name})
+        for label, name in names.items()
+    }
 
 
 def curricula(profile: Profile) -> Rows:
@@ -52,26 +58,38 @@ def curricula(profile: Profile) -> Rows:
     that follows the policy instead of the clock."""
     main = profile.policy(MAIN)
     cfg = main.curriculum
-    changes = {"random": {"schedule": "constant", "p_start": RANDOM_NOISE},
-               "reversed": {"p_start": cfg.p_end, "p_end": cfg.p_start},
-               "linear": {"base": 1.0},
-               "none": {"schedule": "constant", "p_start": 0.0},
-               "adaptive": {"schedule": "adaptive", "p_start": 0.0, "p_end": RANDOM_NOISE}}
-    return {"curriculum": main} | {name: variant(main, "curriculum", name, curriculum=change) for name, change in changes.items()}
+    changes = {
+        "random": {"schedule": "constant", "p_start": RANDOM_NOISE},
+        "reversed": {"p_start": cfg.p_end, "p_end": cfg.p_start},
+        "linear": {"base": 1.0},
+        "none": {"schedule": "constant", "p_start": 0.0},
+        "adaptive": {"schedule": "adaptive", "p_start": 0.0, "p_end": RANDOM_NOISE},
+    }
+    return {"curriculum": main} | {
+        name: variant(main, "curriculum", name, curriculum=change) for name, change in changes.items()
+    }
 
 
 def masks(profile: Profile) -> Rows:
     """Table 7 and Figure 4c: document tokens out of the loss, or in it."""
     main = profile.policy(MAIN)
-    return {"with mask": main, "without mask": variant(main, "mask_documents", "off", objective={"mask_documents": False})}
+    return {
+        "with mask": main,
+        "without mask": variant(main, "mask_documents", "off", objective={"mask_documents": False}),
+    }
 
 
 def methods(profile: Profile) -> Rows:
     """Table 3, what is trained of it: R1, Search-R1 and ZeroSearch from every backbone. Figures 4a-b are its base and
     instruct rows; `full` and `select` add the methods that are not trained."""
     short = {backbone: backbone.rsplit("/", 1)[-1] for backbone in profile.backbones + profile.instructs}
-    return {f"{label}, {short[backbone]}": variant(profile.policy(name), "backbone", short[backbone], backbone=backbone)
-            for backbone in short for name, label in TRAINED.items()}
+    return {
+        f"{label}, {short[backbone]}": variant(
+            profile.policy(name), "backbone", short[backbone], backbone=backbone
+        )
+        for backbone in short
+        for name, label in TRAINED.items()
+    }
 
 
 def engines(profile: Profile) -> Rows:
@@ -79,7 +97,12 @@ def engines(profile: Profile) -> Rows:
     main = profile.policy(MAIN)
     mixed = variant(main, "real_share", REAL_SHARE, engine="mixed", real_share=REAL_SHARE)
     dense = variant(profile.policy("search-r1"), "engine", "dense", engine="dense")
-    return {"simulated": main, f"{REAL_SHARE:.0%} real": mixed, "real": profile.policy("search-r1"), "real, dense": dense}
+    return {
+        "simulated": main,
+        f"{REAL_SHARE:.0%} real": mixed,
+        "real": profile.policy("search-r1"),
+        "real, dense": dense,
+    }
 
 
 def lengths(profile: Profile) -> Rows:
@@ -90,7 +113,8 @@ def lengths(profile: Profile) -> Rows:
 
 
 STUDIES: dict[str, Callable[[Profile], Rows]] = {
-    study.__name__: study for study in (simulators, algorithms, curricula, masks, methods, engines, lengths)}
+    study.__name__: study for study in (simulators, algorithms, curricula, masks, methods, engines, lengths)
+}
 
 
 def rows(profile: Profile, name: str) -> Rows:
@@ -112,12 +136,17 @@ def select(profile: Profile, *names: str) -> Profile:
         for arm in rows(profile, name).values():
             arms.setdefault(digest(arm), arm)
     baselines = tuple(METHODS) if "methods" in names else profile.evaluation.baselines
-    return replace(profile, policies=tuple(arms.values()), evaluation=replace(profile.evaluation, baselines=baselines))
+    return replace(
+        profile, policies=tuple(arms.values()), evaluation=replace(profile.evaluation, baselines=baselines)
+    )
 
 
 def robustness(profile: Profile) -> Profile:
     """Beyond the paper: the profile whose core arms are also evaluated with other engines, and with noise at test time."""
-    return replace(profile, evaluation=replace(profile.evaluation, engines=("dense", "simulated"), noise=(0.25, 0.5, 0.75)))
+    return replace(
+        profile,
+        evaluation=replace(profile.evaluation, engines=("dense", "simulated"), noise=(0.25, 0.5, 0.75)),
+    )
 
 
 def full(profile: Profile) -> Profile:

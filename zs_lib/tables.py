@@ -45,7 +45,11 @@ def write_all(profile: str, folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _write(table: pd.DataFrame, stem: Path) -> list[Path]:
-    texts = {"csv": table.to_csv(lineterminator="\n"), "md": markdown(table), "tex": table.to_latex(escape=True, float_format="%.3g")}
+    texts = {
+        "csv": table.to_csv(lineterminator="\n"),
+        "md": markdown(table),
+        "tex": table.to_latex(escape=True, float_format="%.3g"),
+    }
     paths = []
     for ending, text in texts.items():
         paths.append(stem.with_name(f"{stem.name}.{ending}"))

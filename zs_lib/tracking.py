@@ -29,7 +29,15 @@ class Tracker:
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Send the metrics that are finite numbers."""
-        self._try("log", {key: value for key, value in metrics.items() if isinstance(value, (int, float)) and math.isfinite(value)}, step=step)
+        self._try(
+            "log",
+            {
+                key: value
+                for key, value in metrics.items()
+                if isinstance(value, (int, float)) and math.isfinite(value)
+            },
+            step=step,
+        )
 
     def close(self) -> None:
         self._try("finish")
@@ -41,8 +49,11 @@ class Tracker:
             getattr(self._to, method)(*arguments, **more)
         except Exception as error:  # of its server, its disk or itself: no reason to lose a training
             self._to = None
-            warnings.warn(f"The tracker '{self.kind}' failed ({error}) and gets no more; the run goes on, and its own log has all.",
-                          RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"The tracker '{self.kind}' failed ({error}) and gets no more; the run goes on, and its own log has all.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def _start(kind: str, name: str, folder: Path, config: dict) -> Any:
@@ -50,16 +61,24 @@ def _start(kind: str, name: str, folder: Path, config: dict) -> Any:
     from accelerate.utils import LoggerType
 
     if LoggerType(kind) not in tracking.get_available_trackers():
-        raise ConfigError(f"The tracker '{kind}' is not installed: `pip install {kind}`, or set the profile's tracker to \"none\".")
+        raise ConfigError(
+            f"The tracker '{kind}' is not installed: `pip install {kind}`, or set the profile's tracker to \"none\"."
+        )
     PartialState()  # accelerate's trackers ask which process they are in
     try:
         if kind == "tensorboard":
             started = tracking.TensorBoardTracker(name, folder)
         elif kind == "wandb":
-            started = tracking.WandBTracker(PROJECT, name=name, id=name, resume="allow", reinit="create_new", config=config)
+            started = tracking.WandBTracker(
+                PROJECT, name=name, id=name, resume="allow", reinit="create_new", config=config
+            )
         else:
             started = tracking.TrackioTracker(PROJECT, name=name, resume="allow", config=config)
         started.start()
-    except Exception as error:  # no account, no server, a folder that cannot be written: of each library's own
-        raise ConfigError(f"The tracker '{kind}' does not start ({error}): mend that, or set the profile's tracker to \"none\".") from error
+    except (
+        Exception
+    ) as error:  # no account, no server, a folder that cannot be written: of each library's own
+        raise ConfigError(
+            f"The tracker '{kind}' does not start ({error}): mend that, or set the profile's tracker to \"none\"."
+        ) from error
     return started

@@ -26,7 +26,9 @@ from zs_lib.runs import Run
 LOG = "trajectories.jsonl"
 
 
-def to_record(trajectory: Trajectory, reward: float, decode: Callable[[list[int]], str] | None = None) -> dict:
+def to_record(
+    trajectory: Trajectory, reward: float, decode: Callable[[list[int]], str] | None = None
+) -> dict:
     """A trajectory as a record with its reward (NaN if the engine failed); with `decode` (ids → text), its tokens too."""
     record = {
         "question": trajectory.question.question,
@@ -41,9 +43,13 @@ def to_record(trajectory: Trajectory, reward: float, decode: Callable[[list[int]
 
 def _tokens(trajectory: Trajectory, decode: Callable[[list[int]], str]) -> list:
     tokens: list = []
-    for mine, part in groupby(zip(trajectory.mask, trajectory.ids, trajectory.logprobs, strict=True), key=lambda one: one[0]):
+    for mine, part in groupby(
+        zip(trajectory.mask, trajectory.ids, trajectory.logprobs, strict=True), key=lambda one: one[0]
+    ):
         part = list(part)
-        tokens += [[decode([token]), round(logprob, 2)] for _, token, logprob in part] if mine else [len(part)]
+        tokens += (
+            [[decode([token]), round(logprob, 2)] for _, token, logprob in part] if mine else [len(part)]
+        )
     return tokens
 
 
@@ -77,7 +83,9 @@ class TrajectoryLog:
     def __init__(self, run: Run):
         if run.kind != "policy" or not (run.path / "run.json").exists():
             what = "is not there" if run.kind == "policy" else "is no policy"
-            raise RunError(f"The run {run.path} {what}: choose a policy of `zs runs list`, or train one with `zs reproduce`.")
+            raise RunError(
+                f"The run {run.path} {what}: choose a policy of `zs runs list`, or train one with `zs reproduce`."
+            )
         self.run, self.entries = run, []
         self._file = self._inode = None
         self._end = self._lines = 0
@@ -96,7 +104,10 @@ class TrajectoryLog:
         elif found.st_size == self._end:
             return False
         self._file.seek(self._end)
-        whole, before = self._file.read().rpartition(b"\n")[0], len(self.entries)  # the last line may be half written
+        whole, before = (
+            self._file.read().rpartition(b"\n")[0],
+            len(self.entries),
+        )  # the last line may be half written
         for line in whole.split(b"\n") if whole else ():
             self.entries.append(self._entry(line))
             self._end, self._lines = self._end + len(line) + 1, self._lines + 1
@@ -116,29 +127,50 @@ class TrajectoryLog:
 
     def _open(self) -> None:
         self.close()
-        self._file = (self.run.path / LOG).open("rb")  # kept open: what is read belongs to the index, even if replaced
+        self._file = (self.run.path / LOG).open(
+            "rb"
+        )  # kept open: what is read belongs to the index, even if replaced
         self._inode = os.fstat(self._file.fileno()).st_ino
         self.entries, self._end, self._lines = [], 0, 0
 
     def _entry(self, line: bytes) -> Entry:
         record = self.run.logged(LOG).parse(line, self._lines + 1)
         try:
-            return Entry(self._end, record["step"], record["question"], record.get("group", 0), record["reward"],
-                         len(record["turns"]), record["stop_reason"], any(turn["noisy"] for turn in record["turns"]),
-                         record.get("watched", False))
+            return Entry(
+                self._end,
+                record["step"],
+                record["question"],
+                record.get("group", 0),
+                record["reward"],
+                len(record["turns"]),
+                record["stop_reason"],
+                any(turn["noisy"] for turn in record["turns"]),
+                record.get("watched", False),
+            )
         except (KeyError, TypeError) as error:
-            raise RunError(f"{self.run.path / LOG}, line {self._lines + 1}, is no trajectory ({error}): {self.run.cure}.") from None
+            raise RunError(
+                f"{self.run.path / LOG}, line {self._lines + 1}, is no trajectory ({error}): {self.run.cure}."
+            ) from None
 
 
-def select(entries: Iterable[Entry], reward: tuple[float, float] = (0.0, 1.0), turns: tuple[float, float] = (0, math.inf),
-           stop_reason: str = "", noisy: bool | None = None) -> list[Entry]:
+def select(
+    entries: Iterable[Entry],
+    reward: tuple[float, float] = (0.0, 1.0),
+    turns: tuple[float, float] = (0, math.inf),
+    stop_reason: str = "",
+    noisy: bool | None = None,
+) -> list[Entry]:
     """The entries whose reward and number of turns lie within these limits, both included, with this stop reason ("": any)
     and with or without noisy documents (None: either). One without a reward passes only if every reward does."""
     low, high = reward
-    return [entry for entry in entries
-            if (low <= 0 and high >= 1 if entry.reward is None else low <= entry.reward <= high)
-            and turns[0] <= entry.turns <= turns[1]
-            and stop_reason in ("", entry.stop_reason) and noisy in (None, entry.noisy)]
+    return [
+        entry
+        for entry in entries
+        if (low <= 0 and high >= 1 if entry.reward is None else low <= entry.reward <= high)
+        and turns[0] <= entry.turns <= turns[1]
+        and stop_reason in ("", entry.stop_reason)
+        and noisy in (None, entry.noisy)
+    ]
 
 
 def groups(entries: Sequence[Entry]) -> dict[tuple[int, int, str], list[Entry]]:

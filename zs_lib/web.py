@@ -26,8 +26,12 @@ class Refused(Exception):
         self.status = status
 
 
-def json_application(posts: dict[str, Callable[[dict], Awaitable[dict]]], gets: dict[str, dict], token: str,
-                     lifespan: Callable | None = None) -> Starlette:
+def json_application(
+    posts: dict[str, Callable[[dict], Awaitable[dict]]],
+    gets: dict[str, dict],
+    token: str,
+    lifespan: Callable | None = None,
+) -> Starlette:
     """`posts` maps paths to functions from one JSON object to another, `gets` to the objects themselves; who lacks the
     token (if there is one) gets neither."""
 
@@ -36,7 +40,9 @@ def json_application(posts: dict[str, Callable[[dict], Awaitable[dict]]], gets: 
             try:
                 sent = request.headers.get("Authorization", "")
                 if token and not hmac.compare_digest(sent.encode(), f"Bearer {token}".encode()):
-                    raise Refused(401, "the server's token must come with the request: 'Authorization: Bearer …'")
+                    raise Refused(
+                        401, "the server's token must come with the request: 'Authorization: Bearer …'"
+                    )
                 return JSONResponse(await answer(request))
             except Refused as refused:
                 return JSONResponse({"error": {"message": str(refused)}}, refused.status)
@@ -58,7 +64,9 @@ def json_application(posts: dict[str, Callable[[dict], Awaitable[dict]]], gets: 
         return endpoint(read)
 
     routes = [Route(path, posted(answer), methods=["POST"]) for path, answer in posts.items()]
-    return Starlette(routes=routes + [Route(path, stated(value)) for path, value in gets.items()], lifespan=lifespan)
+    return Starlette(
+        routes=routes + [Route(path, stated(value)) for path, value in gets.items()], lifespan=lifespan
+    )
 
 
 async def _body(request: Request) -> dict:

@@ -35,8 +35,14 @@ LONG = {"width": "604px", "max_width": "98%"}
 SETS = {"the group of a step": False, "a question through training": True}
 NOISE = {"any": None, "noisy documents": True, "none noisy": False}
 """Name → what `trajectories.select` takes. (A drop-down whose value is None shows nothing.)"""
-NONE_LOGGED, NONE_LEFT, NONE_WATCHED = map(views.error, (
-    "Nothing is logged yet.", "No trajectory of this run passes the filters.", "This run asked no question again: it is older, or has just begun."))
+NONE_LOGGED, NONE_LEFT, NONE_WATCHED = map(
+    views.error,
+    (
+        "Nothing is logged yet.",
+        "No trajectory of this run passes the filters.",
+        "This run asked no question again: it is older, or has just begun.",
+    ),
+)
 
 
 def attended() -> bool:
@@ -47,7 +53,9 @@ def attended() -> bool:
     return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
-def explore(run: Run | str | None = None, watch: bool = False, store: RunStore | None = None) -> Explorer | HTML:
+def explore(
+    run: Run | str | None = None, watch: bool = False, store: RunStore | None = None
+) -> Explorer | HTML:
     """Trajectories of the stored policies, beginning with `run` (a run or the beginning of its name; by default the first):
     by step and question, filtered, a group side by side; or, where `watch` begins, one question through training.
 
@@ -55,8 +63,13 @@ def explore(run: Run | str | None = None, watch: bool = False, store: RunStore |
         RunError: there is no such run, none that logged trajectories, or its log is damaged.
     """
     store = store or RunStore()
-    runs = [one for one in store.list() if one.kind == "policy" and (one.path / trajectories.LOG).exists()
-            and progress.run_state(one) != "damaged"]
+    runs = [
+        one
+        for one in store.list()
+        if one.kind == "policy"
+        and (one.path / trajectories.LOG).exists()
+        and progress.run_state(one) != "damaged"
+    ]
     run = store.find(run) if isinstance(run, str) else run
     if run is None and not runs:
         raise RunError(f"No policy in {store.root} has logged trajectories: notebook 03 trains one.")
@@ -64,13 +77,23 @@ def explore(run: Run | str | None = None, watch: bool = False, store: RunStore |
         return Explorer(runs, run or runs[0], watch)
     index = TrajectoryLog(run or runs[0])
     if watch:
-        return HTML("".join(_watched_page(index, entries) for entries in trajectories.watched(index.entries).values()) or NONE_WATCHED)
+        return HTML(
+            "".join(_watched_page(index, entries) for entries in trajectories.watched(index.entries).values())
+            or NONE_WATCHED
+        )
     groups = trajectories.groups(index.entries)
     return HTML(_group_page(index, groups, list(groups)[-1]) if groups else NONE_LOGGED)
 
 
-def playground(study: Profile, query: str = "", question: str = "", answer: str = "", engines: Sequence[str] = (),
-               judge: bool = False, store: RunStore | None = None) -> Playground | HTML:
+def playground(
+    study: Profile,
+    query: str = "",
+    question: str = "",
+    answer: str = "",
+    engines: Sequence[str] = (),
+    judge: bool = False,
+    store: RunStore | None = None,
+) -> Playground | HTML:
     """What several engines find for one query, side by side; by default the good query of a training question, asked of BM25
     and of the study's main simulator, useful and noisy. `engines`: names of `engine_names`, else ConfigError."""
     store = store or RunStore()
@@ -108,7 +131,11 @@ def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
 def board(study: Profile, jobs: int | None = None, store: RunStore | None = None) -> StudyBoard | HTML:
     """How every arm of a study stands, with a button that makes what is missing in a process that outlives the notebook."""
     wanted, store = results.study_runs(study), store or RunStore()
-    return StudyBoard(wanted, jobs, store) if attended() else HTML(views.board(progress.arm_states(wanted, store)))
+    return (
+        StudyBoard(wanted, jobs, store)
+        if attended()
+        else HTML(views.board(progress.arm_states(wanted, store)))
+    )
 
 
 def calculator(model: str = "14B", gpu: str = cost.CARD) -> Calculator | HTML:
@@ -147,6 +174,7 @@ class _Panel(ipywidgets.VBox):
 
     def _keep_fresh(self, refresh: Callable[[], bool]) -> None:
         """Call `refresh` every REFRESH_S until it returns False; in a script, which has no event loop, not at all."""
+
         async def tick() -> None:
             await asyncio.sleep(REFRESH_S)
             while refresh():
@@ -167,6 +195,7 @@ class _Panel(ipywidgets.VBox):
 
 # trajectories --------------------------------------------------------------------------------------------------------
 
+
 class Explorer(_Panel):
     """Runs → steps → questions → the rollouts of a group. The log is indexed once; only what is shown is read."""
 
@@ -174,18 +203,48 @@ class Explorer(_Panel):
         by_name = {one.path.name: one for one in (*runs, run)}
         options = [(f"{one.label} s{one.seed} ({name})", one) for name, one in by_name.items()]
         self.run = ipywidgets.Dropdown(options=options, value=run, description="run", layout=LONG)
-        self.what = ipywidgets.Dropdown(options=list(SETS.items()), value=watch, description="show", layout=SHORT)
-        self.step = ipywidgets.SelectionSlider(options=[0], description="step", continuous_update=False, layout=SHORT)
+        self.what = ipywidgets.Dropdown(
+            options=list(SETS.items()), value=watch, description="show", layout=SHORT
+        )
+        self.step = ipywidgets.SelectionSlider(
+            options=[0], description="step", continuous_update=False, layout=SHORT
+        )
         self.question = ipywidgets.Dropdown(description="question", layout=LONG)
-        self.reward = ipywidgets.FloatRangeSlider(value=(0, 1), min=0, max=1, step=0.1, description="reward", readout_format=".1f",
-                                                  continuous_update=False, layout=SHORT)
-        self.turns = ipywidgets.IntRangeSlider(value=(1, 1), min=1, max=1, description="turns", continuous_update=False, layout=SHORT)
-        self.stop = ipywidgets.Dropdown(options=[("any", ""), *((why, name) for name, why in views.STOPS.items())], description="stop",
-                                        layout=SHORT)
+        self.reward = ipywidgets.FloatRangeSlider(
+            value=(0, 1),
+            min=0,
+            max=1,
+            step=0.1,
+            description="reward",
+            readout_format=".1f",
+            continuous_update=False,
+            layout=SHORT,
+        )
+        self.turns = ipywidgets.IntRangeSlider(
+            value=(1, 1), min=1, max=1, description="turns", continuous_update=False, layout=SHORT
+        )
+        self.stop = ipywidgets.Dropdown(
+            options=[("any", ""), *((why, name) for name, why in views.STOPS.items())],
+            description="stop",
+            layout=SHORT,
+        )
         self.noise = ipywidgets.Dropdown(options=list(NOISE), description="noise", layout=SHORT)
-        self.shade = ipywidgets.Dropdown(options=[(name, shade) for shade, name in views.SHADES.items()], description="shade by",
-                                         layout=SHORT)
-        controls = (self.run, self.what, self.step, self.question, self.reward, self.turns, self.stop, self.noise, self.shade)
+        self.shade = ipywidgets.Dropdown(
+            options=[(name, shade) for shade, name in views.SHADES.items()],
+            description="shade by",
+            layout=SHORT,
+        )
+        controls = (
+            self.run,
+            self.what,
+            self.step,
+            self.question,
+            self.reward,
+            self.turns,
+            self.stop,
+            self.noise,
+            self.shade,
+        )
         super().__init__(*controls)
         self.index, self._updating = None, False
         for control in controls:
@@ -211,13 +270,17 @@ class Explorer(_Panel):
     def _render(self) -> str:
         if self.index.run is not self.run.value:
             self._open(self.run.value)
-        chosen = trajectories.select(self.index.entries, self.reward.value, self.turns.value, self.stop.value,
-                                     NOISE[self.noise.value])
+        chosen = trajectories.select(
+            self.index.entries, self.reward.value, self.turns.value, self.stop.value, NOISE[self.noise.value]
+        )
         self.step.layout.display = "none" if self.what.value else None  # all steps are shown
         return self._through_training(chosen) if self.what.value else self._group(chosen)
 
     def _open(self, run: Run) -> None:
-        opened, before = TrajectoryLog(run), self.index  # if it cannot be opened, the one before can still be returned to
+        opened, before = (
+            TrajectoryLog(run),
+            self.index,
+        )  # if it cannot be opened, the one before can still be returned to
         self.index = opened
         if before:
             before.close()
@@ -230,6 +293,7 @@ class Explorer(_Panel):
 
     def _grow(self) -> bool:
         """Take in what was logged since; the step stays, unless it was the last."""
+
         def render() -> str:
             at_end = self.step.value == self.step.options[-1]
             if self.index.refresh():
@@ -238,7 +302,10 @@ class Explorer(_Panel):
                     self._to_end()
             return self._render()
 
-        self._updating, going = True, self.run.value.running  # asked first, so that the last lines are not missed
+        self._updating, going = (
+            True,
+            self.run.value.running,
+        )  # asked first, so that the last lines are not missed
         try:
             return self.show(render) and going
         finally:
@@ -250,7 +317,10 @@ class Explorer(_Panel):
 
     def _widen(self) -> None:
         """Let the turns' range hold all that were logged."""
-        most, everything = max((entry.turns for entry in self.index.entries), default=1), self.turns.value[1] == self.turns.max
+        most, everything = (
+            max((entry.turns for entry in self.index.entries), default=1),
+            self.turns.value[1] == self.turns.max,
+        )
         self.turns.max = max(most, self.turns.max)
         if everything:
             self.turns.value = (self.turns.value[0], self.turns.max)
@@ -260,7 +330,11 @@ class Explorer(_Panel):
         if not groups:
             return NONE_LEFT if self.index.entries else NONE_LOGGED
         steps = list(dict.fromkeys(step for step, *_ in groups))
-        now = self.step.value if self.step.value in steps else min(steps, key=lambda step: abs(step - self.step.value))
+        now = (
+            self.step.value
+            if self.step.value in steps
+            else min(steps, key=lambda step: abs(step - self.step.value))
+        )
         _offer(self.step, steps, now)
         _offer(self.question, [(key[2], key[1:]) for key in groups if key[0] == now], self.question.value)
         return _group_page(self.index, groups, (now, *self.question.value), self.shade.value)
@@ -282,7 +356,9 @@ def _group_page(index: TrajectoryLog, groups: dict[tuple, list[Entry]], key: tup
 
 def _watched_page(index: TrajectoryLog, entries: list[Entry], shade: str = "") -> str:
     """A watched question each time that it was asked again."""
-    return views.group(index.read(entries), shade, _simulated(index.run), [f"after step {entry.step}" for entry in entries])
+    return views.group(
+        index.read(entries), shade, _simulated(index.run), [f"after step {entry.step}" for entry in entries]
+    )
 
 
 def _offer(control: ipywidgets.Widget, options: list, value: object) -> None:
@@ -299,19 +375,36 @@ def _simulated(run: Run) -> bool:
 
 # engines -------------------------------------------------------------------------------------------------------------
 
+
 class Playground(_Panel):
     """A query, what it is asked for, the engines, and a button."""
 
-    def __init__(self, study: Profile, store: RunStore, known: Sequence[str], query: str, question: str, answer: str,
-                 engines: Sequence[str], judge: bool):
+    def __init__(
+        self,
+        study: Profile,
+        store: RunStore,
+        known: Sequence[str],
+        query: str,
+        question: str,
+        answer: str,
+        engines: Sequence[str],
+        judge: bool,
+    ):
         self.study, self.store = study, store
         # Sent when they are left, not key by key: what is sent late would miss the search.
         field = partial(ipywidgets.Text, continuous_update=False)
         self.query = field(query, description="query", layout=LONG)
-        self.question = field(question, description="question", layout=LONG, placeholder="a simulator is told it")
-        self.answer = field(answer, description="answer", layout=SHORT, placeholder="known for benchmark questions")
+        self.question = field(
+            question, description="question", layout=LONG, placeholder="a simulator is told it"
+        )
+        self.answer = field(
+            answer, description="answer", layout=SHORT, placeholder="known for benchmark questions"
+        )
         # No list: JupyterLab takes its arrow keys for itself, and moves to the next cell.
-        self.engines = [ipywidgets.Checkbox(name in engines, description=name, indent=False, layout=SHORT) for name in known]
+        self.engines = [
+            ipywidgets.Checkbox(name in engines, description=name, indent=False, layout=SHORT)
+            for name in known
+        ]
         self.judge = ipywidgets.Checkbox(judge, description="ask the LLM judge", layout=SHORT)
         self.button = ipywidgets.Button(description="Search", button_style="primary")
         self.button.on_click(self.search)
@@ -320,11 +413,21 @@ class Playground(_Panel):
 
     def search(self, _: object = None) -> None:
         """Ask the chosen engines, and show what they find."""
-        self.show(lambda: comparison.compare(self.study, self.store, self.query.value, self.question.value, self.answer.value,
-                                    [box.description for box in self.engines if box.value], self.judge.value))
+        self.show(
+            lambda: comparison.compare(
+                self.study,
+                self.store,
+                self.query.value,
+                self.question.value,
+                self.answer.value,
+                [box.description for box in self.engines if box.value],
+                self.judge.value,
+            )
+        )
 
 
 # training ------------------------------------------------------------------------------------------------------------
+
 
 class Monitor(_Panel):
     """Curves of trainings that any process works on, drawn anew when something was logged."""
@@ -337,7 +440,9 @@ class Monitor(_Panel):
 
     def refresh(self) -> bool:
         """Show what is new; whether any of the runs goes on."""
-        going = [run.running for run in self.runs]  # before the logs are read, so that the last line is not missed
+        going = [
+            run.running for run in self.runs
+        ]  # before the logs are read, so that the last line is not missed
         seen = going, [_size(run.path / "metrics.jsonl") for run in self.runs]
         well = seen == self._seen or self.show(lambda: views.training(self.runs))
         self._seen = seen
@@ -353,8 +458,14 @@ class StudyBoard(_Panel):
 
     def __init__(self, wanted: Sequence[tuple], jobs: int | None, store: RunStore):
         self.wanted, self.jobs, self.store = wanted, jobs, store
-        self.start = ipywidgets.Button(description="Start or resume", button_style="primary", tooltip="makes what is missing, in the background")
-        self.stop = ipywidgets.Button(description="Stop", tooltip="what was done up to the last checkpoints is kept")
+        self.start = ipywidgets.Button(
+            description="Start or resume",
+            button_style="primary",
+            tooltip="makes what is missing, in the background",
+        )
+        self.stop = ipywidgets.Button(
+            description="Stop", tooltip="what was done up to the last checkpoints is kept"
+        )
         self.look = ipywidgets.Button(description="Refresh")
         super().__init__(self.start, self.stop, self.look)
         self.start.on_click(self._start)
@@ -367,7 +478,9 @@ class StudyBoard(_Panel):
         states, pid = progress.arm_states(self.wanted, self.store), background.working(self.store)
         self.start.disabled, self.stop.disabled = pid is not None, pid is None
         said = "" if pid else background.said(self.store)
-        return self.show(lambda: views.board(states, said)) and (pid is not None or any(state.state == "running" for state in states))
+        return self.show(lambda: views.board(states, said)) and (
+            pid is not None or any(state.state == "running" for state in states)
+        )
 
     def _follow(self, _: object = None) -> None:
         if self.refresh():
@@ -384,6 +497,7 @@ class StudyBoard(_Panel):
 
 # costs ---------------------------------------------------------------------------------------------------------------
 
+
 class Calculator(_Panel):
     """What a simulator costs, anew with each choice; another GPU brings its quoted price with it."""
 
@@ -391,8 +505,12 @@ class Calculator(_Panel):
         training = cost.papers_training()
         self.model = ipywidgets.Dropdown(options=list(roofline.MODELS), value=model, description="simulator")
         self.gpu = ipywidgets.Dropdown(options=list(cost.hourly()), value=gpu, description="GPU")
-        self.price = ipywidgets.BoundedFloatText(cost.hourly()[gpu], min=0.01, max=100, step=0.1, description="$ an hour")
-        self.searches = ipywidgets.FloatSlider(training.searches, min=0.5, max=5, step=0.1, description="searches")
+        self.price = ipywidgets.BoundedFloatText(
+            cost.hourly()[gpu], min=0.01, max=100, step=0.1, description="$ an hour"
+        )
+        self.searches = ipywidgets.FloatSlider(
+            training.searches, min=0.5, max=5, step=0.1, description="searches"
+        )
         self.group = ipywidgets.IntSlider(training.group, min=1, max=16, description="group size")
         super().__init__(self.model, self.gpu, self.price, self.searches, self.group)
         self.gpu.observe(self._price, "value")
@@ -402,7 +520,11 @@ class Calculator(_Panel):
 
     def update(self, change: dict | None = None) -> None:
         """Show what the choices cost."""
-        self.show(lambda: _costs(self.model.value, self.gpu.value, self.price.value, self.searches.value, self.group.value))
+        self.show(
+            lambda: _costs(
+                self.model.value, self.gpu.value, self.price.value, self.searches.value, self.group.value
+            )
+        )
 
     def _price(self, change: dict) -> None:
         self.price.value = cost.hourly()[self.gpu.value]
@@ -411,6 +533,8 @@ class Calculator(_Panel):
 def _costs(model: str, gpu: str, usd_hour: float | None, searches: float, group: int) -> str:
     training = replace(cost.papers_training(), searches=searches, group=group)
     ways = cost.ways(training, model, gpu, usd_hour)
-    said = (f"{training.queries:,.0f} queries ({training.steps} steps of {training.prompts} prompts x {group} rollouts x "
-            f"{searches:.1f} searches) in {training.hours:.0f} hours, or as many as the cards need. Modelled, at quoted prices.")
+    said = (
+        f"{training.queries:,.0f} queries ({training.steps} steps of {training.prompts} prompts x {group} rollouts x "
+        f"{searches:.1f} searches) in {training.hours:.0f} hours, or as many as the cards need. Modelled, at quoted prices."
+    )
     return views.costs(ways, cost.saved(ways["usd"], training.queries), said)

@@ -34,11 +34,20 @@ def initialise(shape: Shape, vocabulary: int, pad: int, end: int, seed: int = 0)
     From a default initialisation reading hardly emerges in the time that a laptop has."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=shape.width, intermediate_size=shape.width * 8 // 3 // 16 * 16,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
-        max_position_embeddings=CONTEXT, tie_word_embeddings=True, attention_bias=True,
-        pad_token_id=pad, eos_token_id=end, bos_token_id=None,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6})  # slow enough to compare tokens hundreds apart
+        vocab_size=vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.width * 8 // 3 // 16 * 16,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        attention_bias=True,
+        pad_token_id=pad,
+        eos_token_id=end,
+        bos_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )  # slow enough to compare tokens hundreds apart
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -48,7 +57,7 @@ def initialise(shape: Shape, vocabulary: int, pad: int, end: int, seed: int = 0)
                 parameter.normal_(0, shape.width**-0.5)
         embedding = model.model.embed_tokens.weight
         embedding *= EMBEDDING_SCALE * shape.width**0.5
-        embedding[:, shape.width // 2:] *= 0.1  # the other half is for what layer 0 writes
+        embedding[:, shape.width // 2 :] *= 0.1  # the other half is for what layer 0 writes
         model.model.norm.weight.fill_(FINAL_GAIN)
         _look_back(model)
         _look_up(model)
@@ -85,7 +94,7 @@ def _look_back(model: LlamaForCausalLM, strength: float = 4.0) -> None:
         free = width // 2 // len(BACK)
         block = torch.nn.init.orthogonal_(torch.empty(free, size), gain=EMBEDDING_SCALE)
         start = width // 2 + head * free
-        attention.o_proj.weight[start: start + free, rows] = block
+        attention.o_proj.weight[start : start + free, rows] = block
 
 
 def _look_up(model: LlamaForCausalLM) -> None:
@@ -127,7 +136,9 @@ def grow(small: LlamaForCausalLM, shape: Shape) -> LlamaForCausalLM:
         for name, new in target.items():
             if new.ndim == 1 and name.endswith("bias"):
                 new.zero_()
-            elif name.endswith(("embed_tokens.weight", "lm_head.weight", "o_proj.weight", "down_proj.weight")):
+            elif name.endswith(
+                ("embed_tokens.weight", "lm_head.weight", "o_proj.weight", "down_proj.weight")
+            ):
                 new.zero_()  # what writes into the stream
             if name not in source:
                 continue  # a new layer: it reads at random and writes nothing
@@ -135,9 +146,9 @@ def grow(small: LlamaForCausalLM, shape: Shape) -> LlamaForCausalLM:
             if new.ndim == 1:
                 new[: len(kept)] = kept
             else:
-                new[: kept.shape[0], kept.shape[1]:] = 0
+                new[: kept.shape[0], kept.shape[1] :] = 0
                 new[: kept.shape[0], : kept.shape[1]] = kept
             if "norm" in name:
-                new[len(kept):] = kept.mean()
+                new[len(kept) :] = kept.mean()
                 new *= scale
     return large

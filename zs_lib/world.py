@@ -115,15 +115,29 @@ def load_world(folder: Path = DATA) -> World:
     """
     try:
         return _world(folder)
-    except (KeyError, ValueError, AttributeError, csv.Error) as error:  # AttributeError: a row that is too short
-        raise DataError(f"A row of entities.csv or facts.csv is damaged ({error!r}): restore both with `git checkout data`") from None
+    except (
+        KeyError,
+        ValueError,
+        AttributeError,
+        csv.Error,
+    ) as error:  # AttributeError: a row that is too short
+        raise DataError(
+            f"A row of entities.csv or facts.csv is damaged ({error!r}): restore both with `git checkout data`"
+        ) from None
 
 
 def _world(folder: Path) -> World:
     entities = {}
     for row in _rows(folder / "entities.csv", ("id", "name", "type", "aliases", "popularity", "cluster")):
-        entities[row["id"]] = Entity(row["id"], row["name"], row["type"], _aliases(row["aliases"]),
-                                     int(row["popularity"] or 0), row["cluster"], split_of(row["cluster"]))
+        entities[row["id"]] = Entity(
+            row["id"],
+            row["name"],
+            row["type"],
+            _aliases(row["aliases"]),
+            int(row["popularity"] or 0),
+            row["cluster"],
+            split_of(row["cluster"]),
+        )
     facts = []
     for row in _rows(folder / "facts.csv", ("subject", "relation", "object", "object_id", "aliases")):
         subject = entities[row["subject"]]
@@ -135,15 +149,21 @@ def _world(folder: Path) -> World:
 
 def statement(fact: Fact, variant: int) -> str:
     """`fact` as one sentence, in the relation's wording number `variant`."""
-    return sentence(fact.relation.passages[variant % len(fact.relation.passages)]
-                    .format(s=fact.subject.name, o=fact.object))
+    return sentence(
+        fact.relation.passages[variant % len(fact.relation.passages)].format(
+            s=fact.subject.name, o=fact.object
+        )
+    )
 
 
 def passage(world: World, fact: Fact, variant: int, rng: Random, withheld: Fact | None = None) -> str:
     """A passage that states `fact`, and for `TAIL_SHARE` of them a second fact of the same subject, not `withheld`."""
     text = statement(fact, variant)
-    others = [other for name, other in world.of[fact.subject.id].items()
-              if name != fact.relation.name and other is not withheld]
+    others = [
+        other
+        for name, other in world.of[fact.subject.id].items()
+        if name != fact.relation.name and other is not withheld
+    ]
     if others and rng.random() < TAIL_SHARE:
         tail = rng.choice(others)
         text += " " + statement(tail, rng.randrange(len(tail.relation.passages)))
@@ -159,8 +179,12 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
-        raise DataError(f"{path.name} is missing from {path.parent.name}: restore it with `git checkout {path.name}`") from None
+        raise DataError(
+            f"{path.name} is missing from {path.parent.name}: restore it with `git checkout {path.name}`"
+        ) from None
     missing = [column for column in columns if not rows or column not in rows[0]]
     if missing:
-        raise DataError(f"{path.name} has no column {', '.join(missing)}: restore it with `git checkout {path.name}`")
+        raise DataError(
+            f"{path.name} has no column {', '.join(missing)}: restore it with `git checkout {path.name}`"
+        )
     return rows

@@ -22,9 +22,15 @@ from zs_lib.values import pick
 
 RECORDS = config.ROOT / "data" / "results" / "bench"
 BENCHMARKS = {
-    "machine": "machine.measure", "rollouts": "rollouts.measure", "step": "step.measure", "simulator": "simulator.measure",
-    "start": "start.measure", "growth": "growth.measure", "whole": "start.whole", "vllm": "vllm.measure",
-}  # fmt: skip
+    "machine": "machine.measure",
+    "rollouts": "rollouts.measure",
+    "step": "step.measure",
+    "simulator": "simulator.measure",
+    "start": "start.measure",
+    "growth": "growth.measure",
+    "whole": "start.whole",
+    "vllm": "vllm.measure",
+}
 """Name → module and function."""
 ASKED_FOR = ("whole", "vllm")
 """Twenty minutes, and what needs vLLM: only when asked for by name."""
@@ -41,8 +47,19 @@ def run(names: list[str], small: bool = False) -> None:
     if len(names) == 1:
         _measure(names[0], small)
         return
-    for name in names or [name for name in BENCHMARKS if name not in ASKED_FOR and not (_recorded(name) and not small)]:
-        command = [sys.executable, "-W", "ignore", "-m", "zs_lib", "bench", name, *(["--small"] if small else [])]
+    for name in names or [
+        name for name in BENCHMARKS if name not in ASKED_FOR and not (_recorded(name) and not small)
+    ]:
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "zs_lib",
+            "bench",
+            name,
+            *(["--small"] if small else []),
+        ]
         subprocess.run(command, check=True)
 
 
@@ -56,7 +73,10 @@ def _measure(name: str, small: bool) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everybody on the same processor, whose peak is measured
     measured = []
     for row in rows(name, small):
-        print(f"{name}: {row['case']}, {row['who']}: {row['measure']} {row['value']:.4g} {row['unit']}", flush=True)
+        print(
+            f"{name}: {row['case']}, {row['who']}: {row['measure']} {row['value']:.4g} {row['unit']}",
+            flush=True,
+        )
         measured.append(row)
     if small:
         return
@@ -77,7 +97,9 @@ def load() -> dict[str, pd.DataFrame]:
 def _recorded(name: str) -> bool:
     """Whether there is a record of this code and kind of machine."""
     now, record = _circumstances(), load().get(name)
-    return record is not None and all((record[key] == now[key]).all() for key in ("sources", "machine", "threads"))
+    return record is not None and all(
+        (record[key] == now[key]).all() for key in ("sources", "machine", "threads")
+    )
 
 
 def _circumstances() -> dict:
@@ -87,5 +109,11 @@ def _circumstances() -> dict:
     made = provenance()
     versions = {name: made["packages"][name] for name in ("torch", "transformers", "trl")}
     machine = f"{made['machine']['system']} {made['machine']['processor']}, {made['machine']['cores']} cores"
-    return {"date": datetime.now(UTC).date().isoformat(), "machine": machine, "threads": torch.get_num_threads(),
-            "load": round(os.getloadavg()[0], 1), **versions, "sources": made["code"]["sources"]}  # fmt: skip
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        **versions,
+        "sources": made["code"]["sources"],
+    }

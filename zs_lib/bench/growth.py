@@ -33,7 +33,9 @@ def measure(small: bool = False) -> Iterator[dict]:
             yield row
     few, many = min(peaks), max(peaks)
     if few < many:
-        yield _row(f"{few} to {many} rollouts", "memory a rollout", (peaks[many] - peaks[few]) / (many - few), "MB")
+        yield _row(
+            f"{few} to {many} rollouts", "memory a rollout", (peaks[many] - peaks[few]) / (many - few), "MB"
+        )
     for count in PASSAGES[:1] if small else PASSAGES:
         yield from _corpus(count)
     yield from _store(10 if small else RUNS)
@@ -47,7 +49,9 @@ def _rollouts(count: int) -> Iterator[dict]:
     questions = qa.load_questions(subset=arm.subsets, split="train")
     asked = [q for q in policy.pick_questions(questions, count // 4, 0, 1) for _ in range(4)]
     done: list[Trajectory] = []
-    took = seconds(lambda: done.extend(rollout(asked, generator, engine, arm.rollout, [(0, i) for i in range(count)])))
+    took = seconds(
+        lambda: done.extend(rollout(asked, generator, engine, arm.rollout, [(0, i) for i in range(count)]))
+    )
     yield _row(f"{count} rollouts", "time a rollout", 1000 * took / count, "ms")
     yield _row(f"{count} rollouts", "highest memory", _peak_mb(), "MB")
     yield _row(f"{count} rollouts", "of the peak", least_work(generator, done) / took / peak_flops(), "share")
@@ -57,16 +61,26 @@ def _corpus(count: int) -> Iterator[dict]:
     """BM25 over the benchmark's passages and, beyond them, passages of their words in random order."""
     passages = qa.load_passages()[:count]
     words, dice = [word for passage in passages for word in passage.text.split()], Random(0)
-    made = [Passage(f"made-{i}", " ".join(dice.choices(words, k=15)), "train") for i in range(count - len(passages))]
+    made = [
+        Passage(f"made-{i}", " ".join(dice.choices(words, k=15)), "train")
+        for i in range(count - len(passages))
+    ]
     queries = [" ".join(passage.text.split()[:4]) for passage in passages[:QUERIES]]
     engines: list[BM25Engine] = []
     built = seconds(lambda: engines.append(BM25Engine(passages + made)))
     yield _row(f"{count:,} passages", "time to index", built, "s")
-    yield _row(f"{count:,} passages", "memory of the index", sum(part.nbytes for part in engines[0].arrays.values()) / 1e6, "MB")
+    yield _row(
+        f"{count:,} passages",
+        "memory of the index",
+        sum(part.nbytes for part in engines[0].arrays.values()) / 1e6,
+        "MB",
+    )
     took = seconds(lambda: [engines[0].rank([query], 3) for query in queries], 3)
     yield _row(f"{count:,} passages", "time a query", 1000 * took / len(queries), "ms")
     # at least the score of every passage is read, once
-    yield _row(f"{count:,} passages", "of the peak", 4.0 * count * len(queries) / took / peak_bytes(), "share")
+    yield _row(
+        f"{count:,} passages", "of the peak", 4.0 * count * len(queries) / took / peak_bytes(), "share"
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,12 @@ def _store(count: int) -> Iterator[dict]:
         store = RunStore(folder)
         for seed in range(count):
             store.ensure(NothingArm(), seed, lambda run: {"steps": 0})
-        yield _row(f"{count:,} runs", "time to list", seconds(lambda: start.zs("runs", "list", ZS_RUNS=folder), 3), "s")
+        yield _row(
+            f"{count:,} runs",
+            "time to list",
+            seconds(lambda: start.zs("runs", "list", ZS_RUNS=folder), 3),
+            "s",
+        )
 
 
 def _row(case: str, measure: str, value: float, unit: str) -> dict:

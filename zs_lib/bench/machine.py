@@ -38,7 +38,10 @@ def peak_bytes() -> float:
 
 def measure(small: bool = False) -> Iterator[dict]:
     """The two peaks."""
-    for case, value, unit in (("matrix product", peak_flops(), "GFLOP/s"), ("copy in memory", peak_bytes(), "GB/s")):
+    for case, value, unit in (
+        ("matrix product", peak_flops(), "GFLOP/s"),
+        ("copy in memory", peak_bytes(), "GB/s"),
+    ):
         yield {"case": case, "who": "machine", "measure": "peak", "value": value / 1e9, "unit": unit}
 
 
@@ -46,5 +49,7 @@ def forward_flops(model, tokens: int, predicted: int) -> float:
     """Operations that `tokens` tokens need at least, `predicted` of them through the output head: a multiplication and an
     addition for each weight. Attention itself is not counted (below a tenth at these lengths)."""
     head = model.get_output_embeddings().weight.numel()
-    layers = sum(p.numel() for p in model.base_model.parameters()) - model.get_input_embeddings().weight.numel()
+    layers = (
+        sum(p.numel() for p in model.base_model.parameters()) - model.get_input_embeddings().weight.numel()
+    )
     return 2.0 * (layers * tokens + head * predicted)

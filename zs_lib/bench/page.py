@@ -46,24 +46,43 @@ SMOL, TINY = "12 trajectories, 134.5M", "72 trajectories, 1.6M"
 TARGETS = (
     Target("Rollouts: TRL's tool loop", "rollouts", "64 rollouts", "time", 2, peer="TRL"),
     Target("Rollouts: the original's loop", "rollouts", "64 rollouts", "time", 2, peer="original"),
-    Target("Rollouts by vLLM: vLLM on the turns", "vllm", "64 rollouts", "speed", 0.8, peer="vLLM on the turns"),
+    Target(
+        "Rollouts by vLLM: vLLM on the turns", "vllm", "64 rollouts", "speed", 0.8, peer="vLLM on the turns"
+    ),
     Target("Rollouts by vLLM: vLLM alone", "vllm", "64 rollouts", "speed", 0.8, peer="vLLM alone"),
     Target("Step, tiny, KL", "step", f"{TINY}, KL 0.001", "time", 2, peer="TRL"),
     Target("Step, tiny, without KL", "step", f"{TINY}, without KL", "time", 2, peer="TRL"),
     Target("Step, tiny, none idle", "step", f"{TINY}, without KL, none idle", "time", 2, peer="TRL"),
     Target("Step, 135M, none idle", "step", f"{SMOL}, without KL, none idle", "time", 1, peer="TRL"),
-    *(Target(f"Simulator: {n}", "simulator", f"{n} queries at once", "speed", peer="transformers") for n in (1, 8, 32, 128)),
+    *(
+        Target(f"Simulator: {n}", "simulator", f"{n} queries at once", "speed", peer="transformers")
+        for n in (1, 8, 32, 128)
+    ),
     Target("Simulator: greedy, every query four times", "simulator", "greedy", "speed", peer="transformers"),
     Target("Simulator: a step's rollouts wait for it", "simulator", "72 rollouts", "waiting for documents"),
-    Target("Simulator, served: longest wait of two runs", "simulator", "2 runs", "longest wait", 2.5, unit="times the mean",
-           who="ours, served"),
+    Target(
+        "Simulator, served: longest wait of two runs",
+        "simulator",
+        "2 runs",
+        "longest wait",
+        2.5,
+        unit="times the mean",
+        who="ours, served",
+    ),
     Target("`import zs_lib`", "start", "import zs_lib", "time", 0.5),
     Target("`zs --help`", "start", "zs --help", "time", 0.7),
     Target("`zs figures`", "start", "zs figures", "time", 15),
     Target("A notebook on a filled store", "start", "notebook", "time", 10),
     Target("Smoke run of all notebooks", "whole", "smoke", "time", 240),
     Target("`make reproduce` after set-up", "whole", "make reproduce", "time", 900),
-    Target("1,024 rollouts a step: time of one", "growth", "1024 rollouts", "time a rollout", 1.2, base="64 rollouts"),
+    Target(
+        "1,024 rollouts a step: time of one",
+        "growth",
+        "1024 rollouts",
+        "time a rollout",
+        1.2,
+        base="64 rollouts",
+    ),
     Target("Memory of a further rollout", "growth", "64 to 1024 rollouts", "memory a rollout"),
     Target("A million passages: time a query", "growth", "1,000,000 passages", "time a query"),
     Target("A million passages: memory", "growth", "1,000,000 passages", "memory of the index"),
@@ -80,7 +99,9 @@ def write() -> None:
         first = table.iloc[0]
         versions = ", ".join(f"{package} {first[package]}" for package in ("torch", "transformers", "trl"))
         made = f"{first['date']}, {first['machine']}, {first['threads']} threads, load {first['load']} at the end, {versions}"
-        shown = table[["case", "who", "measure", "value", "unit"]].assign(value=[_number(value) for value in table["value"]])
+        shown = table[["case", "who", "measure", "value", "unit"]].assign(
+            value=[_number(value) for value in table["value"]]
+        )
         parts.append(f"## {name}\n\n{made}.\n\n{markdown(shown.set_index('case'))}")
     if TRIED.exists():
         parts.append(TRIED.read_text(encoding="utf-8"))
@@ -101,10 +122,24 @@ def _judged(target: Target, records: dict[str, pd.DataFrame]) -> dict[str, str]:
     met = reached >= target.bound if target.peer else reached <= target.bound
     of = "times" if target.base else target.unit
     aim = f"≥ {target.bound:g} times" if target.peer else f"≤ {target.bound:g} {of}"
-    verdict = "not measured" if math.isnan(value) else "stated" if math.isnan(target.bound) else "met" if met else "missed"
-    return {"target": target.what, "aim": "" if math.isnan(target.bound) else aim, "here": _number(value, unit),
-            "beside": f"{compared}: {_number(beside, unit)}" if compared and beside == beside else "",
-            "ratio": _number(ratio) if compared else "", "of the peak": _number(peak), "": verdict}  # fmt: skip
+    verdict = (
+        "not measured"
+        if math.isnan(value)
+        else "stated"
+        if math.isnan(target.bound)
+        else "met"
+        if met
+        else "missed"
+    )
+    return {
+        "target": target.what,
+        "aim": "" if math.isnan(target.bound) else aim,
+        "here": _number(value, unit),
+        "beside": f"{compared}: {_number(beside, unit)}" if compared and beside == beside else "",
+        "ratio": _number(ratio) if compared else "",
+        "of the peak": _number(peak),
+        "": verdict,
+    }
 
 
 def _find(table: pd.DataFrame | None, case: str, who: str, measure: str) -> tuple[float, str]:

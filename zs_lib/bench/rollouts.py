@@ -46,10 +46,18 @@ def measure(small: bool = False) -> Iterator[dict]:
         case = {"case": f"{count} rollouts, {name.rpartition('/')[2]}", "who": who}
         yield case | {"measure": "time", "value": took, "unit": "s"}
         yield case | {"measure": "speed", "value": outcome["sampled tokens"] / took, "unit": "tokens/s"}
-        yield case | {"measure": "sampled tokens", "value": outcome["sampled tokens"] / count, "unit": "a rollout"}
+        yield case | {
+            "measure": "sampled tokens",
+            "value": outcome["sampled tokens"] / count,
+            "unit": "a rollout",
+        }
         yield case | {"measure": "searches", "value": outcome["searches"] / count, "unit": "a rollout"}
         if "least work" in outcome:
-            yield case | {"measure": "of the peak", "value": outcome["least work"] / took / peak_flops(), "unit": "share"}
+            yield case | {
+                "measure": "of the peak",
+                "value": outcome["least work"] / took / peak_flops(),
+                "unit": "share",
+            }
 
 
 # ------------------------------------------------------------------------------------------ the loops
@@ -60,8 +68,11 @@ def ours(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop
 
     def loop(questions: Sequence[Question]) -> dict[str, float]:
         done = rollout(questions, generator, engine, cfg, [(0, i) for i in range(len(questions))])
-        return {"sampled tokens": sum(sum(t.mask) for t in done), "searches": sum(t.num_searches for t in done),
-                "least work": least_work(generator, done)}  # fmt: skip
+        return {
+            "sampled tokens": sum(sum(t.mask) for t in done),
+            "searches": sum(t.num_searches for t in done),
+            "least work": least_work(generator, done),
+        }
 
     return loop
 
@@ -81,23 +92,41 @@ def original(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> 
 
     def turn(texts: list[str]) -> list[str]:
         inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
-        output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=cfg.max_turn_tokens,
-                                do_sample=True, temperature=cfg.temperature, top_k=0, top_p=1.0)  # fmt: skip
-        return [_cut(generator.decode(ids)) for ids in output[:, inputs.input_ids.shape[1]:].tolist()]
+        output = model.generate(
+            inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            max_new_tokens=cfg.max_turn_tokens,
+            do_sample=True,
+            temperature=cfg.temperature,
+            top_k=0,
+            top_p=1.0,
+        )
+        return [_cut(generator.decode(ids)) for ids in output[:, inputs.input_ids.shape[1] :].tolist()]
 
     def loop(questions: Sequence[Question]) -> dict[str, float]:
         torch.manual_seed(0)
-        going = {i: protocol.policy_prompt(question.question, cfg.template) for i, question in enumerate(questions)}
+        going = {
+            i: protocol.policy_prompt(question.question, cfg.template) for i, question in enumerate(questions)
+        }
         sampled = searches = 0
         for _ in range(cfg.max_searches + 1):
             written = dict(zip(going, turn(list(going.values())), strict=True))
             sampled += sum(len(generator.encode(text)) for text in written.values())
             actions = {i: protocol.parse_action(text) for i, text in written.items()}
-            asked = {i: SearchRequest(action.text, "", ("",)) for i, action in actions.items() if action.kind == "search"}
+            asked = {
+                i: SearchRequest(action.text, "", ("",))
+                for i, action in actions.items()
+                if action.kind == "search"
+            }
             found = dict(zip(asked, engine.search(list(asked.values()), cfg.num_documents), strict=True))
             searches += len(asked)
-            shown = {i: protocol.format_observation(found[i].documents) if i in found else protocol.format_invalid_notice()
-                     for i, action in actions.items() if action.kind != "answer"}  # fmt: skip
+            shown = {
+                i: protocol.format_observation(found[i].documents)
+                if i in found
+                else protocol.format_invalid_notice()
+                for i, action in actions.items()
+                if action.kind != "answer"
+            }
             going = {i: going[i] + written[i] + text for i, text in shown.items()}
             if not going:
                 break
@@ -117,11 +146,19 @@ RESPONSE = {
     "defaults": {"role": "assistant"},
     "start_anchor_pattern": r"(?:Question: [^\n]*|</information>)\n",
     "fields": {
-        "tool_calls": {"open": "<search>", "close_pattern": r"</search>\s*", "repeats": True, "content": "text",
-                       "transform": {"type": "function", "function": {"name": "search", "arguments": {"query": "{content}"}}}},
+        "tool_calls": {
+            "open": "<search>",
+            "close_pattern": r"</search>\s*",
+            "repeats": True,
+            "content": "text",
+            "transform": {
+                "type": "function",
+                "function": {"name": "search", "arguments": {"query": "{content}"}},
+            },
+        },
         "content": {"content": "text"},
     },
-}  # fmt: skip
+}
 """Our prompt and tags as a chat template and a response template that TRL accepts (it refuses SmolLM2's own)."""
 
 
@@ -139,7 +176,7 @@ def trl(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
                 query: What to search for.
             """
             searches.append(query)
-            found, = engine.search([SearchRequest(query, "", ("",))], cfg.num_documents)
+            (found,) = engine.search([SearchRequest(query, "", ("",))], cfg.num_documents)
             return protocol.format_observation(found.documents)
 
     def loop(questions: Sequence[Question]) -> dict[str, float]:
@@ -162,15 +199,29 @@ def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence =
     from trl import GRPOConfig, GRPOTrainer
 
     args = GRPOConfig(
-        output_dir=str(SCRATCH / "trl"), temperature=cfg.temperature, top_k=0, num_generations=2,
-        per_device_train_batch_size=rows, gradient_accumulation_steps=1, max_completion_length=cfg.max_context_tokens,
-        max_tool_calling_iterations=cfg.max_searches, beta=0.0, use_cpu=True, bf16=False, gradient_checkpointing=False,
-        use_bias_correction_kl=False, report_to=[],
-    )  # fmt: skip
+        output_dir=str(SCRATCH / "trl"),
+        temperature=cfg.temperature,
+        top_k=0,
+        num_generations=2,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=1,
+        max_completion_length=cfg.max_context_tokens,
+        max_tool_calling_iterations=cfg.max_searches,
+        beta=0.0,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_bias_correction_kl=False,
+        report_to=[],
+    )
     made = GRPOTrainer(
-        model, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args, processing_class=tokenizer,
-        train_dataset=Dataset.from_dict({"prompt": list(prompts)}), **options,
-    )  # fmt: skip
+        model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
+        **options,
+    )
     # TRL's limit is one for the whole trajectory; without ours, a turn that misses its end goes on that far.
     made.generation_config.max_new_tokens = cfg.max_turn_tokens
     return made
@@ -187,7 +238,11 @@ def taught(name: str, how: WarmUp) -> Path:
         return folder
     loaded, engine = models.load(name), build_engine(how.engine, split="train")
     questions = policy.pick_questions(
-        [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if qa.is_chain(q)], LESSONS * LESSON_EXAMPLES, 1, 1)
+        [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if qa.is_chain(q)],
+        LESSONS * LESSON_EXAMPLES,
+        1,
+        1,
+    )
     learning = [p for layer in loaded.model.base_model.layers[-TAUGHT_LAYERS:] for p in layer.parameters()]
     loaded.model.requires_grad_(False)
     for parameter in learning:

@@ -40,7 +40,11 @@ def measure(small: bool = False) -> Iterator[dict]:
         limits = Limits(concurrency=max(CONCURRENT), attempt_s=120.0)
         served = OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens, limits=limits)
         for count in CONCURRENT[:2] if small else CONCURRENT:
-            for who, engine in (("ours", ours), ("ours, served", served), ("transformers", _Transformers(ours, arm))):
+            for who, engine in (
+                ("ours", ours),
+                ("ours, served", served),
+                ("transformers", _Transformers(ours, arm)),
+            ):
                 yield from _speed(f"{count} queries at once", who, engine, _requests(count), arm)
         burst = 8 if small else BURST
         for who, engine in (("ours", ours), ("ours, served", served)):
@@ -49,16 +53,28 @@ def measure(small: bool = False) -> Iterator[dict]:
     greedy = replace(arm, temperature=0.0)
     alike, writes_once = _requests(8) * REPEATED, build_engine("simulated", model=BACKBONE, arm=greedy)
     for who, engine in (("ours", writes_once), ("transformers", _Transformers(ours, greedy))):
-        yield from _speed(f"greedy, {len(alike)} queries, {len(alike) // REPEATED} of them different", who, engine, alike, arm)
+        yield from _speed(
+            f"greedy, {len(alike)} queries, {len(alike) // REPEATED} of them different",
+            who,
+            engine,
+            alike,
+            arm,
+        )
 
 
-def _speed(case: str, who: str, engine: SearchEngine, requests: Sequence[SearchRequest], arm: SimulatorArm) -> Iterator[dict]:
+def _speed(
+    case: str, who: str, engine: SearchEngine, requests: Sequence[SearchRequest], arm: SimulatorArm
+) -> Iterator[dict]:
     before = engine.tokens
     found = engine.search(requests, arm.num_documents)  # what a first call prepares is not measured
     written = engine.tokens - before
     took = seconds(lambda: engine.search(requests, arm.num_documents), 3)
     row = {"case": case, "who": who}
-    yield row | {"measure": "speed", "value": sum(len(result.documents) for result in found) / took, "unit": "documents/s"}
+    yield row | {
+        "measure": "speed",
+        "value": sum(len(result.documents) for result in found) / took,
+        "unit": "documents/s",
+    }
     if isinstance(engine, SimulatedEngine):
         texts = {simulator_prompt(request, arm.num_documents, arm.template) for request in requests}
         read = sum(len(engine.generator.encode_prompt(text)) for text in texts)
@@ -80,10 +96,21 @@ def _waiting(who: str, engine: SearchEngine, count: int) -> Iterator[dict]:
             searching += time.perf_counter() - started
             return found
 
-    loaded, questions = models.load(arm.backbone), qa.load_questions(subset=arm.subsets, split="train")[:count]
+    loaded, questions = (
+        models.load(arm.backbone),
+        qa.load_questions(subset=arm.subsets, split="train")[:count],
+    )
     generator = Generator(loaded.model, loaded.tokenizer)
-    took = seconds(lambda: rollout(questions, generator, Timed(), arm.rollout, [(0, i) for i in range(count)], 0.25))
-    yield {"case": f"{count} rollouts", "who": who, "measure": "waiting for documents", "value": searching / took, "unit": "of the time"}
+    took = seconds(
+        lambda: rollout(questions, generator, Timed(), arm.rollout, [(0, i) for i in range(count)], 0.25)
+    )
+    yield {
+        "case": f"{count} rollouts",
+        "who": who,
+        "measure": "waiting for documents",
+        "value": searching / took,
+        "unit": "of the time",
+    }
 
 
 @dataclass(frozen=True)
@@ -104,19 +131,34 @@ def _sharing(address: str, arm: SimulatorArm, burst: int) -> Iterator[dict]:
     below 2."""
     engines = [OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens) for _ in range(RUNS)]
     for engine in engines:
-        engine.service = _Watched(engine.service.name, engine.service.address, engine.service.limits, engine.service.headers)
+        engine.service = _Watched(
+            engine.service.name, engine.service.address, engine.service.limits, engine.service.headers
+        )
     with ThreadPoolExecutor(RUNS) as pool:
         list(pool.map(lambda engine: engine.search(_requests(burst), arm.num_documents), engines))
     waits = [wait for engine in engines for wait in engine.service.waits]
-    yield {"case": f"{RUNS} runs, {burst} queries each", "who": "ours, served", "measure": "longest wait",
-           "value": max(waits) * len(waits) / sum(waits), "unit": "times the mean"}  # fmt: skip
+    yield {
+        "case": f"{RUNS} runs, {burst} queries each",
+        "who": "ours, served",
+        "measure": "longest wait",
+        "value": max(waits) * len(waits) / sum(waits),
+        "unit": "times the mean",
+    }
 
 
 def _requests(count: int) -> list[SearchRequest]:
     """Good queries, half of them for useful documents."""
     chains = [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if qa.is_chain(q)][:count]
-    return [SearchRequest(query(NOUNS[q.hops[0].relation], q.hops[0].entity), q.question, q.golden_answers, i % 2 == 1, (0, i))
-            for i, q in enumerate(chains)]  # fmt: skip
+    return [
+        SearchRequest(
+            query(NOUNS[q.hops[0].relation], q.hops[0].entity),
+            q.question,
+            q.golden_answers,
+            i % 2 == 1,
+            (0, i),
+        )
+        for i, q in enumerate(chains)
+    ]
 
 
 class _Transformers(SearchEngine):
@@ -133,10 +175,20 @@ class _Transformers(SearchEngine):
         torch.manual_seed(0)
         texts = [simulator_prompt(request, num_documents, arm.template) for request in requests]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
-        sampling = {"do_sample": True, "temperature": arm.temperature, "top_k": 0} if arm.temperature else {"do_sample": False}
-        output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=arm.max_tokens,
-                                tokenizer=tokenizer, stop_strings=[stop_string(num_documents)], **sampling)  # fmt: skip
-        written = [self.generator.decode(ids) for ids in output[:, inputs.input_ids.shape[1]:].tolist()]
+        sampling = (
+            {"do_sample": True, "temperature": arm.temperature, "top_k": 0}
+            if arm.temperature
+            else {"do_sample": False}
+        )
+        output = model.generate(
+            inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            max_new_tokens=arm.max_tokens,
+            tokenizer=tokenizer,
+            stop_strings=[stop_string(num_documents)],
+            **sampling,
+        )
+        written = [self.generator.decode(ids) for ids in output[:, inputs.input_ids.shape[1] :].tolist()]
         return [SearchResult.of(protocol.parse_documents(text, num_documents)) for text in written]
 
 

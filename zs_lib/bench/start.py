@@ -25,7 +25,16 @@ def measure(small: bool = False) -> Iterator[dict]:
         yield _row("zs figures", seconds(lambda: zs("figures", "--out", folder)))
         if not _filled():
             return
-        run = [sys.executable, "-m", "papermill", "-p", "profile", "tiny", str(NOTEBOOK), f"{folder}/{NOTEBOOK.name}"]
+        run = [
+            sys.executable,
+            "-m",
+            "papermill",
+            "-p",
+            "profile",
+            "tiny",
+            str(NOTEBOOK),
+            f"{folder}/{NOTEBOOK.name}",
+        ]
         yield _row(f"notebook {NOTEBOOK.stem[:2]} on a filled store", seconds(lambda: _run(run)))
 
 
@@ -34,7 +43,10 @@ def whole(small: bool = False) -> Iterator[dict]:
     into outputs/."""
     with tempfile.TemporaryDirectory(prefix="zs-bench-") as folder:
         settings = {"ZS_RUNS": folder, "OMP_NUM_THREADS": "1"}
-        yield _row("smoke run of all notebooks", seconds(lambda: zs("reproduce", "--profile", "smoke", "--full", **settings)))
+        yield _row(
+            "smoke run of all notebooks",
+            seconds(lambda: zs("reproduce", "--profile", "smoke", "--full", **settings)),
+        )
         if not small:
             yield _row("make reproduce, after set-up", seconds(lambda: zs("reproduce", **settings)))
 
@@ -53,7 +65,13 @@ def zs(*arguments: str, **environment: str) -> None:
 
 
 def _run(command: list[str], **environment: str) -> None:
-    subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command,
+        env=os.environ | environment,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def _row(case: str, took: float) -> dict:

@@ -29,9 +29,13 @@ def measure(small: bool = False) -> Iterator[dict]:
     since trajectories without advantage are dropped by us and trained by TRL, with rewards that leave none idle."""
     tiny = config.load_profile("tiny").policies[0]
     few = replace(tiny, prompts_per_step=2)
-    yield from _compare("tiny-S-instruct", few if small else tiny, (tiny.objective.kl_coef, 0.0), 1 if small else 5)
+    yield from _compare(
+        "tiny-S-instruct", few if small else tiny, (tiny.objective.kl_coef, 0.0), 1 if small else 5
+    )
     if not small:
-        smol = replace(config.load_profile("smol").policies[0], prompts_per_step=3, group_size=4, dtype="float32")
+        smol = replace(
+            config.load_profile("smol").policies[0], prompts_per_step=3, group_size=4, dtype="float32"
+        )
         yield from _compare(rollouts.taught(rollouts.MODEL, smol.warm_up), smol, (), 1)
 
 
@@ -39,53 +43,80 @@ def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries:
     loaded = models.load(name)
     trajectories, rewards = _batch(loaded, arm)
     cases = [(f"KL {kl:g}" if kl else "without KL", kl, rewards) for kl in kl_coefs]
-    cases.append(("without KL, none idle", 0.0, rewards + torch.linspace(0, 0.1, rewards.numel()).view_as(rewards)))
+    cases.append(
+        ("without KL, none idle", 0.0, rewards + torch.linspace(0, 0.1, rewards.numel()).view_as(rewards))
+    )
     for label, kl, given in cases:
         # At rate 0 every try finds the weights that sampled, for the same work.
         changed = replace(arm, learning_rate=0.0, objective=replace(arm.objective, kl_coef=kl))
         advantages = group_advantages(given, advantage_kind(changed.objective)).flatten().tolist()
         if not kl and not any(advantages):  # nothing to learn from, and no time taken
             continue
-        case = {"case": f"{len(advantages)} trajectories, {loaded.model.num_parameters() / 1e6:.1f}M, {label}"}
+        case = {
+            "case": f"{len(advantages)} trajectories, {loaded.model.num_parameters() / 1e6:.1f}M, {label}"
+        }
         for who, make in (("ours", _ours), ("TRL", _trl)):
             took = seconds(make(loaded, changed, trajectories, advantages), tries)
             yield case | {"who": who, "measure": "time", "value": took, "unit": "s"}
             if who == "ours":
                 least = _least_work(loaded.model, changed, trajectories, advantages)
-                yield case | {"who": who, "measure": "of the peak", "value": least / took / peak_flops(), "unit": "share"}
+                yield case | {
+                    "who": who,
+                    "measure": "of the peak",
+                    "value": least / took / peak_flops(),
+                    "unit": "share",
+                }
         idle = sum(advantage == 0 for advantage in advantages) / len(advantages)
         yield case | {"who": "both", "measure": "idle trajectories", "value": idle, "unit": "share"}
 
 
 def _batch(loaded: models.LoadedModel, arm: PolicyArm) -> tuple[list[Trajectory], torch.Tensor]:
     """Trajectories of the arm's first step with BM25, and their rewards (P, G)."""
-    questions = policy.pick_questions(qa.load_questions(subset=arm.subsets, split="train"), arm.prompts_per_step, 0, 1)
+    questions = policy.pick_questions(
+        qa.load_questions(subset=arm.subsets, split="train"), arm.prompts_per_step, 0, 1
+    )
     asked = [question for question in questions for _ in range(arm.group_size)]
     generator, engine = Generator(loaded.model, loaded.tokenizer), build_engine("bm25", split="train")
     done = rollout(asked, generator, engine, arm.rollout, [(0, i) for i in range(len(asked))])
     return done, torch.tensor([policy.reward(t) for t in done], dtype=torch.float64).view(len(questions), -1)
 
 
-def _least_work(model, arm: PolicyArm, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> float:
+def _least_work(
+    model, arm: PolicyArm, trajectories: Sequence[Trajectory], advantages: Sequence[float]
+) -> float:
     """Forward, twice as much backward, and the reference's forward, of the rows that have something to teach."""
     kl = arm.objective.kl_coef > 0
-    rows = [row for row in make_rows(trajectories, advantages, arm.objective.mask_documents) if kl or row.advantage]
+    rows = [
+        row
+        for row in make_rows(trajectories, advantages, arm.objective.mask_documents)
+        if kl or row.advantage
+    ]
     forward = forward_flops(model, sum(len(row.ids) for row in rows), sum(sum(row.trained) for row in rows))
     return (4 if kl else 3) * forward
 
 
-def _ours(loaded: models.LoadedModel, arm: PolicyArm, trajectories: Sequence[Trajectory],
-          advantages: Sequence[float]) -> Callable[[], object]:
+def _ours(
+    loaded: models.LoadedModel,
+    arm: PolicyArm,
+    trajectories: Sequence[Trajectory],
+    advantages: Sequence[float],
+) -> Callable[[], object]:
     learner = Learner(copy.deepcopy(loaded.model), arm, Accelerator(cpu=True))
     return lambda: learner.update(1, trajectories, advantages)
 
 
-def _trl(loaded: models.LoadedModel, arm: PolicyArm, trajectories: Sequence[Trajectory],
-         advantages: Sequence[float]) -> Callable[[], object]:
+def _trl(
+    loaded: models.LoadedModel,
+    arm: PolicyArm,
+    trajectories: Sequence[Trajectory],
+    advantages: Sequence[float],
+) -> Callable[[], object]:
     from trl.trainer.utils import add_fused_lm_head
 
     model, reference = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
-    add_fused_lm_head(reference, arm.rollout.temperature)  # as the trainer does with its model and its reference
+    add_fused_lm_head(
+        reference, arm.rollout.temperature
+    )  # as the trainer does with its model and its reference
     trainer = rollouts.trainer(model, loaded.tokenizer, arm.rollout, ROWS)
     trainer.beta, trainer.current_gradient_accumulation_steps = arm.objective.kl_coef, 1
     optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=arm.weight_decay)
@@ -102,9 +133,14 @@ def _trl(loaded: models.LoadedModel, arm: PolicyArm, trajectories: Sequence[Traj
     def update() -> None:
         model.train()
         for start in range(0, len(trajectories), ROWS):
-            part = {name: values[start : start + ROWS] for name, values in batch.items()} | {"num_items_in_batch": mask.sum()}
+            part = {name: values[start : start + ROWS] for name, values in batch.items()} | {
+                "num_items_in_batch": mask.sum()
+            }
             if arm.objective.kl_coef:
-                ids, seen = (torch.cat([part[f"prompt_{kind}"], part[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
+                ids, seen = (
+                    torch.cat([part[f"prompt_{kind}"], part[f"completion_{kind}"]], 1)
+                    for kind in ("ids", "mask")
+                )
                 with torch.no_grad():
                     theirs = trainer._get_per_token_logps_and_entropies(reference, ids, seen, mask.shape[1])
                 part["ref_per_token_logps"] = theirs[0]

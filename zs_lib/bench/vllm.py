@@ -19,10 +19,19 @@ def measure(small: bool = False) -> Iterator[dict]:
     arm = config.load_profile("tiny" if small else "smol").policies[0]
     name, count = ("tiny-S-instruct", 8) if small else (MODEL, 64)
     loaded = models.load(name if small else taught(name, arm.rollout), "float32" if small else "bfloat16")
-    generator, engine = build_generator("vllm", loaded.model, loaded.tokenizer), build_engine("bm25", split="train")
+    generator, engine = (
+        build_generator("vllm", loaded.model, loaded.tokenizer),
+        build_engine("bm25", split="train"),
+    )
     asked = policy.pick_questions(qa.load_questions(subset=arm.subsets, split="train"), count // GROUP, 0, 1)
     started = time.perf_counter()
-    done = rollout([question for question in asked for _ in range(GROUP)], generator, engine, arm.rollout, [(0, i) for i in range(count)])
+    done = rollout(
+        [question for question in asked for _ in range(GROUP)],
+        generator,
+        engine,
+        arm.rollout,
+        [(0, i) for i in range(count)],
+    )
     took = {"ours": time.perf_counter() - started}
     took["vLLM alone"] = _seconds(generator, [(t.prompt_ids, sum(t.mask)) for t in done])
     took["vLLM on the turns"] = _seconds(generator, [turn for t in done for turn in _turns(t)])
@@ -33,8 +42,18 @@ def measure(small: bool = False) -> Iterator[dict]:
     share = least_work(generator, done) / took["ours"] / peak_flops(generator.model.dtype)
     yield case | {"who": "ours", "measure": "of the peak", "value": share, "unit": "share"}
     yield case | {"who": "ours", "measure": "sampled tokens", "value": written / count, "unit": "a rollout"}
-    yield case | {"who": "ours", "measure": "read tokens", "value": sum(len(t.ids) for t in done) / count - written / count, "unit": "a rollout"}
-    yield case | {"who": "ours", "measure": "searches", "value": sum(t.num_searches for t in done) / count, "unit": "a rollout"}
+    yield case | {
+        "who": "ours",
+        "measure": "read tokens",
+        "value": sum(len(t.ids) for t in done) / count - written / count,
+        "unit": "a rollout",
+    }
+    yield case | {
+        "who": "ours",
+        "measure": "searches",
+        "value": sum(t.num_searches for t in done) / count,
+        "unit": "a rollout",
+    }
 
 
 def _turns(trajectory: Trajectory) -> Iterator[tuple[list[int], int]]:
@@ -52,7 +71,10 @@ def _seconds(generator, work: Sequence[tuple[list[int], int]]) -> float:
     """For vLLM to write so many tokens after each of these prompts, its cache being empty."""
     from vllm import SamplingParams
 
-    params = [SamplingParams(temperature=1.0, seed=i, max_tokens=tokens, ignore_eos=True, logprobs=0) for i, (_, tokens) in enumerate(work)]
+    params = [
+        SamplingParams(temperature=1.0, seed=i, max_tokens=tokens, ignore_eos=True, logprobs=0)
+        for i, (_, tokens) in enumerate(work)
+    ]
     generator.vllm.reset_prefix_cache()
     started = time.perf_counter()
     generator.vllm.generate([{"prompt_token_ids": prompt} for prompt, _ in work], params, use_tqdm=False)

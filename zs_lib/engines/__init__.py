@@ -112,12 +112,16 @@ def _over_http(kind: str, address: str, arm: SimulatorArm | None) -> SearchEngin
 
     if kind == "openai":
         if arm is None:
-            raise EngineError("The engine 'openai' needs a simulator's arm: its template, temperature and max_tokens.")
+            raise EngineError(
+                "The engine 'openai' needs a simulator's arm: its template, temperature and max_tokens."
+            )
         model, _, address = address.rpartition("@")
         return http.OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens, model)
     if address:
         return {"search-r1": http.SearchR1Engine, "zerosearch-wiki": http.WikiRetrieverEngine}[kind](address)
-    engine = {"serpapi": http.SerpApiEngine, "serper": http.SerperEngine, "wikipedia": http.WikipediaEngine}[kind]()
+    engine = {"serpapi": http.SerpApiEngine, "serper": http.SerperEngine, "wikipedia": http.WikipediaEngine}[
+        kind
+    ]()
     cache = Path(os.environ.get("ZS_SEARCH_CACHE") or config.ROOT / "data" / "search_cache")
     return CachedEngine(BudgetedEngine(engine, max_usd=_budget()), cache)
 

@@ -31,11 +31,16 @@ class BudgetedEngine(SearchEngine):
         with self._lock:
             after = self.queries + len(requests)
             if after > self.max_queries or after * self.usd_per_query > self.max_usd * (1 + 1e-9):
-                raise BudgetError(f"The budget for {self.name} is spent: {self.queries} queries (${self.usd:.2f}) were made, "
-                                  f"{len(requests)} more would go beyond {self._allowed()}; allow more, or stop here.")
+                raise BudgetError(
+                    f"The budget for {self.name} is spent: {self.queries} queries (${self.usd:.2f}) were made, "
+                    f"{len(requests)} more would go beyond {self._allowed()}; allow more, or stop here."
+                )
             self.queries = after
         return self.engine.search(requests, num_documents)
 
     def _allowed(self) -> str:
-        limits = f"{self.max_queries} queries" * (self.max_queries < math.inf), f"${self.max_usd:g}" * (self.max_usd < math.inf)
+        limits = (
+            f"{self.max_queries} queries" * (self.max_queries < math.inf),
+            f"${self.max_usd:g}" * (self.max_usd < math.inf),
+        )
         return " or ".join(filter(None, limits))

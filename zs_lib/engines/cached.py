@@ -40,11 +40,15 @@ class CachedEngine(SearchEngine):
         first = {request.query: request for request in reversed(requests)}
         found = {query: self._load(query, num_documents) for query in first}
         asked = [request for query, request in first.items() if found[query] is None]
-        for request, result in zip(asked, self.engine.search(asked, num_documents) if asked else (), strict=True):
+        for request, result in zip(
+            asked, self.engine.search(asked, num_documents) if asked else (), strict=True
+        ):
             found[request.query] = result
             if result.status != "failed":
                 self._keep(request.query, num_documents, result)
-        answered, paid = (sum(found[one.query].status != "failed" for one in some) for some in (requests, asked))
+        answered, paid = (
+            sum(found[one.query].status != "failed" for one in some) for some in (requests, asked)
+        )
         with self._lock:
             self.hits += answered - paid
             self.misses += len(asked)
@@ -54,7 +58,9 @@ class CachedEngine(SearchEngine):
         try:
             kept = json.loads(self._path(query, num_documents).read_bytes())
             documents = kept["documents"]
-            if self._asked(query, num_documents).items() <= kept.items() and all(isinstance(text, str) for text in documents):
+            if self._asked(query, num_documents).items() <= kept.items() and all(
+                isinstance(text, str) for text in documents
+            ):
                 return SearchResult.of(documents)
         except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass  # not kept yet, or damaged
@@ -82,5 +88,7 @@ class CachedEngine(SearchEngine):
         return self.folder / digest[:2] / f"{digest[2:34]}.json"
 
     def _unusable(self, error: OSError) -> EngineError:
-        return EngineError(f"The cache of search answers, {self.folder}, cannot be used ({error.strerror}): make it writable, "
-                           "or name another folder.")
+        return EngineError(
+            f"The cache of search answers, {self.folder}, cannot be used ({error.strerror}): make it writable, "
+            "or name another folder."
+        )

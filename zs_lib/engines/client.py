@@ -68,7 +68,12 @@ class Call:
         """Arguments of httpx besides the address. Half surrogate pairs, which a model or a terminal may write and no
         server takes, become question marks."""
         if self.body is None:
-            return {"method": "GET", "params": {name: str(value).encode(errors="replace").decode() for name, value in self.params.items()}}
+            return {
+                "method": "GET",
+                "params": {
+                    name: str(value).encode(errors="replace").decode() for name, value in self.params.items()
+                },
+            }
         content = json.dumps(self.body, ensure_ascii=False).encode(errors="replace")
         return {"method": "POST", "content": content, "headers": {"Content-Type": "application/json"}}
 
@@ -108,7 +113,9 @@ class _Replica:
             self.failures, self.rest_s, self.until = 0, 0.0, 0.0
         except _Again as again:
             self.failures += 1
-            if (again.silent or self.failures >= attempts) and time.monotonic() >= self.until:  # else it rests already
+            if (
+                again.silent or self.failures >= attempts
+            ) and time.monotonic() >= self.until:  # else it rests already
                 self.rest_s = min(2 * self.rest_s or REST_S, LONGEST_REST_S)
                 self.until = time.monotonic() + self.rest_s
             raise
@@ -135,9 +142,13 @@ class Service:
     """The parameter of the address that takes the key, where it does not stand in the headers."""
 
     def __post_init__(self):
-        if not all(_sound(replica.address) for replica in self.replicas):  # not repeated: it may hold a password
-            raise EngineError(f"The address of {self.name} is none that can be used: give http://HOST:PORT or "
-                              "https://HOST, without user, password or query.")
+        if not all(
+            _sound(replica.address) for replica in self.replicas
+        ):  # not repeated: it may hold a password
+            raise EngineError(
+                f"The address of {self.name} is none that can be used: give http://HOST:PORT or "
+                "https://HOST, without user, password or query."
+            )
 
     @cached_property
     def replicas(self) -> tuple[_Replica, ...]:
@@ -159,13 +170,23 @@ class Service:
     async def _fetch(self, calls: Sequence[Call]) -> list[Any]:
         slots = asyncio.Semaphore(self.limits.concurrency * len(self.replicas))
         deadline = asyncio.get_running_loop().time() + self.limits.search_s
-        headers = {"Accept-Encoding": "identity"} | self.headers  # what is read is then no longer than what is sent
+        headers = {
+            "Accept-Encoding": "identity"
+        } | self.headers  # what is read is then no longer than what is sent
         async with AsyncExitStack() as stack:
-            clients = {replica: await stack.enter_async_context(httpx.AsyncClient(
-                transport=_KeyedTransport(self, replica.address), headers=headers, timeout=None)) for replica in self.replicas}
+            clients = {
+                replica: await stack.enter_async_context(
+                    httpx.AsyncClient(
+                        transport=_KeyedTransport(self, replica.address), headers=headers, timeout=None
+                    )
+                )
+                for replica in self.replicas
+            }
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._answer(clients, call, slots, deadline)) for call in calls]
+                    tasks = [
+                        group.create_task(self._answer(clients, call, slots, deadline)) for call in calls
+                    ]
             except BaseExceptionGroup as several:
                 raise several.exceptions[0] from None
         return [task.result() for task in tasks]
@@ -175,8 +196,10 @@ class Service:
             async with asyncio.timeout_at(deadline), slots:
                 return await self._try(clients, call)
         except TimeoutError:
-            return self.failed(f"the search was not over within {self.limits.search_s:g} s", "ask for less at once, or "
-                               "look whether the service is overloaded")
+            return self.failed(
+                f"the search was not over within {self.limits.search_s:g} s",
+                "ask for less at once, or look whether the service is overloaded",
+            )
         except Failed as failure:
             return failure
 
@@ -193,7 +216,9 @@ class Service:
             except _Again as again:
                 tries[replica] += 1
                 cause = f"{again} ({tries[replica]} attempts)"
-                failures[replica] = self.failed(cause, f"check that {replica.address} is up and can be reached, then go on")
+                failures[replica] = self.failed(
+                    cause, f"check that {replica.address} is up and can be reached, then go on"
+                )
                 due[replica] = now() + max(again.wait_s, self._pause(call, tries[replica]))
                 if again.wait_s > self.limits.longest_wait_s:
                     cause = f"{again}, and {replica.address} wants to be left alone for {again.wait_s:.0f} s"
@@ -219,13 +244,20 @@ class Service:
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise _Again(f"no answer ({type(error).__name__})", silent=True) from None
         if answer.status_code in (401, 403):
-            cure = f"put the right key into {self.key_names}" if self.key_names else "it turns this machine or network away"
+            cure = (
+                f"put the right key into {self.key_names}"
+                if self.key_names
+                else "it turns this machine or network away"
+            )
             raise EngineError(f"{self.name} refuses to answer (HTTP {answer.status_code}): {cure}.")
         if answer.status_code in PASSING:
             raise _Again(f"HTTP {answer.status_code}", _retry_after(answer.headers.get("Retry-After", "")))
         if not answer.is_success:
             said = self.quote(body.decode(errors="replace"))
-            raise self.failed(f"HTTP {answer.status_code} ({said or 'nothing more'})", f"correct the address {address} or the request")
+            raise self.failed(
+                f"HTTP {answer.status_code} ({said or 'nothing more'})",
+                f"correct the address {address} or the request",
+            )
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
@@ -236,7 +268,9 @@ class Service:
         async for part in answer.aiter_raw():
             body += part
             if len(body) > self.limits.max_bytes:
-                raise self.failed(f"the answer is longer than {self.limits.max_bytes:,} bytes", "ask for fewer documents")
+                raise self.failed(
+                    f"the answer is longer than {self.limits.max_bytes:,} bytes", "ask for fewer documents"
+                )
         return bytes(body)
 
     def quote(self, words: str) -> str:
@@ -259,7 +293,9 @@ class _KeyedTransport(httpx.AsyncHTTPTransport):
         if not self.service.key_parameter:
             return await super().handle_async_request(request)
         url = request.url.copy_add_param(self.service.key_parameter, self.service.key)
-        keyed = httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=request.extensions)
+        keyed = httpx.Request(
+            request.method, url, headers=request.headers, stream=request.stream, extensions=request.extensions
+        )
         return await super().handle_async_request(keyed)
 
 
@@ -269,7 +305,11 @@ _Clients = dict[_Replica, httpx.AsyncClient]
 def _sound(address: str) -> bool:
     try:
         url, parts = httpx.URL(address), urlsplit(address)  # each lets through what the other does not
-        return bool(url.scheme in ("http", "https") and parts.hostname and not (url.userinfo or url.query or url.fragment))
+        return bool(
+            url.scheme in ("http", "https")
+            and parts.hostname
+            and not (url.userinfo or url.query or url.fragment)
+        )
     except (httpx.InvalidURL, ValueError):
         return False
 

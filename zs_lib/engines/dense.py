@@ -29,7 +29,9 @@ class DenseEngine(SearchEngine):
 
     def __init__(self, passages: Sequence[Passage], model: str = ""):
         if not passages:
-            raise EngineError("The dense engine has no passages to search: choose a split of the benchmark that has some.")
+            raise EngineError(
+                "The dense engine has no passages to search: choose a split of the benchmark that has some."
+            )
         self.name, self._passages = f"dense:{model}" if model else "dense", list(passages)
         texts = [passage.text for passage in passages]
         self._vectors, self._encode = _embedding(texts, model) if model else _latent_semantic(texts)
@@ -44,8 +46,10 @@ class DenseEngine(SearchEngine):
             return []
         scores = self._encode(queries) @ self._vectors.T
         best = np.argsort(-scores.round(5), axis=1, kind="stable")[:, :num_documents]
-        return [[(self._passages[place], float(row[place])) for place in places]
-                for row, places in zip(scores, best, strict=True)]
+        return [
+            [(self._passages[place], float(row[place])) for place in places]
+            for row, places in zip(scores, best, strict=True)
+        ]
 
 
 def _latent_semantic(texts: list[str]) -> tuple[np.ndarray, Encode]:

@@ -39,7 +39,9 @@ class HttpEngine(SearchEngine, ABC):
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         groups = [requests[start : start + self.together] for start in range(0, len(requests), self.together)]
         answers = self.service.fetch([self._call(group, num_documents) for group in groups])
-        read = (self._read(group, answer, num_documents) for group, answer in zip(groups, answers, strict=True))
+        read = (
+            self._read(group, answer, num_documents) for group, answer in zip(groups, answers, strict=True)
+        )
         return [result for results in read for result in results]
 
     def _read(self, group: Sequence[SearchRequest], answer: Any, num_documents: int) -> list[SearchResult]:
@@ -49,10 +51,15 @@ class HttpEngine(SearchEngine, ABC):
             lists = self._documents(answer, num_documents)
             if len(lists) != len(group):
                 raise ValueError
-            return [SearchResult.of([text for text in map(str.strip, texts) if text][:num_documents]) for texts in lists]
+            return [
+                SearchResult.of([text for text in map(str.strip, texts) if text][:num_documents])
+                for texts in lists
+            ]
         except (LookupError, TypeError, AttributeError, ValueError):
-            failure = self.service.failed("the answer has another form than expected", "check that the address is "
-                                          f"a server for '{self.name.partition(':')[0]}'")
+            failure = self.service.failed(
+                "the answer has another form than expected",
+                f"check that the address is a server for '{self.name.partition(':')[0]}'",
+            )
         except Failed as stated:
             failure = stated
         return [SearchResult((), "failed", str(failure))] * len(group)
@@ -105,16 +112,32 @@ class SerpApiEngine(HttpEngine):
 
     def __init__(self, address: str = "https://serpapi.com", limits: Limits = Limits()):
         names = " or ".join(SERPAPI_KEYS)
-        super().__init__("serpapi", Service("SerpAPI", address, limits, key=_key("SerpAPI", SERPAPI_KEYS), key_names=names,
-                                            key_parameter="api_key"))
+        super().__init__(
+            "serpapi",
+            Service(
+                "SerpAPI",
+                address,
+                limits,
+                key=_key("SerpAPI", SERPAPI_KEYS),
+                key_names=names,
+                key_parameter="api_key",
+            ),
+        )
 
     def _call(self, group, num_documents):
         return Call("/search.json", {"engine": "google", "q": group[0].query, "num": num_documents})
 
     def _documents(self, answer, num_documents):
         found, error = answer.get("organic_results"), answer.get("error", "")
-        if found is None and error and "returned any results" not in error and "no results" not in error.lower():
-            raise self.service.failed(f"an error ({self.service.quote(error)})", "see the account at SerpAPI, or go on later")
+        if (
+            found is None
+            and error
+            and "returned any results" not in error
+            and "no results" not in error.lower()
+        ):
+            raise self.service.failed(
+                f"an error ({self.service.quote(error)})", "see the account at SerpAPI, or go on later"
+            )
         return [[_titled(item.get("title"), item.get("snippet")) for item in found or ()]]
 
 
@@ -126,7 +149,9 @@ class SerperEngine(HttpEngine):
 
     def __init__(self, address: str = "https://google.serper.dev", limits: Limits = Limits()):
         key = _key("Serper", SERPER_KEYS)
-        super().__init__("serper", Service("Serper", address, limits, {"X-API-KEY": key}, key, SERPER_KEYS[0]))
+        super().__init__(
+            "serper", Service("Serper", address, limits, {"X-API-KEY": key}, key, SERPER_KEYS[0])
+        )
 
     def _call(self, group, num_documents):
         return Call("/search", body={"q": group[0].query, "num": num_documents})
@@ -147,14 +172,28 @@ class WikipediaEngine(HttpEngine):
 
     def _call(self, group, num_documents):
         pages = min(num_documents, self.PAGES)
-        return Call("/w/api.php", {
-            "action": "query", "format": "json", "formatversion": 2, "generator": "search",
-            "gsrsearch": group[0].query[: self.QUERY], "gsrlimit": pages,
-            "prop": "extracts", "exintro": 1, "explaintext": 1, "exchars": self.EXTRACT, "exlimit": pages})  # fmt: skip
+        return Call(
+            "/w/api.php",
+            {
+                "action": "query",
+                "format": "json",
+                "formatversion": 2,
+                "generator": "search",
+                "gsrsearch": group[0].query[: self.QUERY],
+                "gsrlimit": pages,
+                "prop": "extracts",
+                "exintro": 1,
+                "explaintext": 1,
+                "exchars": self.EXTRACT,
+                "exlimit": pages,
+            },
+        )
 
     def _documents(self, answer, num_documents):
         if "error" in answer:
-            raise self.service.failed(f"an error ({self.service.quote(answer['error']['info'])})", "go on later")
+            raise self.service.failed(
+                f"an error ({self.service.quote(answer['error']['info'])})", "go on later"
+            )
         pages = sorted(answer.get("query", {}).get("pages", ()), key=lambda page: page["index"])
         return [[_titled(page["title"], page["extract"]) for page in pages if page.get("extract")]]
 
@@ -167,8 +206,15 @@ class OpenAIEngine(HttpEngine):
     are as there.
     """
 
-    def __init__(self, address: str, template: str, temperature: float, max_tokens: int, model: str = "",
-                 limits: Limits = Limits(concurrency=32, attempt_s=120.0)):
+    def __init__(
+        self,
+        address: str,
+        template: str,
+        temperature: float,
+        max_tokens: int,
+        model: str = "",
+        limits: Limits = Limits(concurrency=32, attempt_s=120.0),
+    ):
         """`model` is a name that the server knows; without, it is the only one that the server has. Of several servers
         (addresses with commas between them) each must know it. Raises EngineError if none can be asked for it, or has several."""
         address = ",".join(one.strip().rstrip("/").removesuffix("/v1") for one in address.split(","))
@@ -186,10 +232,17 @@ class OpenAIEngine(HttpEngine):
 
     def _call(self, group, num_documents):
         prompt = simulator_prompt(group[0], num_documents, self.template)
-        return Call("/v1/chat/completions", body={
-            "model": self.model, "messages": [{"role": "user", "content": prompt}],
-            "temperature": self.temperature, "max_tokens": self.max_tokens,
-            "stop": [stop_string(num_documents)], "seed": seed_of(group[0].key)})  # fmt: skip
+        return Call(
+            "/v1/chat/completions",
+            body={
+                "model": self.model,
+                "messages": [{"role": "user", "content": prompt}],
+                "temperature": self.temperature,
+                "max_tokens": self.max_tokens,
+                "stop": [stop_string(num_documents)],
+                "seed": seed_of(group[0].key),
+            },
+        )
 
     def _documents(self, answer, num_documents):
         text = answer["choices"][0]["message"]["content"]
@@ -203,10 +256,14 @@ class OpenAIEngine(HttpEngine):
         try:
             names = [model["id"] for model in answer["data"]]
         except (LookupError, TypeError):
-            raise EngineError(f"{self.service.address} does not list its models: name one, openai:MODEL@URL.") from None
+            raise EngineError(
+                f"{self.service.address} does not list its models: name one, openai:MODEL@URL."
+            ) from None
         if len(names) != 1:
             known = self.service.quote(", ".join(map(str, names))) or "none"
-            raise EngineError(f"{self.service.address} has not one model but {len(names)} ({known}): name one, openai:MODEL@URL.")
+            raise EngineError(
+                f"{self.service.address} has not one model but {len(names)} ({known}): name one, openai:MODEL@URL."
+            )
         return names[0]
 
 
@@ -233,7 +290,9 @@ def environment(names: tuple[str, ...]) -> str:
     """The first of these variables that is set; EngineError if it cannot stand in a header."""
     key = next(filter(None, (os.environ.get(name, "").strip() for name in names)), "")
     if not (key.isascii() and key.isprintable()):
-        raise EngineError(f"The environment's {' or '.join(names)} holds characters that no key has: set it again.")
+        raise EngineError(
+            f"The environment's {' or '.join(names)} holds characters that no key has: set it again."
+        )
     return key
 
 

@@ -24,10 +24,18 @@ class NoisyEngine(SearchEngine):
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         results = self.engine.search(requests, num_documents)
-        return [self._unrelated(request, num_documents) if uniform(request.key, 0, "noise at test time") < self.noise else result
-                for request, result in zip(requests, results, strict=True)]
+        return [
+            self._unrelated(request, num_documents)
+            if uniform(request.key, 0, "noise at test time") < self.noise
+            else result
+            for request, result in zip(requests, results, strict=True)
+        ]
 
     def _unrelated(self, request: SearchRequest, count: int) -> SearchResult:
         dice = Random(",".join(map(str, request.key)))
         drawn = (self._texts[dice.randrange(len(self._texts))] for _ in range(100 * count))
-        return SearchResult.of(list(islice((text for text in drawn if not metrics.contains(text, request.golden_answers)), count)))
+        return SearchResult.of(
+            list(
+                islice((text for text in drawn if not metrics.contains(text, request.golden_answers)), count)
+            )
+        )

@@ -26,18 +26,28 @@ class OwnEngine(SearchEngine):
         try:
             self._function = getattr(importlib.import_module(module), function)
         except Exception as error:  # whatever happens in a module of yours
-            raise EngineError(f"The engine 'python:{name}' cannot be imported ({error}): name a function as python:MODULE.FUNCTION.") from error
+            raise EngineError(
+                f"The engine 'python:{name}' cannot be imported ({error}): name a function as python:MODULE.FUNCTION."
+            ) from error
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         try:
             found = self._function([request.query for request in requests], num_documents)
         except Exception as error:
-            raise EngineError(f"The engine 'python:{self.name}' failed ({type(error).__name__}: {error}).") from error
+            raise EngineError(
+                f"The engine 'python:{self.name}' failed ({type(error).__name__}: {error})."
+            ) from error
         if not _is_answer(found, len(requests)):
-            raise EngineError(f"The engine 'python:{self.name}' must give a list with a list of texts for each query.")
+            raise EngineError(
+                f"The engine 'python:{self.name}' must give a list with a list of texts for each query."
+            )
         return [SearchResult.of(documents[:num_documents]) for documents in found]
 
 
 def _is_answer(found: object, count: int) -> bool:
-    lists = isinstance(found, list) and len(found) == count and all(isinstance(documents, list) for documents in found)
+    lists = (
+        isinstance(found, list)
+        and len(found) == count
+        and all(isinstance(documents, list) for documents in found)
+    )
     return lists and all(isinstance(text, str) for documents in found for text in documents)

@@ -32,7 +32,9 @@ class SimulatedEngine(SearchEngine):
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         texts = [simulator_prompt(request, num_documents, self.template) for request in requests]
-        first = [texts.index(text) if self.temperature == 0 else i for i, text in enumerate(texts)]  # else keys tell them apart
+        first = [
+            texts.index(text) if self.temperature == 0 else i for i, text in enumerate(texts)
+        ]  # else keys tell them apart
         asked = sorted(set(first))
         completions = self.generator.generate(
             [self.generator.encode_prompt(texts[i]) for i in asked],
@@ -41,7 +43,9 @@ class SimulatedEngine(SearchEngine):
             self.temperature,
             stop=(stop_string(num_documents),),
         )
-        written = {i: self.generator.decode(completion.ids) for i, completion in zip(asked, completions, strict=True)}
+        written = {
+            i: self.generator.decode(completion.ids) for i, completion in zip(asked, completions, strict=True)
+        }
         results = [SearchResult.of(protocol.parse_documents(written[i], num_documents)) for i in first]
         self.searches += len(results)
         self.format_errors += sum(len(result.documents) < num_documents for result in results)
