@@ -25,9 +25,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from zs_lib import config, reproduce
+from zs_lib.config import paths
+from zs_lib.launch.notebooks import choose
 
-SHOTS = config.ROOT / "outputs" / "browser"
+SHOTS = paths.ROOT / "outputs" / "browser"
 RUN_S = 1800
 """So long a notebook may take: models are loaded, small ones trained, perhaps on a busy machine."""
 ANSWER_S = 300
@@ -81,7 +82,7 @@ the colour of a curve is no text: the arm's name stands beside it."""
 def lab(tmp_path_factory):
     """A folder with notebooks and settings, and the address at which a JupyterLab of its own shows a notebook of it."""
     folder = tmp_path_factory.mktemp("lab")
-    for path in reproduce.choose(["00", "03", "09"]):
+    for path in choose(["00", "03", "09"]):
         _write(folder / "notebooks" / path.name, nbformat.writes(_at_smoke(path)))
     made = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in LOOK_AROUND],
@@ -96,7 +97,7 @@ def lab(tmp_path_factory):
         "ZS_RUNS": os.environ.get("ZS_RUNS") or str(folder / "runs"),
         "ZS_OUTPUTS": str(folder / "outputs"),
     }
-    path = os.pathsep.join(filter(None, [str(config.ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port, token = free.getsockname()[1], secrets.token_hex(16)

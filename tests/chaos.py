@@ -27,13 +27,14 @@ import pandas as pd
 import psutil
 from safetensors.torch import load_file
 
-from zs_lib import checkpoints, config
-from zs_lib.arms import EvaluationArm
-from zs_lib.evaluate import ROWS
-from zs_lib.provenance import provenance
-from zs_lib.runs import RunStore
+from zs_lib import config
+from zs_lib.config import paths
+from zs_lib.config.arms import EvaluationArm
+from zs_lib.evaluation.evaluate import SCORES_FILE
+from zs_lib.runs import RunStore, checkpoints
+from zs_lib.runs.provenance import provenance
 
-RECORD = config.ROOT / "data" / "results" / "chaos.csv"
+RECORD = paths.ROOT / "data" / "results" / "chaos.csv"
 SEED = 0
 KILLS, MINUTES = 50, 60.0
 LIMIT_S = 600
@@ -47,56 +48,57 @@ ORPHAN_S = 15
 
 def simulator(folder: Path) -> Callable[[], object]:
     """Pairs and fine-tuning."""
-    from zs_lib import simulator
+    from zs_lib import pipeline
 
     arm = config.load_profile("smoke").simulators[0]
-    return lambda: simulator.ensure(arm, 0, RunStore())
+    return lambda: pipeline.ensure(arm, 0, RunStore())
 
 
 def policy(folder: Path) -> Callable[[], object]:
     """RL with the real engine, a checkpoint every three steps."""
-    from zs_lib import policy
+    from zs_lib import pipeline
 
     arm = replace(config.load_profile("smoke").policy("search-r1"), steps=12, checkpoint_every=3)
-    return lambda: policy.ensure(arm, 0, RunStore())
+    return lambda: pipeline.ensure(arm, 0, RunStore())
 
 
 def evaluation(folder: Path) -> Callable[[], object]:
     """A backbone on test questions of all subsets."""
-    from zs_lib import evaluate
+    from zs_lib import pipeline
 
     study = config.load_profile("smoke", {"evaluation.questions_per_subset": 12})
     arm = EvaluationArm.of_backbone(study.policy("search-r1"), study.evaluation)
-    return lambda: evaluate.ensure(arm, 0, RunStore())
+    return lambda: pipeline.ensure(arm, 0, RunStore())
 
 
 def notebook(folder: Path) -> Callable[[], object]:
     """Notebook 03 by papermill: a kernel, which has a worker train three policies, and draws."""
-    from zs_lib import reproduce
+    from zs_lib.launch.notebooks import NOTEBOOKS, run_notebook
 
-    source = next(reproduce.NOTEBOOKS.glob("03_*.ipynb"))
-    return lambda: reproduce.run_notebook(source, folder / "out.ipynb", {"profile": "smoke", "jobs": 1})
+    source = next(NOTEBOOKS.glob("03_*.ipynb"))
+    return lambda: run_notebook(source, folder / "out.ipynb", {"profile": "smoke", "jobs": 1})
 
 
 def figures(folder: Path) -> Callable[[], object]:
     """Every figure and table from the recorded results."""
-    from zs_lib import figures, tables
+    from zs_lib.analysis import figures, tables
 
     return lambda: (figures.draw_all("tiny", folder / "figures"), tables.write_all("tiny", folder / "tables"))
 
 
 def pretraining(folder: Path) -> Callable[[], object]:
     """A backbone of toy size, a checkpoint every second."""
-    from zs_lib import backbones
-    from zs_lib.wiring import Shape, initialise
+    from zs_lib.qa.world import load_world
+    from zs_lib.tools.backbones import build
+    from zs_lib.tools.backbones.induction_init import Shape, initialise
 
-    world, backbones.SAVE_S = backbones.load_world(), 1.0
-    tokenizer = backbones.build_tokenizer(world)
-    recipe = backbones.Recipe(
+    world, build.SAVE_S = load_world(), 1.0
+    tokenizer = build.build_tokenizer(world)
+    recipe = build.Recipe(
         Shape(width=32, layers=2, heads=4), 120_000, (("reading", 0.7), ("recall", 0.3)), batch_tokens=1024
     )
     model = initialise(recipe.shape, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return lambda: backbones.pretrain(model, tokenizer, recipe, world, folder, "toy")
+    return lambda: build.pretrain(model, tokenizer, recipe, world, folder, "toy")
 
 
 PHASES = {work.__name__: work for work in (simulator, policy, evaluation, notebook, figures, pretraining)}
@@ -115,7 +117,7 @@ def work(phase: str, folder: Path) -> None:
 def start(phase: str, folder: Path) -> subprocess.Popen:
     """The phase in a process group of its own; returns when it has begun."""
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(config.ROOT), str(Path(__file__).parent)]),
+        "PYTHONPATH": os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)]),
         "OMP_NUM_THREADS": "1",
         "ZS_RUNS": str(folder / "runs"),
         "ZS_OUTPUTS": str(folder / "outputs"),
@@ -149,7 +151,7 @@ def outcome(folder: Path) -> dict[str, str]:
             content = b"".join(
                 key.encode() + tensor.numpy().tobytes() for key, tensor in sorted(load_file(path).items())
             )
-        elif path.name == ROWS:
+        elif path.name == SCORES_FILE:
             content = pd.read_csv(path).drop(columns="seconds").to_csv().encode()
         elif path.name in (
             "metrics.jsonl",
@@ -174,7 +176,7 @@ def state(folder: Path) -> str:
             checkpoint, logged = found.checkpoint(), len(found.metrics())
             left.append(f"{found.kind} at step {logged}, kept {checkpoint.step if checkpoint else 0}")
     if (folder / "toy").exists():
-        left.append(f"pretraining kept step {checkpoints.load(folder / 'toy').step}")
+        left.append(f"pretraining kept step {checkpoints.load_checkpoint(folder / 'toy').step}")
     drawn = sum(path.suffix == ".png" for path in folder.rglob("*"))
     return "; ".join(left + ([f"{drawn} figures"] if drawn else [])) or "nothing"
 
@@ -259,7 +261,7 @@ def main(kills: int, minutes: float) -> int:
     table.to_csv(RECORD, index=False, lineterminator="\n")
     print(
         f"{table['killed'].sum()} kills ({(~table['killed']).sum()} came too late), {(~table['survived']).sum()} lost: "
-        f"{RECORD.relative_to(config.ROOT)}"
+        f"{RECORD.relative_to(paths.ROOT)}"
     )
     return int(not table["survived"].all())
 

@@ -17,21 +17,22 @@ import pytest
 from chaos import outcome
 from run_fixtures import CountingArm
 
-from zs_lib import config, executors, reproduce
-from zs_lib.arms import EvaluationArm, PolicyArm
-from zs_lib.config import Resources, Share
+from zs_lib import config, pipeline
+from zs_lib.config import Resources, Share, paths
+from zs_lib.config.arms import EvaluationArm, PolicyArm
 from zs_lib.errors import ConfigError, RunError
-from zs_lib.executors import Executor, _SlurmJob, opened
+from zs_lib.launch import executors, scheduler
+from zs_lib.launch.executors import Executor, _SlurmJob, opened
 from zs_lib.runs import Run, RunStore
 
-PATHS = os.pathsep.join([str(config.ROOT), str(Path(__file__).parent)])
+PATHS = os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])
 WAIT_S = 900
 """A busy machine takes its time."""
 
 
 @pytest.fixture(autouse=True)
 def counting(monkeypatch):
-    monkeypatch.setitem(reproduce.WORK, "CountingArm", "run_fixtures:ensure")
+    monkeypatch.setitem(pipeline.WORK, "CountingArm", "run_fixtures:ensure")
     monkeypatch.setenv("PYTHONPATH", PATHS)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv(
@@ -108,7 +109,7 @@ def study() -> list[tuple]:
 
 def test_a_study_ends_as_the_local_one_though_a_node_is_killed(cluster, tmp_path):
     here, there = RunStore(tmp_path / "here"), RunStore(tmp_path / "there")
-    reproduce.ensure_arms(study(), store=here)
+    scheduler.make_runs(study(), store=here)
     killed = []
 
     def kill() -> None:
@@ -125,7 +126,7 @@ def test_a_study_ends_as_the_local_one_though_a_node_is_killed(cluster, tmp_path
     killer = threading.Thread(target=kill)
     killer.start()
     with opened("ray", cluster.address) as executor:
-        runs = reproduce.ensure_arms(study(), store=there, executor=executor)
+        runs = scheduler.make_runs(study(), store=there, executor=executor)
     killer.join()
     ((run, step, timing),) = killed
     assert step < STEPS and timing.head(step).equals(
@@ -163,7 +164,7 @@ def test_failures_on_ray_are_told_by_name(cluster, store):
         opened("ray", cluster.address) as executor,
         pytest.raises(RunError, match="2 of 3 runs failed") as caught,
     ):
-        reproduce.ensure_arms([(arm, 0) for arm in arms], store=store, executor=executor)
+        scheduler.make_runs([(arm, 0) for arm in arms], store=store, executor=executor)
     assert "counting counting-1 s0: There is no such model." in str(
         caught.value
     ) and "ValueError: a bug (traceback: " in str(caught.value)
@@ -185,7 +186,7 @@ def slurm_here(made: list) -> Executor:
 
 def test_a_lost_job_is_submitted_again(store):
     dying = CountingArm(steps=8, die_at=6)
-    (run,) = reproduce.ensure_arms([(dying, 0)], store=store, executor=slurm_here([]))
+    (run,) = scheduler.make_runs([(dying, 0)], store=store, executor=slurm_here([]))
     assert run.finished and len((store.root / "begun.txt").read_text().splitlines()) == 2
     assert list(run.metrics()["step"]) == list(range(1, 9)) and store.verify() == []
 
@@ -193,9 +194,7 @@ def test_a_lost_job_is_submitted_again(store):
 def test_a_job_that_must_make_room_comes_back(store):
     arm, made = CountingArm(sleep=0.1, steps=100), []
     working = threading.Thread(
-        target=reproduce.ensure_arms,
-        args=([(arm, 0)],),
-        kwargs={"store": store, "executor": slurm_here(made)},
+        target=scheduler.make_runs, args=([(arm, 0)],), kwargs={"store": store, "executor": slurm_here(made)}
     )
     working.start()
     wait_for(lambda: list(store.path(arm, 0).glob("checkpoint-*[0-9]")))
@@ -233,13 +232,13 @@ def test_slurm_is_asked_for_what_the_profile_says_and_cancels(store, tmp_path, m
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     with opened("slurm", resources=Resources(evaluation=Share(cpus=2, gpus=1))) as executor:
-        (run,) = reproduce.ensure_arms([(CountingArm(), 0)], store=store, executor=executor)
+        (run,) = scheduler.make_runs([(CountingArm(), 0)], store=store, executor=executor)
         script = next(commands.glob("*.sh")).read_text()
         assert run.finished and all(
             line in script for line in ("--cpus-per-task=2", "--gpus-per-node=1", "export OMP_NUM_THREADS=2")
         )
         place, slow = executor.place(), CountingArm(sleep=0.2, steps=5000)
-        queue = reproduce._Queue(store, [(slow, 0)])
+        queue = scheduler._Queue(store, [(slow, 0)])
         ending = threading.Thread(
             target=lambda: (wait_for((store.path(slow, 0) / "metrics.jsonl").exists), place.ask_to_end())
         )

@@ -20,13 +20,16 @@ import pytest
 import torch
 from model_fixtures import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
-from test_policy import PPO, QUESTIONS, LookupEngine, arm, backbone, load  # noqa: F401: a fixture
+from test_policy import PPO, QUESTIONS, LookupEngine, arm, load  # noqa: F401: a fixture
 
-from zs_lib import config, fine_tuning, learner, policy, processes
-from zs_lib.models import LoadedModel
-from zs_lib.runs import Run, RunStore
+from zs_lib import config
+from zs_lib.models.load import LoadedModel
+from zs_lib.models.sft import fine_tune
+from zs_lib.rl.batches import MICRO_BATCH_TOKENS
+from zs_lib.rl.train import train
+from zs_lib.runs import Run, RunStore, distributed
 
-learner.MICRO_BATCH_TOKENS = 96  # several micro-batches a step, so that there is something to share
+MICRO_BATCH_TOKENS = 96  # several micro-batches a step, so that there is something to share
 LIMIT_S = 600
 """For processes that are done, or have lost one another: a bound for machines that do much else, too."""
 NORMALISED = replace(arm().objective, algorithm="reinforce++", kl_coef=0.01)
@@ -48,7 +51,7 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
 
     def work(made: Run) -> dict:
         if name != "fine-tuning":
-            return policy.train(
+            return train(
                 made, ARMS[name], 0, QUESTIONS, *load(backbone), LookupEngine(failing=0.05), progress
             )
         loaded, dice = LoadedModel(tiny_model(), tiny_tokenizer(), ""), Random(0)
@@ -59,12 +62,12 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
             }
             for size in (dice.randrange(5, 40) for _ in range(ROWS))
         ]
-        summary = fine_tuning.fine_tune(made, loaded, rows, ARMS[name], 0, progress)
-        if processes.is_main():
+        summary = fine_tune(made, loaded, rows, ARMS[name], 0, progress)
+        if distributed.is_main():
             loaded.model.save_pretrained(made.model_dir)
         return summary
 
-    return store.ensure(ARMS[name], 0, work, together=True)
+    return store.complete(ARMS[name], 0, work, together=True)
 
 
 def run(

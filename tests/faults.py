@@ -24,15 +24,19 @@ import pandas as pd
 import torch
 from http_fixtures import Asked, serving
 
-from zs_lib import config, models, policy, qa, results
-from zs_lib.draws import uniform
+from zs_lib import config, qa
+from zs_lib.analysis.results import load_tables
+from zs_lib.config import paths
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.engines.client import Limits
 from zs_lib.engines.http import OpenAIEngine, SearchR1Engine
-from zs_lib.provenance import available_cores, provenance
+from zs_lib.models.load import load_model
+from zs_lib.rl.train import SUMMARY_STEPS, train
+from zs_lib.rng import uniform
 from zs_lib.runs import RunStore
+from zs_lib.runs.provenance import available_cores, provenance
 
-RECORDS = config.ROOT / "data" / "results"
+RECORDS = paths.ROOT / "data" / "results"
 SEED = 0
 RATES = (0.01, 0.1, 1.0)
 REQUESTS = {0.01: 2000, 0.1: 1000, 1.0: 48}
@@ -172,23 +176,21 @@ def training(seed: int) -> dict:
     """`search-r1` of `tiny` with an engine of which FAILING fails, beside the recorded run of that seed."""
     torch.set_num_threads(1)
     arm = config.load_profile("tiny").policy("search-r1")
-    questions, loaded = qa.load_questions(subset=arm.subsets, split="train"), models.load(arm.backbone)
+    questions, loaded = qa.load_questions(subset=arm.subsets, split="train"), load_model(arm.backbone)
     engine = FailingEngine(build_engine(arm.engine, split="train"), FAILING)
     with tempfile.TemporaryDirectory() as folder:
         run = RunStore(Path(folder)).ensure(
-            arm,
-            seed,
-            lambda run: policy.train(run, arm, seed, questions, loaded.model, loaded.tokenizer, engine),
+            arm, seed, lambda run: train(run, arm, seed, questions, loaded.model, loaded.tokenizer, engine)
         )
         log, reward = run.metrics(), run.summary["last_reward"]
-    recorded = results.load("tiny")["training"].query("arm == @arm.name and seed == @seed")["reward"]
+    recorded = load_tables("tiny")["training"].query("arm == @arm.name and seed == @seed")["reward"]
     return {
         "seed": seed,
         "failing_requests": FAILING,
         "failed_rollouts": log["failed"].mean(),
         "steps": len(log),
         "last_reward": reward,
-        "last_reward_without": recorded.tail(policy.SUMMARY_STEPS).mean(),
+        "last_reward_without": recorded.tail(SUMMARY_STEPS).mean(),
     }
 
 

@@ -16,10 +16,10 @@ import traceback
 import hypothesis
 import pandas as pd
 
-from zs_lib import config
-from zs_lib.provenance import provenance
+from zs_lib.config import paths
+from zs_lib.runs.provenance import provenance
 
-RECORD = config.ROOT / "data" / "results" / "fuzz.csv"
+RECORD = paths.ROOT / "data" / "results" / "fuzz.csv"
 EXAMPLES = 4500
 """A property: with those that are dear or few, above 100,000 in all."""
 
@@ -71,7 +71,7 @@ def main() -> int:
     table = pd.DataFrame(rows)
     table.to_csv(RECORD, index=False, lineterminator="\n")
     print(
-        f"{table['cases'].sum()} cases, {table['failures'].sum()} properties failed: {RECORD.relative_to(config.ROOT)}"
+        f"{table['cases'].sum()} cases, {table['failures'].sum()} properties failed: {RECORD.relative_to(paths.ROOT)}"
     )
     return int(table["failures"].any())
 

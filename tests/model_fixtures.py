@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zs_lib.generate import Completion
+from zs_lib.models.generator import Completion
 from zs_lib.protocol import TAGS
 
 TEXT = [
@@ -72,8 +72,10 @@ class ScriptedGenerator:
     def decode(self, ids) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
-    def generate(self, prompts, keys, max_tokens, temperature, stop=(), past=None) -> list[Completion]:
-        self.calls.append({"prompts": prompts, "keys": keys, "temperature": temperature, "past": past})
+    def generate(self, prompts, keys, max_tokens, temperature, stop=(), kv_cache=None) -> list[Completion]:
+        self.calls.append(
+            {"prompts": prompts, "keys": keys, "temperature": temperature, "kv_cache": kv_cache}
+        )
         written = [
             self.encode(self.write(self.decode(prompt), key))
             for prompt, key in zip(prompts, keys, strict=True)

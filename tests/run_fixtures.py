@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from zs_lib.config.values import from_identity
 from zs_lib.errors import ModelError
 from zs_lib.runs import Run, RunStore
-from zs_lib.stopping import between_steps
-from zs_lib.values import from_identity
+from zs_lib.runs.interrupts import between_steps
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def ensure(arm: CountingArm, seed: int, store: RunStore) -> Run:
                 time.sleep(arm.sleep)
         return {"total": total.item()}
 
-    return store.ensure(arm, seed, work)
+    return store.complete(arm, seed, work)
 
 
 if __name__ == "__main__":

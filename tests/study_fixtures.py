@@ -9,6 +9,6 @@ ROWS = pd.DataFrame(
     [
         {"study": study, "label": label, "arm": arm.name}
         for study in studies.STUDIES
-        for label, arm in studies.rows(TINY, study).items()
+        for label, arm in studies.study_arms(TINY, study).items()
     ]
 )

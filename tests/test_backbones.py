@@ -10,11 +10,14 @@ import torch
 from benchmark_fixtures import tokenizer, world
 from safetensors.torch import load_file
 
-from zs_lib import backbones, checkpoints, models, protocol
-from zs_lib.backbones import RECIPES, Recipe, batches, encode, loss_of, pretrain, probe
+from zs_lib import protocol
 from zs_lib.errors import ModelError, RunError
-from zs_lib.pretraining import BASE, Sampler
-from zs_lib.wiring import CONTEXT, Shape, grow, initialise
+from zs_lib.models.load import load_model
+from zs_lib.runs import checkpoints
+from zs_lib.tools.backbones import build
+from zs_lib.tools.backbones.build import RECIPES, Recipe, batches, encode, loss_of, pretrain, probe
+from zs_lib.tools.backbones.induction_init import CONTEXT, Shape, grow, initialise
+from zs_lib.tools.backbones.pretraining import BASE, Sampler
 
 SMALL = Recipe(
     Shape(width=32, layers=2, heads=4),
@@ -73,7 +76,7 @@ def test_a_grown_model_computes_what_the_small_one_did_and_can_learn_more(size):
     ids = torch.randint(0, 6000, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(large(ids).logits, small(ids).logits, atol=0.02)
-    trainer, width = backbones.Trainer(large, RECIPES[size][0]), small.config.hidden_size
+    trainer, width = build.Trainer(large, RECIPES[size][0]), small.config.hidden_size
     for _ in range(
         2
     ):  # the new heads write after the first step, so the new dimensions are moved by the second
@@ -86,7 +89,7 @@ def test_a_grown_model_computes_what_the_small_one_did_and_can_learn_more(size):
 
 def test_rare_words_stay_apart_while_frequent_ones_are_learnt():
     model, vocabulary = small_model(), len(tokenizer())
-    trainer = backbones.Trainer(model, replace(SMALL, tokens=10**6))
+    trainer = build.Trainer(model, replace(SMALL, tokens=10**6))
     generator = torch.Generator().manual_seed(0)
     for _ in range(60):  # text of forty words; thousands are never seen
         ids = torch.randint(10, 50, (8, 40), generator=generator)
@@ -127,23 +130,23 @@ def test_the_loss_is_the_weighted_mean_over_weighted_tokens():
 
 
 def test_pretraining_learns_and_a_resumed_run_goes_on_counting(tmp_path, monkeypatch):
-    monkeypatch.setattr(backbones, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
-    monkeypatch.setattr(backbones, "islice", lambda stream, _: [next(stream) for _ in range(48)])
+    monkeypatch.setattr(build, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
+    monkeypatch.setattr(build, "islice", lambda stream, _: [next(stream) for _ in range(48)])
     seen = []
-    update = backbones.Trainer.update
+    update = build.Trainer.update
 
     def watched(self, ids, weights):
         loss = update(self, ids, weights)
         seen.append((self.seen, self.step, loss))
         return loss
 
-    monkeypatch.setattr(backbones.Trainer, "update", watched)
+    monkeypatch.setattr(build.Trainer, "update", watched)
     model = small_model()
-    trainer = backbones.Trainer(model, SMALL)
+    trainer = build.Trainer(model, SMALL)
     stream = batches(Sampler(world(), 1, BASE, dict(SMALL.shares)), tokenizer(), SMALL.batch_tokens)
     while trainer.seen < SMALL.tokens // 2:
         trainer.update(*next(stream))
-    checkpoints.save(tmp_path / "x", backbones._checkpoint(trainer, 7.0))
+    checkpoints.save_checkpoint(tmp_path / "x", build._checkpoint(trainer, 7.0))
     half = seen[-1]
     fresh = small_model()
     seconds = pretrain(fresh, tokenizer(), SMALL, world(), tmp_path, "x")
@@ -156,11 +159,11 @@ def test_pretraining_learns_and_a_resumed_run_goes_on_counting(tmp_path, monkeyp
 
 
 def test_a_stopped_pre_training_goes_on_bit_for_bit_and_a_damaged_one_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(backbones, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
+    monkeypatch.setattr(build, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
     monkeypatch.setattr(
-        backbones, "islice", lambda stream, _: [next(stream) for _ in range(16)]
+        build, "islice", lambda stream, _: [next(stream) for _ in range(16)]
     )  # several buffers of examples
-    update = backbones.Trainer.update
+    update = build.Trainer.update
 
     def stopped_after_ten(self, ids, weights):
         if self.step == 9:
@@ -175,7 +178,7 @@ def test_a_stopped_pre_training_goes_on_bit_for_bit_and_a_damaged_one_is_told(tm
 
     whole = trained(tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(backbones.Trainer, "update", stopped_after_ten)
+        patch.setattr(build.Trainer, "update", stopped_after_ten)
         trained(tmp_path / "stopped")
     content = (checkpoint := tmp_path / "stopped" / "x" / checkpoints.TENSORS).read_bytes()
     for damaged in (content[:-5] + bytes([content[-5] ^ 1]) + content[-4:], content[:100]):
@@ -188,38 +191,38 @@ def test_a_stopped_pre_training_goes_on_bit_for_bit_and_a_damaged_one_is_told(tm
 
 
 def test_build_grows_the_sizes_from_one_trunk_and_a_second_call_only_ships(tmp_path, monkeypatch):
-    monkeypatch.setattr(backbones, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
-    monkeypatch.setattr(backbones, "islice", lambda stream, _: [next(stream) for _ in range(16)])
-    monkeypatch.setattr(backbones, "TRUNK", replace(SMALL, tokens=1_000, decay=0.0))
+    monkeypatch.setattr(build, "probe", lambda *_: {"one_hop": 0.0, "chain": 0.0})
+    monkeypatch.setattr(build, "islice", lambda stream, _: [next(stream) for _ in range(16)])
+    monkeypatch.setattr(build, "TRUNK", replace(SMALL, tokens=1_000, decay=0.0))
     monkeypatch.setattr(
-        backbones,
+        build,
         "RECIPES",
         {
             "S": (replace(SMALL, tokens=1_000), replace(SMALL, tokens=800)),
             "M": (replace(SMALL, tokens=1_000, shape=Shape(width=48, layers=2, heads=6)),),
         },
     )
-    monkeypatch.setattr(backbones, "INSTRUCT_TOKENS", 600)
-    backbones.build(("S", "M"), tmp_path)
+    monkeypatch.setattr(build, "INSTRUCT_TOKENS", 600)
+    build.build_backbones(("S", "M"), tmp_path)
     made = {path.parent.name: load_file(path) for path in tmp_path.glob("tiny-*/model.safetensors")}
     assert set(made) == {"tiny-S", "tiny-S-instruct", "tiny-M", "tiny-M-instruct"}
     assert made["tiny-M"]["model.embed_tokens.weight"].shape[1] == 48
     assert not torch.equal(made["tiny-S"]["model.norm.weight"], made["tiny-S-instruct"]["model.norm.weight"])
     cost = json.loads((tmp_path / "tiny-M-instruct" / "build.json").read_text())
     assert cost["cpu_seconds"] >= json.loads((tmp_path / "tiny-M" / "build.json").read_text())["cpu_seconds"]
-    monkeypatch.setattr(backbones.Trainer, "update", lambda *_: pytest.fail("trained again"))
-    backbones.build(("S", "M"), tmp_path)
+    monkeypatch.setattr(build.Trainer, "update", lambda *_: pytest.fail("trained again"))
+    build.build_backbones(("S", "M"), tmp_path)
     again = {path.parent.name: load_file(path) for path in tmp_path.glob("tiny-*/model.safetensors")}
     assert all(torch.equal(made[name][key], again[name][key]) for name in made for key in made[name])
 
 
 def test_a_checkpoint_brings_back_weights_and_moments(tmp_path):
     ids = torch.randint(10, 4000, (2, 30), generator=torch.Generator().manual_seed(0))
-    one = backbones.Trainer(small_model(), SMALL)
+    one = build.Trainer(small_model(), SMALL)
     one.update(ids, torch.ones(2, 30))
-    checkpoints.save(tmp_path / "a", backbones._checkpoint(one, 3.5))
-    two = backbones.Trainer(small_model(), SMALL)
-    assert backbones._restore(two, checkpoints.load(tmp_path / "a")) == 3.5
+    checkpoints.save_checkpoint(tmp_path / "a", build._checkpoint(one, 3.5))
+    two = build.Trainer(small_model(), SMALL)
+    assert build._restore(two, checkpoints.load_checkpoint(tmp_path / "a")) == 3.5
     assert (two.seen, two.step) == (one.seen, one.step)
     for trainer in (one, two):
         trainer.update(ids, torch.ones(2, 30))
@@ -238,13 +241,13 @@ def test_the_probe_asks_real_questions_of_the_split():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_backbone_loads_and_says_what_it_reads(name):
-    folder = backbones.FOLDER / name
+    folder = build.FOLDER / name
     if not folder.exists():
         pytest.skip(f"data/backbones/{name} has not been built yet (`zs backbones build`)")
     tensors = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
-    loaded = models.load(name)
+    loaded = load_model(name)
     assert loaded.model.dtype == torch.float32
     ids = loaded.tokenizer("Question: what is the capital of France?\n", return_tensors="pt").input_ids
     assert torch.isfinite(loaded.model(ids).logits).all()
@@ -258,7 +261,7 @@ def test_a_shipped_backbone_loads_and_says_what_it_reads(name):
 
 
 def test_the_shipped_backbones_are_small_together():
-    if not backbones.FOLDER.exists():
+    if not build.FOLDER.exists():
         pytest.skip("data/backbones has not been built yet (`zs backbones build`)")
-    size = sum(path.stat().st_size for name in SHIPPED for path in (backbones.FOLDER / name).glob("*"))
+    size = sum(path.stat().st_size for name in SHIPPED for path in (build.FOLDER / name).glob("*"))
     assert size <= MEBIBYTES * 2**20

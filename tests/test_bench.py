@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from zs_lib import bench, config
-from zs_lib.bench import page
+from zs_lib.config import paths
 from zs_lib.errors import ConfigError
+from zs_lib.tools.bench import page, run
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from zs_lib.errors import ConfigError
     ],
 )
 def test_everybody_works(name, who):
-    rows = pd.DataFrame(bench.rows(name, small=True))
+    rows = pd.DataFrame(run.rows(name, small=True))
     assert set(rows["who"]) == who
     assert (rows[rows["measure"].isin(["time", "speed", "searches", "sampled tokens"])]["value"] > 0).all()
     assert (rows[rows["measure"] == "of the peak"]["value"] < 1).all()
@@ -59,9 +59,9 @@ def test_a_target_is_met_missed_or_not_measured():
 def test_the_page_says_what_the_records_say(monkeypatch, tmp_path):
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     page.write()
-    assert (tmp_path / "page.md").read_bytes() == (config.ROOT / "BENCHMARKS.md").read_bytes()
+    assert (tmp_path / "page.md").read_bytes() == (paths.ROOT / "BENCHMARKS.md").read_bytes()
 
 
 def test_an_unknown_benchmark_is_refused():
     with pytest.raises(ConfigError, match="rollouts"):
-        bench.run(["speed"])
+        run.run_benchmarks(["speed"])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from zs_lib import config
+from zs_lib.config import paths
 
 
 @pytest.mark.parametrize("phase", ["evaluation"])
@@ -35,7 +35,7 @@ def test_the_outcome_tells_weights_and_logs_apart_but_no_times(tmp_path):
 
 
 def test_the_page_says_what_the_records_say():
-    page = (config.ROOT / "tests" / "RELIABILITY.md").read_text(encoding="utf-8")
+    page = (paths.ROOT / "tests" / "RELIABILITY.md").read_text(encoding="utf-8")
     kills, cases = pd.read_csv(chaos.RECORD), pd.read_csv(fuzz.RECORD)
     for phase, trials in kills.groupby("phase", sort=False):
         assert (

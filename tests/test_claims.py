@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from study_fixtures import ROWS
 
-from zs_lib import claims
+from zs_lib.analysis import claims
 from zs_lib.errors import DataError
 
 
@@ -78,7 +78,7 @@ def test_a_missing_arm_is_named():
 def fidelity_row(simulator, **values):
     return {
         "simulator": simulator,
-        "way": "grounded",
+        "recipe": "grounded",
         "questions_from": "held out",
         "good_queries": 400,
         "bad_queries": 400,

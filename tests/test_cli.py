@@ -7,8 +7,11 @@ import sys
 import pytest
 from run_fixtures import CountingArm, ensure
 
-from zs_lib import asking, cli, config, doctor, reproduce
+from zs_lib import cli
+from zs_lib.config import paths
 from zs_lib.engines import SearchResult
+from zs_lib.launch import reproduce
+from zs_lib.ui import ask
 
 
 def zs(capsys, *arguments) -> tuple[int, str, str]:
@@ -76,7 +79,7 @@ def test_reproduce_passes_its_arguments(monkeypatch, capsys):
 def test_help_comes_at_once():
     """It imports nothing of weight; `zs bench start` says how long it takes."""
     command = [sys.executable, "-X", "importtime", "-m", "zs_lib", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=config.ROOT)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=paths.ROOT)
     imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
     assert "reproduce" in shown.stdout and "zs_lib.cli" in imported
     assert not {"torch", "transformers", "pandas", "numpy", "matplotlib"} & imported
@@ -103,7 +106,7 @@ def test_search(capsys):
     assert "France" in out
 
 
-SHIPPED = (config.ROOT / "data" / "backbones" / "tiny-S" / "config.json").exists()
+SHIPPED = (paths.ROOT / "data" / "backbones" / "tiny-S" / "config.json").exists()
 
 
 @pytest.mark.skipif(not SHIPPED, reason="needs the shipped backbones")
@@ -134,7 +137,7 @@ def test_doctor(capsys, monkeypatch):
         "gpu",
         "vllm",
     } <= looked_at
-    monkeypatch.setattr(doctor.config, "ROOT", config.ROOT / "tests")  # there is no data
+    monkeypatch.setattr(doctor.config, "ROOT", paths.ROOT / "tests")  # there is no data
     code, out, _ = zs(capsys, "doctor")
     assert code == 1 and "missing  benchmark    lacks questions.jsonl" in out and "zs benchmark build" in out
 
@@ -171,7 +174,7 @@ def test_a_simulator_is_asked_for_one_query(monkeypatch, capsys):
             asked.extend(requests)
             return [SearchResult.of(("Oslo is a capital.",))]
 
-    monkeypatch.setattr(asking, "_engine", lambda name, study: Engine())
+    monkeypatch.setattr(ask, "_engine", lambda name, study: Engine())
     code, out, _ = zs(
         capsys,
         "simulate",

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from zs_lib.cluster import Card, Clock, Line, Parts, roll
+from zs_lib.tools.planning.cluster import Card, Clock, Line, Parts, roll
 
 EVEN = Parts(
     policies=(1, 8, lambda n: 0.1),

@@ -8,11 +8,13 @@ import sys
 import nbformat
 import pytest
 
-from zs_lib import config, reproduce
-from zs_lib.arms import CurriculumConfig, PolicyArm, SimulatorArm
-from zs_lib.config import load_profile
+from zs_lib import config
+from zs_lib.config import load_profile, paths, profile
+from zs_lib.config.arms import CurriculumConfig, PolicyArm, SimulatorArm
+from zs_lib.config.values import digest, from_identity, identity
 from zs_lib.errors import ConfigError, RunError
-from zs_lib.values import digest, from_identity, identity
+from zs_lib.launch import notebooks, reproduce, scheduler
+from zs_lib.launch.notebooks import run_notebook, store_outputs
 
 
 @pytest.mark.parametrize("name", ["smoke", "tiny", "smol", "smol-sizes", "paper"])
@@ -30,7 +32,7 @@ def test_rows_override_shared_values():
     tiny = load_profile("tiny")
     assert [arm.name for arm in tiny.policies] == ["zerosearch", "zerosearch-naive", "search-r1", "r1"]
     assert tiny.policy("zerosearch").simulator is tiny.simulator("grounded-tiny-L")
-    assert tiny.policy("zerosearch-naive").simulator.way == "naive"
+    assert tiny.policy("zerosearch-naive").simulator.recipe == "naive"
     assert tiny.policy("search-r1").simulator is None and tiny.policy("search-r1").curriculum is None
     paper = load_profile("paper").policy("zerosearch/backbone=Llama-3.2-3B")
     assert (
@@ -96,7 +98,7 @@ def test_wrong_files(change, message, tmp_path, monkeypatch):
     text = (config.PROFILES / "tiny.toml").read_text()
     assert change[0] in text
     (tmp_path / "tiny.toml").write_text(text.replace(*change, 1))
-    monkeypatch.setattr(config, "PROFILES", tmp_path)
+    monkeypatch.setattr(profile, "PROFILES", tmp_path)
     with pytest.raises(ConfigError, match=message):
         load_profile("tiny")
 
@@ -146,7 +148,7 @@ def test_config_is_light():
 @pytest.fixture
 def notebook(tmp_path, monkeypatch):
     """A notebook with a parameters cell and a resolving cell, run by kernels that find zs_lib."""
-    monkeypatch.setenv("PYTHONPATH", str(config.ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(paths.ROOT))
     parameters = nbformat.v4.new_code_cell(
         'profile = "tiny"\nseeds = None', metadata={"tags": ["parameters"]}
     )
@@ -178,18 +180,18 @@ def test_plain_papermill_refuses_an_unknown_parameter(notebook, tmp_path):
 
 def test_run_notebook_refuses_an_unknown_parameter(notebook, tmp_path):
     with pytest.raises(ConfigError, match="'bogus'. Known: profile, seeds"):
-        reproduce.run_notebook(notebook, tmp_path / "out.ipynb", {"bogus": 1})
+        run_notebook(notebook, tmp_path / "out.ipynb", {"bogus": 1})
     assert not (tmp_path / "out.ipynb").exists()
 
 
 def test_outputs_are_stored_in_the_notebook_and_nothing_else_is(notebook, tmp_path, monkeypatch, store):
-    monkeypatch.setattr(reproduce, "NOTEBOOKS", notebook.parent)
-    monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", notebook.parent)
+    monkeypatch.setattr(notebooks, "OUTPUTS", tmp_path / "outputs")
     with pytest.raises(RunError, match="zs reproduce --profile smoke"):
-        reproduce.store_outputs("smoke")
+        store_outputs("smoke")
     before = nbformat.read(notebook, as_version=4)
     reproduce.reproduce("smoke", seeds=2, only=["03"], jobs=1)
-    assert reproduce.store_outputs("smoke") == [notebook]
+    assert store_outputs("smoke") == [notebook]
     after = nbformat.read(notebook, as_version=4)
     assert after["cells"][-1]["outputs"][0]["text"] == "smoke 2\n"
     assert [cell["source"] for cell in after["cells"]] == [cell["source"] for cell in before["cells"]]
@@ -197,12 +199,12 @@ def test_outputs_are_stored_in_the_notebook_and_nothing_else_is(notebook, tmp_pa
     after["cells"][-1]["source"] += "\n"
     nbformat.write(after, notebook)
     with pytest.raises(RunError, match="other cells"):
-        reproduce.store_outputs("smoke")
+        store_outputs("smoke")
 
 
 def test_reproduce(notebook, tmp_path, monkeypatch, store, capsys):
-    monkeypatch.setattr(reproduce, "NOTEBOOKS", notebook.parent)
-    monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", notebook.parent)
+    monkeypatch.setattr(notebooks, "OUTPUTS", tmp_path / "outputs")
     assert reproduce.reproduce("smoke", ["03"], seeds=2, jobs=1) == [
         tmp_path / "outputs" / "smoke" / notebook.name
     ]
@@ -225,9 +227,9 @@ def test_reproduce(notebook, tmp_path, monkeypatch, store, capsys):
 def test_notebooks_run_side_by_side_when_all_runs_are_made_and_none_begins_after_one_that_failed(
     notebook, tmp_path, monkeypatch, store
 ):
-    monkeypatch.setattr(reproduce, "NOTEBOOKS", notebook.parent)
-    monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
-    monkeypatch.setattr(reproduce, "ensure_arms", lambda *_, **__: [])  # none is needed
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", notebook.parent)
+    monkeypatch.setattr(notebooks, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(scheduler, "make_runs", lambda *_, **__: [])  # none is needed
     cells = nbformat.read(notebook, as_version=4)
     meet = (
         "import pathlib, time\npathlib.Path({mine!r}).touch()\nend = time.time() + 60\n"
@@ -251,7 +253,7 @@ def test_a_profile_that_extends_another_differs_in_what_it_says(tmp_path, monkey
     assert sizes.policies[:-1] == smol.policies and sizes.simulators[:-1] == smol.simulators
     assert sizes.evaluation == smol.evaluation and sizes.policies[-1].simulator == sizes.simulators[-1]
     assert config.load_profile("smol-sizes", {"policy.steps": 3}).policies[0].steps == 3
-    monkeypatch.setattr(config, "PROFILES", tmp_path)
+    monkeypatch.setattr(profile, "PROFILES", tmp_path)
     (tmp_path / "mine.toml").write_text('extends = "mine"')
     with pytest.raises(ConfigError, match="Unknown profile 'mine'. Known: none"):  # not itself, in a circle
         config.load_profile("mine")

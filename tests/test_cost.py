@@ -3,7 +3,9 @@
 import pandas as pd
 import pytest
 
-from zs_lib import claims, config, cost, roofline
+from zs_lib import config
+from zs_lib.analysis import claims, cost, roofline
+from zs_lib.config import paths
 from zs_lib.engines.http import SerpApiEngine, SerperEngine
 from zs_lib.errors import ConfigError, DataError
 
@@ -57,7 +59,7 @@ def test_rates_by_hand():
 
 
 def test_what_is_assumed_of_rollouts_was_measured():
-    recorded = pd.read_csv(config.ROOT / "data" / "results" / "tiny" / "cost.csv")
+    recorded = pd.read_csv(paths.ROOT / "data" / "results" / "tiny" / "cost.csv")
     assert cost.rates(config.load_profile("tiny"), recorded).loc["zerosearch", "writing"] == pytest.approx(
         cost.WRITING, abs=0.05
     )
@@ -102,7 +104,7 @@ def test_every_quote_has_its_source_and_date():
 def test_a_damaged_quote_is_told(monkeypatch, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "prices.csv").write_bytes(b"\xff")
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     with pytest.raises(DataError, match="data/prices.csv .* `git checkout`"):
         cost.quotes()
 
@@ -189,9 +191,9 @@ def test_the_88_percent_anew():
     )
     assert saved.loc["free"].tolist() == [1, 1, 1]
     today = cost.today(PAPER)
-    assert (today["load"] <= 1).all() and today["load"].xs("as many cards as the paper", level="way").between(
-        0.04, 0.06
-    ).all()
+    assert (today["load"] <= 1).all() and today["load"].xs(
+        "as many cards as the paper", level="recipe"
+    ).between(0.04, 0.06).all()
 
 
 def test_an_unknown_card_is_named():

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zs_lib.arms import CurriculumConfig
-from zs_lib.curriculum import noise_probability
+from zs_lib.config.arms import CurriculumConfig
 from zs_lib.errors import ConfigError
+from zs_lib.rl.curriculum import noise_probability
 
 share = st.floats(0, 1)
 

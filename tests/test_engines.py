@@ -9,11 +9,10 @@ from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 from zs_lib.engines import SearchRequest, SearchResult, build_engine
 from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.engines.dense import DenseEngine
-from zs_lib.engines.mixed import MixedEngine
-from zs_lib.engines.noisy import NoisyEngine
 from zs_lib.engines.simulated import SimulatedEngine
+from zs_lib.engines.wrappers import MixedEngine, NoisyEngine
 from zs_lib.errors import EngineError, ModelError
-from zs_lib.generate import Generator
+from zs_lib.models.decode import TransformersGenerator
 from zs_lib.qa import Passage
 
 TEXTS = [
@@ -74,7 +73,7 @@ def test_the_simulator_is_prompted_per_request_and_its_text_is_parsed():
 
 
 def test_a_simulated_search_does_not_depend_on_the_others():
-    engine = SimulatedEngine(Generator(tiny_model(), tiny_tokenizer()), "paper", 0.8, 20)
+    engine = SimulatedEngine(TransformersGenerator(tiny_model(), tiny_tokenizer()), "paper", 0.8, 20)
     requests = [ask(f"query {i}", noisy=i % 2 == 0, key=(i,)) for i in range(6)]
     assert engine.search(requests, 3)[4] == engine.search([requests[4]], 3)[0]
     assert engine.tokens > 0

@@ -5,12 +5,13 @@ import json
 import pytest
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
-from zs_lib import evaluate as evaluation
-from zs_lib import models
-from zs_lib.arms import EvaluationArm, EvaluationConfig, ObjectiveConfig, PolicyArm, RolloutConfig
+from zs_lib import pipeline
+from zs_lib.config import paths
+from zs_lib.config.arms import EvaluationArm, EvaluationConfig, ObjectiveConfig, PolicyArm, RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.errors import DataError, EngineError, RunError
-from zs_lib.evaluate import evaluate, pick, summarise
+from zs_lib.evaluation import evaluate
+from zs_lib.evaluation.evaluate import evaluate, evaluate_to_file, pick, read_scores, summarise
 from zs_lib.qa import SUBSETS, Hop, Question
 from zs_lib.runs import Run, RunStore
 
@@ -93,7 +94,7 @@ def test_the_same_questions_are_picked_whatever_their_order():
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """An empty run store, and a random model as the backbone "tiny-X"."""
-    monkeypatch.setattr(models, "BACKBONES", tmp_path)
+    monkeypatch.setattr(paths, "BACKBONES", tmp_path)
     save(tmp_path / "tiny-X")
     return RunStore(tmp_path / "runs")
 
@@ -140,21 +141,21 @@ def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
     assert (arm.rollout.temperature, arm.rollout.num_documents) == (0.0, 3)
     shown = []
     monkeypatch.setattr(Run, "progress", lambda run, stage, step, steps: shown.append((stage, step, steps)))
-    run = evaluation.ensure(arm, 0, store)
+    run = pipeline.ensure(arm, 0, store)
     assert shown == [("evaluating", done, len(SUBSETS)) for done in range(len(SUBSETS))]
     assert run.finished and set(run.summary["subsets"]) == set(SUBSETS)
-    table = evaluation.rows(run)
+    table = read_scores(run)
     assert len(table) == run.summary["questions"] == 2 * len(SUBSETS)
-    monkeypatch.setattr(evaluation, "evaluate", None)  # found in the store, not made again
-    assert evaluation.ensure(arm, 0, store).path == run.path
+    monkeypatch.setattr(evaluate, "evaluate", None)  # found in the store, not made again
+    assert pipeline.ensure(arm, 0, store).path == run.path
 
 
 def test_rows_come_back_as_they_were_stored(store, monkeypatch):
     written = evaluate(ScriptedGenerator(write), QUESTIONS, Engine(), CFG, seed=0)
     written.loc[0, "prediction"] = "NA"  # a name like any other
     parts = iter([written])  # of the first subset; the others have no questions
-    monkeypatch.setattr(evaluation, "evaluate", lambda *args: next(parts, written[:0]))
-    read = evaluation.rows(evaluation.ensure(EvaluationArm.of_backbone(POLICY, SMALL), 0, store))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *args: next(parts, written[:0]))
+    read = read_scores(pipeline.ensure(EvaluationArm.of_backbone(POLICY, SMALL), 0, store))
     assert read["prediction"].fillna("").tolist() == written["prediction"].fillna("").tolist()
     assert read["query_quality"].isna().tolist() == [False, False, True] and read["f1"].dtype == float
 
@@ -163,32 +164,32 @@ def test_a_policys_evaluation_takes_the_model_of_its_run(store):
     arm = EvaluationArm.of_policy(POLICY, SMALL)
     assert arm.engine == "none"
     with pytest.raises(RunError):
-        evaluation.ensure(arm, 3, store)
-    store.ensure(POLICY, 3, lambda run: save(run.model_dir) or {})
-    run = evaluation.ensure(arm, 3, store)
-    assert run.seed == 3 and (evaluation.rows(run)["searches"] == 0).all()
+        pipeline.ensure(arm, 3, store)
+    store.complete(POLICY, 3, lambda run: save(run.model_dir) or {})
+    run = pipeline.ensure(arm, 3, store)
+    assert run.seed == 3 and (read_scores(run)["searches"] == 0).all()
 
 
 def test_predictions_are_kept_batch_by_batch_and_not_made_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "BATCH", 2)
+    monkeypatch.setattr(evaluate, "BATCH", 2)
     path, asked = tmp_path / "out.jsonl", []
-    original = evaluation.evaluate
+    original = evaluate
     monkeypatch.setattr(
-        evaluation,
+        evaluate,
         "evaluate",
         lambda g, questions, *rest: asked.append([q.id for q in questions]) or original(g, questions, *rest),
     )
-    whole = evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
+    whole = evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
     ids = [question.id for question in QUESTIONS]
     assert whole["id"].tolist() == ids and asked == [ids[:2], ids[2:]]
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:20])  # a kill in the middle of a write
     asked.clear()
-    again = evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
+    again = evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
     assert asked == [ids[1:]] and again["f1"].tolist() == whole["f1"].tolist()
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ids
     with pytest.raises(DataError, match="holds the answers of me, not of you"):
-        evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "you")
+        evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "you")
     path.write_text("no JSON\n")
     with pytest.raises(RunError, match="out.jsonl is damaged in line 1.*name another file"):
-        evaluation.to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
+        evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")

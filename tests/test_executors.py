@@ -12,15 +12,16 @@ import types
 import pytest
 from run_fixtures import CountingArm
 
-from zs_lib import cli, config, executors, reproduce, worker
-from zs_lib.config import Share
+from zs_lib import cli, config, pipeline
+from zs_lib.config import Share, paths
 from zs_lib.errors import ConfigError, RunError
-from zs_lib.executors import Executor, opened
+from zs_lib.launch import executors, scheduler, worker
+from zs_lib.launch.executors import Executor, opened
 
 
 @pytest.fixture(autouse=True)
 def counting(monkeypatch):
-    monkeypatch.setitem(reproduce.WORK, "CountingArm", "run_fixtures:ensure")
+    monkeypatch.setitem(pipeline.WORK, "CountingArm", "run_fixtures:ensure")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_nodes_get_settings_and_no_secrets(monkeypatch):
     assert (
         given["OMP_NUM_THREADS"] == "4"
         and given["ZS_HUB_DATA"] == "x"
-        and str(config.ROOT) in given["PYTHONPATH"]
+        and str(paths.ROOT) in given["PYTHONPATH"]
     )
     assert not {"ZS_SERVE_TOKEN", "SERPAPI_API_KEY"} & given.keys()
 
@@ -115,17 +116,17 @@ def test_any_place_that_does_jobs_makes_runs(store):
         made.append(Elsewhere())
         return made[-1]
 
-    runs = reproduce.ensure_arms([(CountingArm(), seed) for seed in range(3)], executor=Executor(place, 256))
+    runs = scheduler.make_runs([(CountingArm(), seed) for seed in range(3)], executor=Executor(place, 256))
     assert all(run.finished for run in runs) and len(made) == 3  # no more places than tasks
-    assert all(one.asked.is_set() and 0 < one.ended <= reproduce.STOP_S for one in made)
+    assert all(one.asked.is_set() and 0 < one.ended <= scheduler.STOP_S for one in made)
     with pytest.raises(RunError, match="counting counting-3 s0: There is no such model."):
-        reproduce.ensure_arms([(CountingArm(steps=3, fail="typed"), 0)], executor=Executor(place, 256))
+        scheduler.make_runs([(CountingArm(steps=3, fail="typed"), 0)], executor=Executor(place, 256))
 
 
 def test_a_machine_that_does_not_share_the_store_is_found_out(store, monkeypatch):
-    monkeypatch.setattr(reproduce, "SEEN_S", 0)
+    monkeypatch.setattr(scheduler, "SEEN_S", 0)
     with pytest.raises(
         RunError,
         match="finished on another machine, and not here: .* must be a folder that all machines share",
     ):
-        reproduce.ensure_arms([(CountingArm(), 0)], executor=Executor(lambda: Elsewhere(blind=True), 1))
+        scheduler.make_runs([(CountingArm(), 0)], executor=Executor(lambda: Elsewhere(blind=True), 1))

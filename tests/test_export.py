@@ -11,13 +11,14 @@ import pytest
 import torch
 import yaml
 
-from zs_lib import cli, config, evaluate, models, policy
-from zs_lib.arms import EvaluationArm
+from zs_lib import cli, config, pipeline
+from zs_lib.config.arms import EvaluationArm
 from zs_lib.errors import RunError
-from zs_lib.export import export
-from zs_lib.generate import Generator
+from zs_lib.models.decode import TransformersGenerator
+from zs_lib.models.load import load_model
 from zs_lib.protocol import STOP_STRINGS
 from zs_lib.runs import RunStore
+from zs_lib.tools.export import export
 
 STUDY = config.load_profile("smoke", {"policy.steps": 1, "policy.backbone": "tiny-S-instruct"})
 ARM = STUDY.policy("search-r1")
@@ -30,8 +31,8 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZS_RUNS", str(folder / "runs"))
         store = RunStore()
-        run = policy.ensure(ARM, 0, store)
-        evaluate.ensure(
+        run = pipeline.ensure(ARM, 0, store)
+        pipeline.ensure(
             EvaluationArm.of_policy(ARM, dataclasses.replace(STUDY.evaluation, questions_per_subset=1)),
             0,
             store,
@@ -53,8 +54,8 @@ def test_transformers_alone_loads_it_and_writes_what_we_write(made):
         timeout=300,
     ).stdout
     foreign, ids = shown.splitlines()[-2:]
-    loaded = models.load(run.model_dir)
-    generator = Generator(loaded.model, loaded.tokenizer)
+    loaded = load_model(run.model_dir)
+    generator = TransformersGenerator(loaded.model, loaded.tokenizer)
     prompt = generator.encode_prompt("Question: what is the capital of Norway?\n")
     ours = generator.generate([prompt], [(0,)], ARM.rollout.max_turn_tokens, 0.0, STOP_STRINGS)[0]
     assert foreign == "False" and ids == str(prompt + ours.ids) and "<search>" in generator.decode(ours.ids)

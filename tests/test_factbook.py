@@ -2,9 +2,10 @@
 
 import re
 
-from zs_lib import factbook, qa
+from zs_lib import qa
 from zs_lib.engines import SearchRequest, build_engine
-from zs_lib.world import load_world
+from zs_lib.qa import factbook
+from zs_lib.qa.world import load_world
 
 PASSAGES, WORLD = factbook.passages(), load_world()
 

@@ -6,8 +6,18 @@ import pandas as pd
 import pytest
 from study_fixtures import ROWS
 
-from zs_lib import config, cost, figures, paper, readme, results
-from zs_lib import tables as table_files
+from zs_lib import config, studies
+from zs_lib.analysis import cost, figures, paper, results, summaries
+from zs_lib.analysis.tables import (
+    BEGIN,
+    END,
+    OURS,
+    README,
+    markdown,
+    results_section,
+    update_readme,
+    write_all,
+)
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.qa import SUBSETS
 
@@ -56,7 +66,7 @@ def tables():
             "real_bad": 0.05,
         }
         for size in "SL"
-        for source in results.QUESTIONS_FROM
+        for source in studies.QUESTIONS_FROM
     ]
     robust = [
         {"arm": arm, "seed": seed, "engine": engine, "noise": noise, "f1": 0.6 - noise / 2}
@@ -144,25 +154,25 @@ def test_what_is_missing_is_named(tables):
     with pytest.raises(DataError, match="06_choices.*'masks'.*--full"):
         figures.draw("06_choices", core)
     with pytest.raises(DataError, match="zs reproduce --profile paper"):
-        results.load("paper")
+        results.load_tables("paper")
 
 
 def test_subset_table_has_the_papers_shape(tables):
-    table = results.subset_table(tables["evaluation"], "em")
+    table = summaries.subset_table(tables["evaluation"], "em")
     assert list(table.columns) == [*SUBSETS, "Avg"] and table.loc["start", "Avg"] == 50.0
-    assert list(results.core(tables["evaluation"])["arm"].unique()) == ["start", "zerosearch", "search-r1"]
+    assert list(summaries.core(tables["evaluation"])["arm"].unique()) == ["start", "zerosearch", "search-r1"]
 
 
 def test_a_study_table_has_its_rows_in_order(tables):
-    table = results.study_table(tables, "algorithms")
+    table = summaries.study_table(tables, "algorithms")
     assert list(table.index) == ["REINFORCE", "REINFORCE++", "GRPO", "PPO"]
     assert list(table.columns) == [*SUBSETS, "Avg", "interval", "seeds"] and (table["Avg"] == 50.0).all()
     with pytest.raises(DataError, match="'none'"):
-        results.study_table(tables, "none")
+        summaries.study_table(tables, "none")
 
 
 def test_the_main_table_knows_method_and_backbone_of_every_arm(tables):
-    table = results.methods_table(tables)
+    table = summaries.methods_table(tables)
     assert [
         ("tiny-S", "Direct Answer"),
         ("tiny-S", "RA-Agent"),
@@ -174,8 +184,8 @@ def test_the_main_table_knows_method_and_backbone_of_every_arm(tables):
 
 
 def test_the_recorded_study_has_three_seeds_of_every_arm_and_all_its_figures():
-    tables = results.load("tiny")
-    trained = results.core(tables["evaluation"]).groupby("arm")["seed"].nunique().drop(results.START)
+    tables = results.load_tables("tiny")
+    trained = summaries.core(tables["evaluation"]).groupby("arm")["seed"].nunique().drop(results.START)
     assert (
         set(trained.index) == {arm.name for arm in config.load_profile("tiny").policies}
         and trained.min() >= 3
@@ -187,10 +197,10 @@ def test_the_recorded_study_has_three_seeds_of_every_arm_and_all_its_figures():
 
 
 def test_the_readme_says_what_is_recorded(tmp_path):
-    assert readme.section(results.load("tiny")) in readme.README.read_text(encoding="utf-8")
+    assert results_section(results.load_tables("tiny")) in README.read_text(encoding="utf-8")
     stale = tmp_path / "README.md"
-    stale.write_text(f"before\n{readme.BEGIN}\nF1 is 0.99\n{readme.END}\nafter\n")
-    readme.update(results.load("tiny"), stale)
+    stale.write_text(f"before\n{BEGIN}\nF1 is 0.99\n{END}\nafter\n")
+    update_readme(results.load_tables("tiny"), stale)
     text = stale.read_text()
     assert (
         "0.99" not in text
@@ -200,15 +210,15 @@ def test_the_readme_says_what_is_recorded(tmp_path):
     )
     stale.write_text("no marks")
     with pytest.raises(DataError, match="end of results"):
-        readme.update(results.load("tiny"), stale)
+        update_readme(results.load_tables("tiny"), stale)
 
 
 def test_the_stored_tables_are_those_of_the_record(tmp_path):
-    for name in table_files.OURS:
+    for name in OURS:
         (tmp_path / f"{name}.csv").write_text("of another record")
-    written, lacking = table_files.write_all("tiny", tmp_path)
+    written, lacking = write_all("tiny", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}
-    assert len(written) == 3 * (len(table_files.OURS) - len(lacking) + len(paper.TABLES))
+    assert len(written) == 3 * (len(OURS) - len(lacking) + len(paper.TABLES))
     assert {path.name for path in (figures.FOLDER / "tables").iterdir()} == {path.name for path in written}
     for path in written:
         assert path.read_bytes() == (figures.FOLDER / "tables" / path.name).read_bytes(), path.name
@@ -219,7 +229,7 @@ def test_a_table_as_markdown():
         {"a|b": [0.12345, 2.0], "c": ["x|y", "z"]}, index=pd.Index(["one", "two"], name="row")
     )
     assert (
-        table_files.markdown(table)
+        markdown(table)
         == "| row | a\\|b | c |\n| --- | --- | --- |\n| one | 0.1235 | x\\|y |\n| two | 2 | z |\n"
     )
 
@@ -228,7 +238,7 @@ def test_a_record_of_another_version_is_told(tmp_path):
     shutil.copytree(results.RECORDS / "tiny", tmp_path / "tiny")
     pd.DataFrame({"arm": ["zerosearch"], "seed": [0]}).to_csv(tmp_path / "tiny" / "cost.csv")
     with pytest.raises(DataError, match="cost.csv .* 'queries'"):
-        results.load("tiny", tmp_path / "tiny")
+        results.load_tables("tiny", tmp_path / "tiny")
     (tmp_path / "tiny" / "training.csv.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="training.csv.gz"):
-        results.load("tiny", tmp_path / "tiny")
+        results.load_tables("tiny", tmp_path / "tiny")

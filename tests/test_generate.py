@@ -7,18 +7,17 @@ import pytest
 import torch
 from model_fixtures import tiny_model, tiny_tokenizer
 
-from zs_lib import batch as batches
-from zs_lib.batch import Batch, Row, _shared_prefix, read_alike
-from zs_lib.draws import uniform
 from zs_lib.errors import ModelError
-from zs_lib.generate import Generator, _sample, build_generator
-from zs_lib.past import Past
-from zs_lib.prefix import sharing
+from zs_lib.models.batch import PREFILL_TOKENS, Batch, Row, _shared_prefix, prefill_common_prefixes
+from zs_lib.models.decode import TransformersGenerator, sample
+from zs_lib.models.kv_cache import KVCache, shared_prefix_attention
+from zs_lib.models.load import build_generator
+from zs_lib.rng import uniform
 
 
 @pytest.fixture(scope="module")
 def generator():
-    return Generator(tiny_model(), tiny_tokenizer(), max_batch=16)
+    return TransformersGenerator(tiny_model(), tiny_tokenizer(), max_batch=16)
 
 
 def prompts_of(lengths, seed=0, prefix=()):
@@ -58,7 +57,7 @@ def test_a_completion_does_not_depend_on_its_batch(generator, temperature, prefi
 @pytest.mark.parametrize("prefix", [(), tuple(range(20, 50))], ids=["no prefix", "shared prefix"])
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_logprobs_are_those_of_a_full_forward_at_the_sampling_temperature(kv_heads, prefix):
-    generator = Generator(tiny_model(kv_heads=kv_heads), tiny_tokenizer())
+    generator = TransformersGenerator(tiny_model(kv_heads=kv_heads), tiny_tokenizer())
     prompts = prompts_of([3, 30, 17, 1], prefix=prefix)
     for completion, prompt in zip(
         generator.generate(prompts, [(i,) for i in range(4)], 30, 0.7), prompts, strict=True
@@ -93,13 +92,13 @@ def test_a_sample_is_the_first_id_whose_cumulative_probability_exceeds_the_draw(
     logits = torch.randn(400, size, generator=torch.Generator().manual_seed(0)) * 3
     logits[:, ::3] = -torch.inf
     keys = [(i,) for i in range(400)]
-    ids, logprobs = _sample(logits, keys, 3, temperature)
+    ids, logprobs = sample(logits, keys, 3, temperature)
     expected = (logits.double() / temperature).log_softmax(-1)
     draws = torch.tensor([[uniform(key, 3, "token")] for key in keys], dtype=torch.float64)
     assert torch.equal(ids, (expected.exp().cumsum(-1) > draws).int().argmax(-1))
     assert torch.allclose(logprobs, expected.gather(-1, ids[:, None])[:, 0], atol=1e-6)
     half = logits.bfloat16()
-    ids, logprobs = _sample(half, keys, 3, temperature)  # not rounded further
+    ids, logprobs = sample(half, keys, 3, temperature)  # not rounded further
     assert torch.allclose(
         logprobs, (half.double() / temperature).log_softmax(-1).gather(-1, ids[:, None])[:, 0], atol=1e-6
     )
@@ -161,18 +160,23 @@ def test_a_shared_prefix_is_kept_once_and_the_models_attention_comes_back():
     prompts = prompts_of([3, 9, 5], prefix=range(20, 50))
     for dtype, shared in ((torch.float32, 30), (torch.bfloat16, 0)):  # half precision would round the scores
         model = tiny_model().to(dtype)
-        rows, past = [Row(tuple(prompt), (i,)) for i, prompt in enumerate(prompts)], Past()
+        rows, cache = [Row(tuple(prompt), (i,)) for i, prompt in enumerate(prompts)], KVCache()
         with torch.inference_mode():
-            read_alike(model, [row.prompt for row in rows], past)
-            batch = Batch(model, rows, 4, past, False)
+            prefill_common_prefixes(model, [row.prompt for row in rows], cache)
+            batch = Batch(model, rows, 4, cache, False)
             batch.prefill()
-        assert [keys.shape[1] for keys, _ in past.prefix] == [30] * 2 * bool(shared)
-        assert batch.cache.layers[0].room[0].shape == (3, 2, 39 - shared + 4, 8)
+        assert [keys.shape[1] for keys, _ in cache.prefix] == [30] * 2 * bool(shared)
+        assert batch.cache.layers[0].slots[0].shape == (3, 2, 39 - shared + 4, 8)
         before = model.config._attn_implementation
         assert (
-            len(Generator(model, tiny_tokenizer()).generate(prompts, [(i,) for i in range(3)], 4, 1.0)) == 3
+            len(
+                TransformersGenerator(model, tiny_tokenizer()).generate(
+                    prompts, [(i,) for i in range(3)], 4, 1.0
+                )
+            )
+            == 3
         )
-        with pytest.raises(KeyboardInterrupt), sharing(model):
+        with pytest.raises(KeyboardInterrupt), shared_prefix_attention(model):
             assert model.config._attn_implementation != before
             raise KeyboardInterrupt
         assert model.config._attn_implementation == before
@@ -189,16 +193,16 @@ def test_what_earlier_calls_know_is_not_read_again_and_changes_nothing(
     monkeypatch.setattr(
         generator.model, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs)
     )
-    monkeypatch.setitem(batches.PREFILL_TOKENS, "cpu", 100)  # several passes for a batch
+    monkeypatch.setitem(PREFILL_TOKENS, "cpu", 100)  # several passes for a batch
 
-    def talk(past):
+    def talk(cache):
         """Three turns of pairs of texts that begin alike, some of which fall silent, and one of others; all completions, and
         how many ids were read in the third turn."""
         texts, told = prompts_of(LENGTHS, prefix=prefix) * 2, []
         for turn in range(3):
             read.clear()
             told.append(
-                generator.generate(texts, [(turn, i) for i in range(len(texts))], 12, 0.8, ("e",), past)
+                generator.generate(texts, [(turn, i) for i in range(len(texts))], 12, 0.8, ("e",), cache)
             )
             shown = prompts_of([len(text) % 7 + 1 for text in texts], seed=turn)
             texts = [text + c.ids + more for text, c, more in zip(texts, told[-1], shown, strict=True)][
@@ -207,10 +211,10 @@ def test_what_earlier_calls_know_is_not_read_again_and_changes_nothing(
         count = sum(ids.numel() for ids in read if ids.shape[1] > 1)
         others = prompts_of(LENGTHS, seed=9, prefix=range(60, 80))
         return sum(told, []) + generator.generate(
-            others, [(4, i) for i in range(len(others))], 4, 0.8, (), past
+            others, [(4, i) for i in range(len(others))], 4, 0.8, (), cache
         ), count
 
-    (fast, few), (plain, many) = talk(Past(capacity)), talk(None)
+    (fast, few), (plain, many) = talk(KVCache(capacity)), talk(None)
     assert [c.ids for c in fast] == [c.ids for c in plain] and {c.stop_reason for c in fast} >= {
         "stop",
         "length",
@@ -225,7 +229,7 @@ def test_what_earlier_calls_know_is_not_read_again_and_changes_nothing(
 )  # with a prefix that is kept once, and without
 def test_what_several_prompts_begin_with_is_read_once(monkeypatch, dtype):
     model = tiny_model().to(dtype)
-    generator, read, forward = Generator(model, tiny_tokenizer()), [], model.forward
+    generator, read, forward = TransformersGenerator(model, tiny_tokenizer()), [], model.forward
     monkeypatch.setattr(
         model, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs)
     )

@@ -18,9 +18,9 @@ from http_fixtures import serving
 from model_fixtures import ScriptedGenerator
 
 from zs_lib import config, protocol
+from zs_lib.config import paths
+from zs_lib.config.values import digest
 from zs_lib.engines import SearchRequest, SearchResult, build_engine, client, http
-from zs_lib.engines.budgeted import BudgetedEngine
-from zs_lib.engines.cached import CachedEngine
 from zs_lib.engines.client import Limits
 from zs_lib.engines.http import (
     OpenAIEngine,
@@ -30,10 +30,10 @@ from zs_lib.engines.http import (
     WikipediaEngine,
     WikiRetrieverEngine,
 )
+from zs_lib.engines.wrappers import BudgetedEngine, CachedEngine
 from zs_lib.errors import BudgetError, ConfigError, EngineError
 from zs_lib.qa import Question
-from zs_lib.rollout import rollout
-from zs_lib.values import digest
+from zs_lib.rl.rollout import rollout
 
 KEY = "planted+key/7f3a9"
 QUICK = Limits(attempts=2, attempt_s=0.4, search_s=5, first_wait_s=0.01, longest_wait_s=1)
@@ -395,7 +395,7 @@ def test_ctrl_c_ends_a_search_at_once():
     asked = threading.Event()
     with serving(lambda request: asked.set() or hang(request)) as server:
         command = [sys.executable, "-m", "zs_lib", "search", "q", "--engine", f"search-r1:{server.url}"]
-        process = subprocess.Popen(command, cwd=config.ROOT, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True)
         assert asked.wait(30)
         process.send_signal(signal.SIGINT)
         assert process.wait(4) == 130 and process.stderr.read() == ""
@@ -747,6 +747,6 @@ def test_profiles_name_them():
 
 def test_digests_of_recorded_arms_stay():
     """The recorded study's runs are found by them."""
-    rows = (config.ROOT / "data" / "results" / "tiny" / "provenance.csv").read_text().splitlines()
+    rows = (paths.ROOT / "data" / "results" / "tiny" / "provenance.csv").read_text().splitlines()
     run = next(row for row in rows if row.startswith("policy,zerosearch,")).split(",")[3]
     assert digest(config.load_profile("tiny").policy("zerosearch")) in run

@@ -3,9 +3,9 @@
 import pytest
 from model_fixtures import ScriptedGenerator
 
-from zs_lib.arms import RolloutConfig
+from zs_lib.config.arms import RolloutConfig
 from zs_lib.engines import SearchResult
-from zs_lib.methods import METHODS
+from zs_lib.evaluation.methods import METHODS
 from zs_lib.qa import Question
 
 CFG = RolloutConfig(

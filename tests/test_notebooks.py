@@ -12,20 +12,24 @@ import nbformat
 import pytest
 from run_fixtures import CountingArm, ensure
 
-from zs_lib import config, models, notebook, reproduce, studies
-from zs_lib.notebook import PARAMETERS
+from zs_lib import config, studies
+from zs_lib.config import paths
+from zs_lib.launch.notebooks import NOTEBOOKS, parameters
+from zs_lib.models.load import shipped
+from zs_lib.ui import notebook
+from zs_lib.ui.notebook import PARAMETERS
 
 SECRET = "planted-f00d-key"
 """Stands in the environment, and must not be found in anything that was written."""
-NOTEBOOKS = sorted(reproduce.NOTEBOOKS.glob("*.ipynb"))
-TOUR = reproduce.NOTEBOOKS / "README.md"
+NOTEBOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
+TOUR = NOTEBOOKS / "README.md"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_form(path):
     cells = nbformat.read(path, 4).cells
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1 and set(reproduce.parameters(path)) == set(PARAMETERS)
+    assert len(tagged) == 1 and set(parameters(path)) == set(PARAMETERS)
     for cell in cells:
         if cell.cell_type == "code":
             assert cell.source.count("\n") < 15 and not re.search(
@@ -33,7 +37,7 @@ def test_form(path):
             ), cell.source
             assert not any(output.output_type == "error" for output in cell.outputs)
     text = path.read_text(encoding="utf-8")
-    assert str(config.ROOT) not in text and not re.search(r'"/(?:root|home|tmp|work)/', text)
+    assert str(paths.ROOT) not in text and not re.search(r'"/(?:root|home|tmp|work)/', text)
 
 
 def test_no_jobs_show_what_is_finished_and_make_nothing(store, capsys):
@@ -68,7 +72,7 @@ def test_they_are_small():
     assert all(path.stat().st_size < 500_000 for path in NOTEBOOKS)
 
 
-@pytest.mark.skipif("tiny-L" not in models.shipped(), reason="needs the shipped backbones")
+@pytest.mark.skipif("tiny-L" not in shipped(), reason="needs the shipped backbones")
 def test_smoke_run_of_all_and_again_from_the_store(tmp_path):
     secrets = dict.fromkeys(("SERPAPI_API_KEY", "SERPER_API_KEY", "ZS_SERVE_TOKEN", "HF_TOKEN"), SECRET)
     environment = (

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from zs_lib.arms import ObjectiveConfig
+from zs_lib.config.arms import ObjectiveConfig
 from zs_lib.errors import ConfigError
-from zs_lib.objectives import (
+from zs_lib.rl.objectives import (
     KINDS,
     advantage_kind,
-    dead_groups,
     gae,
     group_advantages,
     kl_k3,
     policy_loss,
     value_loss,
+    zero_variance_groups,
 )
 
 NAN = float("nan")
@@ -76,7 +76,7 @@ def test_a_dead_group_gets_exact_zeros(kind, reward, size):
 
 def test_dead_groups_are_those_with_one_reward():
     rewards = tensor([[0.0, 0.0], [0.0, 1.0], [NAN, 1.0], [NAN, NAN]])
-    assert dead_groups(rewards).tolist() == [True, False, True, True]
+    assert zero_variance_groups(rewards).tolist() == [True, False, True, True]
 
 
 def test_an_unknown_baseline_names_the_known_ones():

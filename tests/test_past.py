@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zs_lib.past import Past
+from zs_lib.models.kv_cache import KVCache
 
 ID_BYTES = (3 * 2 + 3 * 4) * 4
 """Of an id, for a layer of 3 heads whose keys are 2 and whose values are 4 wide."""
@@ -15,12 +15,12 @@ def own(text, shared=1):
     return [(ids.repeat(3, 1, 2), -ids.repeat(3, 1, 4))]
 
 
-def past_of(*texts, capacity=1000 * ID_BYTES):
-    past = Past(capacity)
-    past.restart((7,), ())
+def cache_of(*texts, capacity=1000 * ID_BYTES):
+    cache = KVCache(capacity)
+    cache.reset((7,), ())
     for text in texts:
-        past.keep(text, own(text))
-    return past
+        cache.put(text, own(text))
+    return cache
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def past_of(*texts, capacity=1000 * ID_BYTES):
     ],
 )
 def test_the_longest_beginning_is_found(text, count, of):
-    found, (*kept,) = past_of((7, 1, 2, 3), (7, 1, 2, 4, 5), (7, 9)).find(text)
+    found, (*kept,) = cache_of((7, 1, 2, 3), (7, 1, 2, 4, 5), (7, 9)).find(text)
     assert found == count and bool(kept) == bool(count)
     if count:
         expected = own(of or (7, 1, 2, 4, 5))[0]
@@ -46,41 +46,43 @@ def test_the_longest_beginning_is_found(text, count, of):
 
 
 def test_a_longer_text_takes_the_place_of_its_beginning_and_what_finds_no_room_is_not_kept():
-    past = past_of((7, 1, 2), (7, 5), (7, 1, 2, 3, 4), capacity=5 * ID_BYTES)
+    cache = cache_of((7, 1, 2), (7, 5), (7, 1, 2, 3, 4), capacity=5 * ID_BYTES)
     assert (
-        past.size == 5 * ID_BYTES and past.find((7, 1, 2, 3, 4, 5))[0] == 4 and past.find((7, 5, 6))[0] == 1
+        cache.size == 5 * ID_BYTES
+        and cache.find((7, 1, 2, 3, 4, 5))[0] == 4
+        and cache.find((7, 5, 6))[0] == 1
     )
-    past.keep((7, 6), own((7, 6)))
-    assert past.size == 5 * ID_BYTES and past.find((7, 6, 6)) == (0, ())
-    past.keep((7, 5, 6), own((7, 5, 6)))  # no room, even without its beginning
-    assert past.size == 4 * ID_BYTES and past.find((7, 5, 6)) == (0, ())
+    cache.put((7, 6), own((7, 6)))
+    assert cache.size == 5 * ID_BYTES and cache.find((7, 6, 6)) == (0, ())
+    cache.put((7, 5, 6), own((7, 5, 6)))  # no room, even without its beginning
+    assert cache.size == 4 * ID_BYTES and cache.find((7, 5, 6)) == (0, ())
 
 
 def test_a_text_that_is_kept_again_is_kept_once():
-    past = past_of((7, 1, 2), (7, 1, 3), (7, 1, 2))  # as rows of a group may write the same
-    assert past.size == 4 * ID_BYTES
-    past.forget_others([])
-    assert past.size == 0
+    cache = cache_of((7, 1, 2), (7, 1, 3), (7, 1, 2))  # as rows of a group may write the same
+    assert cache.size == 4 * ID_BYTES
+    cache.evict_others([])
+    assert cache.size == 0
 
 
 def test_who_does_not_go_on_is_forgotten():
-    past = past_of((7, 1, 2), (7, 1, 3), (7, 4), (7, 5, 5))
-    past.forget_others([(7, 1, 2, 8), (7, 5, 5, 8), (7, 6)])
-    assert past.size == 4 * ID_BYTES
-    assert [past.find((*text, 0))[0] for text in [(7, 1, 2), (7, 1, 3), (7, 4), (7, 5, 5)]] == [2, 1, 0, 2]
+    cache = cache_of((7, 1, 2), (7, 1, 3), (7, 4), (7, 5, 5))
+    cache.evict_others([(7, 1, 2, 8), (7, 5, 5, 8), (7, 6)])
+    assert cache.size == 4 * ID_BYTES
+    assert [cache.find((*text, 0))[0] for text in [(7, 1, 2), (7, 1, 3), (7, 4), (7, 5, 5)]] == [2, 1, 0, 2]
 
 
 def test_what_is_kept_is_a_copy():
     given = own((7, 1, 2))
-    past = past_of()
-    past.keep((7, 1, 2), given)
+    cache = cache_of()
+    cache.put((7, 1, 2), given)
     given[0][0].zero_()
-    assert past.find((7, 1, 2, 3))[1][0][0].equal(own((7, 1, 2))[0][0])
+    assert cache.find((7, 1, 2, 3))[1][0][0].equal(own((7, 1, 2))[0][0])
 
 
 def test_it_is_for_texts_with_one_beginning():
-    assert not Past().fits([(7, 1)])
-    past = past_of((7, 1, 2))
-    assert past.fits([(7, 1), (7, 2)]) and not past.fits([(7, 1), (7,)]) and not past.fits([(8, 1)])
-    past.restart((), ())
-    assert past.fits([(8, 1)]) and past.size == 0 and past.find((7, 1, 2, 3)) == (0, ())
+    assert not KVCache().fits([(7, 1)])
+    cache = cache_of((7, 1, 2))
+    assert cache.fits([(7, 1), (7, 2)]) and not cache.fits([(7, 1), (7,)]) and not cache.fits([(8, 1)])
+    cache.reset((), ())
+    assert cache.fits([(8, 1)]) and cache.size == 0 and cache.find((7, 1, 2, 3)) == (0, ())

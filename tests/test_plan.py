@@ -7,12 +7,16 @@ import pytest
 from accelerate import Accelerator
 from model_fixtures import tiny_model
 
-from zs_lib import cli, generate, hardware, learner, plan
+from zs_lib import cli
+from zs_lib.analysis import roofline
+from zs_lib.analysis.roofline import Gpu, Shape
 from zs_lib.config import load_profile
 from zs_lib.errors import ConfigError
-from zs_lib.hardware import Gpu, Shape
-from zs_lib.learner import Learner
-from zs_lib.rollout import Trajectory
+from zs_lib.models.generator import Generator
+from zs_lib.rl.batches import MICRO_BATCH_TOKENS
+from zs_lib.rl.learner import Learner
+from zs_lib.rl.trajectory import Trajectory
+from zs_lib.tools.planning import plan
 
 SMALL = Shape(layers=2, hidden=8, intermediate=16, heads=2, kv_heads=1, head_dim=4, vocab=100, tied=1)
 CARD = Gpu(memory=1e9, bandwidth=1000.0, flops=1e5, usd=2.0)
@@ -40,13 +44,13 @@ def test_a_shape_by_hand():
     ],
 )
 def test_parameters_are_the_published_ones(model, billions):
-    assert hardware.shape(model).parameters / 1e9 == pytest.approx(billions, rel=2e-3)
+    assert roofline.shape(model).parameters / 1e9 == pytest.approx(billions, rel=2e-3)
 
 
 def test_every_model_and_the_default_card_are_known():
     for name in ("smoke", "tiny", "smol", "smol-sizes", "paper"):
         assert (
-            len(plan.stages(load_profile(name), hardware.gpu("A100-80GB"), 2))
+            len(plan.stages(load_profile(name), roofline.gpu("A100-80GB"), 2))
             >= len(load_profile(name).policies) + 2
         )
 
@@ -88,9 +92,9 @@ def test_states_are_what_a_learner_holds(values):
         told["gradients"],
         told["reference"],
     )
-    assert told["weights"] == of.held(arm.dtype) and (plan.MICRO_BATCH_TOKENS, hardware.BATCH) == (
-        learner.MICRO_BATCH_TOKENS,
-        generate.Generator.__init__.__defaults__[0],
+    assert told["weights"] == of.held(arm.dtype) and (plan.MICRO_BATCH_TOKENS, roofline.BATCH) == (
+        MICRO_BATCH_TOKENS,
+        Generator.__init__.__defaults__[0],
     )
 
 
@@ -127,7 +131,7 @@ def test_a_rollout_by_hand():
 
 def test_the_papers_searches_cost_what_table_8_says():
     by_name = {
-        stage.name: stage for stage in plan.stages(load_profile("paper"), hardware.gpu("A100-80GB"), 2)
+        stage.name: stage for stage in plan.stages(load_profile("paper"), roofline.gpu("A100-80GB"), 2)
     }
     assert by_name["policy search-r1"].api_usd == pytest.approx(586.7, rel=1e-3)  # 64,000 queries
     assert by_name["policy zerosearch"].api_usd == by_name["policy r1"].api_usd == 0
@@ -146,7 +150,7 @@ def test_the_papers_searches_cost_what_table_8_says():
     )
     assert [budgets[name] for name in names] == ["3357", "157", "", "100", ""]
     stage = by_name["policy zerosearch"]
-    assert stage.usd(hardware.gpu("A100-80GB")) == pytest.approx(stage.hours * 2 * 1.79)
+    assert stage.usd(roofline.gpu("A100-80GB")) == pytest.approx(stage.hours * 2 * 1.79)
     # 3.09 billion: 2 bytes, gradients of 4, 4 + 8 of copies and moments, and the reference
     assert {kind: round(held / 1e9) for kind, held in stage.memory.items()} == {
         "weights": 6,
@@ -155,12 +159,12 @@ def test_the_papers_searches_cost_what_table_8_says():
         "reference": 6,
         "activations or KV cache": 5,
     }
-    simulator = hardware.shape("Qwen/Qwen2.5-14B-Instruct")
+    simulator = roofline.shape("Qwen/Qwen2.5-14B-Instruct")
     assert stage.second == {
         "simulator": simulator.held("bfloat16"),
         "its KV cache": simulator.kept("bfloat16", 128 * 345),
     }
-    alone = {stage.name: stage for stage in plan.stages(load_profile("paper"), hardware.gpu("A100-80GB"), 1)}[
+    alone = {stage.name: stage for stage in plan.stages(load_profile("paper"), roofline.gpu("A100-80GB"), 1)}[
         "policy zerosearch"
     ]
     assert alone.memory == stage.memory | stage.second and alone.cards == 1
@@ -168,7 +172,7 @@ def test_the_papers_searches_cost_what_table_8_says():
 
 def test_commands_are_python_that_names_what_is_there():
     for cards in (1, 2):
-        for stage in plan.stages(load_profile("paper"), hardware.gpu("H100-80GB"), cards):
+        for stage in plan.stages(load_profile("paper"), roofline.gpu("H100-80GB"), cards):
             for line in stage.command.splitlines():
                 words = shlex.split(line)
                 if "python" in words:

@@ -24,16 +24,19 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zs_lib import learner, policy, signals
-from zs_lib.collapse import collapse_warnings
-from zs_lib.arms import CurriculumConfig, ObjectiveConfig, PolicyArm, RolloutConfig, SimulatorArm
-from zs_lib.draws import uniform
+from zs_lib import pipeline
+from zs_lib.config.arms import CurriculumConfig, ObjectiveConfig, PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
-from zs_lib.learner import Learner
 from zs_lib.protocol import parse_action
 from zs_lib.qa import Hop, Question
-from zs_lib.rollout import Trajectory, Turn
+from zs_lib.rl import batches, train
+from zs_lib.rl.batches import make_rows, micro_batches
+from zs_lib.rl.collapse import collapse_warnings
+from zs_lib.rl.learner import Learner, token_logprobs, trained_states
+from zs_lib.rl.train import FAILED_LIMIT, pick_questions, train
+from zs_lib.rl.trajectory import Trajectory, Turn, answer_in_documents, query_quality, trajectory_metrics
+from zs_lib.rng import uniform
 from zs_lib.runs import RunStore
 
 WORDS = [f"w{i}" for i in range(6)]
@@ -145,7 +148,7 @@ def backbone(tmp_path_factory) -> Path:
     return path
 
 
-LOGGED = """reward f1 em turns searches query_quality answer_in_documents invalid_actions dead_groups entropy
+LOGGED = """reward f1 em turns searches query_quality answer_in_documents invalid_actions zero_variance_groups entropy
 kl clip_fraction grad_norm prompt_tokens completion_tokens noise_probability learning_rate rollout_tokens
 search_tokens update_tokens"""
 
@@ -159,7 +162,7 @@ def load(backbone):
 
 def train(backbone, store: Path, arm: PolicyArm, engine=None, questions=QUESTIONS, **kwargs):
     def work(run):
-        return policy.train(run, arm, 0, questions, *load(backbone), engine, **kwargs)
+        return train(run, arm, 0, questions, *load(backbone), engine, **kwargs)
 
     return RunStore(store).ensure(arm, 0, work)
 
@@ -196,7 +199,7 @@ def test_rl_raises_the_reward_and_leaves_an_ordinary_model(backbone, tmp_path):
 
 def test_watching_a_question_changes_nothing_else(backbone, tmp_path, monkeypatch):
     watched = train(backbone, tmp_path / "watched", KILLED["reinforce"], LookupEngine())
-    monkeypatch.setattr(policy, "_watch", lambda *_: [])
+    monkeypatch.setattr(train, "_watch", lambda *_: [])
     plain = train(backbone, tmp_path / "plain", KILLED["reinforce"], LookupEngine())
     for name in ("metrics.jsonl", "summary.json", "model/model.safetensors"):
         assert (watched.path / name).read_bytes() == (plain.path / name).read_bytes()
@@ -257,10 +260,8 @@ def test_seeds_differ_and_a_seed_repeats(backbone, tmp_path):
     def rewards(folder, seed):
         store = RunStore(tmp_path / folder)
         short = arm(steps=2)
-        run = store.ensure(
-            short,
-            seed,
-            lambda run: policy.train(run, short, seed, QUESTIONS, *load(backbone), LookupEngine()),
+        run = store.complete(
+            short, seed, lambda run: train(run, short, seed, QUESTIONS, *load(backbone), LookupEngine())
         )
         return run.metrics()["entropy"].tolist()
 
@@ -273,7 +274,7 @@ def test_ensure_brings_backbone_questions_and_simulator_together(backbone, tmp_p
     monkeypatch.setattr(policy.simulator, "ensure", lambda *_: types.SimpleNamespace(model_dir=backbone))
     simulator = SimulatorArm(
         backbone="",
-        way="prompted",
+        recipe="prompted",
         collector="",
         judge="",
         num_questions=1,
@@ -290,10 +291,10 @@ def test_ensure_brings_backbone_questions_and_simulator_together(backbone, tmp_p
     simulated = arm(
         backbone=str(backbone), engine="simulated", simulator=simulator, curriculum=curriculum, steps=2
     )
-    run = policy.ensure(simulated, 0, RunStore(tmp_path))
+    run = pipeline.ensure(simulated, 0, RunStore(tmp_path))
     assert (run.metrics()["search_tokens"] > 0).all() and (run.metrics()["noise_probability"] == 0.5).all()
-    monkeypatch.setattr(policy, "train", None)  # a finished run is found: nothing is loaded or trained again
-    assert policy.ensure(simulated, 0, RunStore(tmp_path)).summary == run.summary
+    monkeypatch.setattr(train, "train", None)  # a finished run is found: nothing is loaded or trained again
+    assert pipeline.ensure(simulated, 0, RunStore(tmp_path)).summary == run.summary
 
 
 def test_a_greedy_policy_cannot_be_trained(backbone, tmp_path):
@@ -326,7 +327,7 @@ def test_training_goes_on_when_one_search_in_ten_fails(backbone, tmp_path, monke
     monkeypatch.setattr(Learner, "update", watched)
     run = train(backbone, tmp_path, arm(engine="bm25", steps=12), LookupEngine(failing=0.1))
     logged = run.metrics()
-    assert len(logged) == 12 and 0 < logged["failed"].mean() < policy.FAILED_LIMIT
+    assert len(logged) == 12 and 0 < logged["failed"].mean() < FAILED_LIMIT
     assert [round((1 - share) * 18) for share in logged["failed"]] == [
         len(reasons) for reasons in learnt_from
     ]
@@ -336,12 +337,12 @@ def test_training_goes_on_when_one_search_in_ten_fails(backbone, tmp_path, monke
 
 def test_every_question_once_before_any_again():
     questions = [Question(str(i), "", ("x",)) for i in range(10)]
-    steps = [policy.pick_questions(questions, 4, seed=3, step=step) for step in range(1, 6)]
+    steps = [pick_questions(questions, 4, seed=3, step=step) for step in range(1, 6)]
     ids = [q.id for batch in steps for q in batch]
     assert sorted(ids[:10]) == sorted(ids[10:]) == sorted(q.id for q in questions)
     assert ids[:10] != ids[10:]
-    assert policy.pick_questions(questions, 4, seed=3, step=4) == steps[3]
-    assert policy.pick_questions(questions, 4, seed=4, step=4) != steps[3]
+    assert pick_questions(questions, 4, seed=3, step=4) == steps[3]
+    assert pick_questions(questions, 4, seed=4, step=4) != steps[3]
 
 
 # --- the update
@@ -375,7 +376,7 @@ def updated(backbone, batch, step=1):
 
 def gradient(backbone, batch, monkeypatch, dropping: bool, micro_batch_tokens: int = 4096):
     """The gradient of one batch, with its zero-advantage rows dropped or (as if they mattered) kept."""
-    monkeypatch.setattr(learner, "MICRO_BATCH_TOKENS", micro_batch_tokens)
+    monkeypatch.setattr(batches, "MICRO_BATCH_TOKENS", micro_batch_tokens)
     trajectories, advantages = batch
     if not dropping:
         advantages = [a or 1e-30 for a in advantages]
@@ -405,7 +406,7 @@ def test_micro_batches_do_not_change_the_gradient(backbone, batch, monkeypatch):
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_an_update_that_runs_out_of_memory_goes_on_in_halves(backbone, batch, monkeypatch, objective, where):
     """Memory ends at more than two rows: at once, or when half of the gradient is there already."""
-    monkeypatch.setattr(learner, "MICRO_BATCH_TOKENS", 60)  # two micro-batches of three rows
+    monkeypatch.setattr(batches, "MICRO_BATCH_TOKENS", 60)  # two micro-batches of three rows
     objective = (
         PPO if objective == "ppo" else dataclasses.replace(arm().objective, kl_coef=0.1, updates_per_batch=2)
     )
@@ -467,8 +468,8 @@ def test_one_trajectory_that_does_not_fit_is_an_error_with_the_setting(backbone,
 
 def test_log_probabilities_are_those_of_a_plain_forward_pass(backbone, batch):
     model = load(backbone)[0].eval()
-    rows = learner.make_rows(batch[0], batch[1], mask_documents=True)
-    (micro,) = learner.micro_batches(rows, torch.device("cpu"))
+    rows = make_rows(batch[0], batch[1], mask_documents=True)
+    (micro,) = micro_batches(rows, torch.device("cpu"))
     expected = []
     for trajectory in sorted(batch[0], key=lambda t: -len(t.ids)):
         logits = model(torch.tensor([trajectory.prompt_ids + trajectory.ids])).logits[0] / 0.7
@@ -478,17 +479,17 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(backbone, batch):
             if mine:
                 expected.append(logits[place].log_softmax(-1)[token])
     torch.testing.assert_close(
-        learner.token_logprobs(model, learner.trained_states(model, micro), micro, 0.7), torch.stack(expected)
+        token_logprobs(model, trained_states(model, micro), micro, 0.7), torch.stack(expected)
     )
 
 
 def test_document_tokens_are_trained_only_when_asked(batch):
     def trained(mask_documents):
-        return [sum(row.trained) for row in learner.make_rows(*batch, mask_documents)]
+        return [sum(row.loss_mask) for row in make_rows(*batch, mask_documents)]
 
     assert trained(True) == [sum(t.mask) for t in batch[0]]
     assert trained(False) == [len(t.ids) for t in batch[0]]
-    assert learner.make_rows([written([2], [3], [False])], [1.0], True) == []
+    assert make_rows([written([2], [3], [False])], [1.0], True) == []
 
 
 def test_a_step_makes_good_tokens_likelier_and_bad_ones_less_likely(backbone):
@@ -496,10 +497,10 @@ def test_a_step_makes_good_tokens_likelier_and_bad_ones_less_likely(backbone):
     learn = Learner(load(backbone)[0], arm(), Accelerator(cpu=True))
 
     def likelihoods():
-        rows = learner.make_rows([good, bad], [1.0, -1.0], True)
-        (micro,) = learner.micro_batches(rows, torch.device("cpu"))
+        rows = make_rows([good, bad], [1.0, -1.0], True)
+        (micro,) = micro_batches(rows, torch.device("cpu"))
         return (
-            learner.token_logprobs(learn.model, learner.trained_states(learn.model, micro), micro, 1.0)
+            token_logprobs(learn.model, trained_states(learn.model, micro), micro, 1.0)
             .detach()
             .view(2, 2)
             .sum(1)
@@ -531,7 +532,7 @@ def test_a_batch_without_advantages_changes_nothing(backbone, batch):
 def test_the_critic_sees_policy_tokens_only_and_learns_the_reward(backbone, batch):
     learn = Learner(load(backbone)[0], arm(objective=PPO), Accelerator(cpu=True))
     rewards = [1.0, 0.0, 0.0, 1.0, 0.5, 0.0]
-    micro = learner.micro_batches(learner.make_rows(batch[0], rewards, True), torch.device("cpu"))
+    micro = micro_batches(make_rows(batch[0], rewards, True), torch.device("cpu"))
     learn._estimate_advantages(micro)
     assert sum(len(part.values) for part in micro) == sum(sum(t.mask) for t in batch[0])
     returns = torch.cat([part.returns for part in micro])
@@ -592,9 +593,9 @@ def lora(**changes) -> PolicyArm:
 
 
 def reference_logprobs(learn, batch):
-    (micro,) = learner.micro_batches(learner.make_rows(*batch, True), torch.device("cpu"))
+    (micro,) = micro_batches(make_rows(*batch, True), torch.device("cpu"))
     with torch.no_grad(), learn._reference() as model:
-        return learner.token_logprobs(model, learner.trained_states(model, micro), micro, 1.0)
+        return token_logprobs(model, trained_states(model, micro), micro, 1.0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -625,7 +626,7 @@ def test_the_finished_policy_of_lora_is_an_ordinary_model_that_says_the_same(bac
     ids = torch.tensor([batch[0][1].ids])
     with torch.no_grad():
         before = learn.model(ids).logits
-        learn.finished().save_pretrained(tmp_path)
+        learn.merged_model().save_pretrained(tmp_path)
         after = LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits
         untrained = load(backbone)[0](ids).logits
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
@@ -665,7 +666,7 @@ def test_half_precision_keeps_steps_that_it_could_not_hold(backbone, batch):
 
 def test_half_precision_adds_gradients_up_in_full(backbone, batch, monkeypatch):
     """One row a micro-batch: the sum of many is that of float32, to the rounding of a single pass."""
-    monkeypatch.setattr(learner, "MICRO_BATCH_TOKENS", 1)
+    monkeypatch.setattr(batches, "MICRO_BATCH_TOKENS", 1)
 
     def gradients(dtype):
         learn = Learner(load(backbone)[0], arm(dtype=dtype, max_grad_norm=1e9), Accelerator(cpu=True))
@@ -704,9 +705,9 @@ def test_query_quality_follows_the_hops():
         search("the currency of France", "It is the Euro."),
     ]
     trajectory = written([1], [2], [True], question=LYON, turns=turns)
-    assert signals.query_quality(trajectory) == [True, True, False, False, True]
-    assert signals.answer_in_documents(trajectory)
-    assert not signals.answer_in_documents(dataclasses.replace(trajectory, turns=tuple(turns[:3])))
+    assert query_quality(trajectory) == [True, True, False, False, True]
+    assert answer_in_documents(trajectory)
+    assert not answer_in_documents(dataclasses.replace(trajectory, turns=tuple(turns[:3])))
 
 
 def test_trajectory_metrics_by_hand():
@@ -737,14 +738,14 @@ def test_trajectory_metrics_by_hand():
         "policy_tokens": 1.5,
         "entropy": 2.0,
     }
-    assert signals.trajectory_metrics([first, second]) == pytest.approx(expected)
+    assert trajectory_metrics([first, second]) == pytest.approx(expected)
     no_hops = dataclasses.replace(second, question=dataclasses.replace(LYON, hops=()))
-    assert signals.trajectory_metrics([no_hops])["query_quality"] is None
+    assert trajectory_metrics([no_hops])["query_quality"] is None
 
 
 HEALTHY = {
     "reward": 0.3,
-    "dead_groups": 0.4,
+    "zero_variance_groups": 0.4,
     "entropy": 1.0,
     "kl": 0.02,
     "searches": 1.2,
@@ -758,7 +759,7 @@ HEALTHY = {
     "name, column, bad",
     [
         ("reward_drop", "reward", 0.05),
-        ("dead_groups", "dead_groups", 1.0),
+        ("zero_variance_groups", "zero_variance_groups", 1.0),
         ("entropy_collapse", "entropy", 0.01),
         ("kl_blowup", "kl", 5.0),
         ("no_search", "searches", 0.0),

@@ -7,10 +7,12 @@ from itertools import islice
 import pytest
 from benchmark_fixtures import tokenizer, world
 
-from zs_lib import pretraining, protocol, wording
-from zs_lib.backbones import encode
-from zs_lib.pretraining import BASE, DOCUMENT_WEIGHT, END, INSTRUCT, Habits, Sampler
-from zs_lib.world import statement
+from zs_lib import protocol
+from zs_lib.qa import wording
+from zs_lib.qa.world import statement
+from zs_lib.tools.backbones import pretraining
+from zs_lib.tools.backbones.build import encode
+from zs_lib.tools.backbones.pretraining import BASE, DOCUMENT_WEIGHT, END, INSTRUCT, Habits, Sampler
 
 GOOD = Habits(0, 0, 0, 0, 0, 0, 0)
 KINDS = ("trajectory", "reading", "simulation", "memory", "recall", "match")

@@ -12,35 +12,39 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from zs_lib import config, fine_tuning, policy, processes, reproduce
+from zs_lib import config, pipeline
+from zs_lib.config import paths
 from zs_lib.errors import ConfigError, RunError
-from zs_lib.stopping import between_steps
+from zs_lib.launch import scheduler
+from zs_lib.models.sft import _Filled, fine_tune
+from zs_lib.runs import distributed
+from zs_lib.runs.interrupts import between_steps
 
-LAUNCH = config.ROOT / "zs_lib" / "launch"
+LAUNCH = paths.ROOT / "zs_lib" / "launch"
 RUN = SimpleNamespace(label="it")
 
 
 def others_say(monkeypatch, *values):
     """Stands in for torch.distributed: what the others bring to each meeting."""
-    monkeypatch.setattr(processes, "gather", lambda mine: [mine, *values])
+    monkeypatch.setattr(distributed, "all_gather", lambda mine: [mine, *values])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [0, 1, 4, 7])
 def test_what_is_dealt_comes_back_in_order(count, size, monkeypatch):
     items, shares = list(range(size)), []
-    monkeypatch.setattr(processes, "count", lambda: count)
+    monkeypatch.setattr(distributed, "world_size", lambda: count)
     for rank in range(count):
-        monkeypatch.setattr(processes, "_state", lambda: type("State", (), {"process_index": rank}))
-        shares.append(processes.deal(items))
+        monkeypatch.setattr(distributed, "_state", lambda: type("State", (), {"process_index": rank}))
+        shares.append(distributed.shard(items))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    monkeypatch.setattr(processes, "gather", lambda mine: shares)
-    assert processes.collect(shares[0]) == items
+    monkeypatch.setattr(distributed, "all_gather", lambda mine: shares)
+    assert distributed.unshard(shares[0]) == items
 
 
 def test_sums_go_by_name(monkeypatch):
     others_say(monkeypatch, {"kl": 0.5, "clip": 0.0}, {})
-    assert processes.total({"clip": 0.25}) == {"clip": 0.25, "kl": 0.5}
+    assert distributed.all_sum({"clip": 0.25}) == {"clip": 0.25, "kl": 0.5}
 
 
 def test_a_signal_to_another_process_ends_this_one_too(monkeypatch):
@@ -55,54 +59,54 @@ def test_a_signal_to_another_process_ends_this_one_too(monkeypatch):
 
 
 def test_alone_nothing_is_asked_of_others(store):
-    assert processes.count() == 1 and processes.is_main() and processes.gather("x") == ["x"]
+    assert distributed.world_size() == 1 and distributed.is_main() and distributed.all_gather("x") == ["x"]
     weights = torch.nn.Parameter(torch.ones(1))
-    processes.add_gradients([weights])
+    distributed.all_reduce_gradients([weights])
     assert weights.grad is None and not torch.distributed.is_initialized()
 
 
 def test_apart_one_is_enough(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with processes.apart(), processes.apart():
-        assert processes.count() == 1 and processes.is_main()
+    with distributed.main_process_only(), distributed.main_process_only():
+        assert distributed.world_size() == 1 and distributed.is_main()
 
 
 def test_the_last_batch_is_filled_up():
-    order = fine_tuning._Filled([4, 2, 0, 1, 3], 4, blank=5)
+    order = _Filled([4, 2, 0, 1, 3], 4, blank=5)
     assert list(order) == [4, 2, 0, 1, 3, 5, 5, 5] and len(order) == 8
-    assert list(fine_tuning._Filled([1, 0], 2, blank=2)) == [1, 0]
+    assert list(_Filled([1, 0], 2, blank=2)) == [1, 0]
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     arm = replace(config.load_profile("smoke").simulators[0], batch_size=4)
     with pytest.raises(ConfigError, match="batch_size of 'it' is 4: 3 processes"):
-        fine_tuning.fine_tune(RUN, None, [], arm, 0, None)
+        fine_tune(RUN, None, [], arm, 0, None)
 
 
 def test_runs_side_by_side_are_no_work_for_several(monkeypatch, store):
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(ConfigError, match="zs train"):
-        reproduce.ensure_arms([], 1, store)
+        scheduler.make_runs([], 1, store)
 
 
 def test_a_store_that_is_not_shared_is_an_error(monkeypatch, store):
     of_main = iter([False, True, "begun"])  # it is not finished; I make it; go on
-    monkeypatch.setattr(processes, "is_main", lambda: False)
-    monkeypatch.setattr(processes, "gather", lambda mine: [next(of_main)])
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "all_gather", lambda mine: [next(of_main)])
     arm = config.load_profile("smoke").policy("r1")
     with pytest.raises(RunError, match="ZS_RUNS"):
-        store.ensure(arm, 0, lambda run: {}, together=True)
+        store.complete(arm, 0, lambda run: {}, together=True)
 
 
-@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
+@pytest.mark.parametrize("recipe", ["FSDP", "DEEPSPEED"])
 def test_rl_refuses_to_be_sharded_and_names_the_way(way, monkeypatch, store):
     monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
     with pytest.raises(ConfigError, match="launch/ddp.yaml"):
-        policy.ensure(config.load_profile("smoke").policy("r1"), 0, store)
+        pipeline.ensure(config.load_profile("smoke").policy("r1"), 0, store)
     arm = replace(config.load_profile("smoke").simulators[0], lora_rank=4)
     with pytest.raises(ConfigError, match="launch/ddp.yaml"):
-        fine_tuning.fine_tune(RUN, None, [], arm, 0, None)
+        fine_tune(RUN, None, [], arm, 0, None)
 
 
 KINDS = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed": "DEEPSPEED"}

@@ -24,20 +24,27 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from run_fixtures import CountingArm, ensure
 
-from zs_lib import config, learner, metrics, models, policy, protocol, qa, results, runs, values, world
-from zs_lib.arms import (
+from zs_lib import config, protocol, qa, runs
+from zs_lib.analysis import results
+from zs_lib.analysis.bootstrap import bootstrap_interval, hierarchical_bootstrap
+from zs_lib.config import paths, profile, values
+from zs_lib.config.arms import (
     CurriculumConfig,
     EvaluationArm,
     FidelityArm,
+    FormatSFT,
     ObjectiveConfig,
     RolloutConfig,
     SimulatorArm,
-    WarmUp,
 )
 from zs_lib.errors import ConfigError, DataError, RunError
-from zs_lib.objectives import group_advantages
 from zs_lib.protocol import TAGS
+from zs_lib.qa import scoring, world
+from zs_lib.rl.batches import Row, micro_batches, split_microbatch
+from zs_lib.rl.objectives import group_advantages
+from zs_lib.rl.train import pick_questions
 from zs_lib.runs import Run, RunStore
+from zs_lib.simulator.fidelity import distinct_n, two_sample_auc
 
 EXAMPLES = int(os.environ.get("ZS_FUZZ_EXAMPLES", 20))
 SHORT = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -181,7 +188,7 @@ def test_prompts_hold_each_text_on_one_line(query, question, answer, useful, cou
 
 @cache
 def tokenizer():
-    return models.AutoTokenizer.from_pretrained(models.BACKBONES / "tiny-S")
+    return models.AutoTokenizer.from_pretrained(paths.BACKBONES / "tiny-S")
 
 
 @prop(text=hostile)
@@ -213,24 +220,21 @@ numbers = st.one_of(st.floats(-1e100, 1e100), st.floats(), st.integers(), st.jus
 
 @prop(prediction=st.none() | hostile, golden=st.lists(hostile, max_size=4))
 def test_scores_are_shares(prediction, golden):
-    f1, em, cover = (score(prediction, golden) for score in (metrics.f1, metrics.em, metrics.cover_em))
+    f1, em, cover = (score(prediction, golden) for score in (scoring.f1, scoring.em, scoring.cover_em))
     assert 0 <= f1 <= 1 and em in (0, 1) and cover in (0, 1)
-    if em and metrics.normalize_answer(prediction):
+    if em and scoring.normalize_answer(prediction):
         assert f1 == cover == 1
-    assert metrics.f1(prediction, golden[::-1]) == f1
+    assert scoring.f1(prediction, golden[::-1]) == f1
 
 
 @prop(texts=st.lists(hostile, max_size=6), n=st.integers(1, 3))
 def test_diversity_is_a_share(texts, n):
-    assert 0 <= metrics.distinct_n(texts, n) <= 1
+    assert 0 <= distinct_n(texts, n) <= 1
 
 
 @prop(data=st.lists(numbers, max_size=8), matrix=st.lists(st.lists(numbers, max_size=3), max_size=3))
 def test_an_interval_holds_its_mean_or_is_refused(data, matrix):
-    for interval, given_values in (
-        (metrics.bootstrap_interval, data),
-        (metrics.hierarchical_bootstrap, matrix),
-    ):
+    for interval, given_values in ((bootstrap_interval, data), (hierarchical_bootstrap, matrix)):
         try:
             mean, low, high = interval(given_values)
         except DataError:
@@ -245,7 +249,7 @@ def test_an_interval_holds_its_mean_or_is_refused(data, matrix):
 )
 def test_two_samples_are_told_apart_or_refused(first, second):
     try:
-        assert 0 <= metrics.two_sample_auc(first, second) <= 1
+        assert 0 <= two_sample_auc(first, second) <= 1
     except DataError:
         pass
 
@@ -428,7 +432,7 @@ def profiles(draw) -> bytes:
 def test_a_profile_of_any_content_is_a_study_with_digests_or_one_config_error(content, override, value):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         (Path(folder) / "mine.toml").write_bytes(content)
-        patch.setattr(config, "PROFILES", Path(folder))
+        patch.setattr(profile, "PROFILES", Path(folder))
         try:
             study = config.load_profile("mine", {override: value} if override else None)
         except ConfigError:
@@ -446,14 +450,16 @@ def survives(arm) -> bool:
     )
 
 
-WARM_UP = WarmUp(steps=1, batch_size=1, learning_rate=1e-4, template="short", num_documents=1, engine="bm25")
+FORMAT_SFT = FormatSFT(
+    steps=1, batch_size=1, learning_rate=1e-4, template="short", num_documents=1, engine="bm25"
+)
 
 
 def fields_of(cls):
     """A strategy for each field of a configuration: numbers from all over their type, names among the known ones."""
     named = {
         "schedule": ["exponential", "constant", "adaptive"],
-        "way": ["naive", "grounded", "prompted", "published"],
+        "recipe": ["naive", "grounded", "prompted", "published"],
         "dtype": ["float32", "bfloat16"],
         "tracker": ["none", "tensorboard"],
         "generator": ["transformers", "vllm"],
@@ -469,7 +475,7 @@ def fields_of(cls):
         bool: st.booleans(),
         tuple[str, ...]: st.lists(st.text(max_size=5), max_size=3).map(tuple),
         RolloutConfig | None: st.none(),
-        WarmUp | None: st.none() | st.just(WARM_UP),
+        FormatSFT | None: st.none() | st.just(FORMAT_SFT),
     }
     hints = typing.get_type_hints(cls)
     return {
@@ -506,7 +512,7 @@ def test_arms_of_arms_survive_the_way_to_disk(policy_arm, steps, rate, noise, na
         assert survives(FidelityArm(simulator=changed.simulator, questions_from="test", num_questions=steps))
 
 
-@prop(plain=st.dictionaries(st.sampled_from(["backbone", "way", "steps", "type", "x"]), anything))
+@prop(plain=st.dictionaries(st.sampled_from(["backbone", "recipe", "steps", "type", "x"]), anything))
 def test_a_foreign_identity_is_refused(plain):
     with pytest.raises(ConfigError):
         values.from_identity(SimulatorArm, plain)
@@ -640,7 +646,7 @@ def test_what_is_logged_can_be_read(rows, summary):
                 run.log_trajectories(step, [row])
             return summary
 
-        run = RunStore(folder).ensure(CountingArm(steps=6), 0, work)
+        run = RunStore(folder).complete(CountingArm(steps=6), 0, work)
         assert [sorted(set(row) - {"step"}) for row in run.trajectories()] == [sorted(row) for row in rows]
         assert sorted(run.summary) == sorted(summary) and run.verify() == []
 
@@ -650,14 +656,14 @@ def test_what_is_logged_can_be_read(rows, summary):
 )
 def test_the_questions_of_a_step_are_a_function_of_its_number(step, count, size, seed):
     questions = list(range(size))
-    picked = policy.pick_questions(questions, count, seed, step)
-    assert len(picked) == count and picked == policy.pick_questions(questions, count, seed, step)
+    picked = pick_questions(questions, count, seed, step)
+    assert len(picked) == count and picked == pick_questions(questions, count, seed, step)
 
 
 @prop(sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=8))
 def test_halves_of_a_micro_batch_hold_the_same_rows(sizes):
     rows = [
-        learner.Row(
+        Row(
             list(range(2 + prompt + mine)),
             [False] * (2 + prompt) + [True] * mine,
             [math.nan] * (2 + prompt) + [-0.5] * mine,
@@ -665,9 +671,9 @@ def test_halves_of_a_micro_batch_hold_the_same_rows(sizes):
         )
         for i, (prompt, mine) in enumerate(sizes)
     ]
-    (batch,) = learner.micro_batches(rows, torch.device("cpu"))
-    parts = learner.halves(batch)
+    (batch,) = micro_batches(rows, torch.device("cpu"))
+    parts = split_microbatch(batch)
     assert sum(len(part.inputs) for part in parts) == len(rows)
     assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
     assert torch.equal(torch.cat([part.advantages for part in parts]), batch.advantages)
-    assert all(len(part.targets) == part.places.sum() and part.old is None for part in parts)
+    assert all(len(part.targets) == part.loss_mask.sum() and part.old_logprobs is None for part in parts)

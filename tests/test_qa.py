@@ -10,12 +10,15 @@ import pytest
 from benchmark_fixtures import stated, tokenizer, true_sentences, world
 from hub_fixtures import write_hub
 
-from zs_lib import pretraining, qa, qa_build
+from zs_lib import qa
+from zs_lib.config.paths import BENCHMARK
 from zs_lib.engines import build_engine
-from zs_lib.engines.recall import retrieval_recall
 from zs_lib.errors import DataError
-from zs_lib.pretraining import BASE, Sampler
-from zs_lib.world import DATA, statement
+from zs_lib.evaluation.evaluate import retrieval_recall
+from zs_lib.qa.world import statement
+from zs_lib.tools import build_benchmark
+from zs_lib.tools.backbones import pretraining
+from zs_lib.tools.backbones.pretraining import BASE, Sampler
 
 QUESTIONS = qa.load_questions()
 PASSAGES = qa.load_passages()
@@ -34,9 +37,9 @@ HOPS = {
 
 
 def test_the_builder_reproduces_the_files_to_the_byte(tmp_path):
-    qa_build.build(tmp_path)
+    build_benchmark.build_benchmark(tmp_path)
     for name in ("passages.jsonl", "questions.jsonl"):
-        assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), (
+        assert (tmp_path / name).read_bytes() == (BENCHMARK / name).read_bytes(), (
             f"{name}: run `zs benchmark build`"
         )
 
@@ -113,7 +116,7 @@ def test_every_string_survives_the_tokenizer():
 
 
 def hand_check() -> dict[str, dict]:
-    with (DATA / "hand_check.csv").open(encoding="utf-8", newline="") as file:
+    with (BENCHMARK / "hand_check.csv").open(encoding="utf-8", newline="") as file:
         return {row["id"]: row for row in csv.DictReader(file)}
 
 
@@ -131,7 +134,9 @@ def test_every_checked_question_was_read_and_found_good_as_it_stands():
 
 def test_what_was_thrown_out_is_recorded_with_its_reason():
     drawn = {
-        question.id: (question.question, doubt) for question, doubt in qa_build.checked(world()) if doubt
+        question.id: (question.question, doubt)
+        for question, doubt in build_benchmark.checked(world())
+        if doubt
     }
     recorded = {
         i: (row["question"], row["note"]) for i, row in hand_check().items() if row["verdict"] == "rejected"

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from zs_lib import cli, config, models
-from zs_lib.readme import README
+from zs_lib import cli
+from zs_lib.analysis.tables import README
+from zs_lib.config import paths
 
 LINES = 10
 OWN = ["data", "corpus", "engine", "model", "curriculum"]
@@ -24,8 +25,8 @@ def desk(tmp_path, monkeypatch, store):
     """A working directory as README takes it: the checkout's data, and files of one's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
-    (tmp_path / "data").symlink_to(config.ROOT / "data")
-    (tmp_path / "my-model").symlink_to(models.BACKBONES / "tiny-S-instruct")
+    (tmp_path / "data").symlink_to(paths.ROOT / "data")
+    (tmp_path / "my-model").symlink_to(paths.BACKBONES / "tiny-S-instruct")
     questions = [
         {"question": f"what is the capital of {country}?", "golden_answers": [city]}
         for country, city in (("Norway", "Oslo"), ("Peru", "Lima"), ("Kenya", "Nairobi"), ("Japan", "Tokyo"))

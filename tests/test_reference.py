@@ -13,11 +13,11 @@ from model_fixtures import tiny_model, tiny_tokenizer
 from test_policy import arm
 from test_rollout import CFG, QUESTIONS, Engine
 
-from zs_lib.draws import uniform
-from zs_lib.generate import Completion, Generator
-from zs_lib.learner import Learner
-from zs_lib.objectives import kl_k3
-from zs_lib.rollout import rollout
+from zs_lib.models.generator import Completion, Generator
+from zs_lib.rl.learner import Learner
+from zs_lib.rl.objectives import kl_k3
+from zs_lib.rl.rollout import rollout
+from zs_lib.rng import uniform
 
 KEYS = [(3, i) for i in range(len(QUESTIONS) * 4)]
 

@@ -6,8 +6,11 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from zs_lib import cli, report, reproduce
+from zs_lib import cli
 from zs_lib.errors import ConfigError, DataError
+from zs_lib.launch import notebooks
+from zs_lib.launch.notebooks import NOTEBOOKS, choose
+from zs_lib.ui import report
 
 LOADS = {
     ("img", "src"),
@@ -54,7 +57,7 @@ def site(tmp_path_factory):
 
 
 def test_every_notebook_has_a_page_that_is_reached(site):
-    pages = {f"{path.stem}.html" for path in reproduce.NOTEBOOKS.glob("*.ipynb")}
+    pages = {f"{path.stem}.html" for path in NOTEBOOKS.glob("*.ipynb")}
     assert set(site) == pages | {"index.html"}
     for page in site.values():
         assert pages | {"index.html"} <= {*Found(page).links, *site} and '<meta name="viewport"' in page
@@ -94,8 +97,8 @@ def test_the_first_page_has_claims_scores_and_the_papers_tables(site):
 
 
 def test_executed_notebooks_go_before_stored_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
-    source = reproduce.choose(["03"])[0]
+    monkeypatch.setattr(notebooks, "OUTPUTS", tmp_path / "outputs")
+    source = choose(["03"])[0]
     notebook = nbformat.read(source, 4)
     output = nbformat.v4.new_output(
         "display_data",
@@ -109,7 +112,7 @@ def test_executed_notebooks_go_before_stored_ones(tmp_path, monkeypatch):
     folder = tmp_path / "outputs" / "smoke"
     folder.mkdir(parents=True)
     nbformat.write(notebook, folder / source.name)
-    first, *pages = report.build("smoke", tmp_path / "site")
+    first, *pages = report.write_report("smoke", tmp_path / "site")
     executed = next(path for path in pages if path.stem == source.stem).read_text()
     assert (
         "<b>the run of smoke</b>" in executed
@@ -124,9 +127,9 @@ def test_executed_notebooks_go_before_stored_ones(tmp_path, monkeypatch):
 
 def test_what_is_wrong_is_told(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="Unknown profile"):
-        report.build("huge", tmp_path)
-    monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path)
+        report.write_report("huge", tmp_path)
+    monkeypatch.setattr(notebooks, "OUTPUTS", tmp_path)
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / reproduce.choose(["03"])[0].name).write_text("{")
+    (tmp_path / "tiny" / choose(["03"])[0].name).write_text("{")
     with pytest.raises(DataError, match="03_curriculum_rl.ipynb cannot be read"):
-        report.build("tiny", tmp_path / "site")
+        report.write_report("tiny", tmp_path / "site")

@@ -6,12 +6,12 @@ import pytest
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
 from zs_lib import protocol
-from zs_lib.arms import RolloutConfig
+from zs_lib.config.arms import RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.errors import EngineError
-from zs_lib.generate import Generator
+from zs_lib.models.decode import TransformersGenerator
 from zs_lib.qa import Question
-from zs_lib.rollout import rollout
+from zs_lib.rl.rollout import rollout
 
 CFG = RolloutConfig(
     max_searches=2,
@@ -197,7 +197,7 @@ def test_turns_of_a_rollout_share_their_past_and_rollouts_do_not():
 
 
 def test_a_real_models_rollouts_do_not_depend_on_the_batch():
-    generator = Generator(tiny_model(), tiny_tokenizer())
+    generator = TransformersGenerator(tiny_model(), tiny_tokenizer())
     cfg = replace(CFG, max_turn_tokens=20)
     together = rollout(QUESTIONS, generator, Engine(), cfg, KEYS)
     alone = rollout(QUESTIONS[3:], generator, Engine(), cfg, KEYS[3:])[0]

@@ -16,13 +16,16 @@ import pytest
 import torch
 from run_fixtures import CountingArm, ensure
 
-from zs_lib import config, reproduce, runs
-from zs_lib.arms import EvaluationArm, PolicyArm
+from zs_lib import config, pipeline, runs
+from zs_lib.config import paths
+from zs_lib.config.arms import EvaluationArm, PolicyArm
+from zs_lib.config.values import digest, from_identity, identity
 from zs_lib.errors import ConfigError, RunError
+from zs_lib.launch import scheduler
 from zs_lib.runs import RunStore
-from zs_lib.values import digest, from_identity, identity
+from zs_lib.runs.files import hashes
 
-PATHS = os.pathsep.join([str(config.ROOT), str(Path(__file__).parent)])
+PATHS = os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])
 ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 
 
@@ -61,7 +64,7 @@ def test_a_run_is_a_folder(store):
     assert run.trajectories()[4] == {"step": 5, "text": "π 5"} and len(run.timing()) == 10
     assert run.read_progress() == runs.Progress("training", 10, 10)
     assert not list(run.path.glob("checkpoint*")) and store.verify() == []
-    assert store.ensure(CountingArm(), 3, never).path == run.path
+    assert store.complete(CountingArm(), 3, never).path == run.path
     assert [found.path for found in store.list()] == [run.path]
 
 
@@ -123,7 +126,7 @@ def test_waiting_is_bounded(store, monkeypatch):
         deadline = time.monotonic() + 30
         while not store.path(arm, 0).joinpath("metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        monkeypatch.setattr(runs, "LOCK_WAIT_S", 0.3)
+        monkeypatch.setattr(store, "LOCK_WAIT_S", 0.3)
         with pytest.raises(RunError, match="Another process still works"):
             ensure(arm, 0, store)
     finally:
@@ -142,7 +145,7 @@ def interrupted(store) -> runs.Run:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.ensure(CountingArm(), 0, work)
+        store.complete(CountingArm(), 0, work)
     return store.get(CountingArm(), 0)
 
 
@@ -160,7 +163,7 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_lost(store, file, damage):
         )
     before = (run.path / "metrics.jsonl").read_bytes()
     with pytest.raises(RunError, match="checkpoint-00000004/.*delete .*checkpoint-00000004"):
-        store.ensure(CountingArm(), 0, never)
+        store.complete(CountingArm(), 0, never)
     assert (run.path / "metrics.jsonl").read_bytes() == before
     assert "checkpoint-00000004" in store.verify()[0].what
     path.write_bytes(content)
@@ -172,7 +175,7 @@ def test_a_half_written_checkpoint_is_ignored(store):
     (run.path / "checkpoint-00000006.tmp").mkdir()
     (run.path / "checkpoint-00000006.tmp" / "tensors.safetensors").write_bytes(b"half")
     assert run.checkpoint().step == 4 and torch.equal(run.checkpoint().tensors["x"], torch.arange(3))
-    finished = store.ensure(CountingArm(), 0, lambda run: {"from": run.checkpoint().step})
+    finished = store.complete(CountingArm(), 0, lambda run: {"from": run.checkpoint().step})
     assert finished.summary == {"from": 4} and list(finished.metrics()["step"]) == [1, 2, 3, 4]
 
 
@@ -214,7 +217,7 @@ def test_a_damaged_log_of_an_unfinished_run_stops_the_resume(store):
     lines = (run.path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run.path / "metrics.jsonl").write_text("".join(["{broken\n", *lines[1:]]))
     with pytest.raises(RunError, match="metrics.jsonl is damaged in line 1"):
-        store.ensure(CountingArm(), 0, never)
+        store.complete(CountingArm(), 0, never)
 
 
 def test_numbers_of_numpy_and_torch_are_logged(store):
@@ -224,7 +227,7 @@ def test_numbers_of_numpy_and_torch_are_logged(store):
         )
         return {"a": np.mean([1.0, 2.0])}
 
-    run = store.ensure(CountingArm(), 0, work)
+    run = store.complete(CountingArm(), 0, work)
     logged = json.loads((run.path / "metrics.jsonl").read_text())
     assert logged == {"step": 1, "a": 0.5, "b": 2.0, "c": 3, "d": [None], "e": None}
     assert run.summary == {"a": 1.5}
@@ -293,7 +296,7 @@ def filling(store: RunStore, size: int = 4000):
             run.save(step, {"x": torch.arange(step * size)}, {})
         return {"last": int(run.checkpoint().tensors["x"][-1])}
 
-    return store.ensure(CountingArm(), 0, work)
+    return store.complete(CountingArm(), 0, work)
 
 
 @pytest.fixture
@@ -372,7 +375,7 @@ def test_a_clock_that_jumps_back_changes_nothing(store, monkeypatch, tmp_path):
     for path in run.path.rglob("*"):
         os.utime(path, (4e9, 4e9))  # from the future
     assert store.verify() == [] and run.checkpoint().step == 4
-    finished = store.ensure(CountingArm(), 0, lambda run: {"from": run.checkpoint().step})
+    finished = store.complete(CountingArm(), 0, lambda run: {"from": run.checkpoint().step})
     assert finished.summary == {"from": 4} and store.verify() == []
 
 
@@ -386,7 +389,7 @@ def test_a_checkpoint_of_the_version_before_is_used(store):
     state = json.loads((folder / "state.json").read_text())
     del state["logs"]
     (folder / "state.json").write_text(json.dumps(state))
-    (folder / "sha256.json").write_text(json.dumps(runs.hashes(folder, ("sha256.json",))))
+    (folder / "sha256.json").write_text(json.dumps(hashes(folder, ("sha256.json",))))
     assert run.checkpoint().step == 4 and store.verify() == []
 
 
@@ -424,7 +427,7 @@ def test_a_changed_line_before_the_checkpoint_stops_the_resume(store):
     log.write_text(log.read_text().replace('"x": 2', '"x": 3'))  # valid JSON, and wrong
     assert "its lines up to step 4 have changed" in store.verify()[0].what
     with pytest.raises(RunError, match="its lines up to step 4 have changed.*delete the folder"):
-        store.ensure(CountingArm(), 0, never)
+        store.complete(CountingArm(), 0, never)
 
 
 # ------------------------------------------------------------------------------------------ workers
@@ -432,19 +435,19 @@ def test_a_changed_line_before_the_checkpoint_stops_the_resume(store):
 
 @pytest.fixture
 def workers(monkeypatch):
-    monkeypatch.setitem(reproduce.WORK, "CountingArm", "run_fixtures:ensure")
+    monkeypatch.setitem(pipeline.WORK, "CountingArm", "run_fixtures:ensure")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
 def test_arms_are_made_side_by_side_once(store, workers, capsys):
     arms = [(CountingArm(sleep=0.05), seed) for seed in range(4)]
-    made = reproduce.ensure_arms(arms, jobs=2)
+    made = scheduler.make_runs(arms, jobs=2)
     assert [run.seed for run in made] == [0, 1, 2, 3] and all(run.finished for run in made)
     processes = {line.split()[1] for line in (store.root / "begun.txt").read_text().splitlines()}
     assert len(processes) == 2 and str(os.getpid()) not in processes
     assert "4 of 4 runs finished" in capsys.readouterr().err
     started = time.monotonic()
-    assert len(reproduce.ensure_arms(arms, jobs=2)) == 4 and time.monotonic() - started < 0.5  # all found
+    assert len(scheduler.make_runs(arms, jobs=2)) == 4 and time.monotonic() - started < 0.5  # all found
     assert len((store.root / "begun.txt").read_text().splitlines()) == 4
 
 
@@ -452,7 +455,7 @@ def test_failing_workers_do_not_stop_the_others(store, workers):
     dying = CountingArm(steps=8, die_at=2)
     typed, untyped = CountingArm(steps=1, fail="typed"), CountingArm(steps=2, fail="untyped")
     with pytest.raises(RunError) as caught:
-        reproduce.ensure_arms([(arm, 0) for arm in (typed, untyped, dying, CountingArm())], jobs=1)
+        scheduler.make_runs([(arm, 0) for arm in (typed, untyped, dying, CountingArm())], jobs=1)
     message = str(caught.value)
     assert "3 of 4 runs failed" in message
     assert "counting counting-1 s0: There is no such model." in message
@@ -462,15 +465,15 @@ def test_failing_workers_do_not_stop_the_others(store, workers):
     )
     assert store.get(CountingArm(), 0).finished and not store.get(dying, 0).finished
     assert "raise ValueError" in (store.path(untyped, 0) / "worker.log").read_text()
-    reproduce.ensure_arms([(dying, 0)], jobs=1)
+    scheduler.make_runs([(dying, 0)], jobs=1)
     assert store.get(dying, 0).finished
 
 
 def test_a_run_waits_for_what_it_needs(store, monkeypatch):
-    monkeypatch.setattr(reproduce, "_seen", lambda path: True)
+    monkeypatch.setattr(scheduler, "_seen", lambda path: True)
     profile = config.load_profile("tiny")
     arm = EvaluationArm.of_policy(profile.policy("zerosearch"), profile.evaluation)
-    queue = reproduce._Queue(store, [(arm, 0), (arm, 1), (profile.policy("r1"), 0)])
+    queue = scheduler._Queue(store, [(arm, 0), (arm, 1), (profile.policy("r1"), 0)])
     assert queue.total == 7
     pairs, other = queue.next(), queue.next()
     assert pairs.arm == profile.simulator("grounded-tiny-L").pairs and pairs.seed == 0
@@ -491,9 +494,9 @@ def test_a_run_waits_for_what_it_needs(store, monkeypatch):
 
 
 def test_what_needs_a_failed_run_fails_with_its_name(store, monkeypatch):
-    monkeypatch.setattr(reproduce, "_seen", lambda path: True)
+    monkeypatch.setattr(scheduler, "_seen", lambda path: True)
     profile = config.load_profile("tiny")
-    queue = reproduce._Queue(store, [(profile.policy("zerosearch"), seed) for seed in range(2)])
+    queue = scheduler._Queue(store, [(profile.policy("zerosearch"), seed) for seed in range(2)])
     pairs = queue.next()
     queue.finished(pairs, None)
     simulator = queue.next()

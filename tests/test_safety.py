@@ -12,14 +12,18 @@ import torch
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
-from zs_lib import asking, cli, config, models, policy, protocol
-from zs_lib.arms import RolloutConfig
+from zs_lib import cli, protocol
+from zs_lib.config import paths
+from zs_lib.config.arms import RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ModelError
+from zs_lib.models.load import load_model
 from zs_lib.qa import Question
-from zs_lib.rollout import rollout
+from zs_lib.rl.rewards import reward
+from zs_lib.rl.rollout import rollout
+from zs_lib.ui import ask
 
-SOURCES = sorted((config.ROOT / "zs_lib").rglob("*.py"))
+SOURCES = sorted((paths.ROOT / "zs_lib").rglob("*.py"))
 
 
 # ------------------------------------------------------------------------------------------ models
@@ -39,7 +43,7 @@ def folder(tmp_path):
     """A model folder that can be loaded."""
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    assert models.load(tmp_path / "model").model.config.hidden_size == 32
+    assert load_model(tmp_path / "model").model.config.hidden_size == 32
     return tmp_path / "model"
 
 
@@ -56,16 +60,16 @@ class Planted:
 def test_a_planted_pickle_is_not_opened(folder):
     witness = folder.parent / "witness"
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Planted(witness)))
-    models.load(folder)  # safetensors beside it are what is read
+    load_model(folder)  # safetensors beside it are what is read
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="Cannot load the model"):
-        models.load(folder)
+        load_model(folder)
     torch.save(
-        load_file(shutil.copy(config.ROOT / "data/backbones/tiny-S/model.safetensors", folder.parent)),
+        load_file(shutil.copy(paths.ROOT / "data/backbones/tiny-S/model.safetensors", folder.parent)),
         folder / "pytorch_model.bin",
     )
     with pytest.raises(ModelError, match="safetensors"):  # a harmless one neither
-        models.load(folder)
+        load_model(folder)
     assert not witness.exists()
 
 
@@ -81,7 +85,7 @@ def test_code_that_comes_with_a_model_is_not_run(folder):
     }
     (folder / "config.json").write_text(json.dumps(described))
     with pytest.raises(ModelError):
-        models.load(folder)
+        load_model(folder)
     assert not witness.exists()
 
 
@@ -135,7 +139,7 @@ def roll(documents, answer: str = "Oslo", noise: float = 0.0):
 def test_a_document_cannot_answer_search_or_earn_a_reward(document):
     trajectory, _, generator = roll([document])
     assert [turn.action.kind for turn in trajectory.turns] == ["search", "answer"]
-    assert trajectory.answer == "Oslo" and policy.reward(trajectory) == 0.0 and trajectory.num_searches == 1
+    assert trajectory.answer == "Oslo" and reward(trajectory) == 0.0 and trajectory.num_searches == 1
     harmless, *_ = roll(["Nothing of use."])
     mine = [[i for i, m in zip(t.ids, t.mask, strict=True) if m] for t in (trajectory, harmless)]
     assert mine[0] == mine[1]  # the same tokens are trained
@@ -179,7 +183,7 @@ def test_a_terminal_gets_no_commands():
 
 def test_search_shows_planted_characters_as_escapes(monkeypatch, capsys):
     monkeypatch.setattr(
-        asking, "_engine", lambda name, study: PlantedEngine(["safe\ttext", "\x1b]0;owned\x07\x1b[2J"])
+        ask, "_engine", lambda name, study: PlantedEngine(["safe\ttext", "\x1b]0;owned\x07\x1b[2J"])
     )
     assert cli.main(["search", "anything"]) == 0
     out = capsys.readouterr().out
@@ -190,7 +194,7 @@ def test_ask_shows_planted_characters_as_escapes(monkeypatch, capsys, folder):
     def write(context, key):
         return "<search>\x1b[1mx</search>" if key[-2] == 0 else "<answer>\x1b[2J</answer>"
 
-    monkeypatch.setattr(asking, "_engine", lambda name, study: PlantedEngine(["\x1b[2J"]))
+    monkeypatch.setattr(ask, "_engine", lambda name, study: PlantedEngine(["\x1b[2J"]))
     monkeypatch.setattr("zs_lib.generate.Generator", lambda *_: ScriptedGenerator(write))
     assert cli.main(["ask", "what?", "--policy", str(folder)]) == 0
     out = capsys.readouterr().out

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from zs_lib import cli, scale
-from zs_lib.cluster import Rolled
+from zs_lib import cli
+from zs_lib.analysis import roofline
+from zs_lib.analysis.tables import markdown
 from zs_lib.config import load_profile
 from zs_lib.errors import DataError
-from zs_lib.scale import Split, Step
-from zs_lib.tables import markdown
+from zs_lib.tools.planning import plan, scale
+from zs_lib.tools.planning.cluster import Rolled
+from zs_lib.tools.planning.scale import Split, Step
 
 PAPER = scale.setup(load_profile("paper"), "A100-80GB")
 ROLLED = Rolled([2.0, 10.0], {"policies": 0.5, "simulators": 0.25, "judge": 0.0, "store": 0.1})
@@ -41,7 +43,7 @@ def test_a_step_is_a_sum_and_one_step_ahead_the_longer_part():
 
 def test_update_and_weights_by_hand():
     one = scale.step(replace(PAPER, rollouts=6), Split(1, 3, 1), 10, ahead=False)
-    of = scale.shape("Qwen/Qwen2.5-3B")
+    of = roofline.shape("Qwen/Qwen2.5-3B")
     turns = scale.drawn(6, 500)
     whole = 180 + (sum(map(sum, turns)) + (sum(map(len, turns)) - 6) * 5 * 45) / 6
     assert one.update == pytest.approx(
@@ -60,7 +62,7 @@ def test_update_and_weights_by_hand():
 def test_rollouts_are_the_measured_ones_at_the_assumed_length():
     turns = [turn for rollout in scale.drawn(20000, 500) for turn in rollout]
     assert (
-        sum(turns) / len(turns) == pytest.approx(scale.TURN, rel=0.02)
+        sum(turns) / len(turns) == pytest.approx(plan.TURN, rel=0.02)
         and scale.drawn(50, 500) == scale.drawn(20000, 500)[:50]
     )
     assert max(turn for rollout in scale.drawn(1000, 150) for turn in rollout) == 150

@@ -17,13 +17,15 @@ import pytest
 from model_fixtures import tiny_model, tiny_tokenizer
 from run_fixtures import CountingArm, ensure
 
-from zs_lib import cli, completions, config, qa, serve
+from zs_lib import cli, config, qa
+from zs_lib.config import paths
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.engines.client import Limits
 from zs_lib.engines.http import OpenAIEngine, SearchR1Engine, seed_of
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError, EngineError, RunError
-from zs_lib.generate import Generator
+from zs_lib.models.decode import TransformersGenerator
+from zs_lib.tools.serving import completions, serve
 
 TOKEN = "planted-token-51c"
 CORPUS = [
@@ -54,7 +56,7 @@ class Served:
 def serving(*arguments, **environment):
     process = subprocess.Popen(
         [sys.executable, "-m", "zs_lib", "serve", *arguments, "--port", "0"],
-        cwd=config.ROOT,
+        cwd=paths.ROOT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -279,7 +281,7 @@ def chat(served, **asked):
 def test_a_simulator_s_run_is_served_by_its_name(store):
     store.root.mkdir()
     arm = config.load_profile("tiny").simulators[0]
-    run = store.ensure(arm, 0, lambda run: {})
+    run = store.complete(arm, 0, lambda run: {})
     assert serve._weights(run.path.name) == (str(run.model_dir), arm.label)
     with pytest.raises(RunError, match="no finished simulator"):
         serve._weights(ensure(CountingArm(), 0, store).digest)
@@ -290,7 +292,7 @@ def test_our_openai_engine_asks_our_simulator(simulator):
     assert engine.model == "tiny"
     requests = [request("Doc 1: capital", (i,), i % 2 == 0) for i in range(12)]
     results = engine.search(requests, 3)
-    ours = SimulatedEngine(Generator(tiny_model(), tiny_tokenizer()), "short", 0.9, 40)
+    ours = SimulatedEngine(TransformersGenerator(tiny_model(), tiny_tokenizer()), "short", 0.9, 40)
     seeded = [request(r.query, (seed_of(r.key),), r.noisy) for r in requests]
     assert results == ours.search(seeded, 3) and results[7] == engine.search([requests[7]], 3)[0]
     assert engine.tokens > 0 and engine.searches == 13

@@ -10,14 +10,28 @@ import trl
 from model_fixtures import tiny_model, tiny_tokenizer
 from trl import SFTTrainer
 
-from zs_lib import config, fine_tuning, protocol, qa, simulator
+from zs_lib import config, protocol, qa
 from zs_lib.engines import SearchResult, build_engine
 from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.errors import DataError
-from zs_lib.models import LoadedModel
+from zs_lib.models.load import LoadedModel
+from zs_lib.models.sft import fine_tune
 from zs_lib.qa import Hop, Question
 from zs_lib.runs import Run, RunStore
-from zs_lib.simulator import Pair
+from zs_lib.simulator.fidelity import _bad_query, measure_fidelity
+from zs_lib.simulator.pairs import (
+    HELD_OUT,
+    PAIRS,
+    Pair,
+    _pair,
+    answers_of,
+    contains_answer,
+    encode_examples,
+    judge_agreement,
+    read_pairs,
+    split_questions,
+    training_examples,
+)
 
 QUESTION = Question(
     "q",
@@ -30,20 +44,20 @@ QUESTION = Question(
 
 
 def test_an_answer_counts_as_whole_words_only():
-    assert simulator.states(["Nothing.", "The capital is OSLO."], ["Oslo"])
-    assert simulator.states(["It was called Christiania!"], QUESTION.golden_answers)
-    assert not simulator.states(["The Oslofjord is long."], ["Oslo"])
-    assert not simulator.states([], ["Oslo"])
+    assert contains_answer(["Nothing.", "The capital is OSLO."], ["Oslo"])
+    assert contains_answer(["It was called Christiania!"], QUESTION.golden_answers)
+    assert not contains_answer(["The Oslofjord is long."], ["Oslo"])
+    assert not contains_answer([], ["Oslo"])
 
 
 def test_held_out_questions_stay_held_out_when_others_come():
     questions = qa.load_questions(subset=qa.TRAINED_ON, split="train")
-    train, held_out = simulator.split_questions(questions)
+    train, held_out = split_questions(questions)
     assert len(train) + len(held_out) == len(questions) and not {q.id for q in train} & {
         q.id for q in held_out
     }
-    assert len(held_out) / len(questions) == pytest.approx(simulator.HELD_OUT, abs=0.03)
-    fewer, _ = simulator.split_questions(questions[1::2][::-1])
+    assert len(held_out) / len(questions) == pytest.approx(HELD_OUT, abs=0.03)
+    fewer, _ = split_questions(questions[1::2][::-1])
     assert {q.id for q in fewer} <= {q.id for q in train}
 
 
@@ -58,16 +72,16 @@ def test_clean_documents_hold_no_answer_of_any_hop_and_none_of_its_entities():
         "Snow melts.",
         "Wind blows.",
     )
-    pair = simulator._pair(QUESTION, "country of Bergen", wider[:3], wider)
+    pair = _pair(QUESTION, "country of Bergen", wider[:3], wider)
     assert len(set(pair.clean)) == 3 and set(pair.clean) < {
         "Rain falls.",
         "Fish swim.",
         "Snow melts.",
         "Wind blows.",
     }
-    assert pair == simulator._pair(QUESTION, "country of Bergen", wider[:3], wider)
+    assert pair == _pair(QUESTION, "country of Bergen", wider[:3], wider)
     assert pair.contained and pair.useful is None and pair.answer == "Oslo"
-    assert not simulator._pair(QUESTION, "capital", ("Rain falls.",), wider).contained
+    assert not _pair(QUESTION, "capital", ("Rain falls.",), wider).contained
 
 
 def make_pair(i: int, useful: bool, contained: bool) -> Pair:
@@ -85,30 +99,30 @@ PAIRS = (
 
 
 def test_naive_examples_follow_the_paper():
-    chosen = simulator.examples(PAIRS, "naive", seed=0)
+    chosen = training_examples(PAIRS, "naive", seed=0)
     useful = [documents for _, keyword, documents in chosen if keyword]
     noisy = [(pair, documents) for pair, keyword, documents in chosen if not keyword]
     assert len(useful) == len(noisy) == 20
-    assert all(simulator.states(documents, ["Oslo"]) for documents in useful)  # the root of the trouble
+    assert all(contains_answer(documents, ["Oslo"]) for documents in useful)  # the root of the trouble
     assert all(pair.useful is False and documents == pair.documents for pair, documents in noisy)
 
 
 def test_grounded_examples_let_a_bad_query_find_nothing():
-    chosen = simulator.examples(PAIRS, "grounded", seed=0)
+    chosen = training_examples(PAIRS, "grounded", seed=0)
     useful = [(pair, documents) for pair, keyword, documents in chosen if keyword]
     noisy = [(pair, documents) for pair, keyword, documents in chosen if not keyword]
     assert len(useful) == len(noisy)
-    without = [pair for pair, documents in useful if not simulator.states(documents, ["Oslo"])]
+    without = [pair for pair, documents in useful if not contains_answer(documents, ["Oslo"])]
     assert len(without) == len(useful) / 2 and not any(pair.contained for pair in without)
     assert all(documents == pair.documents for pair, documents in useful)
     assert all(documents == pair.clean for pair, documents in noisy)
-    assert not any(simulator.states(documents, pair.answers) for pair, documents in noisy)
+    assert not any(contains_answer(documents, pair.answers) for pair, documents in noisy)
     assert "query 70" not in {pair.query for pair, _ in useful}
 
 
 def test_examples_are_shuffled_by_their_seed_alone():
     for way in ("naive", "grounded"):
-        one, again, other = (simulator.examples(PAIRS, way, seed) for seed in (1, 1, 2))
+        one, again, other = (training_examples(PAIRS, way, seed) for seed in (1, 1, 2))
         assert one == again != other
         keywords = [keyword for _, keyword, _ in one]
         assert keywords != sorted(keywords) and keywords != sorted(keywords, reverse=True)
@@ -117,15 +131,15 @@ def test_examples_are_shuffled_by_their_seed_alone():
 @pytest.mark.parametrize("pairs, what", [(PAIRS[:20], "noisy"), (PAIRS[20:70], "useful")])
 def test_a_class_without_examples_is_an_error(pairs, what):
     with pytest.raises(DataError, match=f"none is {what}"):
-        simulator.examples(pairs, "naive", 0)
+        training_examples(pairs, "naive", 0)
 
 
 @pytest.mark.parametrize("template", list(protocol.SIMULATOR_TEMPLATES))
 def test_the_loss_covers_the_documents_and_the_end_and_nothing_else(template):
     tokenizer = tiny_tokenizer()
     for (pair, useful, documents), row in zip(
-        chosen := simulator.examples(PAIRS, "grounded", 0),
-        simulator.encode_examples(chosen, tokenizer, template),
+        chosen := training_examples(PAIRS, "grounded", 0),
+        encode_examples(chosen, tokenizer, template),
         strict=True,
     ):
         written = [i for i, on in zip(row["input_ids"], row["completion_mask"], strict=True) if on]
@@ -154,7 +168,7 @@ def test_agreement_of_the_judges_by_hand():
         make_pair(2, False, False),
         make_pair(3, True, False),
     ]
-    report = simulator.agreement(pairs)
+    report = judge_agreement(pairs)
     assert report["agreement"] == 0.75 and report["useful"] == 0.75 and report["contained"] == 0.5
     assert report["kappa"] == pytest.approx((0.75 - 0.5) / (1 - 0.5))  # chance: .75 × .5 + .25 × .5
 
@@ -177,13 +191,13 @@ class Perfect:
 
     def search(self, requests, num_documents):
         wider = self.real.search(requests, 40)
-        by_question = {question.question: simulator.answers_of(question) for question in asked()}
+        by_question = {question.question: answers_of(question) for question in asked()}
         return [
             SearchResult.of(
                 [
                     document
                     for document in result.documents
-                    if not request.noisy or not simulator.states([document], by_question[request.question])
+                    if not request.noisy or not contains_answer([document], by_question[request.question])
                 ][:num_documents]
             )
             for request, result in zip(requests, wider, strict=True)
@@ -208,7 +222,7 @@ def real() -> BM25Engine:
 
 
 def test_a_perfect_simulator_cannot_be_told_from_the_engine(real):
-    report = simulator.fidelity(Perfect(real), asked(), real, 3)
+    report = measure_fidelity(Perfect(real), asked(), real, 3)
     assert report["answer_good"] == report["real_good"] > 0.85
     assert report["answer_bad"] == report["real_bad"] < 0.15
     assert report["leak"] == 0.0 and report["auc"] == pytest.approx(0.5, abs=0.1)
@@ -220,7 +234,7 @@ def test_a_perfect_simulator_cannot_be_told_from_the_engine(real):
 
 
 def test_a_simulator_that_always_answers_is_found_out(real):
-    report = simulator.fidelity(Parrot(), asked(), real, 3)
+    report = measure_fidelity(Parrot(), asked(), real, 3)
     assert report["answer_bad"] == 1.0
     assert report["answer_last"] == 1.0 and report["answer_first"] < 0.2  # it never says the bridge
     assert report["leak"] > 0.5 and report["auc"] > 0.95 and report["short"] == 1.0
@@ -231,7 +245,7 @@ def test_one_that_writes_nothing_has_no_auc(real):
         def search(self, requests, num_documents):
             return [SearchResult.of([]) for _ in requests]
 
-    report = simulator.fidelity(Silent(), asked(), real, 3)
+    report = measure_fidelity(Silent(), asked(), real, 3)
     assert (
         math.isnan(report["auc"])
         and report["short"] == 1.0
@@ -244,16 +258,16 @@ def test_bad_queries_do_not_name_the_entity():
 
     questions, rng = asked(), Random(0)
     for question in questions:
-        assert question.hops[-1].entity not in simulator._bad_query(question, questions, rng)
+        assert question.hops[-1].entity not in _bad_query(question, questions, rng)
 
 
 def test_damaged_pairs_are_one_clear_error(tmp_path):
     run = Run(tmp_path / "pairs-0123456789ab-s0")
     run.path.mkdir()
     for text in ("{", '["a"]', '{"query": "a"}'):
-        (run.path / simulator.PAIRS).write_text(text + "\n")
+        (run.path / PAIRS).write_text(text + "\n")
         with pytest.raises(DataError, match="pairs.jsonl cannot be read.*delete"):
-            simulator.read_pairs(run)
+            read_pairs(run)
 
 
 def test_fine_tuning_scores_what_is_trained_and_learns_what_trl_does(tmp_path, monkeypatch):
@@ -286,7 +300,7 @@ def test_fine_tuning_scores_what_is_trained_and_learns_what_trl_does(tmp_path, m
             lambda _, states, logits: scored.append(len(states[0]))
         )
         run = RunStore(tmp_path / name).ensure(
-            arm, 0, lambda run, loaded=loaded: fine_tuning.fine_tune(run, loaded, rows, arm, 0, None)
+            arm, 0, lambda run, loaded=loaded: fine_tune(run, loaded, rows, arm, 0, None)
         )
         watch.remove()
         weights[name], loss[name] = loaded.model.state_dict(), run.metrics()["loss"].tolist()

@@ -13,11 +13,12 @@ import psutil
 import pytest
 from jupyter_client import KernelManager
 
-from zs_lib import config, models
+from zs_lib.config import paths
+from zs_lib.models.load import shipped
 from zs_lib.runs import RunStore
-from zs_lib.stopping import between_steps
+from zs_lib.runs.interrupts import between_steps
 
-PATHS = os.pathsep.join([str(config.ROOT), str(Path(__file__).parent)])
+PATHS = os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])
 
 
 def wait_for(what, seconds: float):
@@ -59,7 +60,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.skipif("tiny-L" not in models.shipped(), reason="needs the shipped backbones")
+@pytest.mark.skipif("tiny-L" not in shipped(), reason="needs the shipped backbones")
 @pytest.mark.parametrize(
     ("number", "code", "part", "processes"),
     [

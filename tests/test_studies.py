@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 
 from zs_lib import config, studies
+from zs_lib.config.values import digest
 from zs_lib.errors import ConfigError
-from zs_lib.values import digest
 
 
 @pytest.mark.parametrize("name", config.profiles())
@@ -17,7 +17,7 @@ def test_every_profile_has_every_study(name):
     names, contents = [arm.name for arm in whole.policies], [digest(arm) for arm in whole.policies]
     assert len(set(names)) == len(names) and len(set(contents)) == len(contents)
     assert whole.policies[: len(profile.policies)] == profile.policies  # the core first
-    assert {arm for study in studies.STUDIES for arm in studies.rows(profile, study).values()} <= set(
+    assert {arm for study in studies.STUDIES for arm in studies.study_arms(profile, study).values()} <= set(
         whole.policies
     )
 
@@ -36,7 +36,7 @@ def test_a_variant_differs_in_what_its_name_says():
 
 def test_an_arm_equal_to_a_core_arm_is_that_arm():
     profile = config.load_profile("tiny")
-    rows = studies.rows(profile, "simulators")
+    rows = studies.study_arms(profile, "simulators")
     assert {label: arm.name for label, arm in rows.items() if "/" not in arm.name} == {
         "grounded-tiny-L": "zerosearch",
         "naive-tiny-L": "zerosearch-naive",
@@ -44,11 +44,11 @@ def test_an_arm_equal_to_a_core_arm_is_that_arm():
     }
     assert studies.select(profile, "simulators").evaluation == profile.evaluation
     with pytest.raises(ConfigError, match="curricula"):
-        studies.rows(profile, "nothing")
+        studies.study_arms(profile, "nothing")
 
 
 def test_a_backbone_keeps_the_papers_noise():
-    arms = {arm.name: arm for arm in studies.rows(config.load_profile("paper"), "methods").values()}
+    arms = {arm.name: arm for arm in studies.study_arms(config.load_profile("paper"), "methods").values()}
     noise = arms["zerosearch/backbone=Llama-3.2-3B"].curriculum
     assert (noise.p_start, noise.p_end) == (0.25, 0.5) and len(arms) == 18
     assert arms["search-r1/backbone=Qwen2.5-7B"].engine == "serpapi"

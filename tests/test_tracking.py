@@ -8,10 +8,12 @@ from importlib.util import find_spec
 import pytest
 from run_fixtures import CountingArm, ensure
 
-from zs_lib import config, tracking, worker
-from zs_lib.arms import TRACKERS
+from zs_lib import config
+from zs_lib.config.arms import TRACKERS
+from zs_lib.config.values import digest
 from zs_lib.errors import ConfigError
-from zs_lib.values import digest
+from zs_lib.launch import worker
+from zs_lib.runs import tracking
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,11 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from zs_lib import learner
-from zs_lib.arms import ObjectiveConfig
-from zs_lib.objectives import advantage_kind, group_advantages, policy_loss
-from zs_lib.rollout import Trajectory
+from zs_lib.config.arms import ObjectiveConfig
+from zs_lib.rl.batches import make_rows, micro_batches
+from zs_lib.rl.learner import token_logprobs, trained_states
+from zs_lib.rl.objectives import advantage_kind, group_advantages, policy_loss
+from zs_lib.rl.trajectory import Trajectory
 
 VOCABULARY, TEMPERATURE, CLIP, KL = 40, 0.7, 0.2, 0.05
 REWARDS = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 1.0]])
@@ -113,9 +114,9 @@ def our_gradient(folder, cfg, trajectories, advantages, old, reference):
     for t, advantage, old_row, reference_row in zip(
         trajectories, advantages.tolist(), old, reference, strict=True
     ):
-        rows = learner.make_rows([t], [advantage], cfg.mask_documents)
-        (batch,) = learner.micro_batches(rows, torch.device("cpu"))
-        logp = learner.token_logprobs(model, learner.trained_states(model, batch), batch, TEMPERATURE)
+        rows = make_rows([t], [advantage], cfg.mask_documents)
+        (batch,) = micro_batches(rows, torch.device("cpu"))
+        logp = token_logprobs(model, trained_states(model, batch), batch, TEMPERATURE)
         mine = torch.tensor(t.mask)
         old_logp, ref_logp = old_row[: len(mine)][mine], reference_row[: len(mine)][mine]
         everywhere = torch.ones_like(logp, dtype=torch.bool)

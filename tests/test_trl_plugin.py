@@ -9,12 +9,14 @@ import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from zs_lib import config, models, policy, qa
-from zs_lib.arms import CurriculumConfig
-from zs_lib.draws import uniform
+from zs_lib import config, qa
+from zs_lib.config import paths
+from zs_lib.config.arms import CurriculumConfig
 from zs_lib.engines import SearchResult, build_engine
 from zs_lib.errors import ConfigError, DataError, EngineError
-from zs_lib.trl_plugin import SearchRollouts
+from zs_lib.rl.rewards import reward
+from zs_lib.rng import uniform
+from zs_lib.tools.trl_plugin import SearchRollouts
 
 ARM = config.load_profile("tiny").policy("zerosearch")
 QUESTIONS = qa.load_questions(subset="natural", split="train")[:12]
@@ -86,7 +88,7 @@ def trainer(folder, engine, steps=2, curriculum=NOISE, questions=QUESTIONS, **ch
         **changes,
     )
     watched = WatchedTrainer(
-        str(models.BACKBONES / "tiny-S-instruct"),
+        str(paths.BACKBONES / "tiny-S-instruct"),
         search.reward,
         args,
         train_dataset=search.dataset(),
@@ -138,7 +140,7 @@ def test_the_reward_is_f1_and_noise_follows_the_curriculum(trained):
         [(4 ** (i / 3) - 1) / 3 for i in (1, 2, 3)]
     )
     for row, (*_, trajectories) in zip(logged, watched.seen, strict=True):
-        rewards = [policy.reward(t) for t in trajectories]
+        rewards = [reward(t) for t in trajectories]
         assert row["reward"] == row["rewards/reward/mean"] == pytest.approx(sum(rewards) / 12)
         assert row["searches"] == pytest.approx(sum(t.num_searches for t in trajectories) / 12)
         assert {t.question for t in trajectories} <= set(QUESTIONS) and len(

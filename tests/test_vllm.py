@@ -10,13 +10,18 @@ pytest.importorskip(
     "vllm", reason="vLLM is not installed: `make test-vllm` installs it beside the rest, and runs these tests"
 )
 
-from zs_lib import bench, config, evaluate, models, policy, qa, vllm_backend
-from zs_lib.arms import EvaluationArm
+from zs_lib import config, pipeline, qa
+from zs_lib.config.arms import EvaluationArm
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.errors import ModelError
-from zs_lib.generate import Generator, build_generator
-from zs_lib.rollout import rollout
+from zs_lib.evaluation.evaluate import read_scores
+from zs_lib.models import vllm
+from zs_lib.models.decode import TransformersGenerator
+from zs_lib.models.load import build_generator, load_model
+from zs_lib.models.vllm import GAP_LIMITS, _weights
+from zs_lib.rl.rollout import rollout
 from zs_lib.runs import RunStore
+from zs_lib.tools.bench import run
 
 QUESTIONS = qa.load_questions(subset=("natural", "bridge"), split="test")[:12]
 CFG = config.load_profile("tiny").policy("search-r1").rollout
@@ -24,7 +29,7 @@ CFG = config.load_profile("tiny").policy("search-r1").rollout
 
 @pytest.fixture(scope="module")
 def loaded():
-    return models.load("tiny-S-instruct")
+    return load_model("tiny-S-instruct")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +99,7 @@ ENDS = {
 def test_greedy_completions_end_where_ours_do(loaded, generator, monkeypatch, stop, ends):
     """What ends them is kept. The model hardly writes its EOS, so another tag is taken for one."""
     own, prompts, keys = (
-        Generator(loaded.model, loaded.tokenizer),
+        TransformersGenerator(loaded.model, loaded.tokenizer),
         prompts_of(generator),
         [(i,) for i in range(3)],
     )
@@ -118,7 +123,7 @@ def test_greedy_rollouts_are_ours(loaded, generator):
     cfg = dataclasses.replace(CFG, temperature=0.0)
     mine, said = (
         rollout(QUESTIONS, it, engine, cfg, keys)
-        for it in (Generator(loaded.model, loaded.tokenizer), generator)
+        for it in (TransformersGenerator(loaded.model, loaded.tokenizer), generator)
     )
     assert [t.ids for t in said] == [t.ids for t in mine] and [t.answer for t in said] == [
         t.answer for t in mine
@@ -127,16 +132,16 @@ def test_greedy_rollouts_are_ours(loaded, generator):
 
 
 def test_new_weights_are_used_after_a_sync_and_seen_to_be_missing_before(generator, changed):
-    assert generator._gap() > vllm_backend.GAP_LIMITS[torch.float32]
+    assert generator._gap() > GAP_LIMITS[torch.float32]
     generator.sync()
     assert generator._gap() < 1e-4
 
 
 def test_the_check_finds_a_head_that_stayed_behind(generator, changed, monkeypatch):
     """What a checkpoint with tied embeddings holds has no head: vLLM reloads it without an error, and keeps the old one."""
-    whole = vllm_backend._weights
+    whole = _weights
     monkeypatch.setattr(
-        vllm_backend, "_weights", lambda model: (pair for pair in whole(model) if pair[0] != "lm_head.weight")
+        vllm, "_weights", lambda model: (pair for pair in whole(model) if pair[0] != "lm_head.weight")
     )
     with pytest.raises(ModelError, match="does not take all weights"):
         generator.sync()
@@ -153,12 +158,8 @@ def test_the_check_finds_keys_and_values_of_old_weights(generator, changed, monk
 
 
 def test_half_precision_is_noise(loaded):
-    half = models.load("tiny-M-instruct", "bfloat16")
-    assert (
-        0
-        < build_generator("vllm", half.model, half.tokenizer)._gap()
-        < vllm_backend.GAP_LIMITS[torch.bfloat16] / 2
-    )
+    half = load_model("tiny-M-instruct", "bfloat16")
+    assert 0 < build_generator("vllm", half.model, half.tokenizer)._gap() < GAP_LIMITS[torch.bfloat16] / 2
 
 
 ARM = dataclasses.replace(
@@ -174,7 +175,9 @@ ARM = dataclasses.replace(
 @pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "LoRA"])
 def test_a_policy_trains_on_vllms_rollouts(tmp_path, rank):
     """The sampler's log-probabilities stay the trainer's, step after step, at a rate at which each step changes them."""
-    logged = policy.ensure(dataclasses.replace(ARM, lora_rank=rank), 0, RunStore(tmp_path)).metrics()
+    logged = pipeline.ensure(
+        dataclasses.replace(ARM, lora_rank=rank), 0, RunStore(tmp_path)
+    ).metrics()
     assert len(logged) == 3 and (logged["grad_norm"] > 0).any() and (logged["sampler_gap"] < 1e-4).all()
 
 
@@ -188,11 +191,14 @@ def test_simulator_and_evaluation_by_vllm(tmp_path):
     request = SearchRequest("capital of Norway", "What is the capital of Norway?", ("Oslo",), key=(0,))
     assert [simulated.search([request], 3)[0]] * 2 == simulated.search([request, request], 3)
     arm = EvaluationArm.of_backbone(study.policy("search-r1"), study.evaluation)
-    assert arm.generator == "vllm" and len(evaluate.rows(evaluate.ensure(arm, 0, RunStore(tmp_path)))) >= 4
+    assert (
+        arm.generator == "vllm"
+        and len(read_scores(pipeline.ensure(arm, 0, RunStore(tmp_path)))) >= 4
+    )
 
 
 def test_the_benchmark_at_its_smallest():
-    rows = list(bench.rows("vllm", small=True))
+    rows = list(run.rows("vllm", small=True))
     assert {row["who"] for row in rows if row["measure"] == "speed"} == {
         "ours",
         "vLLM alone",

@@ -8,16 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zs_lib import config, models, protocol, qa, results, simulator, warm_up
-from zs_lib.arms import EvaluationArm, WarmUp, WarmUpArm
+from zs_lib import config, pipeline, protocol, qa, studies
+from zs_lib.analysis import results
+from zs_lib.config.arms import EvaluationArm, FormatSFT, FormatSFTArm
+from zs_lib.config.values import digest
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.errors import ConfigError
-from zs_lib.generate import Generator
-from zs_lib.reproduce import ensure_arms
+from zs_lib.launch.scheduler import make_runs
+from zs_lib.models.decode import TransformersGenerator
+from zs_lib.models.load import load_model
+from zs_lib.rl.format_sft import encode_lesson, lesson
 from zs_lib.runs import RunStore
-from zs_lib.values import digest
 
-HOW = WarmUp(steps=2, batch_size=2, learning_rate=1e-3, template="short", num_documents=2, engine="bm25")
+HOW = FormatSFT(steps=2, batch_size=2, learning_rate=1e-3, template="short", num_documents=2, engine="bm25")
 QUESTIONS = [
     question for question in qa.load_questions(subset="bridge", split="train") if qa.is_chain(question)
 ][:40]
@@ -26,14 +29,14 @@ QUESTIONS = [
 def studied(**changes):
     """A policy of the smoke profile that takes one step and begins with a warm-up."""
     arm = config.load_profile("smoke").policy("search-r1")
-    return replace(arm, steps=1, prompts_per_step=2, group_size=2, warm_up=HOW, **changes)
+    return replace(arm, steps=1, prompts_per_step=2, group_size=2, format_sft=HOW, **changes)
 
 
 def test_a_lesson_is_a_trajectory_that_the_protocol_accepts():
     engine = build_engine("bm25", split="train")
     plain = 0
     for question in QUESTIONS:
-        (prompt, written), *turns = warm_up.lesson(question, engine, HOW)
+        (prompt, written), *turns = lesson(question, engine, HOW)
         assert prompt == protocol.policy_prompt(question.question, "short") and not written
         actions = [protocol.parse_action(text) for text, written in turns if written]
         assert [action.kind for action in actions] == ["search"] * (len(actions) - 1) + ["answer"]
@@ -52,10 +55,10 @@ def test_a_lesson_is_a_trajectory_that_the_protocol_accepts():
 
 
 def test_only_what_the_policy_writes_is_learnt_and_in_a_rollouts_tokens():
-    tokenizer = models.load("tiny-S").tokenizer
-    texts = warm_up.lesson(QUESTIONS[0], build_engine("bm25", split="train"), HOW)
-    row, ended = warm_up.encode(texts, tokenizer), warm_up.encode(texts, tokenizer, ended=True)
-    generator = Generator(models.load("tiny-S").model, tokenizer)
+    tokenizer = load_model("tiny-S").tokenizer
+    texts = lesson(QUESTIONS[0], build_engine("bm25", split="train"), HOW)
+    row, ended = encode_lesson(texts, tokenizer), encode_lesson(texts, tokenizer, ended=True)
+    generator = TransformersGenerator(load_model("tiny-S").model, tokenizer)
     rolled = generator.encode_prompt(texts[0][0]) + [
         i for text, _ in texts[1:] for i in generator.encode(text)
     ]
@@ -69,7 +72,7 @@ def test_only_what_the_policy_writes_is_learnt_and_in_a_rollouts_tokens():
 
 def test_a_policy_begins_where_its_warm_up_ends(tmp_path):
     store, arm = RunStore(tmp_path), studied(learning_rate=0.0)
-    ensure_arms(
+    make_runs(
         [
             (arm, 0),
             (
@@ -82,12 +85,12 @@ def test_a_policy_begins_where_its_warm_up_ends(tmp_path):
         1,
         store,
     )
-    start = warm_up.start(arm.backbone, HOW, arm.benchmark, store)
+    start = pipeline.start_model(arm.backbone, HOW, arm.benchmark, store)
     warmed, begun = (
         load_file(start + "/model.safetensors"),
         load_file(store.get(arm, 0).model_dir / "model.safetensors"),
     )
-    cold = models.load(arm.backbone).model.state_dict()
+    cold = load_model(arm.backbone).model.state_dict()
     assert all(torch.equal(warmed[name], begun[name]) for name in warmed)
     assert any(not torch.equal(warmed[name], cold[name]) for name in warmed)
     assert sorted(path.name.split("-")[0] for path in tmp_path.glob("*-s0")) == [
@@ -98,29 +101,29 @@ def test_a_policy_begins_where_its_warm_up_ends(tmp_path):
 
 
 def test_without_one_the_backbone_is_the_start(tmp_path):
-    assert warm_up.start("tiny-S", None, "embedded", RunStore(tmp_path)) == "tiny-S" and not list(
+    assert pipeline.start_model("tiny-S", None, "embedded", RunStore(tmp_path)) == "tiny-S" and not list(
         tmp_path.iterdir()
     )
 
 
 def test_collector_and_judge_are_warmed_up_too(tmp_path):
     store = RunStore(tmp_path)
-    arm = replace(config.load_profile("smoke").simulators[0], num_questions=4, warm_up=HOW)
-    run = simulator.ensure_pairs(arm.pairs, 0, store)
+    arm = replace(config.load_profile("smoke").simulators[0], num_questions=4, format_sft=HOW)
+    run = pipeline.ensure(arm.pairs, 0, store)
     models_made = {
-        WarmUpArm(backbone=name, benchmark="embedded", how=HOW) for name in (arm.collector, arm.judge)
+        FormatSFTArm(backbone=name, benchmark="embedded", how=HOW) for name in (arm.collector, arm.judge)
     }
     assert all(store.get(made, 0).finished for made in models_made)
-    assert run.path.name != store.path(replace(arm, warm_up=None).pairs, 0).name
+    assert run.path.name != store.path(replace(arm, format_sft=None).pairs, 0).name
 
 
 def test_a_profile_warms_up_every_policy_that_does_not_say_no():
-    study = config.load_profile("smol", {"warm_up.steps": 7})
-    cold = study.policy("zerosearch-cold")
-    assert cold.warm_up is None and cold.simulator.warm_up.steps == 7
-    assert all(arm.warm_up.steps == 7 for arm in study.policies if arm is not cold)
-    assert digest(cold) == digest(replace(study.policy("zerosearch"), warm_up=None, steps=cold.steps))
-    names = [results._name(arm, study) for arm, _ in results.baseline_runs(study)]
-    assert names == ["start", "start/warm_up=off"]
+    study = config.load_profile("smol", {"format_sft.steps": 7})
+    cold = study.policy("zerosearch-no-sft")
+    assert cold.format_sft is None and cold.simulator.format_sft.steps == 7
+    assert all(arm.format_sft.steps == 7 for arm in study.policies if arm is not cold)
+    assert digest(cold) == digest(replace(study.policy("zerosearch"), format_sft=None, steps=cold.steps))
+    names = [results._name(arm, study) for arm, _ in studies.baseline_runs(study)]
+    assert names == ["start", "start/format_sft=off"]
     with pytest.raises(ConfigError, match="WarmUp.learning_rate = 2.0 is out of range"):
-        config.load_profile("smol", {"warm_up.learning_rate": 2.0})
+        config.load_profile("smol", {"format_sft.learning_rate": 2.0})

@@ -12,12 +12,16 @@ from html.parser import HTMLParser
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from zs_lib import background, config, cost, figures, progress, views, widgets
+from zs_lib import config
+from zs_lib.analysis import cost, figures
+from zs_lib.config import paths
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, RunError
-from zs_lib.files import write_json
+from zs_lib.launch import background, progress
+from zs_lib.rl.trajectory_log import LOG, TrajectoryLog, groups, select, watched
 from zs_lib.runs import RunStore
-from zs_lib.trajectories import LOG, TrajectoryLog, groups, select, watched
+from zs_lib.runs.files import write_json
+from zs_lib.ui import render, widgets
 
 SMOKE = config.load_profile("smoke")
 ARM = SMOKE.policy("zerosearch")
@@ -99,7 +103,7 @@ def finished(store, seed=0, steps=3, **more):
         log(run, steps, **more)
         return {"last_reward": 0.5}
 
-    return store.ensure(ARM, seed, work)
+    return store.complete(ARM, seed, work)
 
 
 @pytest.fixture
@@ -143,16 +147,16 @@ class Tags(HTMLParser):
 # views ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shade", views.SHADES)
+@pytest.mark.parametrize("shade", render.SHADES)
 def test_what_is_shown_is_not_run(shade):
     hostile = record(HOSTILE, question=HOSTILE, documents=(HOSTILE,), tokens=True) | {
         "tokens": [[HOSTILE, -1.0], 3],
         "golden_answers": [HOSTILE],
     }
     pages = [
-        views.trajectory(hostile, HOSTILE, shade),
-        views.group([hostile], shade, titles=[HOSTILE]),
-        views.documents(
+        render.trajectory(hostile, HOSTILE, shade),
+        render.group([hostile], shade, titles=[HOSTILE]),
+        render.documents(
             {HOSTILE: SearchResult.of([HOSTILE]), "b": SearchResult((), "failed", HOSTILE)},
             [HOSTILE],
             {HOSTILE: True},
@@ -178,16 +182,18 @@ def luminance(color: str) -> float:
 
 def test_every_text_can_be_read():
     """WCAG AA: a contrast of 4.5 at least, on every ground that occurs."""
-    grounds = [kind.ground for kind in views.KINDS.values()] + [views.PAPER]
-    shaded = [views._mixed(color, 1.0) for color in (views.TRAINED_UP, views.TRAINED_DOWN, views.UNLIKELY)]
-    pairs = [(kind.color, kind.ground) for kind in views.KINDS.values()] + [
-        (color, ground) for color in (views.INK, views.FAINT) for ground in grounds
+    grounds = [kind.ground for kind in render.KINDS.values()] + [render.PAPER]
+    shaded = [
+        render._mixed(color, 1.0) for color in (render.TRAINED_UP, render.TRAINED_DOWN, render.UNLIKELY)
     ]
-    for ink, ground in pairs + [(views.INK, ground) for ground in shaded]:
+    pairs = [(kind.color, kind.ground) for kind in render.KINDS.values()] + [
+        (color, ground) for color in (render.INK, render.FAINT) for ground in grounds
+    ]
+    for ink, ground in pairs + [(render.INK, ground) for ground in shaded]:
         low, high = sorted((luminance(ink), luminance(ground)))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
-    assert len({kind.word for kind in views.KINDS.values()}) == len(
-        views.KINDS
+    assert len({kind.word for kind in render.KINDS.values()}) == len(
+        render.KINDS
     )  # a word each, for those who see no colours
 
 
@@ -210,7 +216,7 @@ def test_every_text_can_be_read():
     ],
 )
 def test_a_reward_is_explained(changes, reason):
-    assert reason in views.why(record() | changes)
+    assert reason in render.why(record() | changes)
 
 
 def test_turns_are_told_apart_by_words():
@@ -219,7 +225,7 @@ def test_turns_are_told_apart_by_words():
     unmade = turn("<search> again </search>", "search", "again")
     page = "".join(
         Tags(
-            views.trajectory(
+            render.trajectory(
                 record(noisy=True) | {"turns": [*record(noisy=True)["turns"], invalid, unmade]},
                 simulated=True,
             )
@@ -238,16 +244,16 @@ def test_turns_are_told_apart_by_words():
         "advantage +0.50",
     ):
         assert words in page, words
-    assert "asked for" not in views.trajectory(record(noisy=True))  # a real engine is asked for nothing else
+    assert "asked for" not in render.trajectory(record(noisy=True))  # a real engine is asked for nothing else
 
 
 def test_tokens_are_shaded_by_what_was_logged():
-    page = views.trajectory(record(), shade="logprob")
+    page = render.trajectory(record(), shade="logprob")
     assert 'title="p = 0.14"' in page and "7 tokens that it was shown, and did not write" in page
-    assert views._mixed(views.TRAINED_DOWN, 1) in views.group([record(reward=0.0)], "advantage")
-    assert "logged without its tokens" in views.trajectory(record(tokens=False), shade="mask")
+    assert render._mixed(render.TRAINED_DOWN, 1) in render.group([record(reward=0.0)], "advantage")
+    assert "logged without its tokens" in render.trajectory(record(tokens=False), shade="mask")
     with pytest.raises(ConfigError, match="Known: , logprob"):
-        views.trajectory(record(), shade="rainbow")
+        render.trajectory(record(), shade="rainbow")
 
 
 # the log -------------------------------------------------------------------------------------------------------------
@@ -464,7 +470,7 @@ def work(run):
         sys.stdin.readline()
     return {"last_reward": 0.5}
 
-RunStore().ensure(config.load_profile("smoke").policy("zerosearch"), 0, work)
+RunStore().complete(config.load_profile("smoke").policy("zerosearch"), 0, work)
 """
 
 
@@ -473,7 +479,7 @@ def test_a_training_elsewhere_is_watched_and_loses_nothing_with_the_watcher(stor
     shows all of it."""
     monkeypatch.setattr(widgets, "REFRESH_S", 0.01)
     monkeypatch.setattr(figures, "draw_panel", lambda table, column: f"{column} of {len(table)}".encode())
-    environment = os.environ | {"PYTHONPATH": str(config.ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", ELSEWHERE],
         env=environment,
@@ -514,7 +520,7 @@ def test_a_training_is_shown_with_curves_and_warnings(store):
             run.log(step, reward=0.8 if step < 12 else 0.0, turns=2.0)
         return {"last_reward": 0.0}
 
-    page = widgets.monitor(store.ensure(ARM, 0, work), store=store).data
+    page = widgets.monitor(store.complete(ARM, 0, work), store=store).data
     assert (
         "reward drop</b> from step" in page and page.count("data:image/png;base64,") == 2
     )  # of what was logged
@@ -534,7 +540,7 @@ def test_the_board_counts_seeds_and_tells_how_far_they_are(growing, store):
         0.5,
     )
     assert state.seconds_left == 3.0 * (ARM.steps - 2) and other.state == "missing" and other.score is None
-    page = "".join(Tags(views.board([state, other])).texts)
+    page = "".join(Tags(render.board([state, other])).texts)
     assert "0 of 4 runs finished" in page and "▶ running" in page and f"training 2 of {ARM.steps}" in page
     growing[1]()
     assert progress.arm_states(wanted, store)[0].state == "damaged"  # the other seed's
@@ -583,7 +589,7 @@ def test_a_playground_compares_engines_and_keeps_their_failures(store):
 def test_a_front_end_gets_a_widget_and_a_program_the_page(store):
     """In a real kernel: a client that can be asked something is a person's, papermill's cannot."""
     manager, client = start_new_kernel(
-        kernel_name="python3", env=os.environ | {"PYTHONPATH": str(config.ROOT)}
+        kernel_name="python3", env=os.environ | {"PYTHONPATH": str(paths.ROOT)}
     )
     code = "from zs_lib import config, widgets\nshown = widgets.board(config.load_profile('smoke'))\nshown"
     try:

@@ -1,5 +1,7 @@
 """`python -m zs_lib` is the same as `zs`."""
 
+from __future__ import annotations
+
 import sys
 
 from zs_lib.cli import main

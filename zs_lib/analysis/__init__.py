@@ -1,0 +1,1 @@
+"""Stored runs to tables, intervals, claims and figures; nothing here trains."""

@@ -1,0 +1,65 @@
+"""The embedded benchmark as tables for people: its sizes, some of its questions, and the check of its split."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from zs_lib.qa import SUBSETS, Passage, Question
+
+
+def benchmark_counts(questions: list[Question]) -> pd.DataFrame:
+    """Number of questions by subset (with the set it mirrors), hops and split."""
+    frame = pd.DataFrame(
+        {"subset": q.subset, "mirrors": SUBSETS[q.subset], "hops": len(q.hops), "split": q.split}
+        for q in questions
+    )
+    counts = frame.groupby(["subset", "mirrors", "hops", "split"]).size().unstack(fill_value=0)
+    return counts.reindex(columns=["train", "dev", "test"], fill_value=0).reindex(
+        list(SUBSETS), level="subset"
+    )
+
+
+def sample_questions(questions: list[Question], each: int) -> pd.DataFrame:
+    """`each` test questions of every subset, with their answers and hops, for people to read."""
+    rows = []
+    for subset in SUBSETS:
+        part = [question for question in questions if question.subset == subset and question.split == "test"]
+        for question in part[:: max(1, len(part) // each)][:each]:
+            steps = " → ".join(f"{hop.entity}: {hop.relation}" for hop in question.hops)
+            rows.append(
+                {
+                    "subset": subset,
+                    "question": question.question,
+                    "golden answers": " | ".join(question.golden_answers[:3]),
+                    "hops": steps,
+                }
+            )
+    return pd.DataFrame(rows).set_index("subset")
+
+
+def check_split(questions: list[Question], passages: list[Passage]) -> pd.DataFrame:
+    """Whether what is held out stays out: no test hop is asked about, and no test fact stated, in training."""
+    facts = {
+        split: {
+            (hop.entity, hop.relation)
+            for question in questions
+            if question.split == split
+            for hop in question.hops
+        }
+        for split in ("train", "test")
+    }
+    stated = {
+        split: {passage.text for passage in passages if passage.split == split} for split in ("train", "test")
+    }
+    return pd.DataFrame(
+        [
+            {
+                "statement": f"{what} in both train and test",
+                "train": len(sets["train"]),
+                "test": len(sets["test"]),
+                "shared": len(sets["train"] & sets["test"]),
+                "verdict": "holds" if sets["train"].isdisjoint(sets["test"]) else "does not hold",
+            }
+            for what, sets in (("no (entity, relation)", facts), ("no passage", stated))
+        ]
+    )

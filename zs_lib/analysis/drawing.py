@@ -1,0 +1,186 @@
+"""How figures look: labels, colours, style, and their parts: curves, bars, intervals, lines, maps.
+
+A method has one colour and one name in every figure, and here is where both are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from zs_lib.analysis.results import START
+from zs_lib.rl.collapse import collapse_warnings
+
+WINDOW = 5
+"""Points of the moving mean of a training curve: one step is the mean of only tens of rollouts."""
+LABELS = {
+    START: "before RL",
+    "zerosearch": "ZeroSearch (grounded simulator)",
+    "zerosearch-naive": "ZeroSearch (naive simulator)",
+    "zerosearch-no-sft": "ZeroSearch (without warm-up)",
+    "zerosearch-270m": "ZeroSearch (simulator of 270M)",
+    "search-r1": "Search-R1 (real engine)",
+    "r1": "R1 (no search)",
+    "search-r1/engine=dense": "Search-R1 (dense engine)",
+}
+COLORS = {
+    START: "#9a9a9a",
+    "zerosearch": "#1f6fb4",
+    "zerosearch-naive": "#e08214",
+    "zerosearch-no-sft": "#c0392b",
+    "zerosearch-270m": "#56b4e9",
+    "search-r1": "#2a9d5c",
+    "r1": "#8a4fa3",
+    "search-r1/engine=dense": "#00707a",
+}
+SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+"""Of lines that are no core arm: told apart by those who do not see red and green (Okabe and Ito)."""
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+}
+
+
+def curve(
+    table: pd.DataFrame, column: str, axes: Axes, arms: Iterable[str] = (), labels: Mapping[str, str] = LABELS
+) -> None:
+    """Moving mean of `column` over steps, one line an arm (of `arms`, or of all): mean over seeds, with their range as a band."""
+    shown = [
+        (arm, part)
+        for arm, part in table.groupby("arm", sort=False)
+        if (not arms or arm in arms) and part[column].notna().any()
+    ]
+    for number, (arm, part) in enumerate(shown):
+        color = COLORS.get(arm, SERIES[number % len(SERIES)])
+        wide = (
+            part.pivot_table(index="step", columns="seed", values=column)
+            .rolling(WINDOW, min_periods=1)
+            .mean()
+        )
+        axes.plot(wide.index, wide.mean(axis=1), color=color, label=labels.get(arm, arm), lw=1.8)
+        if wide.shape[1] > 1:
+            axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.15, lw=0)
+    axes.set_xlabel("RL step")
+
+
+def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
+    """A cross, with its name, on the reward curve where an early warning of collapse (`collapse`) came first."""
+    named = {}
+    for (arm, _), part in table.groupby(["arm", "seed"], sort=False):
+        log = part.sort_values("step").reset_index(drop=True)
+        for warning in collapse_warnings(log):
+            if warning.step < named.get((arm, warning.name), (float("inf"),))[0]:
+                named[arm, warning.name] = (
+                    warning.step,
+                    log["reward"].rolling(WINDOW, min_periods=1).mean()[log["step"] == warning.step].iloc[0],
+                )
+    for (arm, name), (step, reward) in named.items():
+        axes.plot(step, reward, marker="X", ms=8, color=core_color(arm), mec="white", ls="", zorder=5)
+        axes.annotate(
+            name.replace("_", " "),
+            (step, reward),
+            xytext=(4, 6),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=core_color(arm),
+            bbox={"fc": "white", "ec": "none", "alpha": 0.85, "pad": 1},
+            zorder=4,
+        )
+
+
+def bars(axes: Axes, frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> None:
+    """Grouped bars: rows of `frame` along x, one bar for each of `columns` (column → (label, colour))."""
+    width = 0.8 / len(columns)
+    for number, (column, (label, color)) in enumerate(columns.items()):
+        places = [x + (number - (len(columns) - 1) / 2) * width for x in range(len(frame))]
+        axes.bar(places, frame[column], width * 0.92, color=color, label=label)
+    axes.set_xticks(range(len(frame)), frame.index)
+    axes.grid(axis="x", visible=False)
+
+
+def label_of(arm: str) -> str:
+    return LABELS.get(arm, arm)
+
+
+def core_color(arm: str) -> str:
+    return COLORS.get(arm, "#555555")
+
+
+def color_of(arm: str) -> str:
+    """A variant's colour is its core arm's; of one with another way of simulating, the way's."""
+    ways = {"=naive-": COLORS["zerosearch-naive"], "=prompted-": COLORS[START]}
+    return next(
+        (color for way, color in ways.items() if way in arm),
+        COLORS.get(arm, core_color(arm.partition("/")[0])),
+    )
+
+
+def forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]]) -> None:
+    """Mean and interval of each row of `scores`, top down; `marks` (label → value, colour) are lines across."""
+    places = range(len(scores))[::-1]
+    errors = [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
+    colors = [color_of(arm) for arm in scores["arm"]]
+    for place, value, below, above, color in zip(places, scores["f1"], *errors, colors, strict=True):
+        axes.errorbar(value, place, xerr=[[below], [above]], fmt="o", color=color, capsize=3, lw=1.4, ms=5)
+        axes.text(value, place + 0.2, f"{value:.2f}", ha="center", va="bottom", fontsize=8)
+    for label, (value, color) in marks.items():
+        axes.axvline(value, color=color, ls=":", lw=1.4, label=label)
+    axes.set_yticks(places, scores.index)
+    axes.set(ylim=(-0.6, len(scores) - 0.3), xlabel="held-out F1, real engine (95% interval)")
+    axes.grid(axis="y", visible=False)
+    if marks:
+        axes.legend(loc="best", fontsize=8)
+
+
+def points(axes: Axes, scores: pd.DataFrame) -> None:
+    """One line for each value of `line`, over the index in its order; those of one colour differ in their dashes."""
+    order = list(dict.fromkeys(scores.index))
+    for number, (line, part) in enumerate(scores.groupby("line", sort=False)):
+        places = [order.index(label) + 0.06 * number for label in part.index]
+        errors = [part["f1"] - part["low"], part["high"] - part["f1"]]
+        axes.errorbar(
+            places,
+            part["f1"],
+            yerr=errors,
+            marker="o",
+            ms=4,
+            capsize=3,
+            lw=1.4,
+            color=color_of(part["arm"].iloc[0]),
+            ls=("-", "--", ":")[number % 3],
+            label=line,
+        )
+    axes.set_xticks(range(len(order)), order)
+
+
+def heat(axes: Axes, frame: pd.DataFrame) -> None:
+    """Shares in [0, 1] as a map with their values."""
+    axes.imshow(frame, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
+    for row in range(frame.shape[0]):
+        for column in range(frame.shape[1]):
+            value = frame.iloc[row, column]
+            axes.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color="white" if value > 0.55 else "black",
+            )
+    axes.set_xticks(range(frame.shape[1]), frame.columns, fontsize=8)
+    axes.set_yticks(range(frame.shape[0]), frame.index)
+    axes.grid(visible=False)

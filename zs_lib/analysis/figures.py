@@ -1,0 +1,496 @@
+"""Tidy tables → figures. Each is a function `draw(tables, figure)`, and `FIGURES` says which file it makes.
+
+A figure reads stored results by column name, never trains, and says at its foot which profile, seeds and runs it
+shows. The notebooks draw the same figures from the run store; `zs figures` from `data/results/<profile>/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from zs_lib.analysis import cost, results, summaries
+from zs_lib.analysis.drawing import (
+    SERIES,
+    STYLE,
+    WINDOW,
+    bars,
+    color_of,
+    core_color,
+    curve,
+    forest,
+    heat,
+    label_of,
+    mark_warnings,
+    points,
+)
+from zs_lib.analysis.results import START, Tables
+from zs_lib.config import paths
+from zs_lib.errors import ConfigError, DataError
+from zs_lib.qa import SUBSETS
+from zs_lib.runs.files import write_bytes
+from zs_lib.studies import MAIN, TRAINED
+
+FOLDER = paths.ROOT / "figures"
+"""Of the profile that README shows; the others' have a folder of their own in it."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure: what draws it, how large it is in inches, the tables that it needs, and the studies; `source` is what stands
+    at its foot if it shows no runs."""
+
+    draw: Callable[[Tables, Figure], None]
+    size: tuple[float, float]
+    needs: tuple[str, ...]
+    studies: tuple[str, ...] = ()
+    source: str = ""
+
+
+def draw_retrieval(tables: Tables, figure: Figure) -> None:
+    """What a good query finds: recall of the real engine by subset and hop."""
+    axes = figure.subplots()
+    table = tables["retrieval"]
+    table = table.assign(row=table["subset"] + "\nhop " + table["hop"].astype(str)).set_index("row")
+    bars(axes, table, {"recall@3": ("recall@3", "#1f6fb4"), "recall@5": ("recall@5", "#a6cee3")})
+    axes.set(
+        ylim=(0, 1.05), ylabel="share of good queries", title="BM25 finds the fact that a good query asks for"
+    )
+    axes.tick_params(axis="x", labelsize=7)
+    figure.legend(loc="outside upper right", ncols=2)
+
+
+def draw_fidelity(tables: Tables, figure: Figure) -> None:
+    """What each simulator answers to good and bad queries, and what leaks into its noisy documents."""
+    table = tables["fidelity"]
+    sources = list(dict.fromkeys(table["questions_from"]))
+    for axes, source in zip(
+        figure.subplots(1, len(sources), sharey=True, squeeze=False)[0], sources, strict=True
+    ):
+        part = table[table["questions_from"] == source].set_index("simulator")
+        real = part[["real_good", "real_bad"]].iloc[0]
+        part = part.rename(lambda name: name.replace("-tiny-", "\n").replace("-", "\n", 1))
+        bars(
+            axes,
+            part,
+            {
+                "answer_good": ("good query, useful documents", "#2a9d5c"),
+                "answer_bad": ("bad query", "#e08214"),
+                "leak": ("good query, noisy documents", "#8a4fa3"),
+            },
+        )
+        axes.axhline(real["real_good"], color="#2a9d5c", ls=":", lw=1.2)
+        axes.axhline(real["real_bad"], color="#e08214", ls=":", lw=1.2)
+        axes.set(ylim=(0, 1.05), title=f"questions: {source}")
+        axes.tick_params(axis="x", labelsize=7.5)
+    figure.axes[0].set_ylabel("share of searches that state the answer")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=3,
+        fontsize=8,
+        title="dotted: real engine",
+        title_fontsize=8,
+    )
+
+
+def draw_tuning(tables: Tables, figure: Figure) -> None:
+    """Loss of the simulators' supervised fine-tuning."""
+    axes = figure.subplots()
+    for simulator, part in tables["tuning"].groupby("simulator", sort=False):
+        loss = part["loss"].rolling(WINDOW, min_periods=1).mean()  # batches of like length come in waves
+        axes.plot(
+            part["step"], loss, label=simulator, lw=1.6, ls="--" if simulator.startswith("naive") else "-"
+        )
+    axes.set(
+        xlabel="fine-tuning step", ylabel="loss (nats a token)", title="Simulators learn to write documents"
+    )
+    axes.legend(ncols=2, fontsize=8)
+
+
+def draw_curriculum(tables: Tables, figure: Figure) -> None:
+    """Reward, interaction turns and noise of the main arm: Figures 2c and 3 of the paper."""
+    table = tables["training"]
+    left, right = figure.subplots(1, 2)
+    curve(table, "reward", left, ("zerosearch",))
+    mark_warnings(table[table["arm"] == "zerosearch"], left)
+    left.set(ylabel="reward (F1)", title="Reward under the curriculum", ylim=(0, 1))
+    noise = left.twinx()
+    part = table[(table["arm"] == "zerosearch") & (table["seed"] == table["seed"].min())]
+    noise.plot(part["step"], part["noise_probability"], color="#b03a2e", ls=":", lw=1.4)
+    noise.set_ylabel("noise probability (dotted)", color="#b03a2e")
+    noise.set_ylim(0, 1)
+    noise.grid(visible=False)
+    noise.spines["right"].set_visible(True)
+    curve(table, "turns", right, ("zerosearch",))
+    right.set(ylabel="turns a rollout", title="Interaction turns")
+
+
+def draw_engines(tables: Tables, figure: Figure) -> None:
+    """Training reward with real and simulated engines: Figures 2a and 2b of the paper."""
+    axes = figure.subplots()
+    table = summaries.core(tables["training"])
+    curve(table, "reward", axes)
+    mark_warnings(table, axes)
+    axes.set(ylabel="training reward (F1)", title="Each arm's reward from its own engine", ylim=(0, 1))
+    axes.legend(loc="upper left", fontsize=8)
+
+
+def draw_live(tables: Tables, figure: Figure) -> None:
+    """Training reward of whatever arms are in the table, while they train."""
+    axes = figure.subplots()
+    curve(tables["training"], "reward", axes)
+    mark_warnings(tables["training"], axes)
+    axes.set(ylabel="training reward (F1)", title="Training now", ylim=(0, 1))
+    axes.legend(loc="upper left", fontsize=7.5, ncols=2)
+
+
+PANELS = {
+    "reward": "Reward (F1)",
+    "turns": "Turns a rollout",
+    "query_quality": "Queries that name what they must",
+    "noise_probability": "Noise probability",
+    "entropy": "Entropy (nats a token)",
+    "kl": "KL to the reference (nats a token)",
+}
+"""What is watched while a policy trains: column of the log → title."""
+
+
+def draw_panel(table: pd.DataFrame, column: str) -> bytes:
+    """One of `PANELS` as a small PNG: moving means, one line an arm; of the reward with the 95% interval of each mean."""
+    with plt.rc_context(STYLE):
+        figure = Figure(figsize=(4.2, 2.5))
+        axes = figure.subplots()
+        curve(table, column, axes)
+        if column == "reward":
+            for arm, part in table.groupby("arm", sort=False):
+                rolling = part.groupby("step")[column].mean().rolling(WINDOW, min_periods=1)
+                mean, error = rolling.mean(), 1.96 * rolling.std() / rolling.count() ** 0.5
+                axes.fill_between(
+                    mean.index, mean - error, mean + error, color=color_of(arm), alpha=0.25, lw=0
+                )
+            mark_warnings(table, axes)
+        if column in ("reward", "query_quality", "noise_probability"):
+            axes.set_ylim(-0.02, 1.02)
+        axes.set_title(PANELS[column])
+        if table["arm"].nunique() > 1:
+            axes.legend(fontsize=7)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)  # six of them lie in a stored notebook
+    return buffer.getvalue()
+
+
+def draw_query_quality(tables: Tables, figure: Figure) -> None:
+    """Whether queries name what they must, by what answered them in training."""
+    axes = figure.subplots()
+    curve(tables["training"], "query_quality", axes, ("zerosearch", "zerosearch-naive", "search-r1"))
+    axes.set(
+        ylabel="share of queries that name\nthe entity they must",
+        title="Query quality during training",
+        ylim=(0, 1),
+    )
+    axes.legend(loc="best", fontsize=8)
+
+
+def draw_heldout(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 with the real engine, over all subsets, with 95% intervals."""
+    axes = figure.subplots()
+    frame = summaries.heldout_table(summaries.core(tables["evaluation"])).iloc[::-1]
+    errors = [frame["f1"] - frame["low"], frame["high"] - frame["f1"]]
+    axes.barh(
+        [label_of(arm) for arm in frame.index],
+        frame["f1"],
+        xerr=errors,
+        height=0.62,
+        capsize=3,
+        color=[core_color(arm) for arm in frame.index],
+        error_kw={"lw": 1.2},
+    )
+    for place, (value, high) in enumerate(zip(frame["f1"], frame["high"], strict=True)):
+        axes.text(high + 0.02, place, f"{value:.2f}", va="center", fontweight="bold")
+    axes.grid(axis="y", visible=False)
+    axes.set(
+        xlabel="F1 on held-out entities, real engine (95% interval)", xlim=(0, 1), title="What was learnt"
+    )
+
+
+def draw_subsets(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 by subset, two of which were trained on."""
+    axes = figure.subplots()
+    frame = summaries.subset_table(summaries.core(tables["evaluation"]), "f1") / 100
+    frame.columns = [f"{name}\n({SUBSETS[name]})" if name in SUBSETS else name for name in frame.columns]
+    heat(axes, frame.rename(index=label_of))
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.set_title("F1 by subset")
+
+
+def _marks(tables: Tables, *arms: str) -> dict[str, tuple[float, str]]:
+    means = tables["evaluation"].groupby("arm")["f1"].mean()
+    return {label_of(arm): (means[arm], core_color(arm)) for arm in arms if arm in means}
+
+
+def draw_simulators(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 by the simulator of training: Table 4 of the paper."""
+    axes = figure.subplots()
+    forest(axes, summaries.study_scores(tables, "simulators"), _marks(tables, START, "search-r1"))
+    axes.set_title("Trained with this simulator")
+
+
+CHOICES = {
+    "algorithms": "Algorithm",
+    "curricula": "Noise",
+    "masks": "Document tokens",
+    "engines": "Engine",
+    "lengths": "RL steps",
+}
+
+
+def draw_choices(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 by algorithm, curriculum and document mask: Tables 5 to 7 of the paper, and arms beyond it."""
+    panels = figure.subplots(2, 3, sharex=True).flat
+    panels[-1].remove()
+    for axes, (study, title) in zip(panels, CHOICES.items(), strict=False):
+        forest(axes, summaries.study_scores(tables, study), {})
+        axes.set(title=title, xlabel="held-out F1")
+
+
+def draw_learning(tables: Tables, figure: Figure) -> None:
+    """Training rewards by algorithm, by curriculum, with and without document mask, from base and instruct models:
+    Figures 4a to 4c of the paper."""
+    panels = figure.subplots(2, 2, sharey=True).flat
+    rows = tables["study_rows"]
+    for axes, (study, title) in zip(
+        panels,
+        {
+            "algorithms": "Algorithm",
+            "curricula": "Noise",
+            "masks": "Document tokens",
+            "methods": "Base and instruct",
+        }.items(),
+        strict=True,
+    ):
+        part = rows[rows["study"] == study].set_index("label")["arm"]
+        if study == "methods":
+            part = part[part.isin(summaries.base_and_instruct(tables))]
+        curve(tables["training"], "reward", axes, tuple(part), {arm: label for label, arm in part.items()})
+        axes.set(title=title, ylim=(0, 1), xlabel="RL step", ylabel="training reward (F1)")
+        axes.legend(fontsize=7.5, ncols=2, loc="upper left")
+
+
+def draw_methods(tables: Tables, figure: Figure) -> None:
+    """Average F1 of every method and backbone: Table 3 of the paper."""
+    axes = figure.subplots()
+    heat(axes, summaries.methods_table(tables, "f1")["Avg"].unstack("backbone", sort=False) / 100)
+    axes.set_title("Average F1 by method and backbone")
+
+
+def draw_scaling(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 against simulator size, policy size and number of RL steps."""
+    panels = figure.subplots(1, 3, sharey=True)
+    simulators = summaries.study_scores(tables, "simulators")
+    ways = simulators.index.str.partition("-")
+    lines = [
+        simulators[[way == kind for way, *_ in ways]]
+        .rename(index=lambda label: label.partition("-")[2])
+        .assign(line=kind)
+        for kind in ("grounded", "naive", "prompted")
+    ]
+    points(panels[0], pd.concat(lines))
+    policies = summaries.study_scores(tables, "methods").rename(
+        index=lambda label: label.replace("-Instruct", "-instruct")
+    )
+    names = policies.index.str.partition(", ")
+    policies = policies.set_axis([name.removesuffix("-instruct") for *_, name in names]).assign(
+        line=[
+            f"{method}, {'instruct' if name.endswith('-instruct') else 'base'}" for method, _, name in names
+        ]
+    )
+    points(panels[1], policies[policies["line"].str.startswith(TRAINED[MAIN])])
+    points(panels[2], summaries.study_scores(tables, "lengths").assign(line=TRAINED[MAIN]))
+    for axes, title in zip(panels, ("Simulator", "Policy", "Training"), strict=True):
+        axes.set(title=title, ylim=(0, 1))
+        axes.legend(fontsize=7.5, loc="upper right")
+    panels[0].set_ylabel("held-out F1 (95% interval)")
+
+
+def draw_transfer(tables: Tables, figure: Figure) -> None:
+    """Trained with one engine, tested with another; and F1 against the share of searches that find nothing."""
+    table = tables["robustness"]
+    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    frame = table[table["noise"] == 0].pivot_table(index="arm", columns="engine", values="f1", sort=False)
+    heat(left, frame.rename(index=label_of))
+    left.set_title("Tested with")
+    for arm, part in table[table["engine"].isin(table.loc[table["noise"] > 0, "engine"])].groupby(
+        "arm", sort=False
+    ):
+        wide = part.pivot_table(index="noise", columns="seed", values="f1")
+        if len(wide) > 1:
+            right.plot(
+                wide.index, wide.mean(axis=1), marker="o", ms=4, color=core_color(arm), label=label_of(arm)
+            )
+            right.fill_between(
+                wide.index, wide.min(axis=1), wide.max(axis=1), color=core_color(arm), alpha=0.15, lw=0
+            )
+    right.set(
+        title="Noise at test time",
+        xlabel="share of searches that find nothing",
+        ylabel="held-out F1",
+        ylim=(0, 1),
+    )
+    right.legend(fontsize=7.5)
+
+
+SIMULATOR = "14B"
+"""The one whose 88% the paper reports."""
+LABELLED = {"scaled to zero": -1, "never idle": 0.55}
+"""Ways to run it whose label stands at this share of the line, or at its end, where it is alone; of others, at its beginning."""
+
+
+def draw_break_even(tables: Tables, figure: Figure) -> None:
+    """Dollars against queries in one training: engines (dashed) and ways to run the simulator. Where lines cross, they cost the
+    same."""
+    axes = figure.subplots()
+    training = cost.papers_training()
+    queries = np.geomspace(1000, 5 * training.rollouts, 60)  # to the five searches that a rollout may make
+    engines = pd.concat({count: cost.engines(count)["usd"] for count in queries}, axis=1).loc[
+        list(cost.COMPARED)
+    ]
+    trainings = {count: replace(training, searches=count / training.rollouts) for count in queries}
+    ways = pd.concat({count: cost.ways(one, SIMULATOR)["usd"] for count, one in trainings.items()}, axis=1)
+    style = {
+        "fontsize": 8,
+        "textcoords": "offset points",
+        "bbox": {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5},
+    }
+    for name, usd in engines.iterrows():
+        axes.plot(queries, usd, color="#555555", ls="--", lw=1.3)
+        label = f"{name}\n\\${1000 * usd.iloc[0] / queries[0]:.2f} per 1,000"
+        axes.annotate(label, (queries[-1], usd.iloc[-1]), (5, 0), va="center", color="#555555", **style)
+    for (name, usd), color in zip(ways.iterrows(), SERIES):
+        axes.plot(queries, usd, color=color, lw=2)
+        place = LABELLED.get(name, 0)
+        place, shift = (-1, (5, 0)) if place < 0 else (int(place * len(queries)), (6, -9 if place else 7))
+        axes.annotate(name, (queries[place], usd.iloc[place]), shift, va="center", color="#222222", **style)
+    for searches in (1, 5):
+        axes.axvline(searches * training.rollouts, color="#999999", ls=":", lw=1)
+        axes.annotate(
+            f"{searches} a rollout",
+            (searches * training.rollouts, 0.02),
+            (-4, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            fontsize=7.5,
+            color="#777777",
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(queries[0], queries[-1]),
+        ylim=(0.3, None),
+        xlabel="queries of one training",
+        ylabel="dollars",
+        title=f"A {SIMULATOR} simulator on {cost.CARD}, and search engines (dashed)",
+    )
+
+
+FIGURES = {
+    "01_retrieval": Drawing(draw_retrieval, (12.0, 3.4), ("retrieval",)),
+    "02_tuning": Drawing(draw_tuning, (6.2, 3.4), ("tuning",)),
+    "02_fidelity": Drawing(draw_fidelity, (11.0, 3.8), ("fidelity",)),
+    "03_curriculum": Drawing(draw_curriculum, (9.0, 3.4), ("training",)),
+    "04_engines": Drawing(draw_engines, (6.6, 3.8), ("training",)),
+    "04_query_quality": Drawing(draw_query_quality, (6.6, 3.4), ("training",)),
+    "04_heldout": Drawing(draw_heldout, (7.2, 3.0), ("evaluation",)),
+    "04_subsets": Drawing(draw_subsets, (9.4, 3.2), ("evaluation",)),
+    "05_simulators": Drawing(draw_simulators, (7.2, 4.6), ("study_rows", "evaluation"), ("simulators",)),
+    "06_choices": Drawing(draw_choices, (9.4, 5.4), ("study_rows", "evaluation"), tuple(CHOICES)),
+    "06_learning": Drawing(
+        draw_learning, (9.4, 6.2), ("study_rows", "training"), ("algorithms", "curricula", "masks", "methods")
+    ),
+    "06_transfer": Drawing(draw_transfer, (11.0, 3.4), ("study_rows", "robustness"), ("engines",)),
+    "07_methods": Drawing(draw_methods, (8.4, 3.8), ("study_rows", "evaluation"), ("methods",)),
+    "07_scaling": Drawing(
+        draw_scaling, (10.6, 3.4), ("study_rows", "evaluation"), ("simulators", "methods", "lengths")
+    ),
+    "08_break_even": Drawing(
+        draw_break_even, (8.6, 4.4), (), source="prices quoted (data/prices.csv), speeds modelled, no run"
+    ),
+}
+"""Name of the file (its number is the notebook's) → how it is drawn."""
+
+
+def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
+    """One figure of `FIGURES` from tables.
+
+    Raises:
+        ConfigError: no figure has this name. DataError: a table that it needs is missing or empty.
+    """
+    if name not in FIGURES:
+        raise ConfigError(f"Unknown figure {name!r}. Known: {', '.join(FIGURES)}.")
+    drawing = FIGURES[name]
+    if reason := _lacks(drawing, tables):
+        raise DataError(f"The figure {name} cannot be drawn: {reason}")
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=drawing.size)
+        drawing.draw(tables, figure)
+        figure.supxlabel(drawing.source or provenance, fontsize=6.5, color="#777777", x=0.995, ha="right")
+    return figure
+
+
+def provenance_of(tables: Tables, profile: str) -> str:
+    """The line at a figure's foot: profile, seeds, and the digests of the core runs (the first characters of each)."""
+    runs = tables.get("provenance", pd.DataFrame())
+    if runs.empty:
+        return f"profile {profile}"
+    policies = runs[runs["kind"] == "policy"]
+    core = summaries.core(policies)
+    digests = ", ".join(
+        f"{arm} {part['run'].iloc[0].split('-')[1][:6]}" for arm, part in core.groupby("arm", sort=False)
+    )
+    variants = policies["arm"].nunique() - core["arm"].nunique()
+    others = f", and {variants} variants (provenance.csv)" if variants else ""
+    seeds = policies.groupby("arm")["seed"].nunique()
+    count = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    return f"profile {profile}; {count} seed(s); runs: {digests}{others}"
+
+
+def _lacks(drawing: Drawing, tables: Tables) -> str:
+    """What a figure needs and `tables` do not have; empty if there is nothing."""
+    for needed in drawing.needs:
+        if needed not in tables or tables[needed].empty:
+            return f"it needs the table '{needed}', which is empty: finish its runs first."
+    for study in drawing.studies:
+        if study not in set(tables["study_rows"]["study"]):
+            return f"it needs the study '{study}': `zs reproduce --full` makes its runs."
+    return ""
+
+
+def draw_all(profile: str, folder: Path, tables: Tables | None = None) -> tuple[list[Path], dict[str, str]]:
+    """Redraw the figures of a profile from its recorded results (or `tables`) into `folder`: the files, and of figures
+    that need what was not recorded, why they are not drawn. An older picture of these does not stay."""
+    tables = tables or results.load_tables(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    lacking = {name: reason for name, drawing in FIGURES.items() if (reason := _lacks(drawing, tables))}
+    for name in lacking:
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    written = []
+    for name in (name for name in FIGURES if name not in lacking):
+        shown = (
+            tables if FIGURES[name].studies else tables | {"provenance": summaries.core(tables["provenance"])}
+        )
+        figure = draw(name, tables, provenance_of(shown, profile))
+        picture = BytesIO()
+        figure.savefig(picture, metadata={"Software": None})
+        plt.close(figure)
+        written.append(folder / f"{name}.png")
+        write_bytes(written[-1], picture.getvalue())
+    return written, lacking

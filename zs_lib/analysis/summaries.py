@@ -1,0 +1,174 @@
+"""Tables for people, from the tidy tables of `results`: means, intervals, the shapes of the paper's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from zs_lib import studies
+from zs_lib.analysis.bootstrap import hierarchical_bootstrap
+from zs_lib.analysis.results import START, Tables
+from zs_lib.errors import DataError
+from zs_lib.evaluation.methods import METHODS
+from zs_lib.runs import Run
+
+FIDELITY_COLUMNS = [
+    "answer_good",
+    "answer_first",
+    "answer_last",
+    "answer_bad",
+    "leak",
+    "short",
+    "words",
+    "distinct_2",
+    "auc",
+]
+"""What a fidelity table shows to people, in this order."""
+
+
+def core(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the core arms and their start, without the variants of `studies` and the untrained methods."""
+    return table[~table["arm"].str.contains("/") & ~table["arm"].isin(METHODS)]
+
+
+def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
+    """Held-out `score` by arm: mean over subsets' questions with its 95% interval over seeds and questions, the
+    number of seeds and questions, and the ratio to the start."""
+    rows = {}
+    for arm, part in table.groupby("arm", sort=False):
+        matrix = part.pivot_table(index="seed", columns="id", values=score)
+        mean, low, high = hierarchical_bootstrap(matrix.to_numpy())
+        rows[arm] = {
+            score: mean,
+            "low": low,
+            "high": high,
+            "seeds": matrix.shape[0],
+            "questions": matrix.shape[1],
+            "searches": part["searches"].mean(),
+            "query_quality": part["query_quality"].mean(),
+        }
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
+    if START in frame.index:
+        frame["ratio"] = frame[score] / frame.loc[START, score]
+    return frame
+
+
+def subset_table(table: pd.DataFrame, score: str = "em") -> pd.DataFrame:
+    """Mean `score` by arm and subset, in percent, with the average over subsets: the shape of the paper's Table 3."""
+    frame = 100 * table.pivot_table(index="arm", columns="subset", values=score, sort=False)
+    return frame.assign(Avg=frame.mean(axis=1)).round(1)
+
+
+def base_and_instruct(tables: Tables) -> tuple[str, str]:
+    """The arms of ZeroSearch from the first backbone that is there as base and as instruct model (Figures 4a-b).
+
+    Raises:
+        DataError: there is none.
+    """
+    rows = tables["study_rows"]
+    labels = dict(zip(rows["label"].str.lower(), rows["arm"], strict=True)) if len(rows) else {}
+    for label, arm in labels.items():
+        if label.startswith(f"{studies.TRAINED[studies.MAIN].lower()}, ") and f"{label}-instruct" in labels:
+            return arm, labels[f"{label}-instruct"]
+    raise DataError(
+        "The study 'methods', with a base and an instruct model, is not stored: `zs reproduce --full` makes its runs."
+    )
+
+
+def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
+    """`heldout_table` of a study's rows that were evaluated, in the study's order, by label instead of arm.
+
+    Raises:
+        DataError: the study's rows are not among the tables.
+    """
+    table, evaluated = tables["study_rows"], tables["evaluation"]
+    part = table[table["study"] == study].set_index("arm")["label"]
+    if part.empty:
+        raise DataError(
+            f"The rows of the study '{study}' are not stored: `zs reproduce --full` makes their runs."
+        )
+    scores = heldout_table(evaluated[evaluated["arm"].isin([*part.index, START])], score)
+    found = [arm for arm in part.index if arm in scores.index]
+    return scores.loc[found].assign(arm=found).rename(index=part).rename_axis("row")
+
+
+def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
+    """A study's rows by subset in percent, with their average, the 95% interval over seeds and all questions, and the
+    seeds: the paper's shape."""
+    table = tables["study_rows"]
+    labels = table[table["study"] == study].set_index("arm")["label"]
+    evaluated = tables["evaluation"]
+    scores = study_scores(tables, study, score)
+    frame = subset_table(evaluated[evaluated["arm"].isin(labels.index)], score)
+    frame = frame.rename(index=labels).reindex(scores.index)
+    interval = [
+        f"{100 * low:.1f} to {100 * high:.1f}"
+        for low, high in zip(scores["low"], scores["high"], strict=True)
+    ]
+    return frame.assign(interval=interval, seeds=scores["seeds"])
+
+
+def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
+    """Table 3: backbone and method by subset, in percent, with the average, and the number of seeds.
+
+    Raises:
+        DataError: the study's rows are not among the tables.
+    """
+    rows, table = tables["study_rows"], tables["evaluation"]
+    if "methods" not in set(rows["study"]):
+        raise DataError(
+            "The rows of the study 'methods' are not stored: `zs reproduce --full` makes their runs."
+        )
+    core = (
+        rows.loc[rows["arm"] == studies.MAIN, "label"][rows["study"] == "methods"].iloc[0].rpartition(", ")[2]
+    )
+    names = {
+        "direct": "Direct Answer",
+        "cot": "CoT",
+        "rag": "RAG",
+        START: "RA-Agent",
+        "search-o1": "Search-o1",
+    } | studies.TRAINED
+    parts = table["arm"].str.partition("/backbone=")
+    # an arm that names no backbone has the core's
+    table = table.assign(method=parts[0].map(names), backbone=parts[2].where(parts[1] != "", core))
+    table = table[table["method"].notna()]
+    frame = 100 * table.pivot_table(index=["backbone", "method"], columns="subset", values=score, sort=False)
+    backbones, order = list(dict.fromkeys(table["backbone"])), list(names.values())
+    seeds = table.groupby(["backbone", "method"])["seed"].nunique()
+    frame = frame.assign(Avg=frame.mean(axis=1)).round(1).assign(seeds=seeds)
+    return frame.loc[sorted(frame.index, key=lambda key: (backbones.index(key[0]), order.index(key[1])))]
+
+
+def effort_table(tables: Tables) -> pd.DataFrame:
+    """What an answer takes, by arm: mean searches, documents, tokens written, and seconds a question on this machine."""
+    columns = ["searches", "documents", "policy_tokens", "seconds"]
+    return tables["evaluation"].groupby("arm", sort=False)[columns].mean().round(2)
+
+
+def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
+    """A training table of one arm as means over `count` equal phases."""
+    columns = [
+        "reward",
+        "em",
+        "turns",
+        "searches",
+        "query_quality",
+        "answer_in_documents",
+        "invalid_actions",
+        "zero_variance_groups",
+        "entropy",
+        "kl",
+        "noise_probability",
+    ]
+    phase = pd.cut(table["step"], min(count, table["step"].nunique()), precision=0).rename("steps")
+    return table.groupby(phase, observed=True)[columns].mean().round(3)
+
+
+def warnings(runs: Iterable[Run]) -> pd.DataFrame:
+    """The early warnings of collapse in the summaries of policy runs, one row each."""
+    rows = [
+        {"arm": run.label, "seed": run.seed, **warning} for run in runs for warning in run.summary["warnings"]
+    ]
+    return pd.DataFrame(rows, columns=["arm", "seed", "step", "name", "message"])

@@ -1,0 +1,116 @@
+"""The paper's tables from recorded results, ours and its own, as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from zs_lib.analysis import claims, cost, paper, results, summaries
+from zs_lib.analysis.drawing import LABELS
+from zs_lib.analysis.results import Tables
+from zs_lib.config import paths
+from zs_lib.errors import DataError
+from zs_lib.runs.files import write_text
+
+OURS: dict[str, Callable[[Tables], pd.DataFrame]] = {
+    "table3_methods": summaries.methods_table,
+    "table4_simulators": lambda tables: summaries.study_table(tables, "simulators"),
+    "table5_algorithms": lambda tables: summaries.study_table(tables, "algorithms"),
+    "table6_curricula": lambda tables: summaries.study_table(tables, "curricula"),
+    "table7_masks": lambda tables: summaries.study_table(tables, "masks"),
+    "table8_cost": lambda tables: cost.priced(tables["cost"]).round(4),
+    "core": lambda tables: summaries.heldout_table(summaries.core(tables["evaluation"])).round(3),
+    "claims": lambda tables: claims.verdicts(claims.paper_claims(tables)),
+}
+"""File name → the table; EM in percent, with 95% intervals over seeds and questions."""
+
+
+def write_all(profile: str, folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Write every table that the recorded results of a profile suffice for into `folder`: the files, and of the other
+    tables, why they are not written. The paper's own, with their sampling error, are the same for every profile."""
+    recorded = results.load_tables(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    written, lacking = [], {}
+    for name, make in OURS.items():
+        try:
+            written += _write(make(recorded), folder / name)
+        except DataError as error:
+            lacking[name] = str(error)
+            for older in folder.glob(f"{name}.*"):  # of another record
+                older.unlink()
+    for name in paper.TABLES:
+        table = paper.load_table(name) if name == "cost" else paper.with_intervals(name)
+        written += _write(table.set_index(table.columns[0]), folder / f"paper_{name}")
+    return written, lacking
+
+
+def _write(table: pd.DataFrame, stem: Path) -> list[Path]:
+    texts = {
+        "csv": table.to_csv(lineterminator="\n"),
+        "md": markdown(table),
+        "tex": table.to_latex(escape=True, float_format="%.3g"),
+    }
+    paths = []
+    for ending, text in texts.items():
+        paths.append(stem.with_name(f"{stem.name}.{ending}"))
+        write_text(paths[-1], text)
+    return paths
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table with its index as GitHub shows it."""
+    flat = table.reset_index()
+    lines = [map(_text, flat.columns), ["---"] * flat.shape[1], *flat.map(_text).to_numpy()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _text(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", r"\|")
+
+
+README = paths.ROOT / "README.md"
+BEGIN, END = "<!-- results: `zs runs record` writes these lines -->", "<!-- end of results -->"
+
+
+def results_section(tables: Tables) -> str:
+    """Held-out F1 of every arm, then the statements tested on them and on the simulators, as Markdown."""
+    scores = summaries.heldout_table(summaries.core(tables["evaluation"])).sort_values("f1", ascending=False)
+    seeds, questions = int(scores["seeds"].max()), int(scores["questions"].max())
+    arms = pd.DataFrame(
+        {
+            "F1": [_interval(row["f1"], row, 2) for _, row in scores.iterrows()],
+            "searches": [f"{count:.1f}" for count in scores["searches"]],
+        },
+        index=pd.Index(scores.index.map(LABELS), name=""),
+    )
+    tested = pd.concat([claims.heldout(tables), claims.fidelity(tables)])
+    tested["estimate (95% interval)"] = [_interval(row["estimate"], row, 3) for _, row in tested.iterrows()]
+    statements = (
+        tested[["estimate (95% interval)", "bound", "verdict"]]
+        .rename_axis("tested statement")
+        .rename(columns={"bound": "aim"})
+    )
+    head = f"F1 on {questions} questions about held-out entities, with BM25, mean of {seeds} seeds and 95% interval over seeds and questions:"
+    return f"{head}\n\n{markdown(arms)}\n{markdown(statements)}".rstrip("\n")
+
+
+def _interval(value: float, row: pd.Series, digits: int) -> str:
+    return f"{value:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+
+
+def update_readme(tables: Tables, path: Path = README) -> None:
+    """Replace the lines between the two marks.
+
+    Raises:
+        DataError: the marks are not there.
+    """
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise DataError(
+            f"{path.name} has no place for results: put the lines {BEGIN!r} and {END!r} around one."
+        )
+    path.write_text(f"{before}{BEGIN}\n{results_section(tables)}\n{END}{after}", encoding="utf-8")

@@ -1,0 +1,460 @@
+"""What is trained and measured, as frozen dataclasses: arms, and the parts that they share.
+
+An arm is one training or measuring configuration; its digest (`values.digest`) and a seed name its run. Profiles
+(`config`) state their values, `studies` their variants.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, replace
+
+from zs_lib.config.engines import check_engine, engine_names, simulates
+from zs_lib.config.values import LABEL, added_later, among, within
+from zs_lib.errors import ConfigError
+
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+"""Where the metrics of a run can go besides its own log (`tracking`)."""
+GENERATORS = ("transformers", "vllm")
+"""What writes with a model: our own loop on transformers' forward (`generate`), or vLLM, where it is installed (`vllm_backend`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """The multi-turn loop of policy and search engine."""
+
+    max_searches: int
+    """Searches a trajectory; then one last turn, in which a search is not executed. 0: no search."""
+    num_documents: int
+    """Documents shown for each search."""
+    template: str
+    """Name of the policy's prompt in `protocol.POLICY_TEMPLATES`."""
+    max_turn_tokens: int
+    """Tokens the policy may write in one turn."""
+    temperature: float
+    """Of the policy during training; evaluation decodes greedily."""
+    max_context_tokens: int
+    """Prompt, turns and observations together; a turn for which there is no room is not begun."""
+
+    def __post_init__(self):
+        within(
+            self,
+            max_searches=(0, 100),
+            num_documents=(1, 100),
+            max_turn_tokens=(1, math.inf),
+            temperature=(0, 10),
+            max_context_tokens=(1, math.inf),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """The probability of noisy documents over the training."""
+
+    schedule: str = "exponential"
+    """A name of `rl.curriculum.SCHEDULES`; "exponential" is the paper's."""
+    p_start: float
+    """p_s: at the beginning."""
+    p_end: float
+    """p_e: at the last step."""
+    base: float = 4.0
+    """b of p_i = p_s + (b^(i/m) - 1)/(b - 1) (p_e - p_s); the paper takes 4. 1 is a straight line."""
+    band_low: float = added_later(0.4)
+    """Schedule "adaptive": below this mean reward there is too little to learn from."""
+    band_high: float = added_later(0.6)
+    """Schedule "adaptive": above this mean reward it is too easy."""
+    gain: float = added_later(0.02)
+    """Schedule "adaptive": change of the probability a step; from 0 to 0.5 takes at least 25 steps."""
+
+    def __post_init__(self):
+        within(self, p_start=(0, 1), p_end=(0, 1), base=(1e-6, math.inf), gain=(0, 1))
+        within(self, band_low=(0, self.band_high), band_high=(self.band_low, 1))
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a model is held in memory while it is trained."""
+
+    dtype: str = added_later("float32")
+    """"float32", or "bfloat16": the weights that read and write are half as large; those that are trained keep a
+    float32 copy, for steps of 1e-6 would be rounded away."""
+    gradient_checkpointing: bool = added_later(False)
+    """Layers run again in the backward pass, instead of keeping what is inside them: a third slower, far smaller."""
+    lora_rank: int = added_later(0)
+    """Train low-rank additions to the linear layers, of this rank, and leave the weights as they are; 0: train all weights."""
+
+    def __post_init__(self):
+        among(self, dtype=DTYPES)
+        within(self, lora_rank=(0, 4096))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatSFT(Trained):
+    """A few supervised steps on well-formed trajectories, for a model that cannot follow the template (`format_sft`)."""
+
+    steps: int
+    """Fine-tuning steps."""
+    batch_size: int
+    """Trajectories a step."""
+    learning_rate: float
+    """Of the fine-tuning."""
+    template: str
+    """Name of the policy's prompt in `protocol.POLICY_TEMPLATES`."""
+    num_documents: int
+    """Documents shown for each search."""
+    engine: str
+    """The real engine that finds them."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_engine(self, engine_names(simulates=False))
+        within(
+            self, steps=(1, math.inf), batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatSFTArm:
+    """The warm-up of one model, which all arms that begin with it share."""
+
+    backbone: str
+    benchmark: str
+    """Where the questions come from."""
+    sft: FormatSFT
+
+    @property
+    def name(self) -> str:
+        return self.backbone.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorArm(Trained):
+    """One simulation LLM: its backbone, and how it is made to answer like a search engine."""
+
+    backbone: str
+    """The model that is fine-tuned, or only prompted."""
+    recipe: str
+    """"naive": pairs as the paper builds them; "grounded": bad queries keep the real engine's answerless
+    documents; "prompted": no fine-tuning; "published": none either, for others have fine-tuned it."""
+    collector: str
+    """The model whose trajectories with the real engine give the (query, documents) pairs."""
+    judge: str
+    """The model that reads the documents and says useful or noisy."""
+    num_questions: int
+    """Training questions from which pairs are collected."""
+    attempts: int
+    """Trajectories a question: more attempts, more kinds of query."""
+    steps: int
+    """Fine-tuning steps."""
+    batch_size: int
+    """Pairs a fine-tuning step."""
+    learning_rate: float
+    """Of the fine-tuning."""
+    num_documents: int
+    """Documents a query gets."""
+    temperature: float
+    """At which the simulator answers."""
+    max_tokens: int
+    """An answer's length at most."""
+    template: str
+    """Name of the prompt in `protocol.SIMULATOR_TEMPLATES`."""
+    benchmark: str = "embedded"
+    """Where the questions come from (set by the profile)."""
+    engine: str = added_later("bm25")
+    """The real engine that the collector asks: what the simulator learns to play."""
+    collection: RolloutConfig | None = added_later(None)
+    """How the collector writes its trajectories; None: COLLECTION."""
+    format_sft: FormatSFT | None = added_later(None)
+    """What collector and judge, which are prompted as policies, go through before."""
+    generator: str = added_later("transformers")
+    """One of GENERATORS: what writes the simulator's documents."""
+    tracker: str = field(default="none", metadata=LABEL, compare=False)
+    """One of TRACKERS (set by the profile). It makes no other arm: it is in neither digest nor comparison."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_engine(self, engine_names(simulates=False))
+        among(
+            self,
+            recipe=("naive", "grounded", "prompted", "published"),
+            tracker=TRACKERS,
+            generator=GENERATORS,
+        )
+        within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
+        within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
+        within(self, temperature=(0, 10), max_tokens=(1, math.inf))
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether that is our part, so that it has pairs and a loss."""
+        return self.recipe in ("naive", "grounded")
+
+    @property
+    def pairs(self) -> PairsArm:
+        """What it is fine-tuned on."""
+        return PairsArm(**{f.name: getattr(self, f.name) for f in fields(PairsArm)})
+
+    @property
+    def label(self) -> str:
+        """ "<way>-<backbone>", by which a profile's policies name their simulator."""
+        return f"{self.recipe}-{self.backbone.rsplit('/', 1)[-1]}"
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True)
+class PairsArm:
+    """The judged pairs that all simulators with these values share."""
+
+    collector: str
+    judge: str
+    num_questions: int
+    attempts: int
+    num_documents: int
+    benchmark: str
+    dtype: str = added_later("float32")
+    engine: str = added_later("bm25")
+    collection: RolloutConfig | None = added_later(None)
+    format_sft: FormatSFT | None = added_later(None)
+
+    @property
+    def rollout(self) -> RolloutConfig:
+        """How the collector writes: as the arm says, else as suits the tiny models."""
+        return replace(self.collection or COLLECTION, num_documents=self.num_documents)
+
+    @property
+    def name(self) -> str:
+        return "pairs"
+
+
+COLLECTION = RolloutConfig(
+    max_searches=2,
+    num_documents=3,
+    template="short",
+    max_turn_tokens=40,
+    temperature=1.0,
+    max_context_tokens=600,
+)
+"""The collector's rollouts where its arm does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss of a policy update (`objectives`)."""
+
+    algorithm: str
+    """A name of `rl.objectives.ALGORITHMS`; "reinforce" is the paper's default."""
+    baseline: str
+    """What REINFORCE subtracts from a reward (`rl.objectives.BASELINES`); the others have their own."""
+    clip: float
+    """The ratio of new to old probability is clipped to 1 ± clip; the paper takes 0.2."""
+    kl_coef: float
+    """Weight of KL(policy || reference) in the loss; the paper takes 0.001. 0: no reference model is kept."""
+    updates_per_batch: int
+    """Optimizer steps on each batch of trajectories; with 1 the ratio is 1 and nothing is clipped."""
+    mask_documents: bool = True
+    """Document tokens stay out of the loss (paper, Table 7); False is the ablation."""
+    gamma: float = added_later(1.0)
+    """PPO's discount a token; the paper takes 1."""
+    gae_lambda: float = added_later(1.0)
+    """PPO's lambda of generalised advantage estimation; the paper takes 1."""
+    value_coef: float = added_later(0.1)
+    """PPO: weight of the value loss. The paper's critic is a model of its own; ours is a head on the policy, and a
+    larger weight would train the shared layers for the critic's sake."""
+    value_clip: float = added_later(0.2)
+    """PPO: a value may move so far from the one before the update; as `clip`."""
+    critic_lr_multiplier: float = added_later(10.0)
+    """PPO: the value head's learning rate over the policy's; the paper: 1e-5 over 1e-6."""
+
+    def __post_init__(self):
+        within(
+            self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100), gamma=(0, 1), gae_lambda=(0, 1)
+        )
+        within(self, value_coef=(0, 10), value_clip=(0, math.inf), critic_lr_multiplier=(0, math.inf))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyArm(Trained):
+    """One RL training: a policy, the engine that answers it, and how it learns."""
+
+    name: str = field(metadata=LABEL)
+    """For people: it does not enter the digest, so arms that differ in name only share their runs."""
+    backbone: str
+    """The policy before training, which is the reference policy too."""
+    engine: str
+    """Who answers queries in training: "simulated", "openai:[MODEL@]URL" (a simulator on a server), a real engine,
+    "mixed" (simulated, and a share of the queries by BM25), or "none" (the paper's R1)."""
+    simulator: SimulatorArm | None
+    """The simulator of engine "simulated"; all seeds of the policy share its run of seed 0, as in the
+    paper. On a server it says how to prompt and sample."""
+    curriculum: CurriculumConfig | None
+    """The share of noisy documents; None: always useful ones. Real engines take no notice."""
+    objective: ObjectiveConfig
+    rollout: RolloutConfig
+    steps: int
+    """Steps: one batch of trajectories each."""
+    prompts_per_step: int
+    """Questions a step."""
+    group_size: int
+    """Trajectories of each question: a group."""
+    learning_rate: float
+    """Peak, after the warm-up."""
+    weight_decay: float
+    """Of AdamW."""
+    max_grad_norm: float
+    """Longer gradients are cut to this length."""
+    warmup_ratio: float
+    """The share of the steps in which the learning rate rises."""
+    subsets: tuple[str, ...]
+    """The subsets whose training questions are used."""
+    checkpoint_every: int
+    """Steps between checkpoints: what a killed run loses at most."""
+    benchmark: str = "embedded"
+    """Where the questions come from (set by the profile)."""
+    reward: str = added_later("f1")
+    """A name of `rl.rewards.REWARDS`; the paper takes token F1."""
+    real_share: float = added_later(0.0)
+    """The share of queries that the engine "mixed" hands to the real engine."""
+    format_sft: FormatSFT | None = added_later(None)
+    """What the backbone goes through before; the reference policy is the model after it."""
+    generator: str = added_later("transformers")
+    """One of GENERATORS: what writes the rollouts."""
+    tracker: str = field(default="none", metadata=LABEL, compare=False)
+    """As a simulator's."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        among(self, tracker=TRACKERS, generator=GENERATORS)
+        check_engine(self, ["none", *engine_names()])
+        within(
+            self,
+            steps=(1, math.inf),
+            prompts_per_step=(1, math.inf),
+            group_size=(1, math.inf),
+            learning_rate=(0, 1),
+            weight_decay=(0, 1),
+            max_grad_norm=(0, math.inf),
+            warmup_ratio=(0, 1),
+            checkpoint_every=(1, math.inf),
+            real_share=(0, 1),
+        )
+        if simulates(self.engine) and self.simulator is None:
+            raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' needs a simulator.")
+        if (self.engine == "mixed") != (self.real_share > 0):
+            raise ConfigError(
+                f"policy '{self.name}': a real_share belongs to the engine 'mixed', and that to a real_share."
+            )
+        if not simulates(self.engine) and self.simulator is not None:
+            raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' has no simulator.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How policies are compared: greedily, on held-out questions, with the real engine for every method."""
+
+    questions_per_subset: int
+    """So many test questions of each subset, the same ones for every policy; the paper takes 500."""
+    engine: str = "bm25"
+    """The real engine (the paper's is Google, through SerpAPI)."""
+    num_documents: int = 3
+    """Documents a search."""
+    fidelity_questions: int = 200
+    """Questions on which a simulator's fidelity is measured."""
+    baselines: tuple[str, ...] = ("search",)
+    """Methods by which each backbone is evaluated untrained; "search" is what policies start from."""
+    engines: tuple[str, ...] = ()
+    """Other engines by which the core arms are evaluated: "simulated" is the first arm's simulator."""
+    noise: tuple[float, ...] = ()
+    """Shares of searches that find nothing of use, by which the core arms are evaluated besides."""
+    generator: str = "transformers"
+    """One of GENERATORS: what writes the answers."""
+
+    def __post_init__(self):
+        among(self, generator=GENERATORS)
+        check_engine(self, engine_names(simulates=False))
+        if wrong := [share for share in self.noise if not 0 < share <= 1]:
+            raise ConfigError(f"EvaluationConfig.noise = {wrong[0]} is out of range (above 0, to 1).")
+        within(
+            self, questions_per_subset=(1, math.inf), num_documents=(1, 100), fidelity_questions=(1, math.inf)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityArm:
+    """How faithful a simulator is (`simulator.fidelity`)."""
+
+    simulator: SimulatorArm
+    questions_from: str
+    """"held out": training questions that no pair was made from; "test": entities that it never met."""
+    num_questions: int
+    """Questions, each with a good query for every hop, and a bad one."""
+
+    def __post_init__(self):
+        among(self, questions_from=("held out", "test"))
+
+    @property
+    def name(self) -> str:
+        return self.simulator.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationArm:
+    """A policy on the benchmark's test questions: an arm's run of the same seed, or a backbone."""
+
+    policy: PolicyArm | None
+    """The trained arm; None: the backbone as it is, which is what policies start from."""
+    backbone: str
+    """Where the policy began."""
+    engine: str
+    """A real engine, or "none"."""
+    questions_per_subset: int
+    """As in `EvaluationConfig`."""
+    rollout: RolloutConfig
+    """As in training, but for the temperature: evaluation is greedy."""
+    method: str = added_later("search")
+    """How the model answers: a name of `methods.METHODS`."""
+    simulator: SimulatorArm | None = added_later(None)
+    """Of the engine "simulated"."""
+    noise: float = added_later(0.0)
+    """The share of searches that bring unrelated documents (`engines.noisy`)."""
+    dtype: str = added_later("float32")
+    """As the policy was trained."""
+    benchmark: str = added_later("embedded")
+    """As in training: whose test questions are asked."""
+    format_sft: FormatSFT | None = added_later(None)
+    """Of a backbone: what it went through before."""
+    generator: str = added_later("transformers")
+    """As in `EvaluationConfig`."""
+
+    @classmethod
+    def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
+        """The evaluation of an arm's policy; one trained without search is evaluated without."""
+        rollout = replace(arm.rollout, temperature=0.0, num_documents=cfg.num_documents)
+        engine = "none" if arm.engine == "none" else cfg.engine
+        count = cfg.questions_per_subset
+        return cls(
+            policy=arm,
+            backbone=arm.backbone,
+            engine=engine,
+            questions_per_subset=count,
+            rollout=rollout,
+            dtype=arm.dtype,
+            benchmark=arm.benchmark,
+            generator=cfg.generator,
+        )
+
+    @classmethod
+    def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:
+        """The evaluation of what an arm starts from, by some method with the real engine."""
+        return replace(
+            cls.of_policy(arm, cfg), policy=None, engine=cfg.engine, method=method, format_sft=arm.format_sft
+        )
+
+    @property
+    def name(self) -> str:
+        return self.policy.name if self.policy else "start" if self.method == "search" else self.method

@@ -1,0 +1,88 @@
+"""The search engines by name: one row an engine, which profiles, `zs serve`, the playground and help all read.
+
+To add one: a row here, and a file in `zs_lib/engines/` whose `build(spec)` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zs_lib.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One kind of engine, as profiles and the command line name it."""
+
+    name: str
+    """As people write it; after a colon stands what it takes: URL, MODEL, MODULE.FUNCTION."""
+    module: str
+    """The file in `zs_lib/engines/` that makes it."""
+    simulates: bool = False
+    """A simulator writes the documents; else they are found (a "real" engine)."""
+    from_store: bool = False
+    """That simulator is a run of the store, rather than somebody else's server."""
+    ranks: bool = False
+    """Ranks passages with scores on this machine, so `zs serve retriever` can serve it."""
+    compared: bool = False
+    """The playground offers it beside the simulators: it needs no address, key or money."""
+
+
+ROWS = (
+    EngineRow("bm25", "bm25", ranks=True, compared=True),
+    EngineRow("bm25+factbook", "bm25"),
+    EngineRow("dense", "dense", ranks=True, compared=True),
+    EngineRow("dense:MODEL", "dense", ranks=True),
+    EngineRow("serpapi", "http"),
+    EngineRow("serper", "http"),
+    EngineRow("wikipedia", "http"),
+    EngineRow("search-r1:URL", "http"),
+    EngineRow("zerosearch-wiki:URL", "http"),
+    EngineRow("python:MODULE.FUNCTION", "custom"),
+    EngineRow("simulated", "simulated", simulates=True, from_store=True),
+    EngineRow("openai:URL", "http", simulates=True),
+    EngineRow("mixed", "wrappers", simulates=True, from_store=True),
+)
+"""URL is the address of a server, like http://127.0.0.1:8000, or of several that answer alike, as URL,URL; for openai
+also MODEL@URL."""
+_BY_KIND = {(row.name.partition(":")[0], ":" in row.name): row for row in ROWS}
+
+
+def find_engine(name: str) -> EngineRow | None:
+    """The row of an engine's name, whatever its address; None if there is no such engine."""
+    kind, _, address = name.partition(":")
+    return _BY_KIND.get((kind, bool(address)))
+
+
+def without_address(name: str) -> str:
+    """An engine's name with URL, or what else it takes, for its address: an address may be private."""
+    row = find_engine(name)
+    return row.name if row else name
+
+
+def engine_names(**flags: bool) -> list[str]:
+    """Names of the engines whose rows have these values: engine_names(simulates=False)."""
+    return [row.name for row in ROWS if all(getattr(row, flag) == value for flag, value in flags.items())]
+
+
+def simulates(name: str) -> bool:
+    """Whether a simulator writes this engine's documents; False for "none" and unknown names."""
+    row = find_engine(name)
+    return row is not None and row.simulates
+
+
+def from_store(name: str) -> bool:
+    """Whether that simulator is a run of the store, which must be made first."""
+    row = find_engine(name)
+    return row is not None and row.from_store
+
+
+def check_engine(value: Any, known: Sequence[str]) -> None:
+    """ConfigError, which lists them, if the engine of a configuration is not among `known` names of rows."""
+    row = find_engine(value.engine)
+    if (row.name if row else value.engine) not in known:
+        raise ConfigError(
+            f"{type(value).__name__}.engine = {value.engine!r} is unknown. Known: {', '.join(known)}."
+        )

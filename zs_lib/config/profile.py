@@ -1,0 +1,207 @@
+"""Profiles: a study at one size, as TOML files that state every value of its arms.
+
+Nothing else in the library asks which profile runs. Layout of a file:
+
+    extends      another profile, whose values hold where this one has none; rows are added to its rows
+    name, seeds, benchmark, tracker, backbones, instructs      of the whole study
+    [format_sft]    if there is one: what every policy begins with that does not say `format_sft = false`
+    [simulator]  values that all simulators share     [[simulators]]  one row an arm: what differs
+    [policy]     values that all policies share       [[policies]]    one row an arm: what differs
+                 (with [policy.objective], [policy.rollout], [policy.curriculum])
+    [evaluation]                                                  [resources]     of a run on a cluster
+
+A policy's `simulator` is the label of one of the simulators: "<way>-<backbone>".
+"""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from dataclasses import dataclass, field
+from typing import Any
+
+from zs_lib.config import paths
+from zs_lib.config.arms import EvaluationConfig, PolicyArm, SimulatorArm
+from zs_lib.config.engines import simulates
+from zs_lib.config.values import LABEL, from_dict, pick, within
+from zs_lib.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one run takes of a cluster's machine (`executors`)."""
+
+    cpus: int = 1
+    """As many threads, too; only runs with equally many are equal bit for bit."""
+    gpus: int = 0
+
+    def __post_init__(self):
+        within(self, cpus=(1, 10_000), gpus=(0, 1000))
+
+    def __str__(self) -> str:
+        return f"{self.cpus} CPU and {self.gpus} GPU"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """The needs of a run, by its kind."""
+
+    simulator: Share = Share()
+    policy: Share = Share()
+    evaluation: Share = Share()
+    """And of every other kind: fidelity, pairs, warm-ups."""
+
+    def of(self, kind: str) -> Share:
+        return getattr(self, kind, self.evaluation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A study at one size: what `notebooks/` run."""
+
+    name: str = field(metadata=LABEL)
+    seeds: int
+    """Runs of each policy arm: seeds 0 to seeds - 1."""
+    benchmark: str
+    """"embedded" (facts shipped in data/benchmark), "hub", or questions of your own (`qa.load_benchmark`)."""
+    tracker: str = "none"
+    """Where the runs' metrics also go: one of `arms.TRACKERS`."""
+    backbones: tuple[str, ...]
+    """The base models of the study, smallest first."""
+    instructs: tuple[str, ...]
+    """Their instruct variants, which have seen well-formed trajectories or follow instructions."""
+    simulators: tuple[SimulatorArm, ...]
+    policies: tuple[PolicyArm, ...]
+    evaluation: EvaluationConfig
+    resources: Resources = field(default=Resources(), metadata=LABEL, compare=False)
+
+    def __post_init__(self):
+        within(self, seeds=(1, 1000))
+        names = [arm.name for arm in self.policies]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError(f"Two different policies are called {twice!r}: rename one of them.")
+
+    def policy(self, name: str) -> PolicyArm:
+        """The policy arm of this name; ConfigError, which lists the names, if there is none."""
+        return pick("policy", name, {arm.name: arm for arm in self.policies})
+
+    def simulator(self, label: str) -> SimulatorArm:
+        """The simulator of this label; ConfigError, which lists the labels, if there is none."""
+        return pick("simulator", label, {arm.label: arm for arm in self.simulators})
+
+
+def profiles() -> list[str]:
+    """Names of the profiles, smallest first."""
+    order = ["smoke", "tiny", "smol", "smol-sizes", "paper"]
+    found = [path.stem for path in paths.PROFILES.glob("*.toml")]
+    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
+    """Read a profile; `overrides` are dotted keys: {"policy.steps": 5, "policy.rollout.temperature": 0.9}.
+
+    An override of a shared value ([policy], [simulator]) holds for every arm, also for those whose row
+    differs.
+
+    Raises:
+        ConfigError: unknown profile or key, wrong type, value out of range, missing value, label without
+        simulator.
+    """
+    if name not in profiles():
+        raise ConfigError(f"Unknown profile {name!r}. Known: {', '.join(profiles())}.")
+    table = _read(name)
+    if "extends" in table:
+        below = _read(
+            pick("profile", table.pop("extends"), {other: other for other in profiles() if other != name})
+        )
+        rows = {kind: [*below.get(kind, []), *table.get(kind, [])] for kind in ARM_TABLES.values()}
+        table = _merge(below, table) | rows
+    for kind, rows in ARM_TABLES.items():
+        given = table.get(rows, [])
+        if (
+            not isinstance(table.get(kind, {}), dict)
+            or not isinstance(given, list)
+            or not all(isinstance(row, dict) for row in given)
+        ):
+            raise ConfigError(f"Profile '{name}': [{kind}] must be a table, and [[{rows}]] a row an arm.")
+    for key, value in (overrides or {}).items():
+        _override(table, key, value)
+    try:
+        return _profile(table)
+    except (ConfigError, RecursionError) as error:
+        raise ConfigError(f"Profile '{name}': {error}") from error
+
+
+def _read(name: str) -> dict:
+    try:
+        return tomllib.loads((paths.PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, a thousand brackets
+        raise ConfigError(f"The profile '{name}' is no valid TOML ({error}): correct {name}.toml.") from error
+
+
+def _override(table: dict, dotted: str, value: Any) -> None:
+    """Set a dotted key that the profile has; of [policy] and [simulator], in the arms' own rows too."""
+    *path, last = dotted.split(".")
+    place = table
+    for part in path:
+        place = place.get(part) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
+        raise ConfigError(f"Unknown override {dotted!r}. Known: {', '.join(_dotted_keys(table))}.")
+    place[last] = value
+    if path and path[0] in ARM_TABLES:
+        for row in table.get(ARM_TABLES[path[0]], []):
+            for part in path[1:]:
+                row = row.get(part) if isinstance(row, dict) else None
+            if isinstance(row, dict):
+                row.pop(last, None)
+
+
+ARM_TABLES = {"simulator": "simulators", "policy": "policies"}
+
+
+def _dotted_keys(table: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            keys += _dotted_keys(value, f"{prefix}{key}.")
+        elif key not in ARM_TABLES.values():
+            keys.append(prefix + key)
+    return keys
+
+
+def _profile(table: dict) -> Profile:
+    table = copy.deepcopy(table)
+    of_study = {key: table[key] for key in ("benchmark", "tracker") if key in table}
+    format_sft = table.pop("format_sft", None)
+    rows = _rows(table, "simulator", of_study | {"format_sft": format_sft})
+    simulators = tuple(from_dict(SimulatorArm, row, f"simulators[{i}]") for i, row in enumerate(rows))
+    labels = {arm.label: arm for arm in simulators}
+    if len(labels) < len(simulators):
+        raise ConfigError("two simulators have the same way and backbone: remove one of them.")
+    policies = []
+    for row in _rows(
+        table, "policy", {"simulator": None, "curriculum": None, "format_sft": format_sft} | of_study
+    ):
+        if row["format_sft"] is False:
+            row["format_sft"] = None
+        if not simulates(str(row.get("engine"))):  # the shared values are for simulated search
+            row |= {"simulator": None, "curriculum": None}
+        elif row["simulator"] is not None:
+            row["simulator"] = pick("simulator", row["simulator"], labels)
+        policies.append(from_dict(PolicyArm, row, f"policy '{row.get('name')}'"))
+    return from_dict(Profile, table | {"simulators": simulators, "policies": tuple(policies)}, "the profile")
+
+
+def _rows(table: dict, kind: str, defaults: dict) -> list[dict]:
+    """The arms of a kind, each row laid over the shared values; both tables leave `table`."""
+    shared = table.pop(kind, {})
+    return [_merge(_merge(defaults, shared), row) for row in table.pop(ARM_TABLES[kind], [])]
+
+
+def _merge(below: dict, above: dict) -> dict:
+    nested = {
+        k: _merge(below[k], v)
+        for k, v in above.items()
+        if isinstance(v, dict) and isinstance(below.get(k), dict)
+    }
+    return copy.deepcopy(below) | above | nested

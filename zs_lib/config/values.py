@@ -1,0 +1,122 @@
+"""Frozen dataclasses ↔ plain values (of TOML and JSON): checked on the way in, and known by a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, field, fields, is_dataclass
+from typing import Any
+
+from zs_lib.errors import ConfigError
+
+BEYOND = 2**63
+"""No whole number of a configuration reaches so far: TOML's limit."""
+LABEL = {"label": True}
+"""Field metadata: for people, so it does not enter the digest."""
+
+
+def added_later(default: Any) -> Any:
+    """A dataclass field that was added after runs had been stored. At its default it is left out of the identity, so
+    those runs keep their digests; what the default means must never change."""
+    return field(default=default, metadata={"later": True})
+
+
+def identity(value: Any, *, labels: bool = False) -> Any:
+    """A configuration as JSON values: its fields (see `later`), and its type's name as "type"; labels if asked
+    for."""
+    if is_dataclass(value):
+        hints = typing.get_type_hints(type(value))
+        kept = {f.name: getattr(value, f.name) for f in fields(value) if _tells(f, value, labels)}
+        plain = {
+            key: float(v) + 0.0
+            if hints[key] is float
+            else identity(v, labels=labels)  # 1 and 1.0 are one value, -0.0 and 0.0 too
+            for key, v in kept.items()
+        }
+        return {"type": type(value).__name__} | plain
+    if isinstance(value, (list, tuple)):
+        return [identity(item, labels=labels) for item in value]
+    return value
+
+
+def _tells(f: Field, value: Any, labels: bool) -> bool:
+    if f.metadata.get("later"):
+        return getattr(value, f.name) != f.default
+    return labels or not f.metadata.get("label")
+
+
+def digest(value: Any) -> str:
+    """12 hex digits that stand for a configuration (a dataclass, or its `identity`); field order does not
+    matter."""
+    plain = identity(value) if is_dataclass(value) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()[:12]
+
+
+def from_identity(cls: type, plain: dict) -> Any:
+    """The `cls` whose `identity` this is: the inverse; a label of `cls` itself may be missing."""
+    labels = {f.name: "" for f in fields(cls) if f.metadata.get("label") and f.default is MISSING}
+    return from_dict(cls, labels | plain, cls.__name__)
+
+
+def from_dict(cls: type, values: dict, where: str) -> Any:
+    """A dataclass from plain values, each checked against the type of its field."""
+    values = {key: value for key, value in values.items() if key != "type"}
+    reject_unknown(f"key of {where}", values, [f.name for f in fields(cls)])
+    missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}: add it.")
+    hints = typing.get_type_hints(cls)
+    return cls(**{key: _convert(value, hints[key], f"{where}, {key}") for key, value in values.items()})
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):  # only `X | None` is used
+        return None if value is None else _convert(value, hint.__args__[0], where)
+    if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(item, hint.__args__[0], where) for item in value)
+    if is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(hint, value, where)
+    if type(value) is int and abs(value) >= BEYOND:
+        raise ConfigError(f"{where}: a number of {value.bit_length()} bits is out of range.")
+    if hint is float and type(value) is int:
+        return float(value)
+    if typing.get_origin(hint) is None and type(value) is hint:  # `type`, for True is an int to isinstance
+        return value
+    raise ConfigError(f"{where}: {value!r} is no {getattr(hint, '__name__', hint)}.")
+
+
+def within(value: Any, **ranges: tuple[float, float]) -> None:
+    for name, (low, high) in ranges.items():
+        number = getattr(value, name)
+        if not low <= number <= high or number >= (
+            BEYOND if type(number) is int else math.inf
+        ):  # inf has no digest
+            raise ConfigError(
+                f"{type(value).__name__}.{name} = {number} is out of range ({low:g} to {high:g})."
+            )
+
+
+def among(value: Any, **choices: tuple[str, ...]) -> None:
+    for name, known in choices.items():
+        given = getattr(value, name)
+        if given not in known:
+            what = f"{type(value).__name__}.{name} = {given!r}"
+            raise ConfigError(f"{what} is unknown. Known: {', '.join(known)}.")
+
+
+def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(f"Unknown {kind} {name!r}. Known: {', '.join(known) or 'none'}.")
+    return known[name]
+
+
+def reject_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """ConfigError, which lists the known names, if one of the given names is not among them."""
+    known = list(known)
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ConfigError(f"Unknown {kind} {unknown[0]!r}. Known: {', '.join(known) or 'none'}.")

@@ -1,0 +1,79 @@
+"""What an engine is asked, what it answers, and what it is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from zs_lib.config.arms import SimulatorArm
+from zs_lib.qa import Passage
+from zs_lib.rng import Key
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """A query, and what a simulation LLM needs besides: the question it is asked for, and useful or noisy.
+
+    Real engines read the query only. `key` makes the randomness of a simulated search its own.
+    """
+
+    query: str
+    question: str
+    golden_answers: tuple[str, ...]
+    noisy: bool = False
+    key: Key = ()
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The documents of one request, best first; `error` says why a search failed."""
+
+    documents: tuple[str, ...]
+    status: Literal["ok", "empty", "failed"]
+    error: str = ""
+
+    @classmethod
+    def of(cls, documents: Sequence[str]) -> SearchResult:
+        """The result of a search that worked, with or without documents."""
+        return cls(tuple(documents), "ok" if documents else "empty")
+
+
+class SearchEngine(Protocol):
+    """Anything that answers queries. Results come in the order of the requests, one for each."""
+
+    name: str
+
+    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]: ...
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What the `build` of an engine's file gets."""
+
+    name: str
+    """As in the profile, with its address."""
+    split: str | None = None
+    """Whose passages are searched (training must not search test facts); None: all."""
+    model: str | Path | None = None
+    """Where the simulator of the store is, for engines that have one."""
+    simulator: SimulatorArm | None = None
+    """How a simulator is prompted and sampled."""
+    passages: Sequence[Passage] | None = None
+    """A corpus of your own, for engines that rank; None: the embedded benchmark's."""
+    real_share: float = 0.0
+    """Share of queries that "mixed" hands to BM25."""
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def address(self) -> str:
+        """What stands after the colon; empty if there is none."""
+        return self.name.partition(":")[2]
+
+
+Ranking = list[tuple[Passage, float]]
+"""Passages with the engine's own scores, best first."""

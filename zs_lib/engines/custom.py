@@ -1,0 +1,57 @@
+"""Your own engine: a Python function, found by its name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult
+from zs_lib.errors import EngineError
+
+
+class CustomEngine(SearchEngine):
+    """Calls `function(queries, num_documents)`, which gives a list of texts for each query, best first. `name` is
+    "module.function"; the module may lie in the working directory.
+
+    Raises:
+        EngineError: there is no such function; in a search, it raised something, or gave something else.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        module, _, function = name.rpartition(".")
+        if "" not in sys.path:
+            sys.path.append("")
+        try:
+            self._function = getattr(importlib.import_module(module), function)
+        except Exception as error:  # whatever happens in a module of yours
+            raise EngineError(
+                f"The engine 'python:{name}' cannot be imported ({error}): name a function as python:MODULE.FUNCTION."
+            ) from error
+
+    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
+        try:
+            found = self._function([request.query for request in requests], num_documents)
+        except Exception as error:
+            raise EngineError(
+                f"The engine 'python:{self.name}' failed ({type(error).__name__}: {error})."
+            ) from error
+        if not _is_answer(found, len(requests)):
+            raise EngineError(
+                f"The engine 'python:{self.name}' must give a list with a list of texts for each query."
+            )
+        return [SearchResult.of(documents[:num_documents]) for documents in found]
+
+
+def build(spec: EngineSpec) -> CustomEngine:
+    return CustomEngine(spec.address)
+
+
+def _is_answer(found: object, count: int) -> bool:
+    lists = (
+        isinstance(found, list)
+        and len(found) == count
+        and all(isinstance(documents, list) for documents in found)
+    )
+    return lists and all(isinstance(text, str) for documents in found for text in documents)

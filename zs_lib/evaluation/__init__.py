@@ -1,0 +1,1 @@
+"""Trained policies and the paper's baselines on held-out questions."""

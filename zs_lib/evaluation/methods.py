@@ -1,0 +1,161 @@
+"""The methods of Table 3: ways to answer questions with a language model, trained or not, and a search engine.
+
+A method is one function with the interface of `search`. R1, Search-R1 and ZeroSearch are `search` (R1 without an
+engine) by policies trained with no engine, a real one, a simulated one. All prompts and tags are `protocol`'s, so a
+method differs from another in what is searched and when, and in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from zs_lib import protocol
+from zs_lib.config.arms import RolloutConfig
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.protocol import Action
+from zs_lib.qa import Question
+from zs_lib.rl.rollout import rollout
+from zs_lib.rl.trajectory import Trajectory, Turn
+from zs_lib.rng import Key
+
+if TYPE_CHECKING:
+    from zs_lib.models.generator import Generator
+
+
+Method = Callable[
+    [Sequence[Question], "Generator", SearchEngine | None, RolloutConfig, Sequence[Key]], list[Trajectory]
+]
+
+
+def search(questions, generator, engine, cfg, keys) -> list[Trajectory]:
+    """The model searches when it wants to: trained policies, and RA-Agent if it was not trained."""
+    return rollout(questions, generator, engine, cfg, keys)
+
+
+def direct(questions, generator, engine, cfg, keys) -> list[Trajectory]:
+    """Direct Answer: nothing but the answer."""
+    return rollout(questions, generator, None, cfg, keys, opening=protocol.tag("answer"))
+
+
+def cot(questions, generator, engine, cfg, keys) -> list[Trajectory]:
+    """Chain of thought: a thought, then the answer, without search."""
+    return _think_and_answer(questions, generator, cfg, keys, [""] * len(questions))
+
+
+def rag(questions, generator, engine, cfg, keys) -> list[Trajectory]:
+    """Retrieval-augmented generation: one search for the question as it stands, a thought, then the answer."""
+    requests = [
+        SearchRequest(question.question, question.question, question.golden_answers, key=(*key, 0, "search"))
+        for question, key in zip(questions, keys, strict=True)
+    ]
+    results = engine.search(requests, cfg.num_documents)
+    contexts = [_search_text(request, result) for request, result in zip(requests, results, strict=True)]
+    answered = _think_and_answer(questions, generator, cfg, keys, contexts)
+    return [
+        _after_search(trajectory, request, result)
+        for trajectory, request, result in zip(answered, requests, results, strict=True)
+    ]
+
+
+def search_o1(questions, generator, engine, cfg, keys) -> list[Trajectory]:
+    """Search-o1 (arXiv 2501.05366): as `search`, but the model is shown its own reading of the documents."""
+    return rollout(questions, generator, _Reader(engine, generator, cfg), cfg, keys)
+
+
+METHODS: dict[str, Method] = {
+    "direct": direct,
+    "cot": cot,
+    "rag": rag,
+    "search": search,
+    "search-o1": search_o1,
+}
+
+
+def _think_and_answer(questions, generator, cfg, keys, contexts) -> list[Trajectory]:
+    """A thought is taken out of the model, then an answer: it may not search instead."""
+    prompts = [
+        protocol.policy_prompt(question.question, cfg.template) + context
+        for question, context in zip(questions, contexts, strict=True)
+    ]
+    thoughts = _think(prompts, generator, cfg, keys)
+    return rollout(
+        questions,
+        generator,
+        None,
+        cfg,
+        keys,
+        contexts=[c + t for c, t in zip(contexts, thoughts, strict=True)],
+        opening=protocol.tag("answer"),
+    )
+
+
+def _think(
+    prompts: Sequence[str], generator: Generator, cfg: RolloutConfig, keys: Sequence[Key]
+) -> list[str]:
+    """ "<think> … </think>" after each prompt; a thought that does not end is ended."""
+    ids = [generator.encode_prompt(prompt + protocol.tag("think")) for prompt in prompts]
+    completions = generator.generate(
+        ids,
+        [(*key, "think") for key in keys],
+        cfg.max_turn_tokens,
+        cfg.temperature,
+        (protocol.end_tag("think"),),
+    )
+    texts = [
+        generator.decode(completion.ids).partition(protocol.end_tag("think"))[0] for completion in completions
+    ]
+    return [protocol.tag("think") + text + protocol.end_tag("think") for text in texts]
+
+
+def _search_text(request: SearchRequest, result: SearchResult) -> str:
+    return protocol.format_search(request.query) + protocol.format_observation(result.documents)
+
+
+def _after_search(trajectory: Trajectory, request: SearchRequest, result: SearchResult) -> Trajectory:
+    """With the search that was made for the model as its first turn; failed if that search did."""
+    turn = Turn(
+        protocol.format_search(request.query),
+        Action("search", request.query),
+        request.query,
+        result.documents,
+        status=result.status,
+        error=result.error,
+    )
+    trajectory = replace(trajectory, turns=(turn, *trajectory.turns))
+    return (
+        replace(trajectory, stop_reason="engine_failed", answer=None)
+        if result.status == "failed"
+        else trajectory
+    )
+
+
+class _Reader(SearchEngine):
+    """An engine whose documents the model reads before it is shown them: one document, its thought about them."""
+
+    name = "reader"
+
+    def __init__(self, engine: SearchEngine, generator: Generator, cfg: RolloutConfig):
+        self.engine, self.generator, self.cfg = engine, generator, cfg
+
+    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
+        results = self.engine.search(requests, num_documents)
+        found = [place for place, result in enumerate(results) if result.status == "ok"]
+        prompts = [
+            protocol.policy_prompt(requests[i].question, self.cfg.template)
+            + _search_text(requests[i], results[i])
+            for i in found
+        ]
+        thoughts = (
+            _think(prompts, self.generator, self.cfg, [(*requests[i].key, "read") for i in found])
+            if found
+            else []
+        )
+        read = dict(zip(found, thoughts, strict=True))
+        return [
+            SearchResult((read[i].removeprefix("<think>").removesuffix("</think>").strip(),), "ok")
+            if i in read
+            else result
+            for i, result in enumerate(results)
+        ]

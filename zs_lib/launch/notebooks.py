@@ -1,0 +1,119 @@
+"""The numbered notebooks: which there are, running one by papermill, keeping its outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zs_lib.config import paths
+from zs_lib.config.values import reject_unknown
+from zs_lib.errors import DataError, RunError
+
+NOTEBOOKS = paths.ROOT / "notebooks"
+OUTPUTS = Path(os.environ.get("ZS_OUTPUTS") or paths.ROOT / "outputs")
+KERNEL_START_S = 120
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook to execute: from where, to where, and the values of its parameters."""
+
+    source: str
+    output: str
+    values: dict
+
+    @property
+    def name(self) -> str:
+        return Path(self.source).stem
+
+
+def known_parameters(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values that the notebook has a parameter for; the profile always, so that who lacks it is told."""
+    names = parameters(notebook)
+    return {name: value for name, value in values.items() if name in names or name == "profile"}
+
+
+def parameters(notebook: Path) -> list[str]:
+    """The names in a notebook's parameters cell."""
+    import papermill
+
+    return list(papermill.inspect_notebook(str(notebook)))
+
+
+def run_notebook(notebook: Notebook) -> None:
+    """Execute a notebook in the Python that runs this.
+
+    Raises:
+        ConfigError: a parameter that it does not have. RunError: a cell failed.
+    """
+    import papermill
+
+    source = Path(notebook.source)
+    reject_unknown(f"parameter of {source.name}", notebook.values, parameters(source))
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel, not the home folder's
+    try:
+        papermill.execute_notebook(
+            notebook.source,
+            notebook.output,
+            notebook.values,
+            kernel_name="python3",
+            cwd=str(source.parent),
+            progress_bar=False,
+            start_timeout=KERNEL_START_S,
+        )
+    except papermill.PapermillExecutionError as error:
+        raise RunError(
+            f"{source.name}, cell {error.cell_index + 1}: {error.ename}: {error.evalue} (see {notebook.output})"
+        ) from error
+
+
+def store_outputs(profile: str = "tiny") -> list[Path]:
+    """Put the outputs of outputs/<profile>/ into the notebooks themselves, for visitors; the maintainers' step.
+
+    Only outputs and their numbers: what papermill adds (paths, times, a cell of values) stays out. Notebooks that
+    were not executed keep what they have.
+
+    Raises:
+        RunError: no notebook was executed, or one has changed since.
+    """
+    import nbformat
+
+    sources = [source for source in choose() if (OUTPUTS / profile / source.name).exists()]
+    if not sources:
+        raise RunError(
+            f"{OUTPUTS / profile} has no executed notebook: `zs reproduce --profile {profile}` makes them."
+        )
+    for source in sources:
+        executed = OUTPUTS / profile / source.name
+        stored = nbformat.read(source, 4)
+        done = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
+        for cell in stored.cells:
+            if cell.cell_type != "code":
+                continue
+            if cell.id not in done or done[cell.id].source != cell.source:
+                raise RunError(
+                    f"{executed} was made from other cells: `zs reproduce --profile {profile}` makes it again."
+                )
+            cell.outputs, cell.execution_count = done[cell.id].outputs, done[cell.id].execution_count
+        nbformat.write(stored, source)
+    return sources
+
+
+def choose(only: Iterable[str] | None = None) -> list[Path]:
+    """The notebooks of these numbers ("02") or names, all by default, in order.
+
+    Raises:
+        ConfigError: an unknown one. DataError: there are none here.
+    """
+    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise DataError(f"There are no notebooks in {NOTEBOOKS}: run from a checkout of the repository.")
+    if only is None:
+        return found
+    only = list(only)
+    names = {path.stem[:2]: path for path in found} | {path.stem: path for path in found}
+    reject_unknown("notebook", only, names)
+    return sorted({names[name] for name in only})

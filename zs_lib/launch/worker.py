@@ -1,0 +1,94 @@
+"""A worker process: a job a line on stdin, an answer a line on stdout.
+
+A job is a run to be made (an arm and a seed) or a notebook to be executed. The process ends when its stdin does,
+so it cannot outlive the process that started it, however that one dies. A run that is cut off like this resumes
+from its checkpoint when it is asked for again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from zs_lib import pipeline
+from zs_lib.config.paths import ROOT
+from zs_lib.config.values import from_identity, identity
+from zs_lib.errors import ZeroSearchError
+from zs_lib.launch.notebooks import Notebook, run_notebook
+from zs_lib.runs import RunStore
+
+
+def to_job(task: Any) -> dict:
+    """An arm or a `Notebook` as JSON values, for another process."""
+    return {"type": f"{type(task).__module__}:{type(task).__name__}", "config": identity(task, labels=True)}
+
+
+def from_job(job: dict) -> Any:
+    """The arm or notebook that `to_job` made a job of."""
+    module, name = job["type"].split(":")
+    return from_identity(getattr(importlib.import_module(module), name), job["config"])
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, for one that imports the library from where this one did."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def settings(threads: int) -> dict[str, str]:
+    """The environment of a process that computes with so many threads: more than it has cores for are many times slower. And
+    memory that one training step frees is kept for the next, for glibc would give it back and ask for it again: 30% of
+    the time of fine-tuning `tiny-S`."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+    return dict.fromkeys(names, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"} | memory
+
+
+def main() -> None:
+    """Answer jobs until stdin ends. Whatever the work prints goes to stderr, for stdout carries the
+    answers."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent ends its workers itself
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    jobs: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read, args=(jobs,), daemon=True).start()
+    while True:
+        print(json.dumps({"error": do(json.loads(jobs.get()))}), file=answers)
+
+
+def _read(jobs: queue.Queue[str]) -> None:
+    for line in sys.stdin:
+        jobs.put(line)
+    os._exit(0)
+
+
+def do(job: dict) -> str | None:
+    """Do one job, on whatever machine; returns what went wrong, if anything did."""
+    try:
+        task = from_job(job)
+        if isinstance(task, Notebook):
+            run_notebook(task)
+        else:
+            pipeline.ensure(task, job["seed"], RunStore(job["store"]))
+    except ZeroSearchError as error:
+        return str(error)
+    except Exception as error:
+        path = Path(job["log"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{type(error).__name__}: {error} (traceback: {path})"
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Batched prefill and decoding of rows with a preallocated KV cache.
+
+Common beginnings are prefilled once: what all prompts share (its keys and values are stored once, see
+`kv_cache`), what several prompts share, and what an earlier call has left in the `KVCache`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+
+import torch
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from zs_lib.models.kv_cache import Ids, KeyValues, KVCache, can_share
+from zs_lib.rng import Key
+
+MIN_SHARED_PREFIX = 16
+"""Shorter common prefixes are not worth a forward pass of their own."""
+PREFILL_TOKENS = {"cpu": 1536, "cuda": 32768}
+"""Tokens of one prefill pass: on a CPU its activations should stay in cache (30% faster at width 256)."""
+
+
+@dataclass
+class Row:
+    """One prompt and the completion that grows after it."""
+
+    prompt: Ids
+    key: Key
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stop_reason: str | None = None
+
+
+class Batch:
+    """The unfinished rows, their keys and values, and the mask of columns that each row may attend to.
+
+    Columns: left padding | the prompt after the shared prefix | new tokens. New tokens of all rows stand in the
+    same column, so appending is one slice assignment a layer. The prefix that all prompts share is not among the
+    columns: it is in `kv_cache.prefix`.
+    """
+
+    def __init__(self, model, rows: list[Row], max_tokens: int, kv_cache: KVCache, keep_finished: bool):
+        """`keep_finished`: rows that leave the batch store their keys and values in `kv_cache`."""
+        self.model, self.device = model, model.device
+        self.kv_cache, self.keep_finished = kv_cache, keep_finished
+        shared, found = len(kv_cache.shared), [kv_cache.find(row.prompt) for row in rows]
+        unread = [row.prompt[shared + count :] for row, (count, _) in zip(rows, found, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: len(unread[i]))  # padding costs most in prefill
+        self.rows, self.unread = [rows[i] for i in order], [unread[i] for i in order]
+        self.end = max(map(self._own_length, rows))  # the column after the last one that has been read
+        lengths = torch.tensor([len(row.prompt) for row in self.rows], device=self.device)
+        self.positions = torch.arange(self.end + max_tokens, device=self.device) + lengths[:, None] - self.end
+        """(rows, columns): the position in its text of what stands in a column."""
+        self.visible = self.positions >= shared
+        cached = [(self.end - len(unread[i]) - found[i][0], *found[i]) for i in order]
+        layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
+        self.cache = Cache(layers=[_LayerCache(layer, self.end + max_tokens, cached) for layer in layers])
+
+    def prefill(self) -> torch.Tensor:
+        """Read the part of each prompt that is not cached; (rows, vocabulary) logits of the first new token."""
+        logits, start = [], 0
+        budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cuda"])
+        while start < len(self.unread):
+            count = max(1, min(len(self.unread) - start, budget // len(self.unread[start])))
+            count = max(1, min(count, budget // len(self.unread[start + count - 1])))
+            logits.append(self._prefill_rows(slice(start, start + count)))
+            start += count
+        return torch.cat(logits)
+
+    def _prefill_rows(self, rows: slice) -> torch.Tensor:
+        """Read the uncached ends of these rows' prompts, padded on the left; logits of the last ids."""
+        unread = self.unread[rows]
+        longest = max(map(len, unread))
+        seen = slice(self.end - max(map(self._own_length, self.rows[rows])), self.end)
+        new = slice(self.end - longest, self.end)
+        columns = torch.arange(self.end, device=self.device)
+        mask = (columns[new, None] >= columns[seen]) & self.visible[rows, None, seen]
+        mask = torch.cat([mask.new_ones(*mask.shape[:2], len(self.kv_cache.shared)), mask], dim=-1)[:, None]
+        ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in unread], device=self.device)
+        lengths = torch.tensor([len(ids) for ids in unread], device=self.device)
+        real = columns[new] >= self.end - lengths[:, None]
+        return self._forward(
+            ids, mask, _Window(rows, seen, new, real[:, None, :, None], self.kv_cache.prefix)
+        )
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append one id (rows,) to each row; (rows, vocabulary) logits of the next."""
+        window = _Window(slice(0, len(self.rows)), slice(0, self.end + 1), slice(self.end, self.end + 1))
+        self.end += 1
+        prefix = {"prefix": self.kv_cache.prefix} if self.kv_cache.shared else {}
+        return self._forward(ids[:, None], self.visible[:, None, None, window.seen], window, **prefix)
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, window: _Window, **options) -> torch.Tensor:
+        """(n, vocabulary) logits of the last of ids (n, new), written to and attending within a window."""
+        for layer in self.cache.layers:
+            layer.window = window
+        return self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=self.positions[window.rows, window.new].clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **options,
+        ).logits[:, -1]
+
+    def drop_finished(self, ids: torch.Tensor) -> torch.Tensor:
+        """Remove finished rows; the ids (rows,) of those that stay, in their new order.
+
+        Rows from the end move into the gaps, so only as many rows are copied as have finished.
+        """
+        stay = [i for i, row in enumerate(self.rows) if not row.stop_reason]
+        if len(stay) == len(self.rows):
+            return ids
+        for i, row in enumerate(self.rows):
+            if row.stop_reason and self.keep_finished:
+                self.store(i)
+        gaps = [i for i in range(len(stay)) if self.rows[i].stop_reason]
+        movers = [i for i in stay if i >= len(stay)]
+        order = list(range(len(stay)))
+        for gap, mover in zip(gaps, movers, strict=True):
+            order[gap] = mover
+            for layer in self._used_layers:
+                layer.copy_row(mover, gap, self.end)
+        self.rows = [self.rows[i] for i in order]
+        index = torch.tensor(order, dtype=torch.long, device=self.device)
+        self.visible, self.positions = self.visible[index], self.positions[index]
+        return ids[index]
+
+    def store(self, i: int) -> None:
+        """Store the keys and values of row i in the `KVCache`."""
+        text = (*self.rows[i].prompt, *self.rows[i].ids[:-1])  # the newest id has not been read
+        own = slice(self.end - len(text) + len(self.kv_cache.shared), self.end)
+        self.kv_cache.put(
+            text,
+            [(keys[i, :, own], values[i, :, own]) for keys, values in (la.slots for la in self._used_layers)],
+        )
+
+    def _own_length(self, row: Row) -> int:
+        """Ids of the prompt after the shared prefix."""
+        return len(row.prompt) - len(self.kv_cache.shared)
+
+    @property
+    def _used_layers(self) -> list[_LayerCache]:
+        """Layers that store anything: the last layers of some models read another layer's cache."""
+        return [layer for layer in self.cache.layers if layer.is_initialized]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What one forward pass touches: rows, the columns it attends to (`seen`), the last of them it writes (`new`).
+
+    `real`, (rows, 1, new, 1) bool: False on padding, which is not written (it attends to nothing, so it may be
+    NaN). `prefix` stands before the columns; a decoding step has none, for `shared_prefix_attention` reads it.
+    """
+
+    rows: slice
+    seen: slice
+    new: slice
+    real: torch.Tensor | None = None
+    prefix: KeyValues = ()
+
+
+class _LayerCache(DynamicLayer):
+    """One layer's keys and values in slots allocated once: appending copies one position, not all of them."""
+
+    def __init__(self, layer: int, columns: int, cached: list[tuple[int, int, KeyValues]]):
+        """`cached`: for each row the first column, the length, and the keys and values to begin with."""
+        super().__init__()
+        self.layer, self.columns, self.cached, self.window = layer, columns, cached, None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate the slots and fill in what is cached of each row (transformers' cache interface)."""
+        super().lazy_initialization(key_states, value_states)
+        self.slots = [
+            like.new_empty(len(self.cached), like.shape[1], self.columns, like.shape[3])
+            for like in (key_states, value_states)
+        ]
+        for (
+            slots
+        ) in self.slots:  # padding has attention weight 0, and 0 times uninitialised memory can be NaN
+            slots[:, :, : self.window.seen.stop] = 0
+        for i, (start, count, kept) in enumerate(self.cached):
+            if count:
+                for slots, own in zip(self.slots, kept[self.layer], strict=True):
+                    slots[i, :, start : start + count] = own[:, :count]
+        self.cached = []  # frees its memory
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Write new keys and values; those of the whole window (transformers' cache interface)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        at = self.window
+        for slots, new in zip(self.slots, (key_states, value_states), strict=True):
+            written = slots[at.rows, :, at.new]
+            written.copy_(new if at.real is None else torch.where(at.real, new, written))
+        seen = [slots[at.rows, :, at.seen] for slots in self.slots]
+        if at.prefix:
+            seen = [
+                torch.cat([shared.expand(len(own), -1, -1, -1), own], 2)
+                for shared, own in zip(at.prefix[self.layer], seen, strict=True)
+            ]
+        return seen
+
+    def copy_row(self, source: int, target: int, end: int) -> None:
+        for slots in self.slots:
+            slots[target, :, :end] = slots[source, :, :end]
+
+
+def prefill_common_prefixes(model, prompts: list[Ids], kv_cache: KVCache) -> None:
+    """Prefill what all prompts begin with and what several begin with; evict what no prompt continues."""
+    if kv_cache.fits(prompts):
+        kv_cache.evict_others(prompts)
+    else:
+        shared = _shared_prefix(prompts) if can_share(model) else ()
+        cache = DynamicCache()
+        if shared:
+            ids = torch.tensor([shared], device=model.device)
+            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        kv_cache.reset(shared, [(layer.keys[0], layer.values[0]) for layer in cache.layers])
+    for _, level in groupby(sorted(_common_prefixes(prompts, len(kv_cache.shared))), key=itemgetter(0)):
+        texts = [
+            text
+            for _, text in level
+            if len(text) - len(kv_cache.shared) - kv_cache.find(text)[0] >= MIN_SHARED_PREFIX
+        ]
+        if texts:
+            batch = Batch(model, [Row(text, ()) for text in texts], 0, kv_cache, True)
+            batch.prefill()
+            for i in range(len(texts)):
+                batch.store(i)
+
+
+def _common_prefixes(prompts: list[Ids], length: int, depth: int = 0) -> Iterator[tuple[int, Ids]]:
+    """(depth, prefix) of every prefix that several prompts share beyond their first `length` ids.
+
+    Nested: prompts that share a prefix may share a longer one in part, which comes at the next depth.
+    """
+    alike = defaultdict(list)
+    for prompt in prompts:
+        alike[prompt[: length + MIN_SHARED_PREFIX]].append(prompt)
+    for group in alike.values():
+        prefix = _shared_prefix(group)
+        if len(prefix) >= length + MIN_SHARED_PREFIX:
+            yield depth, prefix
+            yield from _common_prefixes(group, len(prefix), depth + 1)
+
+
+def _shared_prefix(prompts: list[Ids]) -> Ids:
+    """The prefix that all prompts share, at least one id of each left over; empty where not worth a pass."""
+    shared = os.path.commonprefix([prompt[:-1] for prompt in prompts])
+    return shared if len(prompts) > 1 and len(shared) >= MIN_SHARED_PREFIX else ()

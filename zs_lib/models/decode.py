@@ -1,0 +1,124 @@
+"""Sampling with a transformers model: reproducible, batched, and with the log-probabilities of what was sampled.
+
+The decode loop is ours because it needs what `model.generate` does not give: randomness that is a function of
+(key, position) and of nothing else, rows that leave the batch when they are done, and the log-probabilities of
+the very ids that were sampled. The model's forward is transformers' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from zs_lib.models.batch import Batch, Row, prefill_common_prefixes
+from zs_lib.models.generator import Completion, Generator, decode_ids
+from zs_lib.models.kv_cache import KVCache, shared_prefix_attention
+from zs_lib.rng import Key, uniform
+
+BLOCK = 128
+"""Ids of a vocabulary that are summed at once (`sample`)."""
+
+
+class TransformersGenerator(Generator):
+    """Samples with our own loop on the model's forward."""
+
+    def __init__(self, model, tokenizer, max_batch: int = 128):
+        super().__init__(model, tokenizer, max_batch)
+        self._stops: dict[tuple[str, ...], StopStrings] = {}
+
+    @torch.inference_mode()
+    def _generate(self, prompts, keys, max_tokens, temperature, stop, kv_cache) -> list[Completion]:
+        self.model.eval()
+        if stop not in self._stops:
+            self._stops[stop] = StopStrings(self.tokenizer, stop)
+        rows = [Row(tuple(prompt), key) for prompt, key in zip(prompts, keys, strict=True)]
+        keep, kv_cache = kv_cache is not None, KVCache() if kv_cache is None else kv_cache
+        prefill_common_prefixes(self.model, [row.prompt for row in rows], kv_cache)
+        by_length = sorted(rows, key=lambda row: len(row.prompt))  # similar lengths together: little padding
+        for start in range(0, len(rows), self.max_batch):
+            batch = Batch(self.model, by_length[start : start + self.max_batch], max_tokens, kv_cache, keep)
+            self._complete(batch, max_tokens, temperature, self._stops[stop])
+        return [Completion(row.ids, row.logprobs, row.stop_reason) for row in rows]
+
+    def _complete(self, batch: Batch, max_tokens: int, temperature: float, stops: StopStrings) -> None:
+        """Sample until every row is done. Finished rows leave the batch: a step's cost grows with its rows."""
+        logits = batch.prefill()
+        with shared_prefix_attention(self.model) if batch.kv_cache.shared else nullcontext():
+            for position in range(max_tokens):
+                ids, logprobs = sample(logits, [row.key for row in batch.rows], position, temperature)
+                for row, token, logprob in zip(batch.rows, ids.tolist(), logprobs.tolist(), strict=True):
+                    row.ids.append(token)
+                    row.logprobs.append(logprob)
+                    if token in self._eos:
+                        row.stop_reason = "eos"
+                    elif stops.complete(row.ids):
+                        row.stop_reason = "stop"
+                    elif position == max_tokens - 1:
+                        row.stop_reason = "length"
+                ids = batch.drop_finished(ids)
+                if not batch.rows:
+                    return
+                logits = batch.step(ids)
+
+
+class StopStrings:
+    """Tells whether the newest id completes a stop string, however many tokens the string is made of."""
+
+    def __init__(self, tokenizer, stop: tuple[str, ...]):
+        self.tokenizer, self.stop = tokenizer, stop
+        # Every token of a stop string carries at least one of its characters.
+        self.width = max(map(len, stop), default=0)
+        pieces = tokenizer.batch_decode(
+            [[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False
+        )
+        # Only these ids can complete a stop string; for all others the text need not be looked at.
+        self.candidates = {i for i, piece in enumerate(pieces) if any(string[-1] in piece for string in stop)}
+
+    def complete(self, ids: list[int]) -> bool:
+        if ids[-1] not in self.candidates:
+            return False
+        tail = decode_ids(self.tokenizer, ids[-self.width :])
+        return any(string in tail for string in self.stop)
+
+
+def sample(
+    logits: torch.Tensor, keys: Sequence[Key], position: int, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one id per row of (n, vocabulary) logits; ids and their log-probabilities (float64), both (n,).
+
+    Inverse CDF: over blocks of the vocabulary first, then within the block, so that no float64 sum runs over all
+    of it. With a large vocabulary such passes cost as much as a tenth of the model.
+    """
+    logits = logits.float()
+    (rows, size), highest = logits.shape, logits.amax(-1, keepdim=True)
+    blocks = torch.empty(rows, -(-size // BLOCK), BLOCK, device=logits.device)
+    flat = blocks.view(rows, -1)
+    flat[:, size:] = -torch.inf
+    torch.sub(logits, highest, out=flat[:, :size])
+    sums = flat.div_(temperature or 1).exp_().view_as(blocks).sum(-1)
+    if temperature > 0:
+        draws = torch.tensor(
+            [[uniform(key, position, "token")] for key in keys], dtype=torch.float64, device=logits.device
+        )
+        block, rest = _pick(sums, draws)
+        within, _ = _pick(blocks.take_along_dim(block[..., None], 1)[:, 0], rest)
+        ids = (block * BLOCK + within).clamp(max=size - 1)
+    else:
+        ids = logits.argmax(-1, keepdim=True)
+    total = sums.sum(-1, keepdim=True, dtype=torch.float64)
+    return ids[:, 0], ((logits.gather(-1, ids) - highest).double() / (temperature or 1) - total.log())[:, 0]
+
+
+def _pick(weights: torch.Tensor, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices drawn in proportion to weights (n, k) by draws (n, 1) in [0, 1), and each draw's place in its share.
+
+    That place is uniform in [0, 1) again, so it serves as the draw of a second level.
+    """
+    cdf = weights.cumsum(-1, dtype=torch.float64)
+    target = draws * cdf[:, -1:]
+    # right=True: the first whose CDF exceeds the draw, so one of weight 0 is never chosen.
+    index = torch.searchsorted(cdf, target, right=True).clamp(max=weights.shape[-1] - 1)
+    rest = 1 - (cdf.gather(-1, index) - target) / weights.gather(-1, index)
+    return index, rest.clamp(min=0)

@@ -1,0 +1,177 @@
+"""Load models by name: weights, tokenizer, and what samples from them.
+
+A name is looked up in this order: a backbone shipped in `data/backbones/`, a local transformers folder (a
+finished run's `model/` is one), the hub cache, what was unpacked from a package before, the hub, and the package
+that carries it (`packaged`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from zs_lib.config.paths import BACKBONES
+from zs_lib.errors import ModelError
+from zs_lib.models import packaged
+from zs_lib.models.decode import TransformersGenerator
+from zs_lib.models.generator import Generator
+from zs_lib.runs import distributed
+
+if TYPE_CHECKING:
+    from peft import LoraModel
+    from sentence_transformers import SentenceTransformer
+
+
+ATTENTION = "sdpa"
+"""The implementation that takes the masks of `generate`."""
+LORA_SCALE = 2
+"""The product of LoRA's two matrices is multiplied by it; a customary value, and part of the learning rate."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model in eval mode, its tokenizer, and the name it was asked for by."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+def load_model(name: str | Path, dtype: str = "float32") -> LoadedModel:
+    """Load a model by backbone name ("tiny-S"), folder, or hub id ("Qwen/Qwen2.5-3B").
+
+    Weights get this `dtype` (one of `arms.DTYPES`), whatever precision they are stored in, on this process's GPU
+    if there is one. Only safetensors and JSON are read: no pickle, no code that comes with a model.
+
+    Raises:
+        ModelError: there is no such model, or its files are damaged.
+    """
+    return LoadedModel(
+        *_first_found(str(name), lambda source, local_only: _load(source, local_only, dtype)), str(name)
+    )
+
+
+def load_generator(name: str | Path, dtype: str = "float32", backend: str = "transformers") -> Generator:
+    """Load a model, by name as `load_model` does, ready to sample from.
+
+    `backend` is one of `arms.GENERATORS`.
+
+    Raises:
+        ModelError: as `load_model`, or vLLM is asked for and not installed.
+    """
+    loaded = load_model(name, dtype)
+    return build_generator(backend, loaded.model, loaded.tokenizer)
+
+
+def build_generator(backend: str, model, tokenizer) -> Generator:
+    """What samples from a model that is in memory; `backend` is one of `arms.GENERATORS`.
+
+    Raises:
+        ModelError: vLLM is asked for and not installed.
+    """
+    if backend == "vllm":
+        from zs_lib.models.vllm import VllmGenerator
+
+        return VllmGenerator(model, tokenizer)
+    return TransformersGenerator(model, tokenizer)
+
+
+def load_encoder(name: str | Path) -> SentenceTransformer:
+    """Load a sentence-embedding model ("sentence-transformers/all-MiniLM-L6-v2"); found and failing as `load_model`."""
+    from sentence_transformers import SentenceTransformer
+
+    def load(source: str, local_only: bool) -> SentenceTransformer:
+        return SentenceTransformer(source, local_files_only=local_only, trust_remote_code=False)
+
+    return _first_found(str(name), load)
+
+
+def _first_found(name: str, loader: Callable[[str, bool], Any]) -> Any:
+    """Apply `loader(place, must be local)` to the places that may have the model, until one has it."""
+    for source, local_only in _sources(name):
+        try:
+            return loader(source, local_only)
+        except Exception as failure:  # transformers raises OSError, ValueError, KeyError, … by file
+            error = failure
+    if name in packaged.PACKAGES:
+        return loader(str(packaged.unpack(name)), True)
+    raise ModelError(_explain(name, local_only, error)) from error
+
+
+def _load(source: str, local_only: bool, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    (
+        logging.disable_progress_bar if local_only else logging.enable_progress_bar
+    )()  # a local one loads in no time
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=getattr(torch, dtype),
+        attn_implementation=ATTENTION,
+        local_files_only=local_only,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return model.to(distributed.device()).eval(), tokenizer
+
+
+def shipped() -> list[str]:
+    """Names of the backbones in `data/backbones/`."""
+    return sorted(path.parent.name for path in BACKBONES.glob("*/config.json"))
+
+
+def add_lora(model: PreTrainedModel, rank: int) -> LoraModel:
+    """Freeze `model`, in place, and add to each of its linear layers but the output head a trained product of two
+    float32 matrices of this rank. It is 0 at first, and the same whatever the seed.
+
+    What is returned can switch the additions off (`disable_adapter_layers`), and merge them into the weights
+    (`merge_and_unload`).
+    """
+    from peft import LoraConfig, LoraModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapters = LoraModel(
+            model, LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear"), "default"
+        )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model.train(model.training)  # the new parts as the rest
+    return adapters
+
+
+def _sources(name: str) -> list[tuple[str, bool]]:
+    """Where the files may be, and whether they must be local; ModelError if the name cannot be anything."""
+    for folder in (BACKBONES / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return [(str(folder), True)]
+    if Path(name).is_dir():
+        raise ModelError(
+            f"'{name}' is no transformers folder: it has no config.json. Name the folder that has one."
+        )
+    if name.startswith("tiny-") or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        known = ", ".join(shipped()) or "none (run `zs backbones build`)"
+        raise ModelError(
+            f"Unknown model '{name}'. Shipped backbones: {known}; also possible: a transformers folder, or "
+            "a hub id like 'Qwen/Qwen2.5-3B'."
+        )
+    unpacked = packaged.folder(name)
+    cached = [(name, True)] if isinstance(try_to_load_from_cache(name, "config.json"), str) else []
+    return cached + ([(str(unpacked), True)] if unpacked.is_dir() else [(name, False)])
+
+
+def _explain(name: str, local: bool, error: Exception) -> str:
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    cure = (
+        "its files are damaged or incomplete: restore them, or build the model again"
+        if local
+        else "check the name and the connection, or download it first (`hf download`)"
+    )
+    return f"Cannot load the model '{name}' ({cause}); {cure}."

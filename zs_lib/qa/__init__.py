@@ -1,0 +1,13 @@
+"""Questions, passages and the scoring of answers."""
+
+from zs_lib.qa.questions import (
+    SUBSETS,
+    TRAINED_ON,
+    Hop,
+    Passage,
+    Question,
+    load_benchmark,
+    load_corpus,
+    load_passages,
+    load_questions,
+)

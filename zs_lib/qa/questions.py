@@ -1,0 +1,341 @@
+"""Questions and passages: the embedded benchmark, and questions of your own from a file or a hub.
+
+The benchmark mirrors the paper's seven sets with subsets made from real facts (`world`, built by `qa_build`):
+
+    natural        NQ          one hop, as typed into a search engine      train, dev, test
+    trivia         TriviaQA    one hop, as a quiz asks                      test
+    popularity     PopQA       one hop, one template per relation          test
+    bridge         HotpotQA    two hops and comparisons                    train, dev, test
+    compositional  2Wiki       two relations composed by template          test
+    hops           MuSiQue     two, three and four hops                    test
+    checked        Bamboogle   125 two-hop questions checked by hand       test
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import reprlib
+import types
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from zs_lib.config.paths import BENCHMARK
+from zs_lib.errors import DataError
+from zs_lib.qa import wording
+
+SUBSETS = {
+    "natural": "NQ",
+    "trivia": "TriviaQA",
+    "popularity": "PopQA",
+    "bridge": "HotpotQA",
+    "compositional": "2WikiMultiHopQA",
+    "hops": "MuSiQue",
+    "checked": "Bamboogle",
+}
+"""Subset → the set of the paper that it mirrors."""
+REBUILD = "run `zs benchmark build`"
+QUESTION_LINE = 'give a file with one JSON object a line, {"question": "…", "golden_answers": ["…"]}'
+CORPUS_LINE = 'each line must be a JSON object {"id": "…", "contents": "…"}: mend or remove it'
+"""What to do about a file that cannot be read: of the benchmark, with questions, with passages."""
+TRAINED_ON = ("natural", "bridge")
+"""The paper trains on NQ and HotpotQA only; the other five are out of domain."""
+HUB_TRAIN = "Alibaba-NLP/ZeroSearch_dataset"
+"""NQ's and HotpotQA's training questions, one parquet file a split; Search-R1's PeterJinGo/nq_hotpotqa_train is alike."""
+HUB_TEST = "RUC-NLPIR/FlashRAG_datasets"
+"""One configuration a set."""
+HUB_SETS = {
+    "nq": "test",
+    "triviaqa": "test",
+    "popqa": "test",
+    "hotpotqa": "dev",
+    "2wikimultihopqa": "dev",
+    "musique": "dev",
+    "bamboogle": "test",
+}
+"""The paper's seven sets → the split with answers that the original evaluates on."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step to the answer: a good query names `entity`; its document holds one of `answers`."""
+
+    entity: str
+    relation: str
+    answers: tuple[str, ...]
+
+    @property
+    def noun(self) -> str:
+        """What a query calls the relation ("capital"), for the benchmark's relations."""
+        return wording.NOUNS[self.relation]
+
+    @property
+    def query(self) -> str:
+        """The good query of this hop: "capital of Norway"."""
+        return wording.query(self.noun, self.entity)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its right answers; `hops` is empty for questions whose steps are not known."""
+
+    id: str
+    question: str
+    golden_answers: tuple[str, ...]
+    subset: str = ""
+    split: str = ""
+    hops: tuple[Hop, ...] = ()
+    popularity: int = 0
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the last hop finds the answer (a comparison's answer is yes, no, or one of two names)."""
+        return bool(self.hops) and self.hops[-1].answers == self.golden_answers
+
+    @property
+    def all_answers(self) -> tuple[str, ...]:
+        """What searches for this question may find: its golden answers, and those of the hops to it."""
+        return (*self.golden_answers, *(answer for hop in self.hops for answer in hop.answers))
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A document of the corpus that the real engine searches."""
+
+    id: str
+    text: str
+    split: str
+
+
+def load_questions(
+    source: Path | str | None = None, subset: str | tuple[str, ...] | None = None, split: str | None = None
+) -> list[Question]:
+    """Questions in the order of their source: the embedded benchmark, a JSON-lines or parquet file, or a set of the hub
+    ("owner/name", or "owner/name:config:split" where it has several; by default its test split).
+
+    Your own need `question` and `golden_answers` in each row (as in FlashRAG's and ZeroSearch's sets; `id` is made up
+    from the row's number where it is missing; `data_source` is its first part where that is given, and the `subset`).
+
+    Raises:
+        DataError: the source cannot be read or is empty, a column is missing or of another kind, or two rows have one id.
+    """
+    source = BENCHMARK / "questions.jsonl" if source is None else source
+    name = source.name if isinstance(source, Path) else source
+    wanted = (subset,) if isinstance(subset, str) else subset
+    questions = [_question(row, name, number) for number, row in enumerate(_rows(source), 1)]
+    ids = Counter(question.id for question in questions)
+    if len(ids) < len(questions):  # all randomness hangs on the id, and tables are joined by it
+        raise DataError(
+            f"{name}: two lines have the id {ids.most_common(1)[0][0]!r}; give each its own, or none"
+        )
+    return [
+        q for q in questions if (wanted is None or q.subset in wanted) and (split is None or q.split == split)
+    ]
+
+
+def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None) -> list[Question]:
+    """The "train" or "test" questions of a profile's benchmark: "embedded", or "hub": HUB_TRAIN, and HUB_SETS of HUB_TEST.
+    "hub:OWNER/NAME" has its training questions from there, with columns like HUB_TRAIN's. Any other name is a source of
+    your own for `load_questions`, taken whole whatever the `subset`; its rows are for training where their `split` says
+    nothing else.
+
+    Where the environment's ZS_HUB_DATA names a folder, files in it stand for the hub, as `hf download --repo-type dataset
+    OWNER/NAME --local-dir $ZS_HUB_DATA/OWNER/NAME` leaves them.
+
+    Raises:
+        DataError: as `load_questions`, or a subset or split has no questions.
+    """
+    if name == "embedded":
+        return load_questions(subset=subset, split=split)
+    kind, _, training = name.partition(":")
+    if kind != "hub":
+        if not (
+            own := [question for question in load_questions(name) if (question.split or "train") == split]
+        ):
+            raise DataError(f"{name} has no {split} questions: say so in their column 'split'.")
+        return own
+    if split == "train":
+        questions = load_questions(_hub_source(training or HUB_TRAIN, "", "train"))
+    else:
+        questions = [
+            replace(question, id=f"{one}/{question.id}", subset=one)
+            for one, theirs in HUB_SETS.items()
+            for question in load_questions(_hub_source(HUB_TEST, one, theirs))
+        ]
+    known = dict.fromkeys(question.subset for question in questions)
+    if lacking := [one for one in subset or () if one not in known]:
+        raise DataError(
+            f"The benchmark '{name}' has no {split} questions of {', '.join(lacking)}, only of {', '.join(known)}: "
+            "correct policy.subsets, or the files."
+        )
+    return [
+        replace(question, split=split)
+        for question in questions
+        if subset is None or question.subset in subset
+    ]
+
+
+def _hub_source(name: str, config: str, split: str) -> Path | str:
+    """What `load_questions` takes for one split of a set: its name, or a file of ZS_HUB_DATA."""
+    folder = os.environ.get("ZS_HUB_DATA")
+    if not folder:
+        return f"{name}:{config}:{split}"
+    files = [Path(folder, name, config, split + suffix) for suffix in (".parquet", ".jsonl")]
+    if found := next(filter(Path.exists, files), None):
+        return found
+    raise DataError(
+        f"{files[0]} is missing (or .jsonl): get it by `hf download --repo-type dataset {name}`, or unset ZS_HUB_DATA"
+    )
+
+
+def load_passages(split: str | None = None) -> list[Passage]:
+    """The embedded corpus, or the passages of one split (training searches only those of "train")."""
+    path = BENCHMARK / "passages.jsonl"
+    passages = (_passage(row, path, number) for number, row in enumerate(_lines(path, REBUILD), 1))
+    return [passage for passage in passages if split in (None, passage.split)]
+
+
+def load_corpus(path: Path) -> list[Passage]:
+    """Passages of a corpus of your own: JSON lines like wiki-18's, {"id", "contents"}; DataError if a line is none."""
+    return [_contents(row, path, number) for number, row in enumerate(_lines(path, CORPUS_LINE), 1)]
+
+
+UNUSED = ("prompt", "reward_model", "extra_info", "ability", "metadata")
+"""Columns of the hub's sets that repeat the others, or are large."""
+KINDS = {
+    "question": (str, "a text"),
+    "id": ((str, int, types.NoneType), "a text or a number"),
+    "subset": (str, "a text"),
+    "data_source": (str, "a text"),
+    "split": (str, "a text"),
+    "popularity": (int, "a whole number"),
+    "hops": (list, "a list"),
+}
+
+
+def _question(row: dict, name: str, number: int) -> Question:
+    missing = [column for column in ("question", "golden_answers") if column not in row]
+    if missing:
+        raise DataError(
+            f"{name}, line {number}: no column {' and '.join(missing)} (found: {', '.join(row)}); "
+            "each line needs 'question' (text) and 'golden_answers' (list of texts)"
+        )
+    if not _are_texts(row["golden_answers"]) or not all(map(str.strip, row["golden_answers"])):
+        raise DataError(
+            f"{name}, line {number}: golden_answers must be a list of at least one text, none of them empty, "
+            f"not {reprlib.repr(row['golden_answers'])}"
+        )
+    for column, (kind, what) in KINDS.items():
+        if column in row and not (isinstance(row[column], kind) and _is_sound(row[column])):
+            raise DataError(
+                f"{name}, line {number}: {column} must be {what}, not {reprlib.repr(row[column])}"
+            )
+    hops = []
+    for hop in row.get("hops", ()):
+        if not (
+            isinstance(hop, dict)
+            and _are_texts([hop.get("entity"), hop.get("relation")])
+            and _are_texts(hop.get("answers"))
+        ):
+            raise DataError(
+                f"{name}, line {number}: each of its hops needs 'entity', 'relation' and 'answers', "
+                f"not {reprlib.repr(hop)}; leave the column out if they are not known"
+            )
+        hops.append(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])))
+    known, source = row.get("id"), row.get("data_source", "")
+    known = str(number if known is None else known)
+    # Sets that were put together count each of their parts anew: "train_0" is in all of them.
+    return Question(
+        f"{source}/{known}" if source else known,
+        row["question"],
+        tuple(row["golden_answers"]),
+        row.get("subset", source),
+        row.get("split", ""),
+        tuple(hops),
+        row.get("popularity", 0),
+    )
+
+
+def _are_texts(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, str) and _is_sound(one) for one in value)
+    )
+
+
+def _is_sound(value: object) -> bool:
+    """Whether it is no text with half a character in it ("\\ud800" in JSON), which no tokenizer takes."""
+    return not isinstance(value, str) or not re.search("[\ud800-\udfff]", value)
+
+
+def _passage(row: dict, path: Path, number: int) -> Passage:
+    try:
+        return Passage(**row)
+    except TypeError as error:
+        raise DataError(f"{path.name}, line {number} is no passage ({error}): {REBUILD}") from None
+
+
+def _contents(row: dict, path: Path, number: int) -> Passage:
+    known, text = row.get("id"), row.get("contents")
+    if not isinstance(known, (str, int)) or not isinstance(text, str):
+        raise DataError(
+            f"{path.name}, line {number} is no passage (id or contents are missing, or no text): {CORPUS_LINE}"
+        )
+    return Passage(str(known), text, "")
+
+
+def _rows(source: Path | str) -> Iterable[dict]:
+    path = Path(source)
+    if path.suffix == ".parquet":
+        return _tables_rows(path.name, "parquet", data_files=str(path), split="train")
+    if isinstance(source, str) and source.count("/") == 1 and not path.exists() and not path.suffix:
+        name, config, split = (*source.split(":"), "", "")[:3]
+        return _tables_rows(source, name, config or None, split=split or "test")
+    return _lines(path, REBUILD if path.parent == BENCHMARK else QUESTION_LINE)
+
+
+def _tables_rows(name: str, *which: str | None, **more: str) -> list[dict]:
+    """The rows of a data set as `datasets` reads it."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(*which, **more)
+        return rows.remove_columns([name for name in UNUSED if name in rows.column_names]).to_list()
+    except Exception as error:  # of the library's own, the hub's, arrow's and the network's, by source
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{name} cannot be read ({cause}): name a file, or a set of the hub as owner/name:config:split"
+        ) from error
+
+
+def _lines(path: Path, cure: str) -> Iterator[dict]:
+    """The objects of a JSON-lines file."""
+    number = 0
+    try:
+        with path.open(encoding="utf-8", newline="\n") as lines:  # JSON may hold other line ends in texts
+            for number, line in enumerate(lines, 1):
+                yield _object(line, path, number, cure)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: {cure}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({error}): {cure}") from None
+    if not number:
+        raise DataError(f"{path.name} is empty: {cure}")
+
+
+def _object(line: str, path: Path, number: int, cure: str) -> dict:
+    try:
+        row = json.loads(line)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not JSON, a number of thousands of digits, endless brackets
+        raise DataError(f"{path.name}, line {number} is not JSON ({error}): {cure}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path.name}, line {number} is no JSON object: {cure}")
+    return row

@@ -1,0 +1,110 @@
+"""Micro-batches of an update: trajectories as rows of token ids, packed by length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from zs_lib.rl.trajectory import Trajectory
+
+MICRO_BATCH_TOKENS = 1024  # padded tokens of one forward and backward pass: fit a CPU's cache, 30% faster than 4096
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trajectory as the update sees it: its ids up to the last one that is trained."""
+
+    ids: list[int]
+    loss_mask: list[bool]
+    sampler_logprobs: list[float]  # when it was sampled; NaN where the policy did not write
+    advantage: float  # PPO: the reward
+
+
+@dataclass
+class MicroBatch:
+    """B rows of similar length, at most T + 1 ids. N is the number of trained tokens in all rows, in row order."""
+
+    inputs: Tensor  # (B, T) long; right padding, which causal attention never sees: it needs no mask
+    loss_mask: Tensor  # (B, T) bool: the positions whose next token is trained
+    targets: Tensor  # (N,) long: those next tokens
+    advantages: Tensor  # (N,) float
+    sampler_logprobs: Tensor  # (N,) float
+    old_logprobs: Tensor | None = None  # (N,) before the first update
+    ref_logprobs: Tensor | None = None  # (N,) the reference policy's; None without a KL term
+    values: Tensor | None = None  # (N,) the critic's before the first update; None without a critic
+    returns: Tensor | None = None  # (N,) what the critic should have said
+
+
+def make_rows(
+    trajectories: Sequence[Trajectory], advantages: Sequence[float], mask_documents: bool
+) -> list[Row]:
+    """One row for each trajectory that holds a trained token.
+
+    The prompt is never trained; documents and notices are only if `mask_documents` is off (the paper's Table 7).
+    """
+    rows = []
+    for trajectory, advantage in zip(trajectories, advantages, strict=True):
+        prompt = trajectory.prompt_ids
+        trained = trajectory.mask if mask_documents else [True] * len(trajectory.ids)
+        if not any(trained):
+            continue
+        end = len(trained) - trained[::-1].index(True)  # what follows the last trained token is of no use
+        logprobs = [p if m else math.nan for p, m in zip(trajectory.logprobs, trajectory.mask, strict=True)]
+        rows.append(
+            Row(
+                [*prompt, *trajectory.ids[:end]],
+                [False] * len(prompt) + trained[:end],
+                [math.nan] * len(prompt) + logprobs[:end],
+                advantage,
+            )
+        )
+    return rows
+
+
+def micro_batches(rows: Sequence[Row], device: torch.device) -> list[MicroBatch]:
+    """Pack rows of similar length: at most MICRO_BATCH_TOKENS padded tokens, or one row, in each."""
+    batches, current = [], []
+    for row in sorted(rows, key=lambda row: -len(row.ids)):  # longest first: memory runs out at once or never
+        if current and (len(current) + 1) * len(current[0].ids) > MICRO_BATCH_TOKENS:
+            batches.append(_micro_batch(current, device))
+            current = []
+        current.append(row)
+    return [*batches, _micro_batch(current, device)] if current else []
+
+
+def _micro_batch(rows: list[Row], device: torch.device) -> MicroBatch:
+    width = max(len(row.ids) for row in rows)
+
+    def padded(values, fill):
+        return torch.tensor([[*value, *[fill] * (width - len(value))] for value in values], device=device)
+
+    ids = padded([row.ids for row in rows], 0)
+    loss_mask = padded([row.loss_mask for row in rows], False)[:, 1:]
+    advantages = torch.tensor([row.advantage for row in rows], device=device)[:, None].expand_as(loss_mask)
+    logprobs = padded([row.sampler_logprobs for row in rows], math.nan)[:, 1:]
+    return MicroBatch(
+        ids[:, :-1], loss_mask, ids[:, 1:][loss_mask], advantages[loss_mask], logprobs[loss_mask]
+    )
+
+
+def split_microbatch(batch: MicroBatch) -> list[MicroBatch]:
+    """Split a micro-batch of B rows into two of half of them, with all that is known of their tokens.
+
+    One of a single row is returned as it is.
+    """
+    rows = len(batch.inputs)
+    parts = [slice(0, rows // 2), slice(rows // 2, rows)] if rows > 1 else [slice(0, rows)]
+    ends = [0, *batch.loss_mask.sum(1).cumsum(0).tolist()]
+    of_tokens = [getattr(batch, f.name) for f in fields(MicroBatch)[2:]]
+    return [
+        MicroBatch(
+            batch.inputs[part],
+            batch.loss_mask[part],
+            *(None if value is None else value[ends[part.start] : ends[part.stop]] for value in of_tokens),
+        )
+        for part in parts
+    ]

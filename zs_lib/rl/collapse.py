@@ -1,0 +1,109 @@
+"""Early warnings that a policy's training is going wrong, as named conditions over its logged metrics.
+
+Users of the original saw runs collapse (the reward falls to zero) and asked how to see it coming. Each
+condition looks at a moving mean, so that one bad batch warns of nothing; a metric that was not logged warns
+of nothing too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+WINDOW = 10  # steps of the moving mean: a step's reward is itself the mean of only tens of rollouts
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A named sign of collapse. `holds` gets the moving mean of `column`, and says where it shows."""
+
+    name: str
+    column: str
+    message: str
+    holds: Callable[[pd.Series], pd.Series]
+
+
+@dataclass(frozen=True)
+class CollapseWarning:
+    """A condition that came true, and the first step at which it did."""
+
+    name: str
+    step: int
+    message: str
+
+
+def _first(x: pd.Series) -> float:
+    """The first full moving mean: what the run began with."""
+    return x.dropna().iloc[0] if x.notna().any() else float("nan")
+
+
+def _halved(x: pd.Series) -> pd.Series:
+    best = x.cummax()
+    return (best > 0.1) & (x < 0.5 * best)  # a best below 0.1 is noise
+
+
+CONDITIONS = (
+    Condition("reward_drop", "reward", "The reward lost half of its best.", _halved),
+    Condition(
+        "zero_variance_groups",
+        "zero_variance_groups",
+        "In nine groups of ten all rewards are alike: with a group baseline nothing is left to learn from.",
+        lambda x: x > 0.9,
+    ),
+    Condition(
+        "entropy_collapse",
+        "entropy",
+        "Entropy is under a tenth of what it was: the policy explores no more.",
+        lambda x: x < 0.1 * _first(x),
+    ),
+    Condition(
+        "kl_blowup",
+        "kl",
+        "The policy is more than one nat a token away from its reference.",
+        lambda x: x > 1.0,
+    ),
+    Condition(
+        "no_search",
+        "searches",
+        "A policy that searched in every second trajectory does so in one of ten.",
+        lambda x: (x.cummax() > 0.5) & (x < 0.1),
+    ),
+    Condition(
+        "query_drift",
+        "query_quality",
+        "Queries name what they must half as often as at their best: the engine may reward bad queries.",
+        _halved,
+    ),
+    Condition(
+        "format_loss",
+        "invalid_actions",
+        "There is one invalid action in every second trajectory.",
+        lambda x: x > 0.5,
+    ),
+    Condition(
+        "length_blowup",
+        "policy_tokens",
+        "The policy writes three times as much as in the beginning.",
+        lambda x: x > 3.0 * _first(x),
+    ),
+)
+
+
+def collapse_warnings(metrics: pd.DataFrame, window: int = WINDOW) -> list[CollapseWarning]:
+    """The conditions that came true, ordered by the step at which they did.
+
+    `metrics` has one row a step: "step" and the columns that the conditions read, in the units that module
+    `policy` logs. A run of fewer than `window` steps has no moving mean, and gets no warning.
+    """
+    found = []
+    for condition in CONDITIONS:
+        if condition.column not in metrics:
+            continue
+        values = pd.to_numeric(metrics[condition.column], errors="coerce")
+        held = condition.holds(values.rolling(window).mean()).to_numpy()
+        if held.any():
+            step = int(metrics["step"].iloc[int(held.argmax())])
+            found.append(CollapseWarning(condition.name, step, condition.message))
+    return sorted(found, key=lambda warning: warning.step)

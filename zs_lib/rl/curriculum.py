@@ -1,0 +1,64 @@
+"""The noise schedule: how likely a search is answered with noisy documents, from easy to hard (equation 4).
+
+A schedule is one row of SCHEDULES; to add one, add its function and its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from zs_lib.config.arms import CurriculumConfig
+from zs_lib.config.values import pick
+from zs_lib.errors import ConfigError
+
+
+def exponential(progress: float, cfg: CurriculumConfig, last: Mapping[str, float] | None) -> float:
+    """The paper's: p_i = p_s + (b^(i/m) - 1) / (b - 1) * (p_e - p_s), equation 4.
+
+    The last step has p_e; for b = 4 a third of the rise is done at the middle. b = 1 is the limit, a straight line.
+    """
+    b = cfg.base
+    share = progress if b == 1 else (b**progress - 1) / (b - 1)
+    return cfg.p_start + share * (cfg.p_end - cfg.p_start)
+
+
+def constant(progress: float, cfg: CurriculumConfig, last: Mapping[str, float] | None) -> float:
+    """p_s throughout: the ablation of Table 6."""
+    return cfg.p_start
+
+
+def adaptive(progress: float, cfg: CurriculumConfig, last: Mapping[str, float] | None) -> float:
+    """Follow the policy instead of the clock: keep the mean reward within a band.
+
+    One `gain` up after a step whose reward was above the band, down after one below it, within p_s and p_e.
+    """
+    if last is None:
+        return cfg.p_start
+    change = cfg.gain * ((last["reward"] > cfg.band_high) - (last["reward"] < cfg.band_low))
+    return min(max(last["noise_probability"] + change, cfg.p_start), cfg.p_end)
+
+
+SCHEDULES: dict[str, Callable[[float, CurriculumConfig, Mapping[str, float] | None], float]] = {
+    "exponential": exponential,
+    "constant": constant,
+    "adaptive": adaptive,
+}
+"""Name -> (share of the steps done, configuration, metrics of the step before) -> noise probability."""
+
+
+def noise_probability(
+    step: int, total: int, cfg: CurriculumConfig, last: Mapping[str, float] | None = None
+) -> float:
+    """The probability in [0, 1] of noisy documents at `step` of `total` (1 ... total; 0 is the state before).
+
+    `last`: the logged noise_probability and reward of the step before; None at the first step.
+
+    Raises:
+        ConfigError: another schedule, or a step outside the range.
+    """
+    schedule = pick("noise schedule", cfg.schedule, SCHEDULES)
+    if not 0 <= step <= total or total < 1:
+        raise ConfigError(
+            f"Step {step} of {total} is outside the noise schedule (0 to {total}, at least one step)."
+        )
+    return schedule(step / total, cfg, last)

@@ -1,0 +1,177 @@
+"""The multi-turn loop: policy writes, engine answers, until there is an answer or the turns are spent.
+
+Tokens in, tokens out: a trajectory's ids are the ids that were sampled and the ids of the observations, each
+tokenised on its own; the mask is built as they are appended. Only what the policy wrote in a turn is parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from zs_lib import protocol
+from zs_lib.config.arms import RolloutConfig
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.errors import BudgetError, EngineError
+from zs_lib.models.kv_cache import KVCache
+from zs_lib.qa import Question
+from zs_lib.rl.trajectory import StopReason, Trajectory, Turn
+from zs_lib.rng import Key, uniform
+
+if TYPE_CHECKING:
+    from zs_lib.models.generator import Completion, Generator
+
+
+@dataclass
+class _Rollout:
+    """A trajectory in the making."""
+
+    question: Question
+    key: Key
+    prompt_ids: list[int]
+    ids: list[int] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    stop_reason: StopReason | None = None
+    answer: str | None = None
+
+    def append(self, ids: list[int], logprobs: list[float] | None = None) -> None:
+        """Policy tokens come with log-probabilities, observation tokens without."""
+        self.ids += ids
+        self.mask += [logprobs is not None] * len(ids)
+        self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
+
+    def has_room(self, tokens: int, cfg: RolloutConfig) -> bool:
+        return len(self.prompt_ids) + len(self.ids) + tokens <= cfg.max_context_tokens
+
+    def finish(self) -> Trajectory:
+        tokens = self.prompt_ids, self.ids, self.mask, self.logprobs
+        return Trajectory(self.question, *tokens, tuple(self.turns), self.stop_reason, self.answer)
+
+
+def rollout(
+    questions: Sequence[Question],
+    generator: Generator,
+    engine: SearchEngine | None,
+    cfg: RolloutConfig,
+    keys: Sequence[Key],
+    noise_probability: float = 0.0,
+    contexts: Sequence[str] | None = None,
+    opening: str = "",
+) -> list[Trajectory]:
+    """One trajectory per question, in order; all randomness is a function of each rollout's key.
+
+    There are at most `cfg.max_searches` + 1 turns (without an engine: one), and the last one cannot search. A
+    turn begins only where the context has room for all of it. Each search asks for noisy documents with the
+    given probability (the simulated engine's curriculum; real engines take no notice).
+
+    Methods that write for the policy (`methods`) give `contexts`, a text after each prompt that is never parsed, and
+    an `opening`, with which the first turn begins; both count as prompt, and are not trained.
+    """
+    rollouts = [
+        _Rollout(
+            question,
+            key,
+            generator.encode_prompt(
+                protocol.policy_prompt(question.question, cfg.template) + context + opening
+            ),
+        )
+        for question, key, context in zip(questions, keys, contexts or [""] * len(questions), strict=True)
+    ]
+    last, kv_cache = (
+        cfg.max_searches if engine else 0,
+        KVCache(),
+    )  # of this call only: before the next one, the weights may change
+    for turn in range(last + 1):
+        for rolling in _going(rollouts):
+            if not rolling.has_room(cfg.max_turn_tokens, cfg):
+                rolling.stop_reason = "length"
+        going = _going(rollouts)
+        if not going:
+            break
+        completions = generator.generate(
+            [rolling.prompt_ids + rolling.ids for rolling in going],
+            [(*rolling.key, turn, "policy") for rolling in going],
+            cfg.max_turn_tokens,
+            cfg.temperature,
+            protocol.STOP_STRINGS,
+            kv_cache,
+        )
+        for rolling, completion in zip(going, completions, strict=True):
+            _write(rolling, completion, opening if turn == 0 else "", generator, cfg, is_last=turn == last)
+        _search(_going(rollouts), turn, generator, engine, cfg, noise_probability)
+    return [rolling.finish() for rolling in rollouts]
+
+
+def _going(rollouts: Sequence[_Rollout]) -> list[_Rollout]:
+    return [rolling for rolling in rollouts if rolling.stop_reason is None]
+
+
+def _write(
+    rolling: _Rollout, completion: Completion, opening: str, generator, cfg: RolloutConfig, is_last: bool
+) -> None:
+    """Append the policy's turn and act on it; a search that may be made is left to `_search`."""
+    rolling.append(completion.ids, completion.logprobs)
+    text = opening + generator.decode(completion.ids)
+    action = protocol.parse_action(text)
+    rolling.turns.append(Turn(text, action))
+    if action.kind == "answer":
+        rolling.stop_reason, rolling.answer = "answer", action.text
+    elif is_last:
+        rolling.stop_reason = "max_turns" if action.kind == "search" else "invalid"
+    elif action.kind == "invalid":
+        _show(rolling, protocol.format_invalid_notice(), generator, cfg)
+
+
+def _search(going, turn: int, generator, engine, cfg: RolloutConfig, noise_probability: float) -> None:
+    """One batch of searches, for the rollouts whose newest turn asks for one."""
+    searching = [rolling for rolling in going if rolling.turns[-1].action.kind == "search"]
+    if not searching:
+        return
+    requests = [
+        SearchRequest(
+            query=rolling.turns[-1].action.text,
+            question=rolling.question.question,
+            golden_answers=rolling.question.golden_answers,
+            noisy=uniform(rolling.key, turn, "noise") < noise_probability,
+            key=(*rolling.key, turn, "search"),
+        )
+        for rolling in searching
+    ]
+    for rolling, request, result in zip(searching, requests, _ask(engine, requests, cfg), strict=True):
+        shown = result.status != "failed" and _show(
+            rolling, protocol.format_observation(result.documents), generator, cfg
+        )
+        rolling.turns[-1] = replace(
+            rolling.turns[-1],
+            query=request.query,
+            documents=result.documents if shown else (),
+            noisy=request.noisy,
+            status=result.status,
+            error=result.error,
+        )
+        if result.status == "failed":
+            rolling.stop_reason = "engine_failed"
+
+
+def _ask(engine: SearchEngine, requests: list[SearchRequest], cfg: RolloutConfig) -> list[SearchResult]:
+    """The engine's results; an engine that fails as a whole has failed each request. A budget that is spent ends it all:
+    to go on would be to learn from whoever searched first."""
+    try:
+        return engine.search(requests, cfg.num_documents)
+    except BudgetError:
+        raise
+    except EngineError as error:
+        return [SearchResult((), "failed", str(error))] * len(requests)
+
+
+def _show(rolling: _Rollout, observation: str, generator, cfg: RolloutConfig) -> bool:
+    """Append an observation whole, or end the rollout if no turn would fit after it; whether it was shown."""
+    ids = generator.encode(observation)
+    if not rolling.has_room(len(ids) + cfg.max_turn_tokens, cfg):
+        rolling.stop_reason = "length"
+        return False
+    rolling.append(ids)
+    return True

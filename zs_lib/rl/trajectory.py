@@ -1,0 +1,118 @@
+"""A trajectory, and the metrics that training steps and evaluations report of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from zs_lib.protocol import Action
+from zs_lib.qa import Question, scoring
+
+StopReason = Literal["answer", "max_turns", "length", "invalid", "engine_failed"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the policy wrote in one turn, and what it was shown for it.
+
+    `query` is None unless a search was made (the last turn's search is not); `documents` are those that the
+    policy was shown; `status` and `error` are the search result's; `noisy` says which kind was asked for.
+    """
+
+    text: str
+    action: Action
+    query: str | None = None
+    documents: tuple[str, ...] = ()
+    noisy: bool = False
+    status: Literal["", "ok", "empty", "failed"] = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One rollout. `ids`, `mask` and `logprobs` have one entry per token after the prompt.
+
+    mask: True on tokens that the policy wrote, False on observations; logprobs: of the policy's tokens at the
+    sampling temperature (see `generate.Completion`), 0.0 on observations.
+    stop_reason: "answer"; "max_turns" (another search in the last turn); "invalid" (no action in the last
+    turn); "length" (no room for another turn); "engine_failed" (to be left out of the loss).
+    """
+
+    question: Question
+    prompt_ids: list[int]
+    ids: list[int]
+    mask: list[bool]
+    logprobs: list[float]
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+    answer: str | None
+
+    @property
+    def failed(self) -> bool:
+        """Whether its engine failed it, so that it leaves the batch."""
+        return self.stop_reason == "engine_failed"
+
+    @property
+    def num_searches(self) -> int:
+        """Searches that were made (and paid for)."""
+        return sum(turn.query is not None for turn in self.turns)
+
+
+def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
+    """Means over trajectories (leave failed ones out); None where there is nothing to take a mean of.
+
+    - f1, em: of the final answer, 0 without one; in [0, 1]
+    - turns, searches: number a trajectory; invalid_actions: number a trajectory
+    - query_quality: share of all searches whose query names what it must; None if no question states its hops
+    - answer_in_documents: share of trajectories that were shown a gold answer
+    - prompt_tokens, completion_tokens: number a trajectory; policy_tokens: those of the completion that it
+      wrote
+    - entropy: mean of -log p over the policy's tokens, in nats at the sampling temperature: an unbiased
+      estimate of the entropy that needs no second pass, and that dead groups count in as well
+    """
+    logprobs = [p for t in trajectories for p, mine in zip(t.logprobs, t.mask, strict=True) if mine]
+    return {
+        "f1": _mean(scoring.f1(t.answer, t.question.golden_answers) for t in trajectories),
+        "em": _mean(scoring.em(t.answer, t.question.golden_answers) for t in trajectories),
+        "turns": _mean(len(t.turns) for t in trajectories),
+        "searches": _mean(t.num_searches for t in trajectories),
+        "invalid_actions": _mean(sum(u.action.kind == "invalid" for u in t.turns) for t in trajectories),
+        "query_quality": _mean(good for t in trajectories for good in query_quality(t)),
+        "answer_in_documents": _mean(answer_in_documents(t) for t in trajectories),
+        "prompt_tokens": _mean(len(t.prompt_ids) for t in trajectories),
+        "completion_tokens": _mean(len(t.ids) for t in trajectories),
+        "policy_tokens": _mean(sum(t.mask) for t in trajectories),
+        "entropy": _mean(-p for p in logprobs),
+    }
+
+
+def query_quality(trajectory: Trajectory) -> list[bool]:
+    """For each search, whether its query names the entity of a hop that is still open.
+
+    A hop is open until a document has shown one of its answers: so the second search of a two-hop question
+    must name the bridge entity, and asking the first one again is no good query. Empty if the question states
+    no hops.
+    """
+    open_hops, verdicts = list(trajectory.question.hops), []
+    if not open_hops:
+        return []
+    for turn in trajectory.turns:
+        if turn.query is None:
+            continue
+        verdicts.append(any(scoring.contains(turn.query, [hop.entity]) for hop in open_hops))
+        shown = "\n".join(turn.documents)
+        open_hops = [hop for hop in open_hops if not scoring.contains(shown, hop.answers)]
+    return verdicts
+
+
+def answer_in_documents(trajectory: Trajectory) -> bool:
+    """Whether one of the documents that the policy was shown contains a gold answer."""
+    documents = (document for turn in trajectory.turns for document in turn.documents)
+    return any(scoring.contains(document, trajectory.question.golden_answers) for document in documents)
+
+
+def _mean(values) -> float | None:
+    values = [float(value) for value in values]
+    return fmean(values) if values else None

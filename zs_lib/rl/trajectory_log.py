@@ -1,0 +1,191 @@
+"""Trajectories as JSON objects for people: what a run logs of them, and its log as an index that is read group by group.
+
+A record holds `question`, `golden_answers`, `turns` (the fields of `rollout.Turn`), `stop_reason`, `answer` and `reward`
+(null if the engine failed). Those of training hold besides, if the run was logged by a version that kept them:
+
+    group       which of the step's questions it belongs to, from 0
+    advantage   of the whole trajectory (for PPO, whose critic makes one for each token of it: the reward)
+    tokens      the policy's as [text, log-probability], in order; between them, as a number, so many tokens that it was
+                shown and did not write (the loss mask leaves them out)
+    watched     true: no part of training, but one of the run's first questions asked again, greedily
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+
+from zs_lib.errors import RunError
+from zs_lib.rl.trajectory import Trajectory
+from zs_lib.runs import Run
+
+LOG = "trajectories.jsonl"
+
+
+def to_record(
+    trajectory: Trajectory, reward: float, decode: Callable[[list[int]], str] | None = None
+) -> dict:
+    """A trajectory as a record with its reward (NaN if the engine failed); with `decode` (ids → text), its tokens too."""
+    record = {
+        "question": trajectory.question.question,
+        "golden_answers": list(trajectory.question.golden_answers),
+        "turns": [asdict(turn) for turn in trajectory.turns],
+        "stop_reason": trajectory.stop_reason,
+        "answer": trajectory.answer,
+        "reward": None if math.isnan(reward) else reward,
+    }
+    return record | ({"tokens": _tokens(trajectory, decode)} if decode else {})
+
+
+def _tokens(trajectory: Trajectory, decode: Callable[[list[int]], str]) -> list:
+    tokens: list = []
+    for mine, part in groupby(
+        zip(trajectory.mask, trajectory.ids, trajectory.logprobs, strict=True), key=lambda one: one[0]
+    ):
+        part = list(part)
+        tokens += (
+            [[decode([token]), round(logprob, 2)] for _, token, logprob in part] if mine else [len(part)]
+        )
+    return tokens
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index knows of a logged trajectory."""
+
+    place: int
+    """Where its line begins in the log, in bytes."""
+    step: int
+    question: str
+    group: int
+    """See the module's docstring; 0 if it was not logged."""
+    reward: float | None
+    """In [0, 1]; None if the engine failed."""
+    turns: int
+    stop_reason: str
+    noisy: bool
+    """Whether one of its searches asked for noisy documents."""
+    watched: bool
+    """See the module's docstring."""
+
+
+class TrajectoryLog:
+    """The trajectories of a policy run, finished or still growing: indexed once, read where asked for.
+
+    Raises:
+        RunError: there is no such run, it is no policy's, or a line is damaged (also from `refresh` and `read`).
+    """
+
+    def __init__(self, run: Run):
+        if run.kind != "policy" or not (run.path / "run.json").exists():
+            what = "is not there" if run.kind == "policy" else "is no policy"
+            raise RunError(
+                f"The run {run.path} {what}: choose a policy of `zs runs list`, or train one with `zs reproduce`."
+            )
+        self.run, self.entries = run, []
+        self._file = self._inode = None
+        self._end = self._lines = 0
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Index what was logged since; whether anything was. A run that was begun again is indexed anew."""
+        try:
+            found = (self.run.path / LOG).stat()
+        except FileNotFoundError:
+            if not self.run.path.is_dir():
+                raise RunError(f"The run's folder {self.run.path} is gone: choose another run.") from None
+            return False
+        if found.st_ino != self._inode or found.st_size < self._end:
+            self._open()
+        elif found.st_size == self._end:
+            return False
+        self._file.seek(self._end)
+        whole, before = (
+            self._file.read().rpartition(b"\n")[0],
+            len(self.entries),
+        )  # the last line may be half written
+        for line in whole.split(b"\n") if whole else ():
+            self.entries.append(self._entry(line))
+            self._end, self._lines = self._end + len(line) + 1, self._lines + 1
+        return len(self.entries) > before
+
+    def read(self, entries: Iterable[Entry]) -> list[dict]:
+        """The records of these entries."""
+        records = []
+        for entry in entries:
+            self._file.seek(entry.place)
+            records.append(json.loads(self._file.readline()))
+        return records
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+    def _open(self) -> None:
+        self.close()
+        self._file = (self.run.path / LOG).open(
+            "rb"
+        )  # kept open: what is read belongs to the index, even if replaced
+        self._inode = os.fstat(self._file.fileno()).st_ino
+        self.entries, self._end, self._lines = [], 0, 0
+
+    def _entry(self, line: bytes) -> Entry:
+        record = self.run.logged(LOG).parse(line, self._lines + 1)
+        try:
+            return Entry(
+                self._end,
+                record["step"],
+                record["question"],
+                record.get("group", 0),
+                record["reward"],
+                len(record["turns"]),
+                record["stop_reason"],
+                any(turn["noisy"] for turn in record["turns"]),
+                record.get("watched", False),
+            )
+        except (KeyError, TypeError) as error:
+            raise RunError(
+                f"{self.run.path / LOG}, line {self._lines + 1}, is no trajectory ({error}): {self.run.cure}."
+            ) from None
+
+
+def select(
+    entries: Iterable[Entry],
+    reward: tuple[float, float] = (0.0, 1.0),
+    turns: tuple[float, float] = (0, math.inf),
+    stop_reason: str = "",
+    noisy: bool | None = None,
+) -> list[Entry]:
+    """The entries whose reward and number of turns lie within these limits, both included, with this stop reason ("": any)
+    and with or without noisy documents (None: either). One without a reward passes only if every reward does."""
+    low, high = reward
+    return [
+        entry
+        for entry in entries
+        if (low <= 0 and high >= 1 if entry.reward is None else low <= entry.reward <= high)
+        and turns[0] <= entry.turns <= turns[1]
+        and stop_reason in ("", entry.stop_reason)
+        and noisy in (None, entry.noisy)
+    ]
+
+
+def groups(entries: Sequence[Entry]) -> dict[tuple[int, int, str], list[Entry]]:
+    """(step, group, question) → the rollouts of that group, in the order of the log."""
+    found: dict[tuple[int, int, str], list[Entry]] = {}
+    for entry in entries:
+        if not entry.watched:
+            found.setdefault((entry.step, entry.group, entry.question), []).append(entry)
+    return found
+
+
+def watched(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Question → its greedy trajectories through training, by step; empty for a run that kept none."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.watched:
+            found.setdefault(entry.question, []).append(entry)
+    return found

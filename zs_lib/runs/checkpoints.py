@@ -1,0 +1,70 @@
+"""Checkpoints: all that is needed to go on with a training, in a folder that is there as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zs_lib.errors import RunError
+from zs_lib.runs.files import hash_file, hashes, read_json, sync
+
+if TYPE_CHECKING:
+    import torch
+
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after `step`."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    """By name."""
+    state: dict
+    """JSON values."""
+    logs: dict[str, str] = field(default_factory=dict)
+    """Log file → sha256 of what it held up to this step."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Keep a checkpoint in `folder`, in place of what is there.
+
+    The folder gets its name when it is whole; a process killed in here leaves what was there before, or nothing.
+    """
+    from safetensors.torch import save_file
+
+    values = {"step": checkpoint.step, "state": checkpoint.state, "logs": checkpoint.logs}
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()},
+        temporary / TENSORS,
+    )
+    (temporary / STATE).write_text(json.dumps(values, allow_nan=False))
+    (temporary / "sha256.json").write_text(json.dumps(hashes(temporary)))
+    for path in [*temporary.iterdir(), temporary]:
+        sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    sync(folder.parent)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`; RunError, which names file and cure, if it is damaged."""
+    from safetensors.torch import load_file
+
+    cure = f"delete {folder}, and the run begins again"
+    expected = read_json(folder / "sha256.json", cure)
+    for name in (TENSORS, STATE):
+        if hash_file(folder / name, cure) != expected.get(name):
+            raise RunError(f"{folder / name} is damaged (its sha256 has changed): {cure}.")
+    values = read_json(folder / STATE, cure)
+    return Checkpoint(
+        values["step"], load_file(folder / TENSORS), values["state"], values.get("logs", {})
+    )  # older ones have no logs

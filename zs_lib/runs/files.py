@@ -1,0 +1,133 @@
+"""Files that are there as a whole or not at all, and that tell when they were damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from zs_lib.errors import RunError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically and durably: it is there as a whole, or as it was before."""
+    write_text(path, to_json(value, indent=1))
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """`plain` as JSON, with a line end. Half a character, which no file can hold, is written as its escape."""
+    text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def plain(value: Any) -> Any:
+    """JSON values: numbers of numpy and torch become Python's, those that are not finite become None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path, cure: str) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: {cure}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error}): {cure}.") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is damaged (no JSON object): {cure}.")
+    return value
+
+
+def hash_file(path: Path, cure: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: {cure}.") from None
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        raise RunError(f"{path} cannot be read ({error}): {cure}.") from error
+
+
+def hashes(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:
+    """The sha256 of each file below `folder`, by relative path; not of what is named in `leave_out`, of files still
+    being written, or of checkpoints, which carry their own."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp")
+    names = {path: path.relative_to(folder) for path in files}
+    kept = (
+        path
+        for path in files
+        if path.name not in leave_out and not names[path].parts[0].startswith("checkpoint")
+    )
+    return {str(names[path]): hash_file(path, "") for path in kept}
+
+
+class Log:
+    """A log file, which need not be there yet. Each of its objects has a value of this type under each key of `kinds`;
+    reading a line that is damaged is a RunError, which names the line and `cure`."""
+
+    def __init__(self, path: Path, cure: str, **kinds: type):
+        self.path, self.cure, self.kinds = path, cure, kinds
+
+    def append(self, rows: list[dict]) -> None:
+        """Add objects (`files.plain` values)."""
+        # One write a call: a reader, or a kill, finds whole lines and at most one broken one at the end.
+        text = "".join(map(to_json, rows))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def rows(self) -> list[dict]:
+        return [row for row, _ in self._lines()]
+
+    def text(self, keep: Callable[[dict], bool]) -> str:
+        """The lines of the objects that `keep` accepts, as they stand."""
+        return "".join(line for row, line in self._lines() if keep(row))
+
+    def cut(self, keep: Callable[[dict], bool] = lambda row: True) -> None:
+        """Leave only the whole lines whose objects `keep` accepts, so that appending can go on."""
+        if self.path.exists():
+            write_text(self.path, self.text(keep))
+
+    def parse(self, line: bytes, number: int) -> dict:
+        """The object in this line, which is the file's `number`-th."""
+        try:
+            row = json.loads(line.decode())
+            for key, kind in self.kinds.items():
+                if type(row[key]) is not kind:
+                    raise ValueError(f"its {key} is no {kind.__name__}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RunError(f"{self.path} is damaged in line {number} ({error}): {self.cure}.") from error
+        return row
+
+    def _lines(self) -> Iterator[tuple[dict, str]]:
+        whole = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        for number, line in enumerate(whole, 1):
+            yield self.parse(line, number), line.decode() + "\n"

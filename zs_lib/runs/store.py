@@ -1,0 +1,458 @@
+"""The run store: one folder for each arm and seed, atomic, resumable, shared by any number of processes.
+
+    policy-3fa0c1d2e4b5-s0/
+        run.json            configuration, seed, package and code versions, machine; written first
+        metrics.jsonl       one line a step: bit-identical however often the run was killed
+        trajectories.jsonl  some trajectories of each step
+        timing.jsonl        seconds: the only thing that two equal runs differ in
+        checkpoint-…/       the last checkpoint: tensors.safetensors, state.json, sha256.json
+        model/              what a finished run leaves: a transformers folder
+        sha256.json         the digests of the files above, for `verify`
+        summary.json        written last, atomically: a run is finished when it has one
+
+Whoever works on a run holds a lock on its folder; when the process dies, however it dies, the lock is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from zs_lib.config import paths
+from zs_lib.config.values import digest, from_dict, identity
+from zs_lib.errors import RunError, ZeroSearchError
+from zs_lib.runs import checkpoints, distributed
+from zs_lib.runs.checkpoints import Checkpoint
+from zs_lib.runs.files import Log, hash_file, hashes, read_json, sync, to_json, write_json, write_text
+from zs_lib.runs.provenance import provenance
+from zs_lib.runs.tracking import Tracker
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+
+LOCK_WAIT_S = 12 * 3600
+"""So long a process waits for another that works on the same run."""
+LOCK_POLL_S = 0.2
+FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
+LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
+PASSING = ("lock", "progress.json", "worker.log")
+"""Files that say how a run is going, not what it is; `verify` takes no notice of them."""
+OF_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors of a disk that is full, read-only or failing; others are left to whoever caused them."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `step` of `steps` in its current stage."""
+
+    stage: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something `verify` found: where, what, and what to do about it."""
+
+    path: Path
+    what: str
+    cure: str
+
+
+class RunStore:
+    """All runs under one folder: `root`, else the environment's ZS_RUNS, else data/runs."""
+
+    def __init__(self, root: Path | str | None = None):
+        self.root = Path(root or os.environ.get("ZS_RUNS") or paths.ROOT / "data" / "runs").resolve()
+
+    def path(self, arm: Any, seed: int) -> Path:
+        """Where the run of this arm and seed lies, or will."""
+        return self.root / f"{kind_of(arm)}-{digest(arm)}-s{seed}"
+
+    def get(self, arm: Any, seed: int) -> Run | None:
+        """The run of this arm and seed, finished or not; None if it was never begun."""
+        run = Run(self.path(arm, seed))
+        return run if (run.path / "run.json").exists() else None
+
+    def complete(self, arm: Any, seed: int, work: Callable[[Run], dict], together: bool = False) -> Run:
+        """The finished run of this arm and seed: as found, or after `work(run)`, whose result is its summary.
+
+        `work` asks `run.checkpoint()` where to begin (None: at the beginning); what was logged after the
+        checkpoint is gone by then. Another process that wants the same run waits here, and then finds it
+        finished.
+
+        Where several processes ask together (`processes`), the main one decides, locks and writes; the others `work`
+        along if it is made for that (`together`), else they wait. All need the store on a disk that they share.
+
+        Metrics go to the arm's tracker too, if it has one: TensorBoard's files lie in the store's folder "tensorboard".
+
+        Raises:
+            ConfigError: the tracker is not installed or does not start.
+            RunError: the run is damaged, another process has worked on it for longer than LOCK_WAIT_S, or the disk
+                takes nothing (full, read-only); what was there before stays.
+        """
+        run = Run(self.path(arm, seed))
+        if distributed.all_gather(run.finished)[0]:
+            return run
+        if not distributed.is_main():
+            return _work_along(run, work if together else None)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            with run._exclusively():
+                if distributed.all_gather(not run.finished)[0]:
+                    with closing(self._tracker(arm, run)) as run.tracker:
+                        run._begin(arm, seed)
+                        distributed.all_gather("begun")
+                        with nullcontext() if together else distributed.main_process_only():
+                            summary = work(run)
+                        run._finish(summary)
+        except (OSError, SafetensorError) as error:  # safetensors tells the system's error in words only
+            if getattr(error, "errno", errno.EIO) not in OF_DISK:
+                raise
+            raise RunError(
+                f"{run.path} cannot be written ({error}): make room, or point ZS_RUNS to a folder that can "
+                "be written, and start again; it goes on from its last checkpoint."
+            ) from error
+        distributed.all_gather("finished")
+        return run
+
+    def _tracker(self, arm: Any, run: Run) -> Tracker:
+        kind = getattr(arm, "tracker", "none")
+        return Tracker(
+            kind, run.path.name, self.root / "tensorboard", identity(arm, labels=True) | {"seed": run.seed}
+        )
+
+    def list(self) -> list[Run]:
+        """All runs that were begun, by folder name; the damaged ones too (reading their parts raises RunError)."""
+        folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        return [
+            Run(path) for path in folders if FOLDER.fullmatch(path.name) and path.is_dir() and _begun(path)
+        ]
+
+    def find(self, prefix: str) -> Run:
+        """The one run whose folder name or digest begins with `prefix`; RunError if there is none, or
+        several."""
+        found = [
+            run
+            for run in self.list()
+            if prefix and (run.path.name.startswith(prefix) or run.digest.startswith(prefix))
+        ]
+        exact = [run for run in found if run.path.name == prefix]
+        if len(exact or found) == 1:
+            return (exact or found)[0]
+        names = ", ".join(run.path.name for run in found or self.list()) or "none (run `zs reproduce`)"
+        raise RunError(
+            f"{'Several runs are' if found else 'No run is'} called {prefix!r}. "
+            f"{'They are' if found else 'Known'}: {names}."
+        )
+
+    def verify(self) -> list[Problem]:
+        """What is damaged in the store. Unfinished runs are no problem: they go on when they are asked
+        for."""
+        return [problem for run in self.list() for problem in run.verify()]
+
+
+def _by_main(write: Callable[..., None]) -> Callable[..., None]:
+    """Where several processes make a run, one of them writes."""
+
+    @functools.wraps(write)
+    def once(*arguments, **more) -> None:
+        if distributed.is_main():
+            write(*arguments, **more)
+
+    return once
+
+
+class Run:
+    """One arm, one seed, on disk. Made by `RunStore`; everything is read from the folder when asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        parts = FOLDER.fullmatch(path.name)
+        if parts is None:
+            raise RunError(f"{path} is no run: the folder's name must be like policy-0123456789ab-s0.")
+        self.kind, self.digest, self.seed = parts["kind"], parts["digest"], int(parts["seed"])
+        self.tracker: Tracker | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({self.path.name}, {'finished' if self.finished else 'unfinished'})"
+
+    # -------------------------------------------------------------------------------- what it is
+
+    @property
+    def record(self) -> dict:
+        """run.json: label, seed, config, packages, code, machine."""
+        record = read_json(self.path / "run.json", self.cure)
+        if not isinstance(record.get("config"), dict) or not isinstance(record.get("label"), str):
+            raise RunError(
+                f"{self.path / 'run.json'} lacks label or config (damaged, or of another version): {self.cure}."
+            )
+        return record
+
+    @property
+    def config(self) -> dict:
+        """The arm's `values.identity`."""
+        return self.record["config"]
+
+    @property
+    def label(self) -> str:
+        """The arm's name when the run was begun."""
+        return self.record["label"]
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "summary.json").exists()
+
+    @property
+    def running(self) -> bool:
+        """Whether some process works on it at this moment."""
+        try:
+            with (self.path / "lock").open() as file:
+                fcntl.flock(
+                    file, fcntl.LOCK_SH | fcntl.LOCK_NB
+                )  # shared: those who ask do not see each other
+                return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+
+    @property
+    def summary(self) -> dict:
+        """What the work returned; RunError if the run is not finished."""
+        if not self.finished:
+            raise RunError(
+                f"The run {self.path.name} is not finished: run its notebook or `zs reproduce` again."
+            )
+        return read_json(self.path / "summary.json", self.cure)
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the finished run's transformers folder is (not every kind of run leaves one)."""
+        return self.path / "model"
+
+    # -------------------------------------------------------------------------------- what it writes
+
+    @_by_main
+    def log(self, step: int, **metrics: Any) -> None:
+        """Append one line of metrics. Numbers that are not finite become null; no times here: see
+        `log_timing`."""
+        self.logged("metrics.jsonl").append([{"step": step, **metrics}])
+        if self.tracker:
+            self.tracker.log(step, metrics)
+        if isinstance(steps := self._steps, int):
+            self.progress("training", step, steps)
+
+    @_by_main
+    def log_timing(self, step: int, **seconds: float) -> None:
+        """Append one line of wall-clock seconds by phase."""
+        self.logged("timing.jsonl").append([{"step": step, **seconds}])
+
+    @_by_main
+    def log_trajectories(self, step: int, trajectories: list[dict]) -> None:
+        """Append trajectories as JSON objects for people."""
+        self.logged("trajectories.jsonl").append(
+            [{"step": step, **trajectory} for trajectory in trajectories]
+        )
+
+    @_by_main
+    def progress(self, stage: str, step: int, steps: int) -> None:
+        """Tell who watches how far the run is; `log` does so by itself for arms that have `steps`."""
+        temporary = self.path / "progress.tmp"
+        temporary.write_text(json.dumps({"stage": stage, "step": step, "steps": steps}))
+        temporary.replace(self.path / "progress.json")
+
+    @_by_main
+    def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        """Keep all that is needed to go on after `step`, in place of the checkpoint before; a process killed in here
+        leaves the old one valid."""
+        for name in LOGS:  # what was logged up to this step must not be lost after it
+            if (self.path / name).exists():
+                sync(self.path / name)
+        logs = {name: self._digest_of(name, step) for name in LOGS}
+        checkpoints.save_checkpoint(
+            self.path / f"checkpoint-{step:08d}", Checkpoint(step, tensors, state, logs)
+        )
+        for older in self._checkpoints()[:-1]:
+            shutil.rmtree(older)
+
+    # -------------------------------------------------------------------------------- what can be read
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint; None if there is none. RunError, which names file and cure, if it is damaged, or
+        what was logged up to it."""
+        folders = self._checkpoints()
+        if not folders:
+            return None
+        found = checkpoints.load_checkpoint(folders[-1])
+        for name, digest_then in found.logs.items():
+            if self._digest_of(name, found.step) != digest_then:
+                raise RunError(
+                    f"{self.path / name} is damaged (its lines up to step {found.step} have changed): {self.cure}."
+                )
+        return found
+
+    def logged(self, name: str) -> Log:
+        """One of LOGS."""
+        return Log(self.path / name, self.cure, step=int)
+
+    def metrics(self) -> pd.DataFrame:
+        """One row a logged line, in order; empty (with a `step` column) before the first."""
+        return self._frame("metrics.jsonl")
+
+    def timing(self) -> pd.DataFrame:
+        """One row a line of `log_timing`."""
+        return self._frame("timing.jsonl")
+
+    def trajectories(self) -> list[dict]:
+        """The trajectories kept, each with its `step`."""
+        return self.logged("trajectories.jsonl").rows()
+
+    def read_progress(self) -> Progress | None:
+        """How far the run is, as far as it has said: None before, or if the file is damaged."""
+        try:
+            return from_dict(Progress, read_json(self.path / "progress.json", ""), "progress.json")
+        except ZeroSearchError:
+            return None
+
+    def verify(self) -> list[Problem]:
+        """What is damaged in this run."""
+        problems = []
+
+        def check(path: Path, part: Callable[[], Any]) -> None:
+            try:
+                part()
+            except RunError as error:
+                problems.append(Problem(path, str(error), self.cure))
+
+        check(self.path / "run.json", self._check_record)
+        for name in LOGS:
+            check(self.path / name, self.logged(name).rows)
+        if self.finished:
+            check(self.path / "summary.json", lambda: self.summary)
+            check(self.path, self._check_files)
+        elif not self.running:
+            check(self.path, self.checkpoint)
+        return problems
+
+    # -------------------------------------------------------------------------------- inside
+
+    @property
+    def cure(self) -> str:
+        """What to do about damage."""
+        return f"delete the folder {self.path}, and the run is made again"
+
+    @functools.cached_property
+    def _steps(self) -> Any:
+        return self.config.get("steps")
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Hold the run's lock; wait for another holder, but not for ever."""
+        deadline = time.monotonic() + LOCK_WAIT_S
+        with (self.path / "lock").open("a") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        what = f"Another process still works on {self.path.name}"
+                        raise RunError(f"{what} after {LOCK_WAIT_S / 3600:.0f} h: end it.") from None
+                    time.sleep(LOCK_POLL_S)
+            yield
+
+    def _begin(self, arm: Any, seed: int) -> None:
+        """Write run.json of a new run; of one that was cut off, drop what was logged after the checkpoint."""
+        if (self.path / "run.json").exists():
+            self._check_record()
+            checkpoint = self.checkpoint()
+            last = checkpoint.step if checkpoint else -math.inf
+            for name in LOGS:
+                self.logged(name).cut(lambda row: row["step"] <= last)
+            return
+        record = {"label": getattr(arm, "name", ""), "seed": seed, "config": identity(arm)}
+        write_json(self.path / "run.json", record | provenance())
+
+    def _digest_of(self, name: str, step: int) -> str:
+        """Of what a log holds up to `step`."""
+        return _sha256(self.logged(name).text(lambda row: row["step"] <= step))
+
+    def _finish(self, summary: dict) -> None:
+        text = to_json(summary, indent=1)
+        write_json(self.path / "sha256.json", hashes(self.path, PASSING) | {"summary.json": _sha256(text)})
+        write_text(self.path / "summary.json", text)
+        for folder in self.path.glob("checkpoint*"):  # only an unfinished run needs them
+            shutil.rmtree(folder)
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        rows = self.logged(name).rows()
+        frame = pd.DataFrame(rows) if rows else pd.DataFrame({"step": []}, dtype=int)
+        return frame.apply(lambda c: pd.to_numeric(c) if c.isna().all() else c)  # all null: NaN, not objects
+
+    def _checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(self.path.glob("checkpoint-*[0-9]"))
+
+    def _check_record(self) -> None:
+        try:
+            found = digest(self.config)
+        except (ValueError, RecursionError):  # NaN, a thousand brackets
+            found = ""
+        if found != self.digest:
+            raise RunError(
+                f"{self.path / 'run.json'} does not hold the configuration {self.digest}: {self.cure}."
+            )
+
+    def _check_files(self) -> None:
+        digests = read_json(self.path / "sha256.json", self.cure)
+        for name in {"run.json", *digests}:  # a list that lacks even that is none
+            if hash_file(self.path / name, self.cure) != digests.get(name):
+                raise RunError(f"{self.path / name} is damaged (its sha256 has changed): {self.cure}.")
+
+
+def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:
+    """What `ensure` is in a process that is not the main one: the same meetings, and the same work, if it is made for several."""
+    if distributed.all_gather(None)[0]:  # not finished by someone else meanwhile
+        distributed.all_gather("begun")
+        if not (run.path / "run.json").exists():
+            raise RunError(
+                f"{run.path} is not the main process's: point ZS_RUNS to a folder that all machines share."
+            )
+        if work:
+            work(run)
+    distributed.all_gather("finished")
+    return run
+
+
+def _begun(path: Path) -> bool:
+    """Whether a run's folder holds more than a process leaves that was killed before it wrote run.json."""
+    return not {file.name for file in path.iterdir()} <= {*PASSING, "run.json.tmp"}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def kind_of(arm: Any) -> str:
+    """What an arm's runs are called: "policy" for a PolicyArm."""
+    return type(arm).__name__.lower().removesuffix("arm")

@@ -1,0 +1,1 @@
+"""The simulation LLM: its training pairs, and how faithful it is."""

@@ -1,0 +1,155 @@
+"""How faithful a simulator is: what it answers to good and to bad queries, beside the real engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+import numpy as np
+
+from zs_lib.engines import SearchEngine, SearchRequest
+from zs_lib.engines.simulated import SimulatedEngine
+from zs_lib.errors import DataError
+from zs_lib.qa import TRAINED_ON, Question, load_questions
+from zs_lib.simulator.pairs import contains_answer, split_questions
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Share of different n-grams of words among all n-grams, in [0, 1]; 0 when there are none."""
+    words = [text.lower().split() for text in texts]
+    ngrams = [tuple(ws[i : i + n]) for ws in words for i in range(len(ws) - n + 1)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -> float:
+    """How well a linear classifier on word and word-pair counts tells two sets of texts apart: AUC, 5-fold.
+
+    0.5 means it cannot; 1.0 means it always can. Equal texts stay in one fold: else a copy of a text in the other
+    set would teach the classifier the wrong answer for it, and identical sets would come out far below 0.5. Each
+    set needs 5 texts, not all equal, and both together 5 different ones with words in them, else DataError.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    if min(len(first), len(second)) < 5 or min(len(set(first)), len(set(second))) < 2:
+        raise DataError(
+            f"A two-sample test needs 5 texts on each side, not all equal; got {len(first)} and {len(second)}."
+        )
+    labels = np.array([0] * len(first) + [1] * len(second))
+    counts = TfidfVectorizer(ngram_range=(1, 2), use_idf=False)
+    classifier = make_pipeline(counts, LogisticRegression(C=10.0, max_iter=1000))
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    texts = [*first, *second]
+    groups = np.unique(texts, return_inverse=True)[1]
+    try:
+        scores = cross_val_predict(
+            classifier, texts, labels, groups=groups, cv=folds, method="predict_proba"
+        )[:, 1]
+    except ValueError as error:  # too few groups for the folds, no words, a fold of one set alone
+        raise DataError(f"These texts are too few or too alike for a two-sample test ({error}).") from None
+    return float(roc_auc_score(labels, scores))
+
+
+def fidelity_questions(questions_from: str, count: int) -> list[Question]:
+    """Questions of the embedded benchmark whose hops are known, at most `count`, drawn by a fixed key.
+
+    "held out": training questions that no pair was made from (the simulator may know the facts that bridge two
+    hops); "test": questions about entities that it never met.
+    """
+    if questions_from == "test":
+        questions = load_questions(subset=TRAINED_ON, split="test")
+    else:
+        _, questions = split_questions(load_questions(subset=TRAINED_ON, split="train"))
+    chains = [question for question in questions if question.is_chain]
+    return Random("fidelity").sample(chains, min(count, len(chains)))
+
+
+def measure_fidelity(
+    engine: SimulatedEngine,
+    questions: Sequence[Question],
+    real: SearchEngine,
+    k: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict:
+    """How a simulator behaves on `questions` (with known hops), compared with the real engine.
+
+    answer_first, answer_last: share of good queries for the first and the last hop of two whose useful documents
+    state that hop's answer (one-hop questions count as last); answer_good: both together. answer_bad: the same for
+    queries that do not name the entity, where the answer must not appear. leak: noisy documents of good queries
+    that state an answer. short: requests that brought fewer than k documents. words: mean words a document.
+    distinct_2: share of distinct bigrams. auc: of a classifier that tells these documents from the real engine's
+    (0.5: it cannot; NaN with too few documents). All shares are in [0, 1]; `real_*` is the real engine's value.
+    """
+    rng = Random(seed)
+    good = [(question, hop, hop.query) for question in questions for hop in question.hops]
+    bad = [(question, question.hops[-1], _bad_query(question, questions, rng)) for question in questions]
+    asked = {"useful": (good, False), "noisy": (good, True), "bad": (bad, False)}
+    answered = {}
+    for done, (kind, (queries, is_noisy)) in enumerate(asked.items()):
+        progress(done, len(asked))
+        answered[kind] = _ask(engine, queries, k, is_noisy, (kind,))
+    useful, noisy, off = answered.values()
+    truth, truth_off = _ask(real, good, k, False, ()), _ask(real, bad, k, False, ())
+    first = [hop is question.hops[0] and len(question.hops) > 1 for question, hop, _ in good]
+    hit, real_hit = _hits(useful, good), _hits(truth, good)
+    documents = [document for result in useful for document in result.documents]
+    real_documents = [document for result in truth for document in result.documents]
+    everything = [*useful, *noisy, *off]
+    return {
+        "answer_good": _mean(hit),
+        "answer_first": _mean(h for h, f in zip(hit, first) if f),
+        "answer_last": _mean(h for h, f in zip(hit, first) if not f),
+        "answer_bad": _mean(_hits(off, bad)),
+        "leak": _mean(_hits(noisy, good)),
+        "short": _mean(len(result.documents) < k for result in everything),
+        "words": _mean(len(document.split()) for document in documents),
+        "distinct_2": distinct_n(documents, 2),
+        "auc": _told_apart(documents, real_documents),
+        "real_good": _mean(real_hit),
+        "real_bad": _mean(_hits(truth_off, bad)),
+        "real_words": _mean(len(document.split()) for document in real_documents),
+        "real_distinct_2": distinct_n(real_documents, 2),
+        "good_queries": len(good),
+        "bad_queries": len(bad),
+    }
+
+
+def _bad_query(question: Question, questions: Sequence[Question], rng: Random) -> str:
+    """Half the time the relation alone, else the good query of another question's entity."""
+    hop = question.hops[-1]
+    if rng.random() < 0.5:
+        return hop.noun
+    return rng.choice([other.hops[-1] for other in questions if other.hops[-1].entity != hop.entity]).query
+
+
+def _ask(engine: SearchEngine, asked, k: int, noisy: bool, key: tuple):
+    return engine.search(
+        [
+            SearchRequest(query, question.question, question.golden_answers, noisy, (*key, i))
+            for i, (question, _, query) in enumerate(asked)
+        ],
+        k,
+    )
+
+
+def _hits(results, asked) -> list[bool]:
+    return [
+        contains_answer(result.documents, hop.answers)
+        for result, (_, hop, _) in zip(results, asked, strict=True)
+    ]
+
+
+def _told_apart(documents: Sequence[str], real_documents: Sequence[str]) -> float:
+    try:
+        return two_sample_auc(documents, real_documents)
+    except DataError:  # a simulator that does not understand its prompt writes hardly a document
+        return float("nan")
+
+
+def _mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else float("nan")

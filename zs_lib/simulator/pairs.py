@@ -1,0 +1,199 @@
+"""The training pairs of a simulator: collect what a real engine answers, judge it, encode it for fine-tuning.
+
+Two recipes. `naive` follows the paper: documents judged useful are shown under the keyword
+"useful", the others under "noisy". Then the useful documents of the training set always hold the answer, which
+stands in the prompt; so the simulator may learn to write it whatever the query was, and a policy trained on it to
+search badly. `grounded` guards against this: "useful" means what the real engine gives for this query, with or
+without the answer, and "noisy" means what it gave for other questions: documents that neither hold the answer nor
+tell of what the question is about.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from random import Random
+
+from zs_lib import protocol
+from zs_lib.config.arms import PairsArm, RolloutConfig
+from zs_lib.engines import SearchEngine
+from zs_lib.errors import DataError, EngineError
+from zs_lib.models.generator import Generator
+from zs_lib.qa import Question, scoring
+from zs_lib.rl.rollout import rollout
+from zs_lib.runs import Run
+
+PAIRS = "pairs.jsonl"
+HELD_OUT = 0.2
+"""Share of the training questions that no pair is made from: fidelity is measured on them."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query that a policy wrote, what the real engine answered, and what the judges say.
+
+    `clean` holds documents of other queries, which state no answer and name none of the question's entities. `useful` is
+    the LLM judge's verdict, `contained` whether a right answer stands in the documents as text.
+    """
+
+    query: str
+    question: str
+    answer: str
+    answers: tuple[str, ...]
+    documents: tuple[str, ...]
+    clean: tuple[str, ...]
+    contained: bool
+    useful: bool | None = None
+
+
+def split_questions(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
+    """(to make pairs from, held out); by the question's id alone, so both stay what they are when others come."""
+    held_out = [question for question in questions if Random(question.id).random() < HELD_OUT]
+    out = {question.id for question in held_out}
+    return [question for question in questions if question.id not in out], held_out
+
+
+def contains_answer(documents: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether one of `documents` holds one of `answers` as whole words, after normalisation."""
+    return any(scoring.contains(document, answers) for document in documents)
+
+
+def collect_pairs(
+    arm: PairsArm, questions: Sequence[Question], collector: Generator, engine: SearchEngine
+) -> list[Pair]:
+    """Trajectories of the collector with the real engine, as pairs; equal queries of a question once. EngineError if the
+    engine failed one: its pairs would be missing for good."""
+    asked = [(question, attempt) for question in questions for attempt in range(arm.attempts)]
+    trajectories = rollout(
+        [question for question, _ in asked],
+        collector,
+        engine,
+        arm.rollout,
+        [("collect", question.id, attempt) for question, attempt in asked],
+    )
+    found = {}
+    for trajectory in trajectories:
+        for turn in trajectory.turns:
+            if turn.status == "failed":
+                raise EngineError(
+                    f"The engine '{arm.engine}' failed while pairs were collected ({turn.error}): try again."
+                )
+            if turn.query and turn.documents:
+                found[trajectory.question.id, turn.query] = (trajectory.question, turn)
+    pool = list(dict.fromkeys(document for _, turn in found.values() for document in turn.documents))
+    return [_pair(question, turn.query, turn.documents, pool) for question, turn in found.values()]
+
+
+def _pair(question: Question, query: str, documents: Sequence[str], pool: Sequence[str]) -> Pair:
+    answers = question.all_answers
+    # Without those that name the entity, too: "not of this entity" is one decision, which a small simulator learns.
+    # Shown the entity's other relations it leaks answers; shown the same relation of others it does by coincidence,
+    # for many countries share a language or a continent.
+    kept_back = (*answers, *(hop.entity for hop in question.hops))
+    drawn = Random(f"{question.id}/{query}").sample(pool, len(pool))
+    others = (document for document in drawn if not contains_answer([document], kept_back))
+    return Pair(
+        query,
+        question.question,
+        question.golden_answers[0],
+        answers,
+        tuple(documents),
+        tuple(islice(others, len(documents))),
+        contains_answer(documents, answers),
+    )
+
+
+def judge_pairs(pairs: Sequence[Pair], generator: Generator, cfg: RolloutConfig) -> list[Pair]:
+    """The LLM judge reads the documents and says what it found, prompted as the collector was; a right answer means
+    useful."""
+    prompts = [
+        generator.encode_prompt(protocol.policy_prompt(pair.question, cfg.template))
+        + generator.encode(
+            protocol.format_think(f"I need the {pair.query}.") + protocol.format_search(pair.query)
+        )
+        + generator.encode(protocol.format_observation(pair.documents))
+        for pair in pairs
+    ]
+    keys = [("judge", i) for i in range(len(pairs))]
+    completions = generator.generate(prompts, keys, cfg.max_turn_tokens, 0.0, protocol.STOP_STRINGS)
+    return [
+        replace(pair, useful=contains_answer([generator.decode(completion.ids)], pair.answers))
+        for pair, completion in zip(pairs, completions, strict=True)
+    ]
+
+
+def judge_agreement(pairs: Sequence[Pair]) -> dict[str, float]:
+    """How the LLM judge and plain containment agree: shares of all pairs, and Cohen's kappa."""
+    from sklearn.metrics import cohen_kappa_score
+
+    useful, contained = [pair.useful for pair in pairs], [pair.contained for pair in pairs]
+    return {
+        "pairs": len(pairs),
+        "useful": sum(useful) / len(pairs),
+        "contained": sum(contained) / len(pairs),
+        "agreement": sum(u == c for u, c in zip(useful, contained)) / len(pairs),
+        "kappa": float(cohen_kappa_score(useful, contained)),
+    }
+
+
+def training_examples(
+    pairs: Sequence[Pair], recipe: str, seed: int
+) -> list[tuple[Pair, bool, tuple[str, ...]]]:
+    """(pair, useful?, documents to write), balanced between the keywords and shuffled.
+
+    Raises:
+        DataError: one of the two classes is empty.
+    """
+    if recipe == "naive":
+        useful = [(pair, True, pair.documents) for pair in pairs if pair.useful]
+        noisy = [(pair, False, pair.documents) for pair in pairs if not pair.useful]
+    else:
+        good = [(pair, True, pair.documents) for pair in pairs if pair.useful]
+        bad = [(pair, True, pair.documents) for pair in pairs if not pair.useful and not pair.contained]
+        noisy = [(pair, False, pair.clean) for pair in pairs if len(pair.clean) == len(pair.documents)]
+        rng = Random(f"{seed}/balance")
+        useful = good + rng.sample(bad, min(len(bad), len(good)))
+    if not useful or not noisy:
+        raise DataError(
+            f"Of {len(pairs)} judged pairs none is {'noisy' if useful else 'useful'}: collect from more "
+            "questions (simulator.num_questions), or use a better collector."
+        )
+    rng, size = Random(f"{seed}/examples"), min(len(useful), len(noisy))
+    chosen = rng.sample(useful, size) + rng.sample(noisy, size)
+    rng.shuffle(chosen)
+    return chosen
+
+
+def encode_examples(chosen, tokenizer, template: str) -> list[dict[str, list[int]]]:
+    """Rows for TRL: input_ids, and completion_mask with 1 on the documents and the end token (the prompt: 0)."""
+    rows = []
+    for pair, useful, documents in chosen:
+        prompt = tokenizer.encode(
+            protocol.simulator_prompt(
+                pair.query, pair.question, pair.answer, useful, len(documents), template
+            )
+        )
+        written = tokenizer.encode(protocol.format_documents(documents), add_special_tokens=False) + [
+            tokenizer.eos_token_id
+        ]
+        rows.append(
+            {"input_ids": prompt + written, "completion_mask": [0] * len(prompt) + [1] * len(written)}
+        )
+    return rows
+
+
+def read_pairs(run: Run) -> list[Pair]:
+    """The pairs of a finished `PairsArm` run; DataError if they are damaged."""
+    try:
+        rows = [json.loads(line) for line in (run.path / PAIRS).read_text(encoding="utf-8").splitlines()]
+        return [
+            Pair(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+            for row in rows
+        ]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{run.path.name}/{PAIRS} cannot be read ({error}): delete the run's folder, and the pairs are "
+            "collected again."
+        ) from error

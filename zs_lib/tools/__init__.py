@@ -1,0 +1,1 @@
+"""What the study can do without; only `cli` imports from here."""

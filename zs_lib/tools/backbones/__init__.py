@@ -1,0 +1,1 @@
+"""Pre-training of the tiny backbones that `data/backbones` ships."""

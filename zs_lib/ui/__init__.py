@@ -1,0 +1,1 @@
+"""What people see: notebooks, widgets, playground, report, terminal answers."""

@@ -1,0 +1,131 @@
+"""Examples to read: a policy before and after training, cases chosen by rule, and documents of every kind for one query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from zs_lib import pipeline, qa
+from zs_lib.config.arms import EvaluationConfig, PolicyArm, RolloutConfig, SimulatorArm
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
+from zs_lib.errors import ConfigError
+from zs_lib.evaluation.evaluate import pick_questions
+from zs_lib.models.load import load_generator
+from zs_lib.qa import Question, scoring
+from zs_lib.rl.rollout import rollout
+from zs_lib.rl.trajectory import Trajectory, answer_in_documents
+from zs_lib.rng import uniform
+from zs_lib.runs import Run, RunStore
+from zs_lib.simulator.pairs import split_questions
+
+
+def heldout_questions(count: int) -> list[Question]:
+    """`count` test questions of one and of two hops in turn, drawn by id: the same ones every time."""
+    one = pick_questions(qa.load_questions(subset="natural", split="test"), count)
+    two = pick_questions(
+        [question for question in qa.load_questions(subset="bridge", split="test") if question.is_chain],
+        count,
+    )
+    return [question for pair in zip(one, two, strict=False) for question in pair][:count]
+
+
+def training_questions(each: int) -> list[Question]:
+    """`each` questions of one hop and of two about training entities, which a simulator serves, though no pair was
+    made from them."""
+    _, held_out = split_questions(qa.load_questions(subset=qa.TRAINED_ON, split="train"))
+    return pick_questions([question for question in held_out if question.is_chain], each)
+
+
+def before_and_after(
+    arm: PolicyArm, run: Run, questions: Sequence[Question], evaluation: EvaluationConfig
+) -> dict[str, list[Trajectory]]:
+    """Greedy trajectories: before training, after it, and after it without an engine."""
+    engine, cfg = build_engine(evaluation.engine), replace(arm.rollout, temperature=0.0)
+
+    def ask(model, engine):
+        keys = [("example", question.id) for question in questions]
+        return rollout(questions, load_generator(model), engine, cfg, keys)
+
+    return {
+        "Before training:": ask(arm.backbone, engine),
+        "After training:": ask(run.model_dir, engine),
+        "After training, without search:": ask(run.model_dir, None),
+    }
+
+
+def documents_for(
+    arm: PolicyArm, question: Question, store: RunStore | None = None
+) -> dict[str, SearchResult]:
+    """Documents for the good query of the question's last hop: the real engine's, useful ones, noisy ones, and
+    useful ones for a query that does not say what it is about."""
+    if arm.simulator is None:
+        raise ConfigError(f"The arm {arm.name!r} has no simulator: name one whose engine is simulated.")
+    store, k = store or RunStore(), arm.rollout.num_documents
+    pipeline.ensure(arm.simulator, pipeline.SIMULATOR_SEED, store)
+    engine = pipeline.simulator_engine(arm.simulator, pipeline.SIMULATOR_SEED, store)
+    good, bad = question.hops[-1].query, question.hops[-1].noun
+
+    def request(query: str, noisy: bool) -> SearchRequest:
+        return SearchRequest(query, question.question, question.golden_answers, noisy, ("example", query))
+
+    (real,) = build_engine("bm25").search([request(good, False)], k)
+    useful, noisy, off = engine.search([request(good, False), request(good, True), request(bad, False)], k)
+    return {f"BM25: {good}": real, f"useful: {good}": useful, f"noisy: {good}": noisy, f"useful: {bad}": off}
+
+
+def cases(
+    model: str | Path, engine: SearchEngine | None, cfg: RolloutConfig, count: int = 40
+) -> dict[str, Trajectory]:
+    """The first trajectory of each kind among `count` held-out questions of two hops, in an order that their ids alone
+    decide:
+
+    - "success": the right answer (EM)
+    - "failure": a wrong answer, or none, though a document stated the right one
+    - "repaired": the right answer although the first search found no hop's answer
+    A kind that does not come is left out.
+    """
+    chains = [q for q in qa.load_questions(subset=("bridge", "compositional"), split="test") if q.is_chain]
+    questions = sorted(chains, key=lambda question: uniform((question.id,), 0, "case"))[:count]
+    keys = [("case", question.id) for question in questions]
+    trajectories = rollout(questions, load_generator(model), engine, replace(cfg, temperature=0.0), keys)
+    found: dict[str, Trajectory] = {}
+    for trajectory in trajectories:
+        for kind in _kinds(trajectory):
+            found.setdefault(kind, trajectory)
+    return found
+
+
+def _kinds(trajectory: Trajectory) -> list[str]:
+    right = scoring.em(trajectory.answer, trajectory.question.golden_answers) == 1
+    if not right:
+        return ["failure"] if answer_in_documents(trajectory) else []
+    searches = [turn for turn in trajectory.turns if turn.query is not None]
+    answers = [answer for hop in trajectory.question.hops for answer in hop.answers]
+    helped = bool(searches) and any(scoring.contains(document, answers) for document in searches[0].documents)
+    return ["success"] if helped or len(searches) < 2 else ["success", "repaired"]
+
+
+def documents_by_simulator(
+    simulators: Sequence[SimulatorArm], question: Question, noisy: bool
+) -> dict[str, SearchResult]:
+    """What each simulator writes for the good query of the question's last hop (Table 10)."""
+    asked, store = question.hops[-1].query, RunStore()
+    request = SearchRequest(asked, question.question, question.golden_answers, noisy, ("example", asked))
+    written = {}
+    for arm in simulators:
+        pipeline.ensure(arm, pipeline.SIMULATOR_SEED, store)
+        engine = pipeline.simulator_engine(arm, pipeline.SIMULATOR_SEED, store)
+        (written[f"{arm.label}: {asked}"],) = engine.search([request], arm.num_documents)
+    return written
+
+
+def check_quick_start(run: Run) -> pd.DataFrame:
+    """Whether training raised the reward, as the run's summary says."""
+    first, last = run.summary["first_reward"], run.summary["last_reward"]
+    verdict = "holds" if last > first else "does not hold"
+    return pd.DataFrame(
+        [{"statement": "training reward rose", "first": first, "last": last, "verdict": verdict}]
+    ).round(3)

@@ -1,0 +1,189 @@
+"""What the notebooks share: open a study, run its arms with a live curve, show figures, tables and trajectories.
+
+Everything that shows text of documents or models escapes it.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import HTML, display
+
+from zs_lib import config, studies
+from zs_lib.analysis import figures, results
+from zs_lib.config import Profile
+from zs_lib.config.values import reject_unknown
+from zs_lib.engines import SearchResult
+from zs_lib.errors import RunError
+from zs_lib.launch import scheduler
+from zs_lib.launch.notebooks import OUTPUTS
+from zs_lib.rl.trajectory import Trajectory
+from zs_lib.rl.trajectory_log import to_record
+from zs_lib.runs import Run, RunStore
+from zs_lib.ui import render
+
+PARAMETERS = ("profile", "seeds", "jobs", "overrides")
+"""What every notebook's parameters cell holds."""
+CURVE_S = 5.0
+"""Seconds between two drawings of the live curve."""
+CONFIG_COLUMNS = 4
+pd.options.display.max_colwidth = None  # warnings and claims are sentences
+
+
+def open_study(
+    profile: str, seeds: int | None = None, overrides: dict[str, Any] | None = None, *names: str
+) -> Profile:
+    """Resolve the parameters cell: the profile with what the notebook overrides, and with the arms of the studies of
+    these `names`.
+
+    Raises:
+        ConfigError: an unknown parameter, profile or override; it lists the known ones.
+    """
+    check_parameters(PARAMETERS)
+    loaded = config.load_profile(profile, dict(overrides or {}) | ({} if seeds is None else {"seeds": seeds}))
+    return studies.select(loaded, *names)
+
+
+def check_parameters(known: Iterable[str]) -> None:
+    """Fail on a parameter that the running notebook does not have.
+
+    papermill only warns, and puts the unknown name into the cell of values that it injects ("# Parameters").
+    IPython keeps the source of every cell that it ran, so that cell can be read here, wherever the notebook
+    runs.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    cells = shell.user_ns.get("In", []) if shell else []
+    injected = [name for cell in cells if cell.startswith("# Parameters\n") for name in _assigned(cell)]
+    reject_unknown("parameter", injected, known)
+
+
+def _assigned(source: str) -> list[str]:
+    targets = (node.targets for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    return [target.id for group in targets for target in group if isinstance(target, ast.Name)]
+
+
+def show_config(*parts: Any) -> None:
+    """Every value that a notebook is about to use, in columns."""
+    lines = [
+        f"<b>{html.escape(name)}</b> {html.escape(value)}" for part in parts for name, value in _flat(part)
+    ]
+    rows = -(-len(lines) // CONFIG_COLUMNS)
+    columns = (lines[start : start + rows] for start in range(0, len(lines), rows))
+    # A table: JupyterLab takes CSS columns out of the outputs of notebooks that it does not trust yet.
+    cells = "".join(
+        f"<td style='vertical-align:top;text-align:left'>{'<br>'.join(column)}</td>" for column in columns
+    )
+    display(HTML(f"<table><tr>{cells}</tr></table>"))
+
+
+def _flat(part: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if is_dataclass(value):
+            yield from _flat(value, f"{prefix}{field.name}.")
+        elif not (isinstance(value, tuple) and value and is_dataclass(value[0])):
+            yield prefix + field.name, str(value)
+
+
+def run(wanted: Sequence[tuple], jobs: int | None = None, study: Profile | None = None) -> list[Run]:
+    """The finished runs of (arm, seed) pairs, made side by side where missing; with `study`, its reward curve is
+    drawn while they train. With `jobs` 0 nothing is made: those that are finished, and a line on how many are not.
+    An interrupted cell ends with one line that says what is kept."""
+    if jobs == 0:
+        return _stored(wanted)
+    curve = _LiveCurve(study, wanted) if study else None
+    try:
+        return scheduler.make_runs(wanted, jobs, watch=curve)
+    except KeyboardInterrupt:
+        raise Stopped(
+            "Stopped. Finished runs and checkpoints are kept: run the cell again to go on."
+        ) from None
+
+
+def _stored(wanted: Sequence[tuple]) -> list[Run]:
+    store = RunStore()
+    runs = [run for arm, seed in wanted if (run := store.get(arm, seed)) and run.finished]
+    if len(runs) < len(wanted):
+        print(
+            f"{len(wanted) - len(runs)} of {len(wanted)} runs are not finished and not shown (jobs = 0 makes none)."
+        )
+    return runs
+
+
+class Stopped(KeyboardInterrupt):
+    """An interrupted cell; IPython shows the message alone, and runs no cell after it."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+class _LiveCurve:
+    """Redraws the rewards of the arms that are not finished yet in place, every few seconds."""
+
+    def __init__(self, study: Profile, wanted: Sequence[tuple]):
+        self.store, self.drawn, self.handle = RunStore(), 0.0, None
+        new = {arm for arm, seed in wanted if not ((run := self.store.get(arm, seed)) and run.finished)}
+        self.study = replace(study, policies=tuple(arm for arm in study.policies if arm in new))
+
+    def __call__(self, *, last: bool = False) -> None:
+        if not last and time.monotonic() - self.drawn < CURVE_S:
+            return
+        self.drawn = time.monotonic()
+        table = results.training(self.study, self.store, growing=True)
+        if table.empty:
+            return
+        figure = plt.figure(figsize=(6.6, 3.8))
+        figures.draw_live({"training": table}, figure)
+        self.handle = self.handle or display(display_id=True)
+        self.handle.update(figure)
+        plt.close(figure)
+
+
+def tables(study: Profile, *names: str) -> results.Tables:
+    """These tables of `results.TABLES`, from what the run store has of the study."""
+    return {name: results.TABLES[name](study, RunStore()) for name in names}
+
+
+def recorded_or_stored(study: Profile) -> results.Tables:
+    """Every table: as recorded for this profile if nothing of it was overridden, else from the run store; RunError if that
+    has none of its runs."""
+    plain = studies.full(config.load_profile(study.name))
+    recorded = (results.RECORDS / study.name).is_dir() and set(study.policies) <= set(plain.policies)
+    made = results.load_tables(study.name) if recorded else results.collect_tables(study, RunStore())
+    if made["provenance"].empty:
+        raise RunError(
+            f"Nothing of the profile '{study.name}' is recorded or stored: `zs reproduce --profile {study.name}` makes it."
+        )
+    return made
+
+
+def show(name: str, study: Profile, made: results.Tables | None = None) -> None:
+    """Draw a figure of `figures.FIGURES` from the run store, or from tables that are `made`, show it, and keep it in
+    outputs/<profile>/figures/."""
+    made = made or tables(study, *figures.FIGURES[name].needs, "provenance")
+    figure = figures.draw(name, made, figures.provenance_of(made, study.name))
+    folder = OUTPUTS / study.name / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png")
+    display(figure)
+    plt.close(figure)
+
+
+def show_documents(results_by_name: dict[str, SearchResult], answers: Sequence[str] = ()) -> None:
+    """Documents of several searches side by side; with `answers`, whether each states one."""
+    display(HTML(render.documents(results_by_name, answers)))
+
+
+def show_trajectory(trajectory: Trajectory, title: str = "") -> None:
+    """A trajectory turn by turn, coloured and labelled by kind."""
+    from zs_lib.rl.rewards import reward
+
+    display(HTML(render.trajectory(to_record(trajectory, reward(trajectory)), title)))
