@@ -1,4 +1,4 @@
-"""BENCHMARKS.md: every target beside what was measured, made from the records."""
+"""Write figures/benchmarks.md from the recorded benchmarks: every target beside what was measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_records() -> dict[str, pd.DataFrame]:
     return {path.stem: pd.read_csv(path, dtype={"sources": str}) for path in sorted(RECORDS.glob("*.csv"))}
 
 
-PAGE = paths.ROOT / "BENCHMARKS.md"
+PAGE = paths.ROOT / "figures" / "benchmarks.md"
 TRIED = RECORDS / "tried.md"
 """What was tried and did not help: prose, kept by hand."""
 INTRODUCTION = """\
@@ -99,7 +99,7 @@ TARGETS = (
 
 
 def write() -> None:
-    """Write BENCHMARKS.md from what is recorded."""
+    """Write figures/benchmarks.md from the recorded benchmarks."""
     records = load_records()
     judged = pd.DataFrame([_judged(target, records) for target in TARGETS])
     parts = [INTRODUCTION, "## Targets\n", markdown(judged.set_index("target"))]

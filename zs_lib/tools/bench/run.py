@@ -1,4 +1,4 @@
-"""`zs bench`: how fast it is, beside others in the same run; recorded in data/results/bench, told in BENCHMARKS.md.
+"""`zs bench`: how fast it is, beside others in the same run; recorded in data/results/bench, shown in figures/benchmarks.md.
 
 Each benchmark is a function that yields rows (case, who, measure, value, unit). Peers' loops are written here, beside what
 they are compared with; the library does not need them.

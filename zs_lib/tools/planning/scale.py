@@ -38,7 +38,7 @@ from zs_lib.tools.planning import cluster
 from zs_lib.tools.planning.cluster import Parts, Rolled
 from zs_lib.tools.planning.plan import DOCUMENT, PROMPT, SIMULATOR_PROMPT, TURN, training_flops
 
-PAGE = paths.ROOT / "SCALE.md"
+PAGE = paths.ROOT / "figures" / "scale.md"
 SIZES = (10, 100, 1000)
 MODES = ("synchronous", "one step ahead")
 SEEDS = 5
@@ -407,7 +407,7 @@ def describe(profile: Profile, card: str, sizes: Sequence[int]) -> str:
 
 
 def write(profile: Profile, card: str, sizes: Sequence[int] = SIZES) -> Path:
-    """SCALE.md."""
+    """Write figures/scale.md and return its path."""
     made = setup(profile, card)
     found = steps(made, sizes)
     text = INTRODUCTION.format(profile=profile.name, card=card, shares=SHARES)
@@ -444,7 +444,7 @@ INTRODUCTION = """\
 # The plan to internet scale
 
 `zs plan --profile {profile} --page` made this page: ZeroSearch's training of the profile `{profile}` on clusters of \
-{card}, in a discrete-event simulation (`zs_lib/cluster.py`). Nothing was run on such clusters; what is measured, quoted and \
+{card}, in a discrete-event simulation (`zs_lib/tools/planning/cluster.py`). Nothing was run on such clusters; what is measured, quoted and \
 modelled is told at the end.
 
 The speed-up is in rollouts a second, over the smallest cluster. {shares}
