@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zs_lib.models.generator import Completion
+from zs_lib.models.kv_cache import KVCache
 from zs_lib.protocol import TAGS
 
 TEXT = [
@@ -71,6 +72,9 @@ class ScriptedGenerator:
 
     def decode(self, ids) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def new_cache(self) -> KVCache:
+        return KVCache()
 
     def generate(self, prompts, keys, max_tokens, temperature, stop=(), kv_cache=None) -> list[Completion]:
         self.calls.append(

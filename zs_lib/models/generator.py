@@ -1,6 +1,7 @@
 """What every sampler offers: token ids in, token ids and their log-probabilities out.
 
-`decode.TransformersGenerator` samples with our own loop, `vllm.VllmGenerator` with vLLM; `load` builds either.
+`decode.TransformersGenerator` samples with our own loop, `vllm.VllmGenerator` with vLLM; `load` builds
+either.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ class Completion:
     """What was sampled after one prompt.
 
     `logprobs[i]` is the log-probability of `ids[i]` in nats under softmax(logits / temperature), the
-    distribution that it was sampled from; for greedy decoding (temperature 0) under softmax(logits). A trainer
-    that wants ratios divides by the same temperature. The id that ended the completion (EOS, or the end of a
-    stop string) is included.
+    distribution that it was sampled from; for greedy decoding (temperature 0) under softmax(logits). A
+    trainer that wants ratios divides by the same temperature. The id that ended the completion (EOS, or the
+    end of a stop string) is included.
     """
 
     ids: list[int]
@@ -86,6 +87,10 @@ class Generator:
         self.tokens += sum(len(completion.ids) for completion in completions)
         self.seconds += time.perf_counter() - started
         return completions
+
+    def new_cache(self) -> KVCache:
+        """Make an empty KV cache for calls of `generate` between which the weights stay the same."""
+        return KVCache()
 
     def sync(self) -> None:
         """Take over the model's new weights; nothing to do where the model itself samples."""

@@ -1,7 +1,7 @@
-"""The multi-turn loop: policy writes, engine answers, until there is an answer or the turns are spent.
+"""The multi-turn loop: the policy writes, the engine answers, until there is an answer or no turn is left.
 
 Tokens in, tokens out: a trajectory's ids are the ids that were sampled and the ids of the observations, each
-tokenised on its own; the mask is built as they are appended. Only what the policy wrote in a turn is parsed.
+tokenised on its own; the loss mask is built as they are appended. Only what the policy wrote is parsed.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from zs_lib import protocol
 from zs_lib.config.arms import RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import BudgetError, EngineError
-from zs_lib.models.kv_cache import KVCache
 from zs_lib.qa import Question
 from zs_lib.rl.trajectory import StopReason, Trajectory, Turn
 from zs_lib.rng import Key, uniform
 
 if TYPE_CHECKING:
-    from zs_lib.models.generator import Completion, Generator
+    from zs_lib.models.generator import Generator
 
 
 @dataclass
 class _Rollout:
-    """A trajectory in the making."""
+    """A trajectory under construction."""
 
     question: Question
     key: Key
@@ -38,12 +37,13 @@ class _Rollout:
     answer: str | None = None
 
     def append(self, ids: list[int], logprobs: list[float] | None = None) -> None:
-        """Policy tokens come with log-probabilities, observation tokens without."""
+        """Append tokens: the policy's with their log-probabilities, an observation's without."""
         self.ids += ids
         self.mask += [logprobs is not None] * len(ids)
         self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
 
-    def has_room(self, tokens: int, cfg: RolloutConfig) -> bool:
+    def fits(self, tokens: int, cfg: RolloutConfig) -> bool:
+        """Whether the context window can take so many more tokens."""
         return len(self.prompt_ids) + len(self.ids) + tokens <= cfg.max_context_tokens
 
     def finish(self) -> Trajectory:
@@ -61,34 +61,29 @@ def rollout(
     contexts: Sequence[str] | None = None,
     opening: str = "",
 ) -> list[Trajectory]:
-    """One trajectory per question, in order; all randomness is a function of each rollout's key.
+    """Sample one trajectory per question, in order; all randomness is a function of each rollout's key.
 
     There are at most `cfg.max_searches` + 1 turns (without an engine: one), and the last one cannot search. A
-    turn begins only where the context has room for all of it. Each search asks for noisy documents with the
-    given probability (the simulated engine's curriculum; real engines take no notice).
+    turn begins only where it fits into the context window at full length. Each search asks for noisy
+    documents with probability `noise_probability` (the simulated engine's curriculum; real engines ignore
+    it).
 
-    Methods that write for the policy (`methods`) give `contexts`, a text after each prompt that is never parsed, and
-    an `opening`, with which the first turn begins; both count as prompt, and are not trained.
+    Methods that write a part of the completion themselves (`evaluation.methods`) give `contexts`, a text
+    after each prompt that is never parsed, and an `opening`, with which the first turn begins; both count as
+    prompt, and are not trained.
     """
+    contexts = contexts or [""] * len(questions)
     rollouts = [
-        _Rollout(
-            question,
-            key,
-            generator.encode_prompt(
-                protocol.policy_prompt(question.question, cfg.template) + context + opening
-            ),
-        )
-        for question, key, context in zip(questions, keys, contexts or [""] * len(questions), strict=True)
+        _Rollout(question, key, _encode_prompt(question, context + opening, generator, cfg))
+        for question, key, context in zip(questions, keys, contexts, strict=True)
     ]
-    last, kv_cache = (
-        cfg.max_searches if engine else 0,
-        KVCache(),
-    )  # of this call only: before the next one, the weights may change
+    last = cfg.max_searches if engine else 0
+    kv_cache = generator.new_cache()  # of this call only: before the next one, the weights may change
     for turn in range(last + 1):
-        for rolling in _going(rollouts):
-            if not rolling.has_room(cfg.max_turn_tokens, cfg):
+        for rolling in _unfinished(rollouts):
+            if not rolling.fits(cfg.max_turn_tokens, cfg):
                 rolling.stop_reason = "length"
-        going = _going(rollouts)
+        going = _unfinished(rollouts)
         if not going:
             break
         completions = generator.generate(
@@ -100,21 +95,28 @@ def rollout(
             kv_cache,
         )
         for rolling, completion in zip(going, completions, strict=True):
-            _write(rolling, completion, opening if turn == 0 else "", generator, cfg, is_last=turn == last)
-        _search(_going(rollouts), turn, generator, engine, cfg, noise_probability)
+            text = (opening if turn == 0 else "") + generator.decode(completion.ids)
+            rolling.append(completion.ids, completion.logprobs)
+            _act(rolling, text, generator, cfg, is_last=turn == last)
+        _search(_unfinished(rollouts), turn, generator, engine, cfg, noise_probability)
     return [rolling.finish() for rolling in rollouts]
 
 
-def _going(rollouts: Sequence[_Rollout]) -> list[_Rollout]:
+def token_budget(cfg: RolloutConfig, searches: bool) -> int:
+    """Count the tokens that a policy may write in one rollout at most; without searches it has one turn."""
+    return cfg.max_turn_tokens * (cfg.max_searches + 1 if searches else 1)
+
+
+def _encode_prompt(question: Question, after: str, generator: Generator, cfg: RolloutConfig) -> list[int]:
+    return generator.encode_prompt(protocol.policy_prompt(question.question, cfg.template) + after)
+
+
+def _unfinished(rollouts: Sequence[_Rollout]) -> list[_Rollout]:
     return [rolling for rolling in rollouts if rolling.stop_reason is None]
 
 
-def _write(
-    rolling: _Rollout, completion: Completion, opening: str, generator, cfg: RolloutConfig, is_last: bool
-) -> None:
-    """Append the policy's turn and act on it; a search that may be made is left to `_search`."""
-    rolling.append(completion.ids, completion.logprobs)
-    text = opening + generator.decode(completion.ids)
+def _act(rolling: _Rollout, text: str, generator: Generator, cfg: RolloutConfig, is_last: bool) -> None:
+    """Record the policy's turn and act on it; a search that may be made is left to `_search`."""
     action = protocol.parse_action(text)
     rolling.turns.append(Turn(text, action))
     if action.kind == "answer":
@@ -125,8 +127,15 @@ def _write(
         _show(rolling, protocol.format_invalid_notice(), generator, cfg)
 
 
-def _search(going, turn: int, generator, engine, cfg: RolloutConfig, noise_probability: float) -> None:
-    """One batch of searches, for the rollouts whose newest turn asks for one."""
+def _search(
+    going: Sequence[_Rollout],
+    turn: int,
+    generator: Generator,
+    engine: SearchEngine | None,
+    cfg: RolloutConfig,
+    noise_probability: float,
+) -> None:
+    """Make one batch of searches, for the rollouts whose newest turn asks for one."""
     searching = [rolling for rolling in going if rolling.turns[-1].action.kind == "search"]
     if not searching:
         return
@@ -157,8 +166,10 @@ def _search(going, turn: int, generator, engine, cfg: RolloutConfig, noise_proba
 
 
 def _ask(engine: SearchEngine, requests: list[SearchRequest], cfg: RolloutConfig) -> list[SearchResult]:
-    """The engine's results; an engine that fails as a whole has failed each request. A budget that is spent ends it all:
-    to go on would be to learn from whoever searched first."""
+    """Search; an engine that raises has failed each request.
+
+    A spent budget is raised instead: to go on would be to learn only from the rollouts that searched first.
+    """
     try:
         return engine.search(requests, cfg.num_documents)
     except BudgetError:
@@ -167,10 +178,10 @@ def _ask(engine: SearchEngine, requests: list[SearchRequest], cfg: RolloutConfig
         return [SearchResult((), "failed", str(error))] * len(requests)
 
 
-def _show(rolling: _Rollout, observation: str, generator, cfg: RolloutConfig) -> bool:
-    """Append an observation whole, or end the rollout if no turn would fit after it; whether it was shown."""
+def _show(rolling: _Rollout, observation: str, generator: Generator, cfg: RolloutConfig) -> bool:
+    """Append an observation whole, or end the rollout if no turn would fit after it; True if it was shown."""
     ids = generator.encode(observation)
-    if not rolling.has_room(len(ids) + cfg.max_turn_tokens, cfg):
+    if not rolling.fits(len(ids) + cfg.max_turn_tokens, cfg):
         rolling.stop_reason = "length"
         return False
     rolling.append(ids)
