@@ -1,7 +1,7 @@
 """How every run is made: `ensure(arm, seed, store)` finds it, resumes it, or makes it now.
 
-Each kind of arm is one row of MAKERS: what it needs first (`needs`), then load, build, and hand in to who does the
-work. Nothing else in the library makes runs, or decides which engine answers an arm.
+Each kind of arm is one row of MAKERS: what it needs first (`needs`), then load, build, and hand in to who
+does the work. Nothing else in the library makes runs, or decides which engine answers an arm.
 
 Modules that import torch are imported inside: who only reads results need not wait for it.
 """
@@ -39,8 +39,8 @@ SIMULATOR_SEED = 0
 def ensure(arm: Any, seed: int, store: RunStore, progress: Progress | None = None) -> Run:
     """The finished run of this arm and seed: found in the store, resumed from its checkpoint, or made now.
 
-    What the arm needs is ensured first. For the evaluation of a policy, `seed` names the policy's run; for that of a
-    backbone it makes no difference.
+    What the arm needs is ensured first. For the evaluation of a policy, `seed` names the policy's run; for
+    that of a backbone it makes no difference.
 
     Raises:
         ConfigError: a name in the arm stands in no table. Others: as the work and `RunStore.complete` raise them.
@@ -94,8 +94,8 @@ def engine_for(
 ) -> SearchEngine | None:
     """The engine that answers an arm's queries; None if its policy may not search.
 
-    `split`: whose passages a real engine searches (training must not find test facts); None: all. A simulator of the
-    store must be finished.
+    `split`: whose passages a real engine searches (training must not find test facts); None: all. A simulator
+    of the store must be finished.
     """
     if arm.engine == "none":
         return None
@@ -114,7 +114,8 @@ def simulator_engine(arm: SimulatorArm, seed: int, store: RunStore) -> SearchEng
     return build_engine("simulated", model=store.get(arm, seed).model_dir, simulator=arm)
 
 
-# one function a kind of arm -------------------------------------------------------------------------------------------
+# one function a kind of arm
+# -------------------------------------------------------------------------------------------
 
 
 def _make_format_sft(run: Run, arm: FormatSFTArm, store: RunStore, progress: Progress | None) -> dict:
@@ -218,7 +219,8 @@ class Maker:
 
     make: Callable[[Run, Any, RunStore, Progress | None], dict]
     together: bool = False
-    """Made for several processes at once (`runs.distributed`); else the main one works and the others wait."""
+    """Made for several processes at once (`runs.distributed`); else the main one works and the others
+    wait."""
 
 
 MAKERS: dict[type, Maker] = {

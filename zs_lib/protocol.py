@@ -1,8 +1,8 @@
-"""What policy, simulator and engine say to each other: tags, prompts, actions, documents, observations.
+"""The protocol between policy, simulator and engine: tags, prompts, actions, documents, observations.
 
 The one source for training, evaluation and inference. Text only: the rollout turns it into tokens, and hands
-`parse_action` what the policy itself wrote in one turn, so neither the example in the prompt nor anything
-inside a document can be taken for an action.
+`parse_action` only what the policy itself wrote in one turn, so neither the example in the prompt nor
+anything inside a document can be taken for an action.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def policy_prompt(question: str, template: str) -> str:
 def simulator_prompt(
     query: str, question: str, answer: str, useful: bool, num_documents: int, template: str
 ) -> str:
-    """The simulator's prompt (paper: Table 2). Useful and noisy differ in that keyword only.
+    """The simulator's prompt (paper: Table 2); useful and noisy differ in that keyword only.
 
     `template` is a key of SIMULATOR_TEMPLATES, else ConfigError.
     """
@@ -117,7 +117,7 @@ def format_answer(answer: str) -> str:
 
 @dataclass(frozen=True)
 class Action:
-    """What a policy turn asks for. `reason` says why an invalid turn is one; otherwise it is empty."""
+    """The action of a policy turn; `reason` says why an invalid one is invalid, else it is empty."""
 
     kind: Literal["search", "answer", "invalid"]
     text: str  # the query or the answer, stripped; empty when invalid
@@ -125,7 +125,7 @@ class Action:
 
 
 def parse_action(turn_text: str) -> Action:
-    """Read one policy turn: what the policy wrote since the last observation, and nothing else.
+    """Read one policy turn: the text that the policy wrote since the last observation, and nothing else.
 
     The action is the search or answer block that ends the turn. A turn without one, a block that was never
     opened, holds another tag, or is empty, is invalid. Whitespace and punctuation may follow the closing tag:
@@ -147,15 +147,15 @@ def parse_action(turn_text: str) -> Action:
 
 
 def format_documents(documents: Sequence[str]) -> str:
-    """'Doc 1: …\\nDoc 2: …\\n', one line a document: a simulator's output, the body of an observation."""
+    """Number documents, one a line ('Doc 1: ...'): a simulator's output, the body of an observation."""
     return "".join(f"Doc {i}: {_one_line(text)}\n" for i, text in enumerate(documents, 1))
 
 
 def parse_documents(text: str, k: int) -> list[str]:
-    """The documents of a simulator's output, at most `k`, without their headers.
+    """Split a simulator's output into at most `k` documents, without their headers.
 
-    Tolerant: what stands before the first header is dropped, empty documents too, and the text ends at
-    `Doc k+1`, at `Doc 0`, or where a number comes again (a simulator that loops). Fewer than `k` documents are no error.
+    Tolerant: text before the first header is dropped, empty documents too, and the output ends at `Doc k+1`,
+    at `Doc 0`, or where a number repeats (a simulator that loops). Fewer than `k` documents are no error.
     """
     headers = list(_DOCUMENT_HEADER.finditer(text))
     documents: list[str] = []
@@ -171,20 +171,22 @@ def parse_documents(text: str, k: int) -> list[str]:
 
 
 def format_observation(documents: Sequence[str]) -> str:
-    """What the policy is shown after a search. Markup inside a document is neutralised ('<answer>' →
-    '(answer)'), so no document can open or close a tag. No documents give an empty pair of tags.
+    """The observation that the policy is shown after a search.
+
+    Markup inside a document is neutralised ('<answer>' -> '(answer)'), so no document can open or close a
+    tag. No documents give an empty pair of tags.
     """
     body = format_documents([neutralise(document) for document in documents])
     return f"<information>{body}</information>\n"
 
 
 def format_invalid_notice() -> str:
-    """What the policy is shown after an invalid action."""
+    """The observation that the policy is shown after an invalid action."""
     return "<information>Invalid action. Search or answer.\n</information>\n"
 
 
 def neutralise(text: str) -> str:
-    """`text` with every tag and special token turned into harmless round brackets."""
+    """Turn every tag and special token of a text into harmless round brackets."""
     return _MARKUP.sub(r"(\1\2)", text)
 
 
@@ -193,8 +195,11 @@ def _one_line(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text of documents and models for people: characters that would command a terminal, turn a line around, or are half a
-    character are named instead (‹U+001B›); tab and newline stay."""
+    """Make text of documents and models safe to print.
+
+    Characters that would command a terminal, reverse a line or are lone surrogates are named instead
+    (‹U+001B›); tab and newline stay.
+    """
     return text.translate(_COMMANDS)
 
 

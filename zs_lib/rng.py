@@ -1,4 +1,4 @@
-"""Randomness that is a function of what is drawn for, and of nothing else."""
+"""Random numbers as functions of their keys: every draw depends on (seed, step, prompt, rollout, turn) alone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from functools import lru_cache
 import numpy as np
 
 Key = tuple[int | str, ...]
-"""What a draw is for: a rollout, a question, a request."""
+"""Identifies a draw: the rollout, question or request it is for."""
 
 
 def uniform(key: Key, counter: int, purpose: str) -> float:
-    """A number in [0, 1) that depends on its arguments only: counter-based, with no state to carry.
+    """Draw a number in [0, 1) that depends on the arguments only: counter-based, with no state to carry.
 
     `purpose` keeps draws of different kinds with the same key apart (a token, a noisy document).
     """
@@ -23,4 +23,5 @@ def uniform(key: Key, counter: int, purpose: str) -> float:
 
 @lru_cache(maxsize=4)
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    """Shuffle range(size) for one epoch of one seed; (size,) int."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)

@@ -1,7 +1,7 @@
-"""What is trained and measured, as frozen dataclasses: arms, and the parts that they share.
+"""Arms: what is trained and measured, as frozen dataclasses, and the parts that they share.
 
-An arm is one training or measuring configuration; its digest (`values.digest`) and a seed name its run. Profiles
-(`config`) state their values, `studies` their variants.
+An arm is one training or measuring configuration; its digest (`values.digest`) and a seed name its run.
+Profiles (`config/profiles/*.toml`) state the values, `studies` their variants.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from zs_lib.config.values import LABEL, added_later, among, within
 from zs_lib.errors import ConfigError
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
-"""Where the metrics of a run can go besides its own log (`tracking`)."""
+"""Where the metrics of a run can go besides its own log (`runs.tracking`)."""
 GENERATORS = ("transformers", "vllm")
-"""What writes with a model: our own loop on transformers' forward (`generate`), or vLLM, where it is installed (`vllm_backend`)."""
+"""What samples from a model: our own loop on transformers' forward (`models.decode`), or vLLM
+(`models.vllm`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,11 @@ class RolloutConfig:
     template: str
     """Name of the policy's prompt in `protocol.POLICY_TEMPLATES`."""
     max_turn_tokens: int
-    """Tokens the policy may write in one turn."""
+    """Tokens that the policy may write in one turn."""
     temperature: float
-    """Of the policy during training; evaluation decodes greedily."""
+    """Sampling temperature in training; evaluation decodes greedily."""
     max_context_tokens: int
-    """Prompt, turns and observations together; a turn for which there is no room is not begun."""
+    """Prompt, turns and observations together; a turn that might not fit is not begun."""
 
     def __post_init__(self):
         within(
@@ -49,16 +50,16 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumConfig:
-    """The probability of noisy documents over the training."""
+    """The probability of noisy documents over the training (equation 4)."""
 
     schedule: str = "exponential"
     """A name of `rl.curriculum.SCHEDULES`; "exponential" is the paper's."""
     p_start: float
-    """p_s: at the beginning."""
+    """p_s, the probability at the beginning."""
     p_end: float
-    """p_e: at the last step."""
+    """p_e, the probability at the last step."""
     base: float = 4.0
-    """b of p_i = p_s + (b^(i/m) - 1)/(b - 1) (p_e - p_s); the paper takes 4. 1 is a straight line."""
+    """b of equation 4; the paper takes 4. 1 is a straight line."""
     band_low: float = added_later(0.4)
     """Schedule "adaptive": below this mean reward there is too little to learn from."""
     band_high: float = added_later(0.6)
@@ -75,16 +76,17 @@ DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """How a model is held in memory while it is trained."""
+class WeightsConfig:
+    """How the weights of a model are held while it is trained."""
 
     dtype: str = added_later("float32")
-    """"float32", or "bfloat16": the weights that read and write are half as large; those that are trained keep a
+    """"float32", or "bfloat16": half the memory for the weights that are run; those that are trained keep a
     float32 copy, for steps of 1e-6 would be rounded away."""
     gradient_checkpointing: bool = added_later(False)
-    """Layers run again in the backward pass, instead of keeping what is inside them: a third slower, far smaller."""
+    """Recompute layers in the backward pass instead of storing their activations: a third slower, far
+    smaller."""
     lora_rank: int = added_later(0)
-    """Train low-rank additions to the linear layers, of this rank, and leave the weights as they are; 0: train all weights."""
+    """Rank of LoRA adapters of the linear layers, the weights themselves frozen; 0: train all weights."""
 
     def __post_init__(self):
         among(self, dtype=DTYPES)
@@ -92,15 +94,16 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormatSFT(Trained):
-    """A few supervised steps on well-formed trajectories, for a model that cannot follow the template (`format_sft`)."""
+class FormatSFT(WeightsConfig):
+    """A few supervised steps on well-formed trajectories, for a model that cannot follow the template
+    (`rl.format_sft`)."""
 
     steps: int
     """Fine-tuning steps."""
     batch_size: int
     """Trajectories a step."""
     learning_rate: float
-    """Of the fine-tuning."""
+    """Learning rate of the fine-tuning."""
     template: str
     """Name of the policy's prompt in `protocol.POLICY_TEMPLATES`."""
     num_documents: int
@@ -118,11 +121,11 @@ class FormatSFT(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class FormatSFTArm:
-    """The warm-up of one model, which all arms that begin with it share."""
+    """The format SFT of one model, shared by all arms that begin with it."""
 
     backbone: str
     benchmark: str
-    """Where the questions come from."""
+    """Source of the questions."""
     sft: FormatSFT
 
     @property
@@ -131,18 +134,18 @@ class FormatSFTArm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatorArm(Trained):
+class SimulatorArm(WeightsConfig):
     """One simulation LLM: its backbone, and how it is made to answer like a search engine."""
 
     backbone: str
     """The model that is fine-tuned, or only prompted."""
     recipe: str
     """"naive": pairs as the paper builds them; "grounded": bad queries keep the real engine's answerless
-    documents; "prompted": no fine-tuning; "published": none either, for others have fine-tuned it."""
+    documents; "prompted": no fine-tuning; "published": none either, others have fine-tuned it."""
     collector: str
     """The model whose trajectories with the real engine give the (query, documents) pairs."""
     judge: str
-    """The model that reads the documents and says useful or noisy."""
+    """The model that reads the documents and judges them useful or noisy."""
     num_questions: int
     """Training questions from which pairs are collected."""
     attempts: int
@@ -152,27 +155,27 @@ class SimulatorArm(Trained):
     batch_size: int
     """Pairs a fine-tuning step."""
     learning_rate: float
-    """Of the fine-tuning."""
+    """Learning rate of the fine-tuning."""
     num_documents: int
-    """Documents a query gets."""
+    """Documents a query."""
     temperature: float
-    """At which the simulator answers."""
+    """Sampling temperature of the simulator."""
     max_tokens: int
-    """An answer's length at most."""
+    """Longest output in tokens."""
     template: str
     """Name of the prompt in `protocol.SIMULATOR_TEMPLATES`."""
     benchmark: str = "embedded"
-    """Where the questions come from (set by the profile)."""
+    """Source of the questions (set by the profile)."""
     engine: str = added_later("bm25")
-    """The real engine that the collector asks: what the simulator learns to play."""
+    """The real engine that the collector asks, and the simulator learns to play."""
     collection: RolloutConfig | None = added_later(None)
-    """How the collector writes its trajectories; None: COLLECTION."""
+    """Rollout settings of the collector; None: COLLECTION."""
     format_sft: FormatSFT | None = added_later(None)
-    """What collector and judge, which are prompted as policies, go through before."""
+    """Format SFT of collector and judge, which are prompted as policies."""
     generator: str = added_later("transformers")
-    """One of GENERATORS: what writes the simulator's documents."""
+    """One of GENERATORS: samples the simulator's documents."""
     tracker: str = field(default="none", metadata=LABEL, compare=False)
-    """One of TRACKERS (set by the profile). It makes no other arm: it is in neither digest nor comparison."""
+    """One of TRACKERS (set by the profile); in neither digest nor comparison, so it makes no other arm."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -189,17 +192,17 @@ class SimulatorArm(Trained):
 
     @property
     def fine_tuned(self) -> bool:
-        """Whether that is our part, so that it has pairs and a loss."""
+        """Whether this project fine-tunes it, so that it has pairs and a loss."""
         return self.recipe in ("naive", "grounded")
 
     @property
     def pairs(self) -> PairsArm:
-        """What it is fine-tuned on."""
+        """The arm of its training pairs."""
         return PairsArm(**{f.name: getattr(self, f.name) for f in fields(PairsArm)})
 
     @property
     def label(self) -> str:
-        """ "<way>-<backbone>", by which a profile's policies name their simulator."""
+        """ "<recipe>-<backbone>", by which the policies of a profile name their simulator."""
         return f"{self.recipe}-{self.backbone.rsplit('/', 1)[-1]}"
 
     @property
@@ -224,7 +227,7 @@ class PairsArm:
 
     @property
     def rollout(self) -> RolloutConfig:
-        """How the collector writes: as the arm says, else as suits the tiny models."""
+        """Rollout settings of the collector: the arm's, else COLLECTION."""
         return replace(self.collection or COLLECTION, num_documents=self.num_documents)
 
     @property
@@ -240,17 +243,17 @@ COLLECTION = RolloutConfig(
     temperature=1.0,
     max_context_tokens=600,
 )
-"""The collector's rollouts where its arm does not say."""
+"""Rollout settings of a collector whose arm has none: those of the tiny models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The loss of a policy update (`objectives`)."""
+    """The objective of a policy update (`rl.objectives`)."""
 
     algorithm: str
     """A name of `rl.objectives.ALGORITHMS`; "reinforce" is the paper's default."""
     baseline: str
-    """What REINFORCE subtracts from a reward (`rl.objectives.BASELINES`); the others have their own."""
+    """Baseline of REINFORCE, a name of `rl.objectives.BASELINES`; the other algorithms have their own."""
     clip: float
     """The ratio of new to old probability is clipped to 1 ± clip; the paper takes 0.2."""
     kl_coef: float
@@ -260,14 +263,14 @@ class ObjectiveConfig:
     mask_documents: bool = True
     """Document tokens stay out of the loss (paper, Table 7); False is the ablation."""
     gamma: float = added_later(1.0)
-    """PPO's discount a token; the paper takes 1."""
+    """PPO: discount a token; the paper takes 1."""
     gae_lambda: float = added_later(1.0)
-    """PPO's lambda of generalised advantage estimation; the paper takes 1."""
+    """PPO: lambda of generalised advantage estimation; the paper takes 1."""
     value_coef: float = added_later(0.1)
-    """PPO: weight of the value loss. The paper's critic is a model of its own; ours is a head on the policy, and a
-    larger weight would train the shared layers for the critic's sake."""
+    """PPO: weight of the value loss. The paper's critic is a model of its own; ours is a head on the policy,
+    and a larger weight would train the shared layers for the critic's sake."""
     value_clip: float = added_later(0.2)
-    """PPO: a value may move so far from the one before the update; as `clip`."""
+    """PPO: largest change of a value from the one before the update; as `clip`."""
     critic_lr_multiplier: float = added_later(10.0)
     """PPO: the value head's learning rate over the policy's; the paper: 1e-5 over 1e-6."""
 
@@ -279,53 +282,52 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyArm(Trained):
+class PolicyArm(WeightsConfig):
     """One RL training: a policy, the engine that answers it, and how it learns."""
 
     name: str = field(metadata=LABEL)
-    """For people: it does not enter the digest, so arms that differ in name only share their runs."""
+    """Label for people: it does not enter the digest, so arms that differ in name only share their runs."""
     backbone: str
-    """The policy before training, which is the reference policy too."""
+    """The policy before training, which is also the reference policy."""
     engine: str
-    """Who answers queries in training: "simulated", "openai:[MODEL@]URL" (a simulator on a server), a real engine,
-    "mixed" (simulated, and a share of the queries by BM25), or "none" (the paper's R1)."""
+    """The engine of training, a name of `config.engines.ROWS`, or "none" (the paper's R1)."""
     simulator: SimulatorArm | None
-    """The simulator of engine "simulated"; all seeds of the policy share its run of seed 0, as in the
-    paper. On a server it says how to prompt and sample."""
+    """The simulator of a simulated engine; all seeds of the policy share its run of seed 0, as in the paper.
+    On a server it says how to prompt and sample."""
     curriculum: CurriculumConfig | None
-    """The share of noisy documents; None: always useful ones. Real engines take no notice."""
+    """The noise schedule; None: always useful documents. Real engines ignore it."""
     objective: ObjectiveConfig
     rollout: RolloutConfig
     steps: int
-    """Steps: one batch of trajectories each."""
+    """Steps, one batch of trajectories each."""
     prompts_per_step: int
     """Questions a step."""
     group_size: int
-    """Trajectories of each question: a group."""
+    """Trajectories of each question (a group)."""
     learning_rate: float
-    """Peak, after the warm-up."""
+    """Peak learning rate, after its warm-up."""
     weight_decay: float
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: float
-    """Longer gradients are cut to this length."""
+    """The gradient is clipped to this norm."""
     warmup_ratio: float
-    """The share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises."""
     subsets: tuple[str, ...]
-    """The subsets whose training questions are used."""
+    """Subsets of the training questions."""
     checkpoint_every: int
-    """Steps between checkpoints: what a killed run loses at most."""
+    """Steps between checkpoints: the most that a killed run loses."""
     benchmark: str = "embedded"
-    """Where the questions come from (set by the profile)."""
+    """Source of the questions (set by the profile)."""
     reward: str = added_later("f1")
     """A name of `rl.rewards.REWARDS`; the paper takes token F1."""
     real_share: float = added_later(0.0)
-    """The share of queries that the engine "mixed" hands to the real engine."""
+    """Share of queries that the engine "mixed" hands to the real engine."""
     format_sft: FormatSFT | None = added_later(None)
-    """What the backbone goes through before; the reference policy is the model after it."""
+    """Format SFT of the backbone before RL; the reference policy is the model after it."""
     generator: str = added_later("transformers")
-    """One of GENERATORS: what writes the rollouts."""
+    """One of GENERATORS: samples the rollouts."""
     tracker: str = field(default="none", metadata=LABEL, compare=False)
-    """As a simulator's."""
+    """As in `SimulatorArm`."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -358,7 +360,7 @@ class EvaluationConfig:
     """How policies are compared: greedily, on held-out questions, with the real engine for every method."""
 
     questions_per_subset: int
-    """So many test questions of each subset, the same ones for every policy; the paper takes 500."""
+    """Test questions of each subset, the same ones for every policy; the paper takes 500."""
     engine: str = "bm25"
     """The real engine (the paper's is Google, through SerpAPI)."""
     num_documents: int = 3
@@ -366,13 +368,13 @@ class EvaluationConfig:
     fidelity_questions: int = 200
     """Questions on which a simulator's fidelity is measured."""
     baselines: tuple[str, ...] = ("search",)
-    """Methods by which each backbone is evaluated untrained; "search" is what policies start from."""
+    """Methods by which each backbone is evaluated untrained; "search" is the policies' start."""
     engines: tuple[str, ...] = ()
-    """Other engines by which the core arms are evaluated: "simulated" is the first arm's simulator."""
+    """Further engines with which the core arms are evaluated; "simulated" is the first arm's simulator."""
     noise: tuple[float, ...] = ()
-    """Shares of searches that find nothing of use, by which the core arms are evaluated besides."""
+    """Shares of searches that find nothing useful, with which the core arms are evaluated besides."""
     generator: str = "transformers"
-    """One of GENERATORS: what writes the answers."""
+    """One of GENERATORS: samples the answers."""
 
     def __post_init__(self):
         among(self, generator=GENERATORS)
@@ -386,7 +388,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityArm:
-    """How faithful a simulator is (`simulator.fidelity`)."""
+    """The fidelity of a simulator (`simulator.fidelity`)."""
 
     simulator: SimulatorArm
     questions_from: str
@@ -407,27 +409,27 @@ class EvaluationArm:
     """A policy on the benchmark's test questions: an arm's run of the same seed, or a backbone."""
 
     policy: PolicyArm | None
-    """The trained arm; None: the backbone as it is, which is what policies start from."""
+    """The trained arm; None: the backbone as it is, the policies' start."""
     backbone: str
-    """Where the policy began."""
+    """The backbone of the policy."""
     engine: str
     """A real engine, or "none"."""
     questions_per_subset: int
     """As in `EvaluationConfig`."""
     rollout: RolloutConfig
-    """As in training, but for the temperature: evaluation is greedy."""
+    """As in training, but greedy."""
     method: str = added_later("search")
-    """How the model answers: a name of `methods.METHODS`."""
+    """A name of `evaluation.methods.METHODS`."""
     simulator: SimulatorArm | None = added_later(None)
-    """Of the engine "simulated"."""
+    """The simulator of the engine "simulated"."""
     noise: float = added_later(0.0)
-    """The share of searches that bring unrelated documents (`engines.noisy`)."""
+    """Share of searches that return unrelated documents (`engines.wrappers.NoisyEngine`)."""
     dtype: str = added_later("float32")
     """As the policy was trained."""
     benchmark: str = added_later("embedded")
-    """As in training: whose test questions are asked."""
+    """As in training; its test questions are asked."""
     format_sft: FormatSFT | None = added_later(None)
-    """Of a backbone: what it went through before."""
+    """Format SFT of a backbone that is evaluated untrained."""
     generator: str = added_later("transformers")
     """As in `EvaluationConfig`."""
 
@@ -450,7 +452,7 @@ class EvaluationArm:
 
     @classmethod
     def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:
-        """The evaluation of what an arm starts from, by some method with the real engine."""
+        """The evaluation of an arm's untrained backbone, by some method with the real engine."""
         return replace(
             cls.of_policy(arm, cfg), policy=None, engine=cfg.engine, method=method, format_sft=arm.format_sft
         )

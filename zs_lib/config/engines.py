@@ -1,4 +1,5 @@
-"""The search engines by name: one row an engine, which profiles, `zs serve`, the playground and help all read.
+"""The search engines by name: one row an engine, which profiles, `zs serve`, the playground and help all
+read.
 
 To add one: a row here, and a file in `zs_lib/engines/` whose `build(spec)` makes it.
 """
@@ -45,8 +46,8 @@ ROWS = (
     EngineRow("openai:URL", "http", simulates=True),
     EngineRow("mixed", "wrappers", simulates=True, from_store=True),
 )
-"""URL is the address of a server, like http://127.0.0.1:8000, or of several that answer alike, as URL,URL; for openai
-also MODEL@URL."""
+"""URL is the address of a server, like http://127.0.0.1:8000, or of several that answer alike, as URL,URL;
+for openai also MODEL@URL."""
 _BY_KIND = {(row.name.partition(":")[0], ":" in row.name): row for row in ROWS}
 
 

@@ -4,13 +4,13 @@ Nothing else in the library asks which profile runs. Layout of a file:
 
     extends      another profile, whose values hold where this one has none; rows are added to its rows
     name, seeds, benchmark, tracker, backbones, instructs      of the whole study
-    [format_sft]    if there is one: what every policy begins with that does not say `format_sft = false`
+    [format_sft]    if there is one: for every policy that does not say `format_sft = false`
     [simulator]  values that all simulators share     [[simulators]]  one row an arm: what differs
     [policy]     values that all policies share       [[policies]]    one row an arm: what differs
                  (with [policy.objective], [policy.rollout], [policy.curriculum])
     [evaluation]                                                  [resources]     of a run on a cluster
 
-A policy's `simulator` is the label of one of the simulators: "<way>-<backbone>".
+A policy's `simulator` is the label of one of the simulators: "<recipe>-<backbone>".
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from zs_lib.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one run takes of a cluster's machine (`executors`)."""
+    """The share of a cluster's machine that one run takes (`launch.executors`)."""
 
     cpus: int = 1
-    """As many threads, too; only runs with equally many are equal bit for bit."""
+    """Also the number of threads; only runs with equal numbers are equal bit for bit."""
     gpus: int = 0
 
     def __post_init__(self):
@@ -44,28 +44,29 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """The needs of a run, by its kind."""
+    """The shares of a cluster's machines by kind of run."""
 
     simulator: Share = Share()
     policy: Share = Share()
     evaluation: Share = Share()
-    """And of every other kind: fidelity, pairs, warm-ups."""
+    """Of every other kind, too: fidelity, pairs, format SFT."""
 
     def of(self, kind: str) -> Share:
+        """The share of a kind of run."""
         return getattr(self, kind, self.evaluation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A study at one size: what `notebooks/` run."""
+    """A study at one size, as the notebooks run it."""
 
     name: str = field(metadata=LABEL)
     seeds: int
     """Runs of each policy arm: seeds 0 to seeds - 1."""
     benchmark: str
-    """"embedded" (facts shipped in data/benchmark), "hub", or questions of your own (`qa.load_benchmark`)."""
+    """"embedded" (facts shipped in data/benchmark), "hub", or your own questions (`qa.load_benchmark`)."""
     tracker: str = "none"
-    """Where the runs' metrics also go: one of `arms.TRACKERS`."""
+    """Where the metrics of runs also go: one of `arms.TRACKERS`."""
     backbones: tuple[str, ...]
     """The base models of the study, smallest first."""
     instructs: tuple[str, ...]
@@ -177,7 +178,7 @@ def _profile(table: dict) -> Profile:
     simulators = tuple(from_dict(SimulatorArm, row, f"simulators[{i}]") for i, row in enumerate(rows))
     labels = {arm.label: arm for arm in simulators}
     if len(labels) < len(simulators):
-        raise ConfigError("two simulators have the same way and backbone: remove one of them.")
+        raise ConfigError("two simulators have the same recipe and backbone: remove one of them.")
     policies = []
     for row in _rows(
         table, "policy", {"simulator": None, "curriculum": None, "format_sft": format_sft} | of_study

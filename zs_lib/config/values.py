@@ -1,4 +1,4 @@
-"""Frozen dataclasses ↔ plain values (of TOML and JSON): checked on the way in, and known by a digest."""
+"""Frozen dataclasses to and from plain values (TOML, JSON), checked on the way in; their digest."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from typing import Any
 from zs_lib.errors import ConfigError
 
 BEYOND = 2**63
-"""No whole number of a configuration reaches so far: TOML's limit."""
+"""Integers of a configuration stay below this: TOML's limit."""
 LABEL = {"label": True}
-"""Field metadata: for people, so it does not enter the digest."""
+"""Field metadata: a label for people, which does not enter the digest."""
 
 
 def added_later(default: Any) -> Any:
-    """A dataclass field that was added after runs had been stored. At its default it is left out of the identity, so
-    those runs keep their digests; what the default means must never change."""
+    """A dataclass field that was added after runs had been stored.
+
+    At its default it is left out of the identity, so those runs keep their digests; the meaning of the
+    default must never change.
+    """
     return field(default=default, metadata={"later": True})
 
 
 def identity(value: Any, *, labels: bool = False) -> Any:
-    """A configuration as JSON values: its fields (see `later`), and its type's name as "type"; labels if asked
-    for."""
+    """A configuration as JSON values: its fields (see `added_later`), its type's name as "type", labels if
+    asked for."""
     if is_dataclass(value):
         hints = typing.get_type_hints(type(value))
         kept = {f.name: getattr(value, f.name) for f in fields(value) if _tells(f, value, labels)}
@@ -50,20 +53,19 @@ def _tells(f: Field, value: Any, labels: bool) -> bool:
 
 
 def digest(value: Any) -> str:
-    """12 hex digits that stand for a configuration (a dataclass, or its `identity`); field order does not
-    matter."""
+    """Hash a configuration (a dataclass, or its `identity`) to 12 hex digits; field order does not matter."""
     plain = identity(value) if is_dataclass(value) else value
     return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()[:12]
 
 
 def from_identity(cls: type, plain: dict) -> Any:
-    """The `cls` whose `identity` this is: the inverse; a label of `cls` itself may be missing."""
+    """Build a `cls` from its `identity`; a label of `cls` itself may be missing."""
     labels = {f.name: "" for f in fields(cls) if f.metadata.get("label") and f.default is MISSING}
     return from_dict(cls, labels | plain, cls.__name__)
 
 
 def from_dict(cls: type, values: dict, where: str) -> Any:
-    """A dataclass from plain values, each checked against the type of its field."""
+    """Build a dataclass from plain values, each checked against the type of its field."""
     values = {key: value for key, value in values.items() if key != "type"}
     reject_unknown(f"key of {where}", values, [f.name for f in fields(cls)])
     missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
@@ -90,6 +92,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def within(value: Any, **ranges: tuple[float, float]) -> None:
+    """ConfigError if a field of `value` is outside its (low, high) range, both included, or infinite."""
     for name, (low, high) in ranges.items():
         number = getattr(value, name)
         if not low <= number <= high or number >= (
@@ -101,6 +104,7 @@ def within(value: Any, **ranges: tuple[float, float]) -> None:
 
 
 def among(value: Any, **choices: tuple[str, ...]) -> None:
+    """ConfigError, which lists the choices, if a field of `value` is none of them."""
     for name, known in choices.items():
         given = getattr(value, name)
         if given not in known:
@@ -109,6 +113,7 @@ def among(value: Any, **choices: tuple[str, ...]) -> None:
 
 
 def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
+    """Look up a name in a table; ConfigError, which lists the known names, if it is not there."""
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"Unknown {kind} {name!r}. Known: {', '.join(known) or 'none'}.")
     return known[name]

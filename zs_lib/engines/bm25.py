@@ -33,7 +33,7 @@ class BM25Engine(SearchEngine):
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What the index holds in memory, besides the texts: of each word the passages that have it, and its score there."""
+        """The index in memory, besides the texts: for each word its passages, and its score in each."""
         return {name: part for name, part in self._index.scores.items() if isinstance(part, np.ndarray)}
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
@@ -41,7 +41,7 @@ class BM25Engine(SearchEngine):
         return [SearchResult.of([passage.text for passage, _ in ranking]) for ranking in ranked]
 
     def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
-        """The best passages of each query; queries that come several times are looked up once."""
+        """The best passages of each query; repeated queries are looked up once."""
         distinct = list(dict.fromkeys(queries))
         words = _words(distinct) if distinct else []
         found = {query: self._best(ws, num_documents) for query, ws in zip(distinct, words, strict=True)}

@@ -12,11 +12,13 @@ from zs_lib.errors import EngineError
 def build_engine(name: str, **parts) -> SearchEngine:
     """Build an engine of `config.engines.ROWS` by name; `parts` are fields of `EngineSpec`.
 
-    - "bm25": the embedded benchmark's passages, those of one `split` (training must not search test facts) or all.
+    - "bm25": the embedded benchmark's passages, those of one `split` (training must not search test facts) or
+      all.
     - "bm25+factbook": these, and the World Factbook's prose about the same countries.
     - "dense": the benchmark's passages by latent semantic vectors; "dense:MODEL": by those of a
       sentence-embedding model, like sentence-transformers/all-MiniLM-L6-v2.
-    - "simulated": the simulator in the folder `model` (or so named), prompted and sampled as `simulator` says.
+    - "simulated": the simulator in the folder `model` (or so named), prompted and sampled as `simulator`
+      says.
     - "mixed": that one, and BM25 for `real_share` of the queries.
     - "openai:[MODEL@]URL[,URL…]": a simulator on OpenAI-compatible servers, prompted and sampled likewise.
     - "python:MODULE.FUNCTION": your function from (queries, number) to a list of documents for each query.

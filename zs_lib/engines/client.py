@@ -1,7 +1,8 @@
-"""Asking a service over HTTP: many calls at once, each bounded in time, tries and size, and no key in any message.
+"""An HTTP client for services: many calls at once, each bounded in time, attempts and size, no key in any
+message.
 
-A service may stand at several addresses. A call goes to the replica with the fewest under way, its next attempt to another;
-a replica that does not answer is set aside for a while.
+A service may have several addresses. A call goes to the replica with the fewest calls in flight, its next
+attempt to another; a replica that does not answer is set aside for a while.
 """
 
 from __future__ import annotations
@@ -29,31 +30,31 @@ from anyio.from_thread import start_blocking_portal
 from zs_lib.errors import EngineError
 
 PASSING = {408, 425, 429, 500, 502, 503, 504}
-"""Answers that may be better the next time. All others would be the same again."""
+"""Status codes that may be better next time; all others would be the same again."""
 QUOTED = 200
 """Characters of a service's own words in an error."""
 REST_S, LONGEST_REST_S = 60.0, 3600.0
-"""Seconds for which a replica is set aside: twice as many each time, until it answers."""
+"""Seconds that a replica is set aside: doubled each time, until it answers."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a service may take of our time and memory."""
+    """Bounds on the time and memory that a service may take."""
 
     concurrency: int = 8
-    """Calls under way at once, a replica."""
+    """Calls in flight at once, a replica."""
     attempts: int = 4
-    """Of one call at one replica, the first included."""
+    """Attempts of one call at one replica, the first included."""
     attempt_s: float = 20.0
     """Seconds for one attempt, from connecting to the answer's last byte."""
     search_s: float = 600.0
     """Seconds for all calls of one search together."""
     first_wait_s: float = 0.5
-    """Before the second attempt; it doubles with each further one."""
+    """Seconds before the second attempt; doubled for each further one."""
     longest_wait_s: float = 30.0
-    """Between two attempts. A service that asks for more time (`Retry-After`) is not asked again."""
+    """Most seconds between two attempts. A service that asks for more (`Retry-After`) is not asked again."""
     max_bytes: int = 1 << 20
-    """Of one answer."""
+    """Bytes of one answer."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Call:
     body: dict | None = None
 
     def for_httpx(self) -> dict[str, Any]:
-        """Arguments of httpx besides the address. Half surrogate pairs, which a model or a terminal may write and no
-        server takes, become question marks."""
+        """Arguments of httpx besides the address; lone surrogates, which no server takes, become question
+        marks."""
         if self.body is None:
             return {
                 "method": "GET",
@@ -79,11 +80,11 @@ class Call:
 
 
 class Failed(Exception):
-    """Why a call brought nothing, with a cure, in one sentence for people."""
+    """Why a call failed, with a cure, in one sentence for people."""
 
 
 class _Again(Exception):
-    """An attempt that failed in a way that may pass; `silent`: nobody answered at all."""
+    """An attempt that failed in a way that may pass; `silent`: there was no answer at all."""
 
     def __init__(self, cause: str, wait_s: float = 0.0, silent: bool = False):
         super().__init__(cause)
@@ -91,23 +92,24 @@ class _Again(Exception):
 
 
 class _Replica:
-    """One address of a service, and how it has done of late in all searches."""
+    """One address of a service, and how it has done lately in all searches."""
 
     def __init__(self, address: str):
         self.address, self.lock = address.strip().rstrip("/"), threading.Lock()
-        self.under_way = self.asked = self.failures = 0
+        self.in_flight = self.asked = self.failures = 0
         self.rest_s = self.until = 0.0
 
     @property
     def rests(self) -> bool:
-        """Set aside: not to be asked for `rest_s`, and then by one call at a time, until it answers."""
-        return self.rest_s > 0 and (self.under_way > 0 or time.monotonic() < self.until)
+        """Whether it is set aside: not asked for `rest_s`, and then by one call at a time, until it answers."""
+        return self.rest_s > 0 and (self.in_flight > 0 or time.monotonic() < self.until)
 
     @contextmanager
     def asking(self, attempts: int) -> Iterator[None]:
-        """Around an attempt: counts it. After one without an answer, or `attempts` bad ones in a row, the replica rests."""
+        """Count an attempt; after one without an answer, or `attempts` bad ones in a row, set the replica
+        aside."""
         with self.lock:
-            self.under_way, self.asked = self.under_way + 1, self.asked + 1
+            self.in_flight, self.asked = self.in_flight + 1, self.asked + 1
         try:
             yield
             self.failures, self.rest_s, self.until = 0, 0.0, 0.0
@@ -121,25 +123,25 @@ class _Replica:
             raise
         finally:
             with self.lock:
-                self.under_way -= 1
+                self.in_flight -= 1
 
 
 @dataclass(frozen=True)
 class Service:
-    """Somebody who answers over HTTP. `fetch` may be called from several threads, and where an event loop runs."""
+    """A service over HTTP; `fetch` may be called from several threads, and where an event loop runs."""
 
     name: str
-    """For people."""
+    """Its name for people."""
     address: str
-    """http(s)://host[:port][/path], without user, password or query; several, for replicas, with commas between them."""
+    """http(s)://host[:port][/path], without user, password or query; several replicas with commas between."""
     limits: Limits = Limits()
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     key: str = field(default="", repr=False)
-    """Empty where none is needed."""
+    """The secret; empty where none is needed."""
     key_names: str = ""
-    """The environment variables that hold the key: what errors name."""
+    """Environment variables of the key, which errors name."""
     key_parameter: str = ""
-    """The parameter of the address that takes the key, where it does not stand in the headers."""
+    """The URL parameter of the key, where it is not in the headers."""
 
     def __post_init__(self):
         if not all(
@@ -155,9 +157,10 @@ class Service:
         return tuple(map(_Replica, self.address.split(",")))
 
     def fetch(self, calls: Sequence[Call]) -> list[Any]:
-        """The answers (JSON values) in the order of the calls, or a `Failed` in the place of one.
+        """Answers (JSON values) in the order of the calls, with a `Failed` in the place of one that failed.
 
-        Raises EngineError at once if the service refuses the key: no other call could fare better.
+        Raises:
+            EngineError: the service refuses the key: no other call could fare better.
         """
         if not calls:
             return []
@@ -204,11 +207,12 @@ class Service:
             return failure
 
     async def _try(self, clients: _Clients, call: Call) -> Any:
-        """The answer of whichever replica has one; Failed, which names each, after all attempts at all of them."""
+        """The answer of whichever replica has one; Failed, which names each, after all attempts at all of
+        them."""
         tries, due, failures = Counter(), {}, {}
         now = asyncio.get_running_loop().time
         while left := [replica for replica in self.replicas if tries[replica] < self.limits.attempts]:
-            replica = min(left, key=lambda one: (one.rests, tries[one], one.under_way, one.asked))
+            replica = min(left, key=lambda one: (one.rests, tries[one], one.in_flight, one.asked))
             try:
                 with replica.asking(self.limits.attempts):
                     await asyncio.sleep(due.get(replica, 0.0) - now())
@@ -227,12 +231,13 @@ class Service:
         raise Failed(" ".join(map(str, failures.values())))
 
     def _pause(self, call: Call, attempt: int) -> float:
-        """Seconds: doubled each time, and spread by a draw that depends on the call and the attempt alone."""
+        """Seconds to wait: doubled each time, and spread by a draw that depends on call and attempt alone."""
         spread = 0.5 + Random(f"{call} {attempt}").random()
         return min(self.limits.longest_wait_s, self.limits.first_wait_s * 2 ** (attempt - 1) * spread)
 
     async def _attempt(self, client: httpx.AsyncClient, address: str, call: Call) -> Any:
-        """One attempt: the answer's JSON, else Failed, _Again or EngineError. No message of httpx is passed on."""
+        """One attempt: the answer's JSON, else Failed, _Again or EngineError. No message of httpx is passed
+        on."""
         try:
             async with (
                 asyncio.timeout(self.limits.attempt_s),
@@ -274,14 +279,15 @@ class Service:
         return bytes(body)
 
     def quote(self, words: str) -> str:
-        """A service's own words, short, on one line, and without the key, should they repeat it."""
+        """A service's own words, short, on one line, without the key in case they repeat it."""
         for form in {self.key, quote(self.key, safe="")} - {""}:
             words = words.replace(form, "[key]")
         return " ".join(words.split())[:QUOTED]
 
 
 class _KeyedTransport(httpx.AsyncHTTPTransport):
-    """Puts the key into a request on its way out: httpx's log and exceptions, which tell addresses, never see it."""
+    """Adds the key to a request on its way out: httpx's log and exceptions, which show addresses, never see
+    it."""
 
     def __init__(self, service: Service, address: str):
         url = httpx.URL(address)  # httpx looks for proxies only where it has its own transport
@@ -315,7 +321,7 @@ def _sound(address: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, seen from itself alone."""
+    """Whether a host is this machine, reachable from itself alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -323,7 +329,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _retry_after(header: str) -> float:
-    """Seconds of a Retry-After header, which is a number or a date; 0 for anything else."""
+    """Seconds of a Retry-After header, a number or a date; 0 for anything else."""
     try:
         return max(0.0, float(header))
     except ValueError:

@@ -11,11 +11,12 @@ from zs_lib.errors import EngineError
 
 
 class CustomEngine(SearchEngine):
-    """Calls `function(queries, num_documents)`, which gives a list of texts for each query, best first. `name` is
-    "module.function"; the module may lie in the working directory.
+    """Calls `function(queries, num_documents)`, which gives a list of texts for each query, best first.
+
+    `name` is "module.function"; the module may lie in the working directory.
 
     Raises:
-        EngineError: there is no such function; in a search, it raised something, or gave something else.
+        EngineError: there is no such function; in a search, it raised something, or returned something else.
     """
 
     def __init__(self, name: str):
@@ -45,6 +46,7 @@ class CustomEngine(SearchEngine):
 
 
 def build(spec: EngineSpec) -> CustomEngine:
+    """The engine of the function that the spec names."""
     return CustomEngine(spec.address)
 
 

@@ -1,4 +1,4 @@
-"""Dense search over passages, by vectors and cosines: of a sentence-embedding model, or with nothing to download."""
+"""Dense search over passages by cosines of vectors: of a sentence-embedding model, or LSA's."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
 
 DIMENSIONS = 256
-"""Of latent semantic vectors: enough to tell a few thousand short passages apart."""
+"""Of the LSA vectors: enough to separate a few thousand short passages."""
 Encode = Callable[[Sequence[str]], np.ndarray]
-"""n queries → (n, d) float32, rows of length 1."""
+"""n queries -> (n, d) float32, rows of length 1."""
 
 
 class DenseEngine(SearchEngine):
-    """Cosine between the vectors of query and passage, with an exact index: one matrix product. Deterministic; it always
-    has an answer.
+    """Cosine between query and passage vectors, with an exact index: one matrix product. Deterministic.
 
-    `model` is a sentence-embedding model ("sentence-transformers/all-MiniLM-L6-v2"). Without one the vectors are LSA's (a
-    truncated SVD of TF-IDF over parts of words), which match what occurs together and mean nothing.
+    It always has an answer. `model` is a sentence-embedding model ("sentence-transformers/all-MiniLM-L6-v2").
+    Without one the vectors are LSA's (a truncated SVD of TF-IDF over parts of words), which match
+    co-occurrence, not meaning.
     """
 
     def __init__(self, passages: Sequence[Passage], model: str = ""):

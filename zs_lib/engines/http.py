@@ -1,6 +1,6 @@
-"""Search engines that are asked over HTTP: retrievers, search APIs, and simulators on OpenAI-compatible servers.
+"""Search engines over HTTP: retrievers, search APIs, and simulators on OpenAI-compatible servers.
 
-Keys come from the environment. A search that fails is a result with status "failed" and an error that names the
+Keys come from the environment. A failed search is a result with status "failed" and an error that names the
 service, the cause and the cure; a missing or refused key is an EngineError.
 """
 
@@ -25,16 +25,16 @@ SERPAPI_KEYS = ("SERPAPI_API_KEY", "SER_API_KEY")
 """The second name is the original's."""
 SERPER_KEYS = ("SERPER_API_KEY",)
 TOKENS = ("ZS_SERVE_TOKEN",)
-"""Sent to the servers whose address the user gives; `zs serve` asks for it."""
+"""Sent to servers whose address the user gives; `zs serve` asks for it."""
 
 
 class HttpEngine(SearchEngine, ABC):
-    """A search engine that a `Service` answers for: what to ask, and how to read the answer."""
+    """A search engine behind a `Service`: how to ask it, and how to read its answer."""
 
     usd_per_query = 0.0
-    """Dollars."""
+    """Price of a query in dollars."""
     together = 1
-    """Requests that one call asks for."""
+    """Requests of one call."""
 
     def __init__(self, name: str, service: Service):
         self.name, self.service = name, service
@@ -69,11 +69,11 @@ class HttpEngine(SearchEngine, ABC):
 
     @abstractmethod
     def _call(self, group: Sequence[SearchRequest], num_documents: int) -> Call:
-        """What to ask for the requests of a group."""
+        """The call for a group of requests."""
 
     @abstractmethod
     def _documents(self, answer: Any, num_documents: int) -> list[list[str]]:
-        """The documents for each request of a group; Failed, or whatever a wrong form makes of it."""
+        """The documents of each request of a group; any exception on an answer of the wrong form."""
 
 
 class SearchR1Engine(HttpEngine):
@@ -145,10 +145,10 @@ class SerpApiEngine(HttpEngine):
 
 
 class SerperEngine(HttpEngine):
-    """Google through Serper: titles and snippets of the organic results, so that it is comparable with SerpAPI."""
+    """Google through Serper: titles and snippets of the organic results, comparable with SerpAPI."""
 
     usd_per_query = 0.001
-    """The dearest plan (November 2026)."""
+    """The most expensive plan (November 2026)."""
 
     def __init__(self, address: str = "https://google.serper.dev", limits: Limits = Limits()):
         key = _key("Serper", SERPER_KEYS)
@@ -164,10 +164,10 @@ class SerperEngine(HttpEngine):
 
 
 class WikipediaEngine(HttpEngine):
-    """Wikipedia's public API: the pages that its search finds, each by the beginning of its introduction."""
+    """Wikipedia's public API: the pages that its search finds, each as the beginning of its introduction."""
 
     PAGES, QUERY, EXTRACT = 20, 300, 700
-    """At most so many pages, characters of a query, and characters of an extract (a passage's usual length)."""
+    """Most pages, characters of a query, and characters of an extract (a passage's usual length)."""
 
     def __init__(self, address: str = "https://en.wikipedia.org", limits: Limits = Limits(concurrency=2)):
         agent = f"zerosearch-workbench/{__version__} (https://arxiv.org/abs/2505.04588)"
@@ -204,9 +204,9 @@ class WikipediaEngine(HttpEngine):
 class OpenAIEngine(HttpEngine):
     """A simulator on any OpenAI-compatible server (vLLM, SGLang, Ollama, `zs serve simulator`).
 
-    Prompted, sampled and read like `simulated.SimulatedEngine`, but the randomness is the server's: it gets a `seed` that
-    is a function of the request's key (servers that know none ignore it). `searches`, `format_errors` and `tokens`
-    are as there.
+    Prompted, sampled and read like `SimulatedEngine`, but with the server's randomness: it gets a `seed` that
+    is a function of the request's key (servers that know none ignore it). `searches`, `format_errors` and
+    `tokens` as there.
     """
 
     def __init__(
@@ -218,8 +218,13 @@ class OpenAIEngine(HttpEngine):
         model: str = "",
         limits: Limits = Limits(concurrency=32, attempt_s=120.0),
     ):
-        """`model` is a name that the server knows; without, it is the only one that the server has. Of several servers
-        (addresses with commas between them) each must know it. Raises EngineError if none can be asked for it, or has several."""
+        """`model` is a name that the server knows; empty: the only model that it has.
+
+        Several servers (addresses with commas between) must all know it.
+
+        Raises:
+            EngineError: none can be asked for its models, or it has several and none is named.
+        """
         address = ",".join(one.strip().rstrip("/").removesuffix("/v1") for one in address.split(","))
         super().__init__(f"openai:{address}", _own_server("the simulator's server", address, limits))
         self.template, self.temperature, self.max_tokens = template, temperature, max_tokens
@@ -271,12 +276,12 @@ class OpenAIEngine(HttpEngine):
 
 
 def seed_of(key: tuple[int | str, ...]) -> int:
-    """31 bits that depend on the key alone: what every server takes as a seed."""
+    """31 bits that depend on the key alone: a seed that every server takes."""
     return Random(",".join(map(str, key))).getrandbits(31)
 
 
 def _own_server(name: str, address: str, limits: Limits) -> Service:
-    """A server, or several alike, whose address the user gave; it gets the token, if the environment has one."""
+    """A server, or several replicas, at the user's address; it gets the token, if the environment has one."""
     token = environment(TOKENS)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return Service(name, address, limits, headers, token, TOKENS[0])
@@ -290,7 +295,7 @@ def _key(service: str, names: tuple[str, ...]) -> str:
 
 
 def environment(names: tuple[str, ...]) -> str:
-    """The first of these variables that is set; EngineError if it cannot stand in a header."""
+    """The first of these environment variables that is set; EngineError if it cannot stand in a header."""
     key = next(filter(None, (os.environ.get(name, "").strip() for name in names)), "")
     if not (key.isascii() and key.isprintable()):
         raise EngineError(
@@ -300,7 +305,7 @@ def environment(names: tuple[str, ...]) -> str:
 
 
 def _titled(title: str | None, text: str | None) -> str:
-    """Title and text as a wiki-18 passage has them, the title on a line of its own."""
+    """Title and text in the form of a wiki-18 passage, the title on a line of its own."""
     return "\n".join(filter(None, (title, text)))
 
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class SimulatedEngine(SearchEngine):
-    """Prompts a simulator for useful or noisy documents, as each request asks.
+    """Prompts a simulator for useful or noisy documents, as each request says.
 
     `searches` and `format_errors` count requests, and those that brought fewer documents than were asked for;
-    `tokens` are those that the simulator wrote. A greedy one writes once what several requests ask for.
+    `tokens` are those that the simulator sampled. With temperature 0 equal requests are answered once.
     """
 
     name = "simulated"
@@ -69,11 +69,11 @@ def build(spec: EngineSpec) -> SimulatedEngine:
 
 
 def simulator_prompt(request: SearchRequest, num_documents: int, template: str) -> str:
-    """What a simulator is told for a request."""
+    """The simulator's prompt for a request."""
     useful, answer = not request.noisy, request.golden_answers[0]
     return protocol.simulator_prompt(request.query, request.question, answer, useful, num_documents, template)
 
 
 def stop_string(num_documents: int) -> str:
-    """Where a simulator is stopped, as in the original: one document too many has begun."""
+    """Where a simulator is stopped, as in the original: the header of one document too many."""
     return f"Doc {num_documents + 1}"

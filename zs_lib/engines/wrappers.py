@@ -23,11 +23,12 @@ from zs_lib.rng import uniform
 
 
 class CachedEngine(SearchEngine):
-    """Keeps what a real engine answered, one JSON file a query, and asks `engine` for the rest only.
+    """Keeps the answers of a real engine on disk, one JSON file a query, and asks `engine` for the rest only.
 
-    Known by the engine's name, the query and the number of documents. Failed answers are never kept. Several
-    processes may share a `folder`; a damaged file counts as none, and is written anew. `hits` counts requests answered
-    without asking (a query that comes twice in one search is asked once), `misses` those that were asked.
+    The key is the engine's name, the query and the number of documents. Failed answers are not kept. Several
+    processes may share a `folder`; a damaged file counts as none, and is rewritten. `hits` counts requests
+    answered without asking (a query that comes twice in one search is asked once), `misses` those that were
+    asked.
     """
 
     def __init__(self, engine: SearchEngine, folder: Path):
@@ -94,11 +95,11 @@ class CachedEngine(SearchEngine):
 
 
 class BudgetedEngine(SearchEngine):
-    """Passes searches on to `engine` as long as they fit into a budget of queries and of dollars, whichever is spent first.
+    """Passes searches on to `engine` while they fit into a budget of queries and of dollars.
 
-    The price is the engine's `usd_per_query`. A search that does not fit as a whole raises BudgetError, and nothing of it
-    is asked. `queries` and `usd` are what was spent: they count before a query is sent, failed queries too (a provider
-    may bill them), across threads. Every process has a budget of its own.
+    The price is the engine's `usd_per_query`. A search that does not fit as a whole raises BudgetError, and
+    nothing of it is asked. `queries` and `usd` are spent: they count before a query is sent, failed queries
+    too (a provider may bill them), across threads. Every process has a budget of its own.
     """
 
     def __init__(self, engine: SearchEngine, max_queries: float = math.inf, max_usd: float = math.inf):
@@ -130,10 +131,10 @@ class BudgetedEngine(SearchEngine):
 
 
 class MixedEngine(SearchEngine):
-    """Hands each request to `real` with probability `real_share`, else to `simulated`; which, depends on its key alone.
+    """Hands each request to `real` with probability `real_share`, else to `simulated`, by its key alone.
 
-    `real_searches` counts the requests that the real engine answered (they are what costs money), `tokens` are those
-    that the simulator wrote.
+    `real_searches` counts the requests that went to the real engine (they cost money), `tokens` those that
+    the simulator sampled.
     """
 
     name = "mixed"
@@ -163,8 +164,11 @@ def build(spec: EngineSpec) -> MixedEngine:
 
 
 class NoisyEngine(SearchEngine):
-    """Answers each request with probability `noise` by passages that are drawn blindly and do not state the answer, else
-    by `engine`; both depend on the request's key alone. For robustness at test time, where no simulator is."""
+    """Answers each request with probability `noise` by random passages that do not state the answer.
+
+    Other requests go to `engine`; both depend on the request's key alone. For robustness at test time, where
+    no simulator is.
+    """
 
     name = "noisy"
 

@@ -30,8 +30,12 @@ if TYPE_CHECKING:
 def retrieval_recall(
     questions: Sequence[Question], engine: SearchEngine, ks: tuple[int, ...] = (3, 5)
 ) -> pd.DataFrame:
-    """Share of good queries ("relation of entity", one for each hop) for which one of the first k documents states
-    the hop's answer; one row a subset and hop, columns recall@k and the number of questions."""
+    """Recall of good queries ("relation of entity", one a hop): the ceiling that an engine puts on every
+    policy.
+
+    One row a subset and hop; recall@k is the share of queries whose first k documents state the hop's answer,
+    questions their number.
+    """
     asked = [
         (question.subset, place, hop) for question in questions for place, hop in enumerate(question.hops, 1)
     ]
@@ -46,14 +50,14 @@ def retrieval_recall(
 
 
 SCORES_FILE = "rows.csv"
-"""The file in an evaluation's run folder that holds one line per question."""
+"""The file in an evaluation's run folder with one line per question."""
 BATCH = 64
 """Questions that are answered together, and lost together by a kill."""
 SCORES = ("em", "cover_em", "f1", "searches", "turns", "query_quality", "answer_in_documents")
 
 
 def read_scores(run: Run) -> pd.DataFrame:
-    """The table that `evaluate` made, from a finished evaluation's folder; DataError if it is not there."""
+    """Read the table of `evaluate` from a finished evaluation's folder; DataError if it is not there."""
     empty = {"prediction": [""], "query_quality": [""]}  # nothing else is: Nan is a city, NA a country code
     try:
         return pd.read_csv(
@@ -76,16 +80,19 @@ def evaluate(
     seed: int,
     method: str = "search",
 ) -> pd.DataFrame:
-    """Scores of greedy rollouts by a method of `methods.METHODS`, one row per question.
+    """Score greedy rollouts by a method of `methods.METHODS`, one row per question.
 
     Columns: id, subset, hops (number, 0 if not known), prediction (empty without an answer), em, cover_em, f1
-    (in [0, 1]), searches, documents (that it was shown), turns, query_quality (share of this question's searches;
-    empty if there is none to judge), answer_in_documents, stop_reason, policy_tokens and seconds (tokens written
-    and wall time a question, means of these questions).
+    (in [0, 1]), searches, documents (shown), turns, query_quality (share of this question's searches; empty
+    if it has none to judge), answer_in_documents, stop_reason, policy_tokens and seconds (tokens sampled and
+    wall time a question, means of these questions).
 
     Greedy, because the original samples at validation, so that its scores move from one validation to the
-    next. `seed` reaches a simulated engine only. Raises EngineError if a search failed: its question cannot
-    be scored, and leaving it out would compare policies on different questions.
+    next. `seed` reaches a simulated engine only.
+
+    Raises:
+        EngineError: a search failed: its question cannot be scored, and leaving it out would compare policies
+            on different questions.
     """
     started, written = time.perf_counter(), generator.tokens
     keys = [(seed, question.id) for question in questions]
@@ -109,7 +116,8 @@ def evaluate_subsets(
     arm: EvaluationArm,
     run: Run,
 ) -> pd.DataFrame:
-    """`evaluate` subset by subset, telling the run's progress; subsets in the order of their first question."""
+    """`evaluate` subset by subset, reporting the run's progress; subsets in the order of their first
+    question."""
     subsets = list(dict.fromkeys(question.subset for question in questions))
     tables = []
     for number, subset in enumerate(subsets):
@@ -128,11 +136,13 @@ def evaluate_to_file(
     method: str,
     who: str,
 ) -> pd.DataFrame:
-    """`evaluate`, with each row as a JSON line in `path` as soon as its batch is scored; what the file already has of these
-    questions is not asked again. `who` says what answers, and with what.
+    """`evaluate`, appending each row to `path` as a JSON line as soon as its batch is scored.
+
+    Questions that the file has already are not asked again. `who` names model, method and engine.
 
     Raises:
-        DataError: the file holds answers of somebody else. RunError: it is damaged.
+        DataError: the file holds another model's answers.
+        RunError: it is damaged.
     """
     log = Log(path, "name another file, or delete it", id=str, who=str)
     log.cut()
@@ -151,7 +161,7 @@ def evaluate_to_file(
 
 
 def pick_questions(questions: Sequence[Question], per_subset: int) -> list[Question]:
-    """At most `per_subset` questions of each subset, chosen by a draw that depends on the id alone."""
+    """At most `per_subset` questions of each subset, drawn by their ids alone."""
     drawn = sorted(questions, key=lambda question: uniform((question.id,), 0, "evaluation"))
     subsets = dict.fromkeys(question.subset for question in questions)
     return [q for subset in subsets for q in [q for q in drawn if q.subset == subset][:per_subset]]

@@ -1,8 +1,9 @@
-"""The methods of Table 3: ways to answer questions with a language model, trained or not, and a search engine.
+"""The methods of Table 3: ways to answer questions with a language model, trained or not, and a search
+engine.
 
-A method is one function with the interface of `search`. R1, Search-R1 and ZeroSearch are `search` (R1 without an
-engine) by policies trained with no engine, a real one, a simulated one. All prompts and tags are `protocol`'s, so a
-method differs from another in what is searched and when, and in nothing else.
+A method is one function with the interface of `search`, and one row of METHODS. R1, Search-R1 and ZeroSearch
+are `search` by policies trained with no engine, a real one, a simulated one (R1 without an engine). All
+prompts and tags are `protocol`'s, so methods differ only in what is searched and when.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ METHODS: dict[str, Method] = {
 
 
 def _think_and_answer(questions, generator, cfg, keys, contexts) -> list[Trajectory]:
-    """A thought is taken out of the model, then an answer: it may not search instead."""
+    """Force a thought, then an answer: the model may not search instead."""
     prompts = [
         protocol.policy_prompt(question.question, cfg.template) + context
         for question, context in zip(questions, contexts, strict=True)
@@ -94,7 +95,7 @@ def _think_and_answer(questions, generator, cfg, keys, contexts) -> list[Traject
 def _think(
     prompts: Sequence[str], generator: Generator, cfg: RolloutConfig, keys: Sequence[Key]
 ) -> list[str]:
-    """ "<think> … </think>" after each prompt; a thought that does not end is ended."""
+    """Sample "<think> ... </think>" after each prompt; a thought that does not end is closed."""
     ids = [generator.encode_prompt(prompt + protocol.tag("think")) for prompt in prompts]
     completions = generator.generate(
         ids,
@@ -114,7 +115,7 @@ def _search_text(request: SearchRequest, result: SearchResult) -> str:
 
 
 def _after_search(trajectory: Trajectory, request: SearchRequest, result: SearchResult) -> Trajectory:
-    """With the search that was made for the model as its first turn; failed if that search did."""
+    """Add the search that was made for the model as its first turn; failed if that search failed."""
     turn = Turn(
         protocol.format_search(request.query),
         Action("search", request.query),
@@ -132,7 +133,7 @@ def _after_search(trajectory: Trajectory, request: SearchRequest, result: Search
 
 
 class _Reader(SearchEngine):
-    """An engine whose documents the model reads before it is shown them: one document, its thought about them."""
+    """An engine whose documents the model reads first: it is shown one document, its thought about them."""
 
     name = "reader"
 

@@ -40,9 +40,9 @@ class Row:
 class Batch:
     """The unfinished rows, their keys and values, and the mask of columns that each row may attend to.
 
-    Columns: left padding | the prompt after the shared prefix | new tokens. New tokens of all rows stand in the
-    same column, so appending is one slice assignment a layer. The prefix that all prompts share is not among the
-    columns: it is in `kv_cache.prefix`.
+    Columns: left padding | the prompt after the shared prefix | new tokens. New tokens of all rows stand in
+    the same column, so appending is one slice assignment a layer. The prefix that all prompts share is not
+    among the columns: it is in `kv_cache.prefix`.
     """
 
     def __init__(self, model, rows: list[Row], max_tokens: int, kv_cache: KVCache, keep_finished: bool):
@@ -63,7 +63,8 @@ class Batch:
         self.cache = Cache(layers=[_LayerCache(layer, self.end + max_tokens, cached) for layer in layers])
 
     def prefill(self) -> torch.Tensor:
-        """Read the part of each prompt that is not cached; (rows, vocabulary) logits of the first new token."""
+        """Read the part of each prompt that is not cached; (rows, vocabulary) logits of the first new
+        token."""
         logits, start = [], 0
         budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cuda"])
         while start < len(self.unread):
@@ -154,10 +155,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Window:
-    """What one forward pass touches: rows, the columns it attends to (`seen`), the last of them it writes (`new`).
+    """What one forward pass touches: rows, the columns it attends to (`seen`), the last of them it writes
+    (`new`).
 
-    `real`, (rows, 1, new, 1) bool: False on padding, which is not written (it attends to nothing, so it may be
-    NaN). `prefix` stands before the columns; a decoding step has none, for `shared_prefix_attention` reads it.
+    `real`, (rows, 1, new, 1) bool: False on padding, which is not written (it attends to nothing, so it may
+    be NaN). `prefix` stands before the columns; a decoding step has none, for `shared_prefix_attention` reads
+    it.
     """
 
     rows: slice

@@ -1,8 +1,9 @@
-"""Sampling with a transformers model: reproducible, batched, and with the log-probabilities of what was sampled.
+"""Sampling with a transformers model: reproducible, batched, and with the log-probabilities of what was
+sampled.
 
 The decode loop is ours because it needs what `model.generate` does not give: randomness that is a function of
-(key, position) and of nothing else, rows that leave the batch when they are done, and the log-probabilities of
-the very ids that were sampled. The model's forward is transformers' own.
+(key, position) and of nothing else, rows that leave the batch when they are done, and the log-probabilities
+of the very ids that were sampled. The model's forward is transformers' own.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class TransformersGenerator(Generator):
         return [Completion(row.ids, row.logprobs, row.stop_reason) for row in rows]
 
     def _complete(self, batch: Batch, max_tokens: int, temperature: float, stops: StopStrings) -> None:
-        """Sample until every row is done. Finished rows leave the batch: a step's cost grows with its rows."""
+        """Sample until every row is done. Finished rows leave the batch: a step's cost grows with its
+        rows."""
         logits = batch.prefill()
         with shared_prefix_attention(self.model) if batch.kv_cache.shared else nullcontext():
             for position in range(max_tokens):
@@ -88,8 +90,8 @@ def sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one id per row of (n, vocabulary) logits; ids and their log-probabilities (float64), both (n,).
 
-    Inverse CDF: over blocks of the vocabulary first, then within the block, so that no float64 sum runs over all
-    of it. With a large vocabulary such passes cost as much as a tenth of the model.
+    Inverse CDF: over blocks of the vocabulary first, then within the block, so that no float64 sum runs over
+    all of it. With a large vocabulary such passes cost as much as a tenth of the model.
     """
     logits = logits.float()
     (rows, size), highest = logits.shape, logits.amax(-1, keepdim=True)
@@ -112,7 +114,8 @@ def sample(
 
 
 def _pick(weights: torch.Tensor, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices drawn in proportion to weights (n, k) by draws (n, 1) in [0, 1), and each draw's place in its share.
+    """Indices drawn in proportion to weights (n, k) by draws (n, 1) in [0, 1), and each draw's place in its
+    share.
 
     That place is uniform in [0, 1) again, so it serves as the draw of a second level.
     """

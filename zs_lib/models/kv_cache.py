@@ -1,8 +1,8 @@
 """KV cache reused across turns: only the new suffix of a text is prefilled.
 
-And attention over a prefix that all rows share, whose keys and values are stored once and read once for all rows.
-Decoding waits for memory, and much of what it would read for a simulator's rows is their common prompt. The
-result equals attention over each whole row up to float rounding.
+And attention over a prefix that all rows share, whose keys and values are stored once and read once for all
+rows. Decoding waits for memory, and much of what it would read for a simulator's rows is their common prompt.
+The result equals attention over each whole row up to float rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 CAPACITY_BYTES = 2 * 2**30
-"""Of keys and values; a further rollout of tiny-S needs 0.4 MB in all. What does not fit is prefilled again."""
+"""Of keys and values; a further rollout of tiny-S needs 0.4 MB in all. What does not fit is prefilled
+again."""
 SHARED_PREFIX = "shared-prefix"
 """Name of our attention in transformers' registry."""
 
@@ -32,8 +33,8 @@ KeyValues = Sequence[tuple[Tensor, Tensor]]
 class KVCache:
     """Keys and values of texts that one model has read, valid while its weights stay the same.
 
-    All texts begin with `shared`, whose keys and values (`prefix`) are stored once; None before the first call.
-    Of each text the part after it is stored, up to `capacity` bytes in all (`size` are in use).
+    All texts begin with `shared`, whose keys and values (`prefix`) are stored once; None before the first
+    call. Of each text the part after it is stored, up to `capacity` bytes in all (`size` are in use).
     """
 
     capacity: int = CAPACITY_BYTES
@@ -105,7 +106,8 @@ def can_share(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within it `model(..., prefix=prefix)` attends to a prefix and each row's own keys, one new token a row."""
+    """Within it `model(..., prefix=prefix)` attends to a prefix and each row's own keys, one new token a
+    row."""
     before = model.config._attn_implementation
     model.set_attn_implementation(SHARED_PREFIX)
     try:

@@ -1,8 +1,8 @@
 """Load models by name: weights, tokenizer, and what samples from them.
 
 A name is looked up in this order: a backbone shipped in `data/backbones/`, a local transformers folder (a
-finished run's `model/` is one), the hub cache, what was unpacked from a package before, the hub, and the package
-that carries it (`packaged`).
+finished run's `model/` is one), the hub cache, what was unpacked from a package before, the hub, and the
+package that carries it (`packaged`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 ATTENTION = "sdpa"
 """The implementation that takes the masks of `generate`."""
 LORA_SCALE = 2
-"""The product of LoRA's two matrices is multiplied by it; a customary value, and part of the learning rate."""
+"""The product of LoRA's two matrices is multiplied by it; a customary value, and part of the learning
+rate."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class LoadedModel:
 def load_model(name: str | Path, dtype: str = "float32") -> LoadedModel:
     """Load a model by backbone name ("tiny-S"), folder, or hub id ("Qwen/Qwen2.5-3B").
 
-    Weights get this `dtype` (one of `arms.DTYPES`), whatever precision they are stored in, on this process's GPU
-    if there is one. Only safetensors and JSON are read: no pickle, no code that comes with a model.
+    Weights get this `dtype` (one of `arms.DTYPES`), whatever precision they are stored in, on this process's
+    GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes with a model.
 
     Raises:
         ModelError: there is no such model, or its files are damaged.
@@ -84,7 +85,8 @@ def build_generator(backend: str, model, tokenizer) -> Generator:
 
 
 def load_encoder(name: str | Path) -> SentenceTransformer:
-    """Load a sentence-embedding model ("sentence-transformers/all-MiniLM-L6-v2"); found and failing as `load_model`."""
+    """Load a sentence-embedding model ("sentence-transformers/all-MiniLM-L6-v2"); found and failing as
+    `load_model`."""
     from sentence_transformers import SentenceTransformer
 
     def load(source: str, local_only: bool) -> SentenceTransformer:
@@ -127,8 +129,8 @@ def shipped() -> list[str]:
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> LoraModel:
-    """Freeze `model`, in place, and add to each of its linear layers but the output head a trained product of two
-    float32 matrices of this rank. It is 0 at first, and the same whatever the seed.
+    """Freeze `model`, in place, and add to each of its linear layers but the output head a trained product of
+    two float32 matrices of this rank. It is 0 at first, and the same whatever the seed.
 
     What is returned can switch the additions off (`disable_adapter_layers`), and merge them into the weights
     (`merge_and_unload`).

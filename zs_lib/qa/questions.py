@@ -1,6 +1,6 @@
 """Questions and passages: the embedded benchmark, and questions of your own from a file or a hub.
 
-The benchmark mirrors the paper's seven sets with subsets made from real facts (`world`, built by `qa_build`):
+The benchmark mirrors the paper's seven sets with subsets made from real facts (`world`; built by `zs benchmark build`):
 
     natural        NQ          one hop, as typed into a search engine      train, dev, test
     trivia         TriviaQA    one hop, as a quiz asks                      test
@@ -36,15 +36,16 @@ SUBSETS = {
     "hops": "MuSiQue",
     "checked": "Bamboogle",
 }
-"""Subset → the set of the paper that it mirrors."""
+"""Subset -> the paper's set that it mirrors."""
 REBUILD = "run `zs benchmark build`"
 QUESTION_LINE = 'give a file with one JSON object a line, {"question": "…", "golden_answers": ["…"]}'
 CORPUS_LINE = 'each line must be a JSON object {"id": "…", "contents": "…"}: mend or remove it'
-"""What to do about a file that cannot be read: of the benchmark, with questions, with passages."""
+"""The cures for a file that cannot be read: of the benchmark, with questions, with passages."""
 TRAINED_ON = ("natural", "bridge")
 """The paper trains on NQ and HotpotQA only; the other five are out of domain."""
 HUB_TRAIN = "Alibaba-NLP/ZeroSearch_dataset"
-"""NQ's and HotpotQA's training questions, one parquet file a split; Search-R1's PeterJinGo/nq_hotpotqa_train is alike."""
+"""NQ's and HotpotQA's training questions, a parquet file a split; PeterJinGo/nq_hotpotqa_train has the same
+form."""
 HUB_TEST = "RUC-NLPIR/FlashRAG_datasets"
 """One configuration a set."""
 HUB_SETS = {
@@ -56,7 +57,7 @@ HUB_SETS = {
     "musique": "dev",
     "bamboogle": "test",
 }
-"""The paper's seven sets → the split with answers that the original evaluates on."""
+"""The paper's seven sets -> the split with answers that the original evaluates on."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Question:
 
     @property
     def all_answers(self) -> tuple[str, ...]:
-        """What searches for this question may find: its golden answers, and those of the hops to it."""
+        """Everything that searches for this question may find: its golden answers and those of its hops."""
         return (*self.golden_answers, *(answer for hop in self.hops for answer in hop.answers))
 
 
@@ -113,14 +114,16 @@ class Passage:
 def load_questions(
     source: Path | str | None = None, subset: str | tuple[str, ...] | None = None, split: str | None = None
 ) -> list[Question]:
-    """Questions in the order of their source: the embedded benchmark, a JSON-lines or parquet file, or a set of the hub
-    ("owner/name", or "owner/name:config:split" where it has several; by default its test split).
+    """Load questions in the order of their source.
 
-    Your own need `question` and `golden_answers` in each row (as in FlashRAG's and ZeroSearch's sets; `id` is made up
-    from the row's number where it is missing; `data_source` is its first part where that is given, and the `subset`).
+    The source is None (the embedded benchmark), a JSON-lines or parquet file, or a set of the hub:
+    "owner/name", or "owner/name:config:split" (by default its test split). Your own need `question` and
+    `golden_answers` in each row, as in FlashRAG's and ZeroSearch's sets; a missing `id` is made from the
+    row's number, after `data_source` where that is given, which is the `subset` too.
 
     Raises:
-        DataError: the source cannot be read or is empty, a column is missing or of another kind, or two rows have one id.
+        DataError: the source cannot be read or is empty, a column is missing or of another type, or two rows
+            have one id.
     """
     source = BENCHMARK / "questions.jsonl" if source is None else source
     name = source.name if isinstance(source, Path) else source
@@ -137,13 +140,14 @@ def load_questions(
 
 
 def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None) -> list[Question]:
-    """The "train" or "test" questions of a profile's benchmark: "embedded", or "hub": HUB_TRAIN, and HUB_SETS of HUB_TEST.
-    "hub:OWNER/NAME" has its training questions from there, with columns like HUB_TRAIN's. Any other name is a source of
-    your own for `load_questions`, taken whole whatever the `subset`; its rows are for training where their `split` says
-    nothing else.
+    """Load the "train" or "test" questions of a profile's benchmark.
 
-    Where the environment's ZS_HUB_DATA names a folder, files in it stand for the hub, as `hf download --repo-type dataset
-    OWNER/NAME --local-dir $ZS_HUB_DATA/OWNER/NAME` leaves them.
+    The benchmark is "embedded"; "hub" (HUB_TRAIN, and HUB_SETS of HUB_TEST); "hub:OWNER/NAME", with its
+    training questions from there, in columns like HUB_TRAIN's; or a source of your own for `load_questions`,
+    taken whole whatever the `subset`, whose rows are for training where their `split` says nothing else.
+
+    Where the environment's ZS_HUB_DATA names a folder, its files stand for the hub, as `hf download
+    --repo-type dataset OWNER/NAME --local-dir $ZS_HUB_DATA/OWNER/NAME` leaves them.
 
     Raises:
         DataError: as `load_questions`, or a subset or split has no questions.
@@ -179,7 +183,7 @@ def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None)
 
 
 def _hub_source(name: str, config: str, split: str) -> Path | str:
-    """What `load_questions` takes for one split of a set: its name, or a file of ZS_HUB_DATA."""
+    """The source of one split of a set for `load_questions`: its name, or a file of ZS_HUB_DATA."""
     folder = os.environ.get("ZS_HUB_DATA")
     if not folder:
         return f"{name}:{config}:{split}"
@@ -192,14 +196,14 @@ def _hub_source(name: str, config: str, split: str) -> Path | str:
 
 
 def load_passages(split: str | None = None) -> list[Passage]:
-    """The embedded corpus, or the passages of one split (training searches only those of "train")."""
+    """Load the embedded corpus, or the passages of one split (training searches only those of "train")."""
     path = BENCHMARK / "passages.jsonl"
     passages = (_passage(row, path, number) for number, row in enumerate(_lines(path, REBUILD), 1))
     return [passage for passage in passages if split in (None, passage.split)]
 
 
 def load_corpus(path: Path) -> list[Passage]:
-    """Passages of a corpus of your own: JSON lines like wiki-18's, {"id", "contents"}; DataError if a line is none."""
+    """Load your own corpus: JSON lines like wiki-18's, {"id", "contents"}; DataError if a line is not one."""
     return [_contents(row, path, number) for number, row in enumerate(_lines(path, CORPUS_LINE), 1)]
 
 
@@ -268,7 +272,7 @@ def _are_texts(value: object) -> bool:
 
 
 def _is_sound(value: object) -> bool:
-    """Whether it is no text with half a character in it ("\\ud800" in JSON), which no tokenizer takes."""
+    """Whether a value is free of lone surrogates ("\\ud800" in JSON), which no tokenizer takes."""
     return not isinstance(value, str) or not re.search("[\ud800-\udfff]", value)
 
 
@@ -299,7 +303,7 @@ def _rows(source: Path | str) -> Iterable[dict]:
 
 
 def _tables_rows(name: str, *which: str | None, **more: str) -> list[dict]:
-    """The rows of a data set as `datasets` reads it."""
+    """Rows of a data set as `datasets` reads it."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -314,7 +318,7 @@ def _tables_rows(name: str, *which: str | None, **more: str) -> list[dict]:
 
 
 def _lines(path: Path, cure: str) -> Iterator[dict]:
-    """The objects of a JSON-lines file."""
+    """Objects of a JSON-lines file."""
     number = 0
     try:
         with path.open(encoding="utf-8", newline="\n") as lines:  # JSON may hold other line ends in texts

@@ -1,8 +1,7 @@
-"""Scores of an answer, properties of a set of texts, and intervals around a mean.
+"""Scores of an answer: EM, cover-EM and token F1 after SQuAD normalisation, best over the gold answers.
 
-EM, cover-EM and F1 compare after SQuAD normalisation and take the best over the gold answers. The paper
-rewards F1 and reports EM; its released scorer computes cover-EM under the name of EM, so both are here by
-their own names.
+The paper rewards F1 and reports EM; its released scorer computes cover-EM under the name of EM, so both are
+here by their own names.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The world that the embedded benchmark asks about: entities and facts, their split, and shuffled pseudo-worlds.
+"""The world behind the embedded benchmark: entities and facts, their split, and shuffled pseudo-worlds.
 
-`data/benchmark/{entities,facts}.csv` hold real facts (sources and licences in SOURCES.md there). The split is by
-cluster: a country with everything that lies in it is in one split, so that no chain of facts crosses it.
-A shuffled world keeps the names and invents the facts; backbones are pre-trained on those, so that they learn to
-read and not to remember, and no fact of the test split can stand in their training text.
+`data/benchmark/{entities,facts}.csv` hold real facts (sources and licences in SOURCES.md there). The split is
+by cluster: a country with everything that lies in it is in one split, so no chain of facts crosses it. A
+shuffled world keeps the names and invents the facts; backbones are pre-trained on those, so that they learn
+to read and not to remember, and no fact of the test split can stand in their training text.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from zs_lib.errors import DataError
 from zs_lib.qa.wording import BY_KEY, Relation, sentence
 
 SPLIT_SHARES = {"train": 0.60, "dev": 0.10, "test": 0.30}
-"""Ours: the paper takes its sets as they are. A tenth is enough to tune on; the test needs hundreds of entities."""
+"""Ours; the paper takes its sets as they are. A tenth is enough to tune on; the test needs hundreds of
+entities."""
 TAIL_SHARE = 0.3
-"""Share of passages that state a second fact of their subject: a reader must pick the sentence, not only the page."""
+"""Share of passages with a second fact of their subject: a reader must pick the sentence, not only the page.
+"""
 
 
 @dataclass(frozen=True)
 class Entity:
-    """Something with a name; `cluster` decides `split`, `popularity` is comparable within a type only."""
+    """A named thing; `cluster` decides `split`, `popularity` is comparable within a type only."""
 
     id: str
     name: str
@@ -49,12 +51,12 @@ class Fact:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The object and its aliases: what counts as a right answer."""
+        """The right answers: the object and its aliases."""
         return (self.object, *self.aliases)
 
 
 class World:
-    """Entities by id, the facts of each by relation name, and all facts by (type of subject, relation name)."""
+    """Entities by id, facts of each by relation name, and facts by (type of subject, relation name)."""
 
     def __init__(self, entities: dict[str, Entity], facts: list[Fact]):
         self.entities = entities
@@ -77,7 +79,7 @@ class World:
         return path
 
     def shuffled(self, rng: Random) -> World:
-        """A world of the same names in which every fact is false: objects are drawn anew for each subject."""
+        """A world of the same names in which every fact is false: each subject gets another object."""
         pools: dict[Relation, list[Fact]] = {}
         for fact in self.facts:
             pools.setdefault(fact.relation, {}).setdefault(fact.object, fact)
@@ -98,7 +100,7 @@ class World:
 
 
 def split_of(cluster: str) -> str:
-    """The split of a cluster: a function of its name alone, so that adding facts moves nothing."""
+    """The split of a cluster, by its name alone, so that adding facts moves nothing."""
     point = int.from_bytes(hashlib.sha256(cluster.encode()).digest()[:8], "big") / 2**64
     for split, share in SPLIT_SHARES.items():
         if point < share:
@@ -111,18 +113,14 @@ def load_world(folder: Path = BENCHMARK) -> World:
     """Read the real world.
 
     Raises:
-        DataError: a file is missing, lacks a column, or holds a value that cannot be.
+        DataError: a file is missing, lacks a column, or holds an impossible value.
     """
     try:
         return _world(folder)
-    except (
-        KeyError,
-        ValueError,
-        AttributeError,
-        csv.Error,
-    ) as error:  # AttributeError: a row that is too short
+    except (KeyError, ValueError, AttributeError, csv.Error) as error:  # AttributeError: a row too short
         raise DataError(
-            f"A row of entities.csv or facts.csv is damaged ({error!r}): restore both with `git checkout data`"
+            f"A row of entities.csv or facts.csv is damaged ({error!r}): restore both with "
+            "`git checkout data`"
         ) from None
 
 
@@ -148,7 +146,7 @@ def _world(folder: Path) -> World:
 
 
 def statement(fact: Fact, variant: int) -> str:
-    """`fact` as one sentence, in the relation's wording number `variant`."""
+    """State a fact as one sentence, in the relation's wording number `variant`."""
     return sentence(
         fact.relation.passages[variant % len(fact.relation.passages)].format(
             s=fact.subject.name, o=fact.object
@@ -157,7 +155,8 @@ def statement(fact: Fact, variant: int) -> str:
 
 
 def passage(world: World, fact: Fact, variant: int, rng: Random, withheld: Fact | None = None) -> str:
-    """A passage that states `fact`, and for `TAIL_SHARE` of them a second fact of the same subject, not `withheld`."""
+    """Write a passage that states `fact`; TAIL_SHARE of them add a second fact of its subject, never
+    `withheld`."""
     text = statement(fact, variant)
     others = [
         other

@@ -1,4 +1,4 @@
-"""Checkpoints: all that is needed to go on with a training, in a folder that is there as a whole or not at all."""
+"""Checkpoints: everything needed to resume a training, in a folder that appears as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TENSORS, STATE = "tensors.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training after `step`."""
+    """The state of a training after `step`."""
 
     step: int
     tensors: dict[str, torch.Tensor]
@@ -28,13 +28,13 @@ class Checkpoint:
     state: dict
     """JSON values."""
     logs: dict[str, str] = field(default_factory=dict)
-    """Log file → sha256 of what it held up to this step."""
+    """Log file -> sha256 of its content up to this step."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Keep a checkpoint in `folder`, in place of what is there.
+    """Save a checkpoint to `folder`, replacing what is there.
 
-    The folder gets its name when it is whole; a process killed in here leaves what was there before, or nothing.
+    The folder gets its name when it is complete; a process killed here leaves the old one, or nothing.
     """
     from safetensors.torch import save_file
 
@@ -56,7 +56,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`; RunError, which names file and cure, if it is damaged."""
+    """Load the checkpoint in `folder`; RunError, which names file and cure, if it is damaged."""
     from safetensors.torch import load_file
 
     cure = f"delete {folder}, and the run begins again"

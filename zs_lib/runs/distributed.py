@@ -1,7 +1,8 @@
-"""The processes that make one run together: each has its share of a step's work, and the main one writes the store.
+"""Several processes on one run: each does its share of a step, and the main one writes the store.
 
-They are started by torchrun or `accelerate launch`, and talk by torch.distributed, which accelerate sets up (NCCL between
-GPUs, gloo between CPUs). In one process nothing here does anything. All processes make the same calls in the same order.
+They are started by torchrun or `accelerate launch` and communicate by torch.distributed, which accelerate
+sets up (NCCL between GPUs, gloo between CPUs). In one process nothing here does anything. All processes make
+the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ if TYPE_CHECKING:
 
 
 WAIT = timedelta(hours=12)
-"""So long a process waits for the others: as long as the main one may wait for a run's lock. One that dies is noticed at once."""
-_apart = False
+"""Longest wait for the other processes, as for a run's lock. A process that dies is noticed at once."""
+_alone = False
 
 
 def world_size() -> int:
-    """How many they are."""
-    return 1 if _apart or int(os.environ.get("WORLD_SIZE", 1)) == 1 else _state().num_processes
+    """Number of processes."""
+    return 1 if _alone or int(os.environ.get("WORLD_SIZE", 1)) == 1 else _state().num_processes
 
 
 def is_main() -> bool:
-    """Whether this one writes."""
+    """Whether this is the main process, which writes."""
     return world_size() == 1 or _state().process_index == 0
 
 
 def device() -> torch.device:
-    """Where this process computes: on a GPU of its own, if there is one."""
+    """The device of this process: a GPU of its own, if there is one."""
     import torch
 
     return (
@@ -47,38 +48,38 @@ def device() -> torch.device:
 
 
 def model_is_sharded() -> bool:
-    """Whether they were started to hold parts of a model each (FSDP, DeepSpeed), and not all of it."""
+    """Whether each process holds only a part of the model (FSDP, DeepSpeed)."""
     return any(
-        os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true"
-        for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+        os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
+        for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
     )
 
 
 def shard(items: Sequence) -> Sequence:
-    """This process's share."""
+    """This process's share of the items: every n-th one."""
     return items[_state().process_index :: world_size()] if world_size() > 1 else items
 
 
-def unshard(mine: Sequence) -> list:
-    """What came of every process's share, in the order of what was dealt."""
-    shares = all_gather(mine)
-    return [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
+def unshard(share: Sequence) -> list:
+    """Collect the results of every process's share, in the order that the items had before `shard`."""
+    shares = all_gather(share)
+    return [one[i] for i in range(max(map(len, shares))) for one in shares if i < len(one)]
 
 
 def all_gather(value: Any) -> list:
-    """The values of all processes; the main one's first. RunError if a process is gone."""
+    """The values of all processes, the main one's first; RunError if a process is gone."""
     if world_size() == 1:
         return [value]
     import torch
 
     values = [None] * world_size()
-    with _all_there():
+    with _peers_alive():
         torch.distributed.all_gather_object(values, value)
     return values
 
 
 def all_sum(numbers: dict[str, float]) -> dict[str, float]:
-    """Sums over all processes, by name."""
+    """Sum numbers over all processes, by name."""
     sums: Counter = Counter()
     for part in all_gather(numbers):
         sums.update(part)
@@ -86,30 +87,30 @@ def all_sum(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def all_reduce_gradients(parameters: Iterable[torch.Tensor]) -> None:
-    """Give each parameter the sum of its gradients in all processes; it is the same in all, bit for bit."""
+    """Sum each parameter's gradients over all processes; the same in all, bit for bit."""
     if world_size() == 1:
         return
     import torch
 
-    begun = []
-    with _all_there():
+    pending = []
+    with _peers_alive():
         for parameter in parameters:
             if parameter.grad is None:  # this process's share was empty
                 parameter.grad = torch.zeros_like(parameter)
-            begun.append(torch.distributed.all_reduce(parameter.grad, async_op=True))
-        for work in begun:
+            pending.append(torch.distributed.all_reduce(parameter.grad, async_op=True))
+        for work in pending:
             work.wait()
 
 
 @contextmanager
 def main_process_only() -> Iterator[None]:
     """Within it this process works as if it were the only one, while the others wait."""
-    global _apart
-    before, _apart = _apart, True
+    global _alone
+    before, _alone = _alone, True
     try:
         yield
     finally:
-        _apart = before
+        _alone = before
 
 
 @cache
@@ -123,11 +124,12 @@ def _state() -> PartialState:
 
 
 @contextmanager
-def _all_there() -> Iterator[None]:
+def _peers_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's and NCCL's own
         raise RunError(
-            f"Process {_state().process_index} has lost another one of its run ({str(error).splitlines()[0]}): look for what "
-            "that one said last; start again, with as many as you like, and the run goes on from its last checkpoint."
+            f"Process {_state().process_index} has lost another process of its run "
+            f"({str(error).splitlines()[0]}): look for that one's last message, then start again with any number "
+            "of processes; the run resumes from its last checkpoint."
         ) from error

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and that tell when they were damaged."""
+"""Atomic and durable files, their digests, and append-only logs of JSON lines."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from zs_lib.errors import RunError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically and durably: it is there as a whole, or as it was before."""
+    """Write a JSON file atomically and durably: after a crash it is the new one or the old one, whole."""
     write_text(path, to_json(value, indent=1))
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """`plain` as JSON, with a line end. Half a character, which no file can hold, is written as its escape."""
+    """Encode a value as JSON with a line end; lone surrogates, which no file can hold, as escapes."""
     text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file atomically and durably."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
     sync(temporary)
@@ -37,6 +39,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,7 +48,7 @@ def sync(path: Path) -> None:
 
 
 def plain(value: Any) -> Any:
-    """JSON values: numbers of numpy and torch become Python's, those that are not finite become None."""
+    """Convert to JSON values: numbers of numpy and torch to Python's, those that are not finite to None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -56,6 +59,7 @@ def plain(value: Any) -> Any:
 
 
 def read_json(path: Path, cure: str) -> dict:
+    """Read a JSON object; RunError, which names the file and `cure`, if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -68,6 +72,7 @@ def read_json(path: Path, cure: str) -> dict:
 
 
 def hash_file(path: Path, cure: str) -> str:
+    """The sha256 of a file in hex; RunError, which names the file and `cure`, if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -78,8 +83,10 @@ def hash_file(path: Path, cure: str) -> str:
 
 
 def hashes(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:
-    """The sha256 of each file below `folder`, by relative path; not of what is named in `leave_out`, of files still
-    being written, or of checkpoints, which carry their own."""
+    """Hash each file below `folder`: relative path -> sha256.
+
+    Left out: names in `leave_out`, files still being written, and checkpoints, which carry their own digests.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp")
     names = {path: path.relative_to(folder) for path in files}
     kept = (
@@ -91,33 +98,38 @@ def hashes(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:
 
 
 class Log:
-    """A log file, which need not be there yet. Each of its objects has a value of this type under each key of `kinds`;
-    reading a line that is damaged is a RunError, which names the line and `cure`."""
+    """A file of JSON objects, one a line, appended by one process and read by any; it need not exist yet.
+
+    Whole however often the writer is killed: a last line without its end was being written, and does not
+    count. Each object has a value of this type under each key of `kinds`. Reading a damaged line is a
+    RunError, which names the line and `cure`.
+    """
 
     def __init__(self, path: Path, cure: str, **kinds: type):
         self.path, self.cure, self.kinds = path, cure, kinds
 
     def append(self, rows: list[dict]) -> None:
-        """Add objects (`files.plain` values)."""
+        """Append objects, as `plain` values."""
         # One write a call: a reader, or a kill, finds whole lines and at most one broken one at the end.
         text = "".join(map(to_json, rows))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text)
 
     def rows(self) -> list[dict]:
+        """All objects, in order."""
         return [row for row, _ in self._lines()]
 
     def text(self, keep: Callable[[dict], bool]) -> str:
-        """The lines of the objects that `keep` accepts, as they stand."""
+        """The lines of the objects that `keep` accepts, unchanged."""
         return "".join(line for row, line in self._lines() if keep(row))
 
     def cut(self, keep: Callable[[dict], bool] = lambda row: True) -> None:
-        """Leave only the whole lines whose objects `keep` accepts, so that appending can go on."""
+        """Keep only whole lines whose objects `keep` accepts, so that appending can go on."""
         if self.path.exists():
             write_text(self.path, self.text(keep))
 
     def parse(self, line: bytes, number: int) -> dict:
-        """The object in this line, which is the file's `number`-th."""
+        """Decode the file's `number`-th line."""
         try:
             row = json.loads(line.decode())
             for key, kind in self.kinds.items():

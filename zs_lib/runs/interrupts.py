@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM (a scheduler's "end, please") while a loop runs that should stop between two of its steps."""
+"""Ctrl-C and SIGTERM during a training: stop between two steps, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def between_steps() -> Iterator[Callable[[], bool]]:
-    """Within it the first signal only makes `asked()`, which it gives, true: the loop then leaves the block where its
-    state is whole, and the block ends with what the signal stands for (see `end`). A second signal does not wait.
-    Where several processes make a run, a signal to one of them counts for all.
+    """Turn Ctrl-C and SIGTERM into a request to stop, which the loop inside polls between its steps.
 
-    A signal that is ignored stays so, and outside the main thread, which alone gets signals, nothing changes.
+    Yields `asked()`: True after the first signal. The loop then leaves the block where its state is
+    consistent, and the block ends with that signal's exception (see `end`). A second signal does not wait.
+    Where several processes make a run, a signal to one of them counts for all. Ignored signals stay ignored;
+    outside the main thread, which alone gets signals, nothing changes.
     """
     received: list[int] = []
-    agreed: list[int] = []  # apart from it, for where all get a signal, one's own is no second one
+    agreed: list[int] = []  # separate: where all processes get the signal, a process's own is no second one
 
     def note(number: int, _) -> None:
         if received:
@@ -52,6 +53,8 @@ def between_steps() -> Iterator[Callable[[], bool]]:
 
 
 def end(number: int, _=None) -> None:
-    """What a signal stands for, as an exception, so that every `finally` on the way is passed: KeyboardInterrupt, or
-    SystemExit with the shell's code (143 for SIGTERM). A signal handler, too."""
+    """Raise the exception that a signal stands for, so that every `finally` runs; a signal handler, too.
+
+    KeyboardInterrupt for SIGINT, else SystemExit with the shell's code (143 for SIGTERM).
+    """
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)

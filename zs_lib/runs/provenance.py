@@ -1,4 +1,4 @@
-"""What made a result: versions of packages and code, and the kind of machine."""
+"""Provenance of a result: versions of packages and code, and the kind of machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "t
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
 def provenance() -> dict:
-    """Versions of packages and code, and the kind of machine (never its name)."""
+    """Collect versions of packages and code, and the kind of machine (never its name)."""
     packages = {}
     for name in PACKAGES:
         try:
@@ -45,7 +45,7 @@ def provenance() -> dict:
 
 
 def commit() -> str | None:
-    """The checkout's commit; None outside git."""
+    """The commit of the checkout; None outside git."""
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

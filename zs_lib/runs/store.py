@@ -48,19 +48,19 @@ if TYPE_CHECKING:
 
 
 LOCK_WAIT_S = 12 * 3600
-"""So long a process waits for another that works on the same run."""
+"""Seconds to wait for another process's lock."""
 LOCK_POLL_S = 0.2
 FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
 LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
 PASSING = ("lock", "progress.json", "worker.log")
-"""Files that say how a run is going, not what it is; `verify` takes no notice of them."""
+"""Files about a run's progress, not its content; `verify` ignores them."""
 OF_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-"""Errors of a disk that is full, read-only or failing; others are left to whoever caused them."""
+"""Errors of a disk that is full, read-only or failing; others are raised as they are."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `step` of `steps` in its current stage."""
+    """Progress of a run: `step` of `steps` in its current stage."""
 
     stage: str
     step: int
@@ -69,7 +69,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something `verify` found: where, what, and what to do about it."""
+    """A finding of `verify`: where, what, and the cure."""
 
     path: Path
     what: str
@@ -83,7 +83,7 @@ class RunStore:
         self.root = Path(root or os.environ.get("ZS_RUNS") or paths.ROOT / "data" / "runs").resolve()
 
     def path(self, arm: Any, seed: int) -> Path:
-        """Where the run of this arm and seed lies, or will."""
+        """The folder of the run of this arm and seed, existing or not."""
         return self.root / f"{kind_of(arm)}-{digest(arm)}-s{seed}"
 
     def get(self, arm: Any, seed: int) -> Run | None:
@@ -92,21 +92,23 @@ class RunStore:
         return run if (run.path / "run.json").exists() else None
 
     def complete(self, arm: Any, seed: int, work: Callable[[Run], dict], together: bool = False) -> Run:
-        """The finished run of this arm and seed: as found, or after `work(run)`, whose result is its summary.
+        """Find the finished run of this arm and seed, or finish it by `work(run)`, which returns its summary.
 
-        `work` asks `run.checkpoint()` where to begin (None: at the beginning); what was logged after the
-        checkpoint is gone by then. Another process that wants the same run waits here, and then finds it
+        `work` asks `run.checkpoint()` where to begin (None: at the beginning); lines logged after the
+        checkpoint are gone by then. Another process that wants the same run waits here, and then finds it
         finished.
 
-        Where several processes ask together (`processes`), the main one decides, locks and writes; the others `work`
-        along if it is made for that (`together`), else they wait. All need the store on a disk that they share.
+        Where several processes make a run together (`distributed`), the main one decides, locks and writes;
+        the others call `work` too if it is made for that (`together`), else they wait. All need the store on
+        a shared disk.
 
-        Metrics go to the arm's tracker too, if it has one: TensorBoard's files lie in the store's folder "tensorboard".
+        Metrics go to the arm's tracker too, if it has one: TensorBoard's files lie in the store's folder
+        "tensorboard".
 
         Raises:
             ConfigError: the tracker is not installed or does not start.
-            RunError: the run is damaged, another process has worked on it for longer than LOCK_WAIT_S, or the disk
-                takes nothing (full, read-only); what was there before stays.
+            RunError: the run is damaged, another process has held its lock for longer than LOCK_WAIT_S, or
+                the disk cannot be written (full, read-only); what was there before stays.
         """
         run = Run(self.path(arm, seed))
         if distributed.all_gather(run.finished)[0]:
@@ -140,15 +142,15 @@ class RunStore:
         )
 
     def list(self) -> list[Run]:
-        """All runs that were begun, by folder name; the damaged ones too (reading their parts raises RunError)."""
+        """All runs that were begun, by folder name, damaged ones included (reading their parts raises
+        RunError)."""
         folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
         return [
             Run(path) for path in folders if FOLDER.fullmatch(path.name) and path.is_dir() and _begun(path)
         ]
 
     def find(self, prefix: str) -> Run:
-        """The one run whose folder name or digest begins with `prefix`; RunError if there is none, or
-        several."""
+        """The one run whose folder name or digest begins with `prefix`; RunError if none or several do."""
         found = [
             run
             for run in self.list()
@@ -164,13 +166,12 @@ class RunStore:
         )
 
     def verify(self) -> list[Problem]:
-        """What is damaged in the store. Unfinished runs are no problem: they go on when they are asked
-        for."""
+        """Damage found in the store. Unfinished runs are not errors; they resume."""
         return [problem for run in self.list() for problem in run.verify()]
 
 
 def _by_main(write: Callable[..., None]) -> Callable[..., None]:
-    """Where several processes make a run, one of them writes."""
+    """Call a writing method in the main process only."""
 
     @functools.wraps(write)
     def once(*arguments, **more) -> None:
@@ -222,7 +223,7 @@ class Run:
 
     @property
     def running(self) -> bool:
-        """Whether some process works on it at this moment."""
+        """Whether a process works on it at this moment."""
         try:
             with (self.path / "lock").open() as file:
                 fcntl.flock(
@@ -236,7 +237,7 @@ class Run:
 
     @property
     def summary(self) -> dict:
-        """What the work returned; RunError if the run is not finished."""
+        """The summary that the work returned; RunError if the run is not finished."""
         if not self.finished:
             raise RunError(
                 f"The run {self.path.name} is not finished: run its notebook or `zs reproduce` again."
@@ -245,15 +246,14 @@ class Run:
 
     @property
     def model_dir(self) -> Path:
-        """Where the finished run's transformers folder is (not every kind of run leaves one)."""
+        """The finished run's transformers folder (not every kind of run leaves one)."""
         return self.path / "model"
 
     # -------------------------------------------------------------------------------- what it writes
 
     @_by_main
     def log(self, step: int, **metrics: Any) -> None:
-        """Append one line of metrics. Numbers that are not finite become null; no times here: see
-        `log_timing`."""
+        """Append one line of metrics; numbers that are not finite become null. Times go to `log_timing`."""
         self.logged("metrics.jsonl").append([{"step": step, **metrics}])
         if self.tracker:
             self.tracker.log(step, metrics)
@@ -274,15 +274,17 @@ class Run:
 
     @_by_main
     def progress(self, stage: str, step: int, steps: int) -> None:
-        """Tell who watches how far the run is; `log` does so by itself for arms that have `steps`."""
+        """Publish how far the run is; `log` does so by itself for arms that have `steps`."""
         temporary = self.path / "progress.tmp"
         temporary.write_text(json.dumps({"stage": stage, "step": step, "steps": steps}))
         temporary.replace(self.path / "progress.json")
 
     @_by_main
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
-        """Keep all that is needed to go on after `step`, in place of the checkpoint before; a process killed in here
-        leaves the old one valid."""
+        """Save everything needed to resume after `step`, replacing the checkpoint before.
+
+        A process killed here leaves the old checkpoint valid.
+        """
         for name in LOGS:  # what was logged up to this step must not be lost after it
             if (self.path / name).exists():
                 sync(self.path / name)
@@ -296,8 +298,11 @@ class Run:
     # -------------------------------------------------------------------------------- what can be read
 
     def checkpoint(self) -> Checkpoint | None:
-        """The last checkpoint; None if there is none. RunError, which names file and cure, if it is damaged, or
-        what was logged up to it."""
+        """The last checkpoint; None if there is none.
+
+        Raises:
+            RunError: it is damaged, or what was logged up to it; names file and cure.
+        """
         folders = self._checkpoints()
         if not folders:
             return None
@@ -314,26 +319,26 @@ class Run:
         return Log(self.path / name, self.cure, step=int)
 
     def metrics(self) -> pd.DataFrame:
-        """One row a logged line, in order; empty (with a `step` column) before the first."""
+        """Logged metrics, one row a line; empty (with a `step` column) before the first."""
         return self._frame("metrics.jsonl")
 
     def timing(self) -> pd.DataFrame:
-        """One row a line of `log_timing`."""
+        """Logged seconds, one row a line."""
         return self._frame("timing.jsonl")
 
     def trajectories(self) -> list[dict]:
-        """The trajectories kept, each with its `step`."""
+        """Logged trajectories, each with its `step`."""
         return self.logged("trajectories.jsonl").rows()
 
     def read_progress(self) -> Progress | None:
-        """How far the run is, as far as it has said: None before, or if the file is damaged."""
+        """Published progress; None before the first, or if the file is damaged."""
         try:
             return from_dict(Progress, read_json(self.path / "progress.json", ""), "progress.json")
         except ZeroSearchError:
             return None
 
     def verify(self) -> list[Problem]:
-        """What is damaged in this run."""
+        """Damage found in this run."""
         problems = []
 
         def check(path: Path, part: Callable[[], Any]) -> None:
@@ -356,7 +361,7 @@ class Run:
 
     @property
     def cure(self) -> str:
-        """What to do about damage."""
+        """The cure for damage."""
         return f"delete the folder {self.path}, and the run is made again"
 
     @functools.cached_property
@@ -365,7 +370,7 @@ class Run:
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Hold the run's lock; wait for another holder, but not for ever."""
+        """Hold the run's lock; wait for another holder, up to LOCK_WAIT_S."""
         deadline = time.monotonic() + LOCK_WAIT_S
         with (self.path / "lock").open("a") as file:
             while True:
@@ -380,7 +385,7 @@ class Run:
             yield
 
     def _begin(self, arm: Any, seed: int) -> None:
-        """Write run.json of a new run; of one that was cut off, drop what was logged after the checkpoint."""
+        """Write run.json of a new run; of one that was cut off, drop what was logged after its checkpoint."""
         if (self.path / "run.json").exists():
             self._check_record()
             checkpoint = self.checkpoint()
@@ -392,7 +397,7 @@ class Run:
         write_json(self.path / "run.json", record | provenance())
 
     def _digest_of(self, name: str, step: int) -> str:
-        """Of what a log holds up to `step`."""
+        """Digest of a log's content up to `step`."""
         return _sha256(self.logged(name).text(lambda row: row["step"] <= step))
 
     def _finish(self, summary: dict) -> None:
@@ -410,7 +415,7 @@ class Run:
         return frame.apply(lambda c: pd.to_numeric(c) if c.isna().all() else c)  # all null: NaN, not objects
 
     def _checkpoints(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """Complete checkpoints, oldest first."""
         return sorted(self.path.glob("checkpoint-*[0-9]"))
 
     def _check_record(self) -> None:
@@ -431,7 +436,7 @@ class Run:
 
 
 def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:
-    """What `ensure` is in a process that is not the main one: the same meetings, and the same work, if it is made for several."""
+    """`complete` in a process that is not the main one: the same collective calls, and `work` if it is given."""
     if distributed.all_gather(None)[0]:  # not finished by someone else meanwhile
         distributed.all_gather("begun")
         if not (run.path / "run.json").exists():
@@ -445,7 +450,7 @@ def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:
 
 
 def _begun(path: Path) -> bool:
-    """Whether a run's folder holds more than a process leaves that was killed before it wrote run.json."""
+    """Whether a folder holds more than a process leaves that was killed before it wrote run.json."""
     return not {file.name for file in path.iterdir()} <= {*PASSING, "run.json.tmp"}
 
 
@@ -454,5 +459,5 @@ def _sha256(text: str) -> str:
 
 
 def kind_of(arm: Any) -> str:
-    """What an arm's runs are called: "policy" for a PolicyArm."""
+    """The kind of an arm's runs: "policy" for a PolicyArm."""
     return type(arm).__name__.lower().removesuffix("arm")

@@ -1,6 +1,7 @@
-"""Trackers: a run's metrics sent to TensorBoard, Weights & Biases or trackio as they are logged, by accelerate's adapters.
+"""Trackers: metrics sent to TensorBoard, Weights & Biases or trackio as they are logged (accelerate's
+adapters).
 
-The run's own log stays the record; what a tracker got is never read back, and does not count as part of the run.
+The run's own log stays the record; what a tracker got is never read back, and is no part of the run.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ PROJECT = "zerosearch"
 class Tracker:
     """One run's tracker; of kind "none" it does nothing.
 
-    TensorBoard's files go to `folder`/`name`; the others file the run under `name` in PROJECT, with `config`, and a resumed
-    one goes on there. Raises ConfigError if the tracker is not installed or does not start; if it fails later, it warns
-    and is left.
+    TensorBoard's files go to `folder`/`name`; the others file the run under `name` in PROJECT, with `config`,
+    and a resumed run continues there. A tracker that fails later warns once and is dropped.
+
+    Raises:
+        ConfigError: the tracker is not installed or does not start.
     """
 
     def __init__(self, kind: str, name: str, folder: Path, config: dict):
@@ -29,15 +32,8 @@ class Tracker:
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Send the metrics that are finite numbers."""
-        self._try(
-            "log",
-            {
-                key: value
-                for key, value in metrics.items()
-                if isinstance(value, (int, float)) and math.isfinite(value)
-            },
-            step=step,
-        )
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+        self._try("log", {key: value for key, value in numbers.items() if math.isfinite(value)}, step=step)
 
     def close(self) -> None:
         self._try("finish")
@@ -50,7 +46,8 @@ class Tracker:
         except Exception as error:  # of its server, its disk or itself: no reason to lose a training
             self._to = None
             warnings.warn(
-                f"The tracker '{self.kind}' failed ({error}) and gets no more; the run goes on, and its own log has all.",
+                f"The tracker '{self.kind}' failed ({error}) and is dropped; the run goes on, and its own log "
+                "is complete.",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -62,7 +59,8 @@ def _start(kind: str, name: str, folder: Path, config: dict) -> Any:
 
     if LoggerType(kind) not in tracking.get_available_trackers():
         raise ConfigError(
-            f"The tracker '{kind}' is not installed: `pip install {kind}`, or set the profile's tracker to \"none\"."
+            f"The tracker '{kind}' is not installed: `pip install {kind}`, or set the profile's tracker to "
+            '"none".'
         )
     PartialState()  # accelerate's trackers ask which process they are in
     try:
@@ -75,10 +73,9 @@ def _start(kind: str, name: str, folder: Path, config: dict) -> Any:
         else:
             started = tracking.TrackioTracker(PROJECT, name=name, resume="allow", config=config)
         started.start()
-    except (
-        Exception
-    ) as error:  # no account, no server, a folder that cannot be written: of each library's own
+    except Exception as error:  # no account, no server, a folder that cannot be written: each library's own
         raise ConfigError(
-            f"The tracker '{kind}' does not start ({error}): mend that, or set the profile's tracker to \"none\"."
+            f"The tracker '{kind}' does not start ({error}): repair it, or set the profile's tracker to "
+            '"none".'
         ) from error
     return started

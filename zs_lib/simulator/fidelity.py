@@ -1,4 +1,4 @@
-"""How faithful a simulator is: what it answers to good and to bad queries, beside the real engine."""
+"""Fidelity of a simulator: its answers to good and to bad queries, beside the real engine's."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from zs_lib.simulator.pairs import contains_answer, split_questions
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Share of different n-grams of words among all n-grams, in [0, 1]; 0 when there are none."""
+    """Share of distinct n-grams of words among all n-grams, in [0, 1]; 0 if there are none."""
     words = [text.lower().split() for text in texts]
     ngrams = [tuple(ws[i : i + n]) for ws in words for i in range(len(ws) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -> float:
-    """How well a linear classifier on word and word-pair counts tells two sets of texts apart: AUC, 5-fold.
+    """AUC in [0, 1] of a linear classifier on word and word-pair counts that separates two sets of texts,
+    5-fold.
 
-    0.5 means it cannot; 1.0 means it always can. Equal texts stay in one fold: else a copy of a text in the other
-    set would teach the classifier the wrong answer for it, and identical sets would come out far below 0.5. Each
-    set needs 5 texts, not all equal, and both together 5 different ones with words in them, else DataError.
+    0.5: it cannot tell them apart; 1.0: it always can. Equal texts stay in one fold: else a copy of a text in
+    the other set would teach the classifier the wrong label, and identical sets would come out far below 0.5.
+
+    Raises:
+        DataError: a set has fewer than 5 texts or only equal ones, or both together fewer than 5 different
+            ones.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -56,8 +60,8 @@ def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -
 def fidelity_questions(questions_from: str, count: int) -> list[Question]:
     """Questions of the embedded benchmark whose hops are known, at most `count`, drawn by a fixed key.
 
-    "held out": training questions that no pair was made from (the simulator may know the facts that bridge two
-    hops); "test": questions about entities that it never met.
+    "held out": training questions that no pair was made from (the simulator may know the facts that bridge
+    two hops); "test": questions about entities that it never met.
     """
     if questions_from == "test":
         questions = load_questions(subset=TRAINED_ON, split="test")
@@ -75,14 +79,16 @@ def measure_fidelity(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict:
-    """How a simulator behaves on `questions` (with known hops), compared with the real engine.
+    """Measure a simulator on `questions` with known hops, beside the real engine.
 
-    answer_first, answer_last: share of good queries for the first and the last hop of two whose useful documents
-    state that hop's answer (one-hop questions count as last); answer_good: both together. answer_bad: the same for
-    queries that do not name the entity, where the answer must not appear. leak: noisy documents of good queries
-    that state an answer. short: requests that brought fewer than k documents. words: mean words a document.
-    distinct_2: share of distinct bigrams. auc: of a classifier that tells these documents from the real engine's
-    (0.5: it cannot; NaN with too few documents). All shares are in [0, 1]; `real_*` is the real engine's value.
+    - answer_first, answer_last: share of good queries for the first and the last hop of two whose useful
+      documents state that hop's answer (one-hop questions count as last); answer_good: both together
+    - answer_bad: the same for queries that do not name the entity, where the answer must not appear
+    - leak: share of good queries whose noisy documents state the answer
+    - short: share of requests that brought fewer than k documents; words: mean words a document
+    - distinct_2: share of distinct bigrams; auc: of a classifier that separates these documents from the real
+      engine's (0.5: it cannot; NaN with too few documents)
+    - real_*: the real engine's values; good_queries, bad_queries: their numbers
     """
     rng = Random(seed)
     good = [(question, hop, hop.query) for question in questions for hop in question.hops]
@@ -119,7 +125,7 @@ def measure_fidelity(
 
 
 def _bad_query(question: Question, questions: Sequence[Question], rng: Random) -> str:
-    """Half the time the relation alone, else the good query of another question's entity."""
+    """A query that misses the entity: half the time the relation alone, else another entity's good query."""
     hop = question.hops[-1]
     if rng.random() < 0.5:
         return hop.noun

@@ -1,11 +1,11 @@
-"""The training pairs of a simulator: collect what a real engine answers, judge it, encode it for fine-tuning.
+"""Training pairs of a simulator: collect what a real engine answers, judge it, encode it for fine-tuning.
 
-Two recipes. `naive` follows the paper: documents judged useful are shown under the keyword
-"useful", the others under "noisy". Then the useful documents of the training set always hold the answer, which
-stands in the prompt; so the simulator may learn to write it whatever the query was, and a policy trained on it to
-search badly. `grounded` guards against this: "useful" means what the real engine gives for this query, with or
-without the answer, and "noisy" means what it gave for other questions: documents that neither hold the answer nor
-tell of what the question is about.
+Two recipes. `naive` follows the paper: documents judged useful are shown under the keyword "useful", the
+others under "noisy". Then the useful documents of the training set always hold the answer, which stands in
+the prompt; so the simulator may learn to write it whatever the query was, and a policy trained on it to
+search badly. `grounded` guards against this: "useful" documents are what the real engine gives for this
+query, with or without the answer; "noisy" ones are from other questions, and neither hold the answer nor name
+the question's entities.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class Pair:
-    """A query that a policy wrote, what the real engine answered, and what the judges say.
+    """A query that a policy wrote, the real engine's documents, and the judges' verdicts.
 
-    `clean` holds documents of other queries, which state no answer and name none of the question's entities. `useful` is
-    the LLM judge's verdict, `contained` whether a right answer stands in the documents as text.
+    `clean` holds documents of other queries, which state no answer and name none of the question's entities.
+    `useful` is the LLM judge's verdict, `contained` whether a right answer stands in the documents as text.
     """
 
     query: str
@@ -49,7 +49,7 @@ class Pair:
 
 
 def split_questions(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
-    """(to make pairs from, held out); by the question's id alone, so both stay what they are when others come."""
+    """Split questions into (to make pairs from, held out), by their ids alone: adding questions moves none."""
     held_out = [question for question in questions if Random(question.id).random() < HELD_OUT]
     out = {question.id for question in held_out}
     return [question for question in questions if question.id not in out], held_out
@@ -63,8 +63,12 @@ def contains_answer(documents: Sequence[str], answers: Sequence[str]) -> bool:
 def collect_pairs(
     arm: PairsArm, questions: Sequence[Question], collector: Generator, engine: SearchEngine
 ) -> list[Pair]:
-    """Trajectories of the collector with the real engine, as pairs; equal queries of a question once. EngineError if the
-    engine failed one: its pairs would be missing for good."""
+    """Roll out the collector with the real engine and keep its searches as pairs, equal ones of a question
+    once.
+
+    Raises:
+        EngineError: the engine failed a search: its pairs would be missing for good.
+    """
     asked = [(question, attempt) for question in questions for attempt in range(arm.attempts)]
     trajectories = rollout(
         [question for question, _ in asked],
@@ -88,9 +92,9 @@ def collect_pairs(
 
 def _pair(question: Question, query: str, documents: Sequence[str], pool: Sequence[str]) -> Pair:
     answers = question.all_answers
-    # Without those that name the entity, too: "not of this entity" is one decision, which a small simulator learns.
-    # Shown the entity's other relations it leaks answers; shown the same relation of others it does by coincidence,
-    # for many countries share a language or a continent.
+    # Without those that name the entity, too: "not of this entity" is one decision, which a small simulator
+    # learns. Shown the entity's other relations it leaks answers; shown the same relation of others it does
+    # by coincidence, for many countries share a language or a continent.
     kept_back = (*answers, *(hop.entity for hop in question.hops))
     drawn = Random(f"{question.id}/{query}").sample(pool, len(pool))
     others = (document for document in drawn if not contains_answer([document], kept_back))
@@ -106,8 +110,10 @@ def _pair(question: Question, query: str, documents: Sequence[str], pool: Sequen
 
 
 def judge_pairs(pairs: Sequence[Pair], generator: Generator, cfg: RolloutConfig) -> list[Pair]:
-    """The LLM judge reads the documents and says what it found, prompted as the collector was; a right answer means
-    useful."""
+    """Let the LLM judge read the documents and answer; a right answer means useful.
+
+    It is prompted as the collector was, with its rollout settings `cfg`, greedily.
+    """
     prompts = [
         generator.encode_prompt(protocol.policy_prompt(pair.question, cfg.template))
         + generator.encode(
@@ -125,7 +131,7 @@ def judge_pairs(pairs: Sequence[Pair], generator: Generator, cfg: RolloutConfig)
 
 
 def judge_agreement(pairs: Sequence[Pair]) -> dict[str, float]:
-    """How the LLM judge and plain containment agree: shares of all pairs, and Cohen's kappa."""
+    """Agreement of the LLM judge with plain containment: shares of all pairs, and Cohen's kappa."""
     from sklearn.metrics import cohen_kappa_score
 
     useful, contained = [pair.useful for pair in pairs], [pair.contained for pair in pairs]
@@ -141,7 +147,7 @@ def judge_agreement(pairs: Sequence[Pair]) -> dict[str, float]:
 def training_examples(
     pairs: Sequence[Pair], recipe: str, seed: int
 ) -> list[tuple[Pair, bool, tuple[str, ...]]]:
-    """(pair, useful?, documents to write), balanced between the keywords and shuffled.
+    """Choose (pair, useful?, documents to write), balanced between the keywords and shuffled.
 
     Raises:
         DataError: one of the two classes is empty.
@@ -167,7 +173,7 @@ def training_examples(
 
 
 def encode_examples(chosen, tokenizer, template: str) -> list[dict[str, list[int]]]:
-    """Rows for TRL: input_ids, and completion_mask with 1 on the documents and the end token (the prompt: 0)."""
+    """Tokenise examples for TRL: input_ids, and completion_mask with 1 on the documents and the end token."""
     rows = []
     for pair, useful, documents in chosen:
         prompt = tokenizer.encode(
