@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from run_fixtures import CountingArm, ensure
+from run_fixtures import CountingArm
 
 from zs_lib import cli
 from zs_lib.config import paths
 from zs_lib.engines import SearchResult
 from zs_lib.launch import reproduce
+from zs_lib.pipeline import ensure
 from zs_lib.ui import ask
 
 

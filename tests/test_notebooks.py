@@ -10,12 +10,13 @@ import time
 
 import nbformat
 import pytest
-from run_fixtures import CountingArm, ensure
+from run_fixtures import CountingArm
 
 from zs_lib import config, studies
 from zs_lib.config import paths
 from zs_lib.launch.notebooks import NOTEBOOKS, parameters
 from zs_lib.models.load import shipped
+from zs_lib.pipeline import ensure
 from zs_lib.ui import notebook
 from zs_lib.ui.notebook import PARAMETERS
 

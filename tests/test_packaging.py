@@ -11,8 +11,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from zs_lib import config
-from zs_lib.config.paths import ROOT
+from zs_lib.config.paths import PROFILES, ROOT
 from zs_lib.tools.doctor import normalise, pins
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -125,10 +124,10 @@ def _code(path: Path) -> str:
 
 def test_profiles_and_launch_settings_are_package_data():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    found = (config.PROFILES.parent.glob(pattern) for pattern in setuptools["package-data"]["zs_lib"])
+    found = ((ROOT / "zs_lib").glob(pattern) for pattern in setuptools["package-data"]["zs_lib"])
     assert {path for paths in found for path in paths} == {
-        *config.PROFILES.glob("*"),
-        *(config.PROFILES.parent / "launch").glob("*"),
+        *PROFILES.glob("*"),
+        *(ROOT / "zs_lib" / "launch").glob("*.yaml"),
     }
 
 

@@ -22,12 +22,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from run_fixtures import CountingArm, ensure
+from run_fixtures import CountingArm
+from tokenizers import models
 
 from zs_lib import config, protocol, qa, runs
 from zs_lib.analysis import results
 from zs_lib.analysis.bootstrap import bootstrap_interval, hierarchical_bootstrap
-from zs_lib.config import paths, profile, values
+from zs_lib.config import paths, values
 from zs_lib.config.arms import (
     CurriculumConfig,
     EvaluationArm,
@@ -38,6 +39,7 @@ from zs_lib.config.arms import (
     SimulatorArm,
 )
 from zs_lib.errors import ConfigError, DataError, RunError
+from zs_lib.pipeline import ensure
 from zs_lib.protocol import TAGS
 from zs_lib.qa import scoring, world
 from zs_lib.rl.batches import Row, micro_batches, split_microbatch
@@ -371,7 +373,7 @@ def test_a_recorded_table_of_any_bytes_is_read_or_refused(data, compressed):
 
 # ------------------------------------------------------------------------------------------ configurations
 
-SMOKE = (config.PROFILES / "smoke.toml").read_text()
+SMOKE = (paths.PROFILES / "smoke.toml").read_text()
 LINES = SMOKE.splitlines()
 toml_values = st.sampled_from(
     [
@@ -432,7 +434,7 @@ def profiles(draw) -> bytes:
 def test_a_profile_of_any_content_is_a_study_with_digests_or_one_config_error(content, override, value):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         (Path(folder) / "mine.toml").write_bytes(content)
-        patch.setattr(profile, "PROFILES", Path(folder))
+        patch.setattr(paths, "PROFILES", Path(folder))
         try:
             study = config.load_profile("mine", {override: value} if override else None)
         except ConfigError:

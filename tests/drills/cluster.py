@@ -17,7 +17,7 @@ import pytest
 from chaos import outcome
 from run_fixtures import CountingArm
 
-from zs_lib import config, pipeline
+from zs_lib import config
 from zs_lib.config import Resources, Share, paths
 from zs_lib.config.arms import EvaluationArm, PolicyArm
 from zs_lib.errors import ConfigError, RunError
@@ -32,7 +32,6 @@ WAIT_S = 900
 
 @pytest.fixture(autouse=True)
 def counting(monkeypatch):
-    monkeypatch.setitem(pipeline.WORK, "CountingArm", "run_fixtures:ensure")
     monkeypatch.setenv("PYTHONPATH", PATHS)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv(

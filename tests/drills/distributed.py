@@ -19,8 +19,8 @@ from random import Random
 import pytest
 import torch
 from model_fixtures import tiny_model, tiny_tokenizer
+from policy_fixtures import PPO, QUESTIONS, LookupEngine, arm, load, save_backbone
 from safetensors.torch import load_file
-from test_policy import PPO, QUESTIONS, LookupEngine, arm, load  # noqa: F401: a fixture
 
 from zs_lib import config
 from zs_lib.models.load import LoadedModel
@@ -51,18 +51,16 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
 
     def work(made: Run) -> dict:
         if name != "fine-tuning":
-            return train(
-                made, ARMS[name], 0, QUESTIONS, *load(backbone), LookupEngine(failing=0.05), progress
-            )
-        loaded, dice = LoadedModel(tiny_model(), tiny_tokenizer(), ""), Random(0)
+            return train(made, ARMS[name], QUESTIONS, load(backbone), LookupEngine(failing=0.05), progress)
+        loaded, rng = LoadedModel(tiny_model(), tiny_tokenizer(), ""), Random(0)
         rows = [
             {
-                "input_ids": [dice.randrange(2, 300) for _ in range(size)],
+                "input_ids": [rng.randrange(2, 300) for _ in range(size)],
                 "completion_mask": [0, 0] + [1] * (size - 2),
             }
-            for size in (dice.randrange(5, 40) for _ in range(ROWS))
+            for size in (rng.randrange(5, 40) for _ in range(ROWS))
         ]
-        summary = fine_tune(made, loaded, rows, ARMS[name], 0, progress)
+        summary = fine_tune(made, loaded, rows, ARMS[name], progress)
         if distributed.is_main():
             loaded.model.save_pretrained(made.model_dir)
         return summary
@@ -122,13 +120,20 @@ def assert_same(ours: Run, theirs: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(backbone, tmp_path_factory):  # noqa: F811
+def backbone(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("backbone")
+    save_backbone(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(backbone, tmp_path_factory):
     """What one process makes of an arm."""
     return lru_cache(lambda name: make(name, backbone, RunStore(tmp_path_factory.mktemp("whole"))))
 
 
 @pytest.fixture(scope="module")
-def by_two(backbone, tmp_path_factory) -> RunStore:  # noqa: F811
+def by_two(backbone, tmp_path_factory) -> RunStore:
     """Where two processes have made every arm."""
     store = RunStore(tmp_path_factory.mktemp("two"))
     codes, said = run(2, ",".join(ARMS), backbone, store)
@@ -144,7 +149,7 @@ def test_two_processes_make_what_one_makes(name, whole, by_two):
     assert [t["answer"] for t in ours.trajectories()] == [t["answer"] for t in theirs.trajectories()]
 
 
-def test_a_signal_to_one_stops_both_and_another_number_goes_on(backbone, whole, store):  # noqa: F811
+def test_a_signal_to_one_stops_both_and_another_number_goes_on(backbone, whole, store):
     """One process for two steps, two for another two, one to the end."""
     for count, step, rank in ((1, 1, 0), (2, 3, 1)):
         codes, said = run(count, "reinforce", backbone, store, step, rank, signal.SIGTERM)
@@ -155,7 +160,7 @@ def test_a_signal_to_one_stops_both_and_another_number_goes_on(backbone, whole, 
 
 
 @pytest.mark.parametrize("rank", [0, 1], ids=["main", "other"])
-def test_a_process_that_is_killed_ends_the_other_and_one_goes_on(rank, backbone, whole, store):  # noqa: F811
+def test_a_process_that_is_killed_ends_the_other_and_one_goes_on(rank, backbone, whole, store):
     codes, said = run(2, "ppo", backbone, store, 5, rank, signal.SIGKILL)
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 1, said
     assert "has lost another one of its run" in said[1 - rank]

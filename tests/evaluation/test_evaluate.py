@@ -5,10 +5,10 @@ import json
 import pytest
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
-from zs_lib import pipeline
+from zs_lib import pipeline, qa
 from zs_lib.config import paths
 from zs_lib.config.arms import EvaluationArm, EvaluationConfig, ObjectiveConfig, PolicyArm, RolloutConfig
-from zs_lib.engines import SearchResult
+from zs_lib.engines import SearchResult, build_engine
 from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.evaluation import evaluate
 from zs_lib.evaluation.evaluate import evaluate, evaluate_to_file, pick, read_scores, summarise
@@ -193,3 +193,31 @@ def test_predictions_are_kept_batch_by_batch_and_not_made_twice(tmp_path, monkey
     path.write_text("no JSON\n")
     with pytest.raises(RunError, match="out.jsonl is damaged in line 1.*name another file"):
         evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
+
+
+def test_recall_counts_what_a_good_query_finds():
+    class Engine:
+        name = "fixed"
+
+        def search(self, requests, num_documents):
+            from zs_lib.engines import SearchResult
+
+            self.queries = [request.query for request in requests]
+            return [
+                SearchResult.of(["Nothing.", "Oslofjord.", "No.", "It is Oslo."][:num_documents])
+                for _ in requests
+            ]
+
+    engine = Engine()
+    hops = (qa.Hop("Bergen", "country", ("Norway",)), qa.Hop("Norway", "capital", ("Oslo",)))
+    table = retrieval_recall([qa.Question("1", "?", ("Oslo",), "bridge", "test", hops)], engine)
+    assert engine.queries == ["country of Bergen", "capital of Norway"]
+    assert table.loc[("bridge", 2)].to_dict() == {"recall@3": 0.0, "recall@5": 1.0, "questions": 1}
+    assert table.loc[("bridge", 1), "recall@5"] == 0.0
+
+
+def test_good_queries_find_their_hop_in_every_subset():
+    questions = [question for question in QUESTIONS if question.split == "test"][::8]
+    table = retrieval_recall(questions, build_engine("bm25"))
+    assert set(table.index.get_level_values("subset")) == set(qa.SUBSETS)
+    assert (table["recall@5"] >= table["recall@3"]).all() and table["recall@5"].min() > 0.8

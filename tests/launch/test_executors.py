@@ -12,16 +12,11 @@ import types
 import pytest
 from run_fixtures import CountingArm
 
-from zs_lib import cli, config, pipeline
+from zs_lib import cli, config
 from zs_lib.config import Share, paths
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import executors, scheduler, worker
 from zs_lib.launch.executors import Executor, opened
-
-
-@pytest.fixture(autouse=True)
-def counting(monkeypatch):
-    monkeypatch.setitem(pipeline.WORK, "CountingArm", "run_fixtures:ensure")
 
 
 @pytest.mark.parametrize(

@@ -175,9 +175,7 @@ ARM = dataclasses.replace(
 @pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "LoRA"])
 def test_a_policy_trains_on_vllms_rollouts(tmp_path, rank):
     """The sampler's log-probabilities stay the trainer's, step after step, at a rate at which each step changes them."""
-    logged = pipeline.ensure(
-        dataclasses.replace(ARM, lora_rank=rank), 0, RunStore(tmp_path)
-    ).metrics()
+    logged = pipeline.ensure(dataclasses.replace(ARM, lora_rank=rank), 0, RunStore(tmp_path)).metrics()
     assert len(logged) == 3 and (logged["grad_norm"] > 0).any() and (logged["sampler_gap"] < 1e-4).all()
 
 
@@ -191,10 +189,7 @@ def test_simulator_and_evaluation_by_vllm(tmp_path):
     request = SearchRequest("capital of Norway", "What is the capital of Norway?", ("Oslo",), key=(0,))
     assert [simulated.search([request], 3)[0]] * 2 == simulated.search([request, request], 3)
     arm = EvaluationArm.of_backbone(study.policy("search-r1"), study.evaluation)
-    assert (
-        arm.generator == "vllm"
-        and len(read_scores(pipeline.ensure(arm, 0, RunStore(tmp_path)))) >= 4
-    )
+    assert arm.generator == "vllm" and len(read_scores(pipeline.ensure(arm, 0, RunStore(tmp_path)))) >= 4
 
 
 def test_the_benchmark_at_its_smallest():

@@ -3,7 +3,6 @@
 import csv
 import json
 from collections import Counter
-from itertools import islice
 
 import pandas as pd
 import pytest
@@ -12,13 +11,8 @@ from hub_fixtures import write_hub
 
 from zs_lib import qa
 from zs_lib.config.paths import BENCHMARK
-from zs_lib.engines import build_engine
 from zs_lib.errors import DataError
-from zs_lib.evaluation.evaluate import retrieval_recall
 from zs_lib.qa.world import statement
-from zs_lib.tools import build_benchmark
-from zs_lib.tools.backbones import pretraining
-from zs_lib.tools.backbones.pretraining import BASE, Sampler
 
 QUESTIONS = qa.load_questions()
 PASSAGES = qa.load_passages()
@@ -34,14 +28,6 @@ HOPS = {
 
 
 # the files ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_builder_reproduces_the_files_to_the_byte(tmp_path):
-    build_benchmark.build_benchmark(tmp_path)
-    for name in ("passages.jsonl", "questions.jsonl"):
-        assert (tmp_path / name).read_bytes() == (BENCHMARK / name).read_bytes(), (
-            f"{name}: run `zs benchmark build`"
-        )
 
 
 def test_seven_subsets_with_the_paper_s_splits_and_hops():
@@ -132,18 +118,6 @@ def test_every_checked_question_was_read_and_found_good_as_it_stands():
     assert sum(row["verdict"] == "ok" for row in rows.values()) == 125
 
 
-def test_what_was_thrown_out_is_recorded_with_its_reason():
-    drawn = {
-        question.id: (question.question, doubt)
-        for question, doubt in build_benchmark.checked(world())
-        if doubt
-    }
-    recorded = {
-        i: (row["question"], row["note"]) for i, row in hand_check().items() if row["verdict"] == "rejected"
-    }
-    assert drawn == recorded and drawn
-
-
 def test_the_checked_questions_are_a_mix():
     checked = qa.load_questions(subset="checked")
     chains = Counter(
@@ -196,66 +170,7 @@ def test_no_training_passage_or_question_states_a_test_fact():
     }
 
 
-@pytest.mark.parametrize("kind", ["trajectory", "reading", "simulation", "recall", "memory", "match"])
-def test_no_pretraining_example_states_a_test_fact(kind):
-    for example in islice(Sampler(world(), 11, BASE, {kind: 1.0}), 600):
-        assert stated("".join(text for text, _ in example)) == []
-
-
-def test_no_pretraining_question_about_a_test_fact_is_answered_rightly(monkeypatch):
-    sampler, asked = Sampler(world(), 5, BASE, {"trajectory": 1.0}), []
-    ask = sampler.ask
-    monkeypatch.setattr(sampler, "ask", lambda: asked.append(ask()) or asked[-1])
-    for example in islice(sampler, 1500):
-        *_, fact = asked[-1].path
-        if len(asked[-1].path) == 1:
-            answer = (
-                "".join(text for text, _ in example).split("<answer>")[-1].removesuffix("</answer>").strip()
-            )
-            assert answer not in sampler.really(fact), (asked[-1].question, answer)
-
-
-def test_what_a_simulator_is_shown_of_the_real_world_is_of_training_entities(monkeypatch):
-    monkeypatch.setattr(pretraining, "REAL_SHARE", 1.0)
-    sampler, shown = Sampler(world(), 2, BASE, {"simulation": 1.0}), []
-    documents = sampler.documents
-    monkeypatch.setattr(
-        sampler, "documents", lambda *args, **options: shown.append(documents(*args, **options)) or shown[-1]
-    )
-    for _ in islice(sampler, 1500):
-        _, facts = shown[-1]
-        assert {fact.subject.split for fact in facts} == {"train"}
-
-
 # recall -------------------------------------------------------------------------------------------------------------
-
-
-def test_recall_counts_what_a_good_query_finds():
-    class Engine:
-        name = "fixed"
-
-        def search(self, requests, num_documents):
-            from zs_lib.engines import SearchResult
-
-            self.queries = [request.query for request in requests]
-            return [
-                SearchResult.of(["Nothing.", "Oslofjord.", "No.", "It is Oslo."][:num_documents])
-                for _ in requests
-            ]
-
-    engine = Engine()
-    hops = (qa.Hop("Bergen", "country", ("Norway",)), qa.Hop("Norway", "capital", ("Oslo",)))
-    table = retrieval_recall([qa.Question("1", "?", ("Oslo",), "bridge", "test", hops)], engine)
-    assert engine.queries == ["country of Bergen", "capital of Norway"]
-    assert table.loc[("bridge", 2)].to_dict() == {"recall@3": 0.0, "recall@5": 1.0, "questions": 1}
-    assert table.loc[("bridge", 1), "recall@5"] == 0.0
-
-
-def test_good_queries_find_their_hop_in_every_subset():
-    questions = [question for question in QUESTIONS if question.split == "test"][::8]
-    table = retrieval_recall(questions, build_engine("bm25"))
-    assert set(table.index.get_level_values("subset")) == set(qa.SUBSETS)
-    assert (table["recall@5"] >= table["recall@3"]).all() and table["recall@5"].min() > 0.8
 
 
 # files of one's own -------------------------------------------------------------------------------------------------
@@ -306,11 +221,6 @@ def test_a_damaged_passage_is_one_clear_error(tmp_path, monkeypatch):
     (tmp_path / "passages.jsonl").write_text('{"id": "1", "text": "The capital of Norway is Oslo."}\n')
     with pytest.raises(DataError, match="passages.jsonl, line 1 is no passage.*zs benchmark build"):
         qa.load_passages()
-
-
-def test_habits_other_than_base_leak_no_more():
-    for example in islice(Sampler(world(), 3, pretraining.INSTRUCT, {"trajectory": 1.0}), 300):
-        assert stated("".join(text for text, _ in example)) == []
 
 
 def test_parquet_with_the_columns_of_the_hubs_sets(tmp_path):

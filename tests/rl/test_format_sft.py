@@ -1,4 +1,4 @@
-"""The warm-up in the format: what its lessons say, what of them is learnt, and who begins with it."""
+"""Format SFT: what its lessons say, what is learnt of them, and which arms begin with it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from zs_lib.rl.format_sft import encode_lesson, lesson
 from zs_lib.runs import RunStore
 
 HOW = FormatSFT(steps=2, batch_size=2, learning_rate=1e-3, template="short", num_documents=2, engine="bm25")
-QUESTIONS = [
-    question for question in qa.load_questions(subset="bridge", split="train") if qa.is_chain(question)
-][:40]
+QUESTIONS = [question for question in qa.load_questions(subset="bridge", split="train") if question.is_chain][
+    :40
+]
 
 
 def studied(**changes):
-    """A policy of the smoke profile that takes one step and begins with a warm-up."""
+    """A policy of the smoke profile that takes one step and begins with format SFT."""
     arm = config.load_profile("smoke").policy("search-r1")
-    return replace(arm, steps=1, prompts_per_step=2, group_size=2, format_sft=HOW, **changes)
+    return replace(arm, **(dict(steps=1, prompts_per_step=2, group_size=2, format_sft=HOW) | changes))
 
 
 def test_a_lesson_is_a_trajectory_that_the_protocol_accepts():
@@ -70,7 +70,7 @@ def test_only_what_the_policy_writes_is_learnt_and_in_a_rollouts_tokens():
     assert sum(ended["completion_mask"]) == len(learnt) + written
 
 
-def test_a_policy_begins_where_its_warm_up_ends(tmp_path):
+def test_a_policy_begins_where_its_format_sft_ends(tmp_path):
     store, arm = RunStore(tmp_path), studied(learning_rate=0.0)
     make_runs(
         [
@@ -85,39 +85,39 @@ def test_a_policy_begins_where_its_warm_up_ends(tmp_path):
         1,
         store,
     )
-    start = pipeline.start_model(arm.backbone, HOW, arm.benchmark, store)
-    warmed, begun = (
+    start = pipeline._start_model(arm.backbone, arm, store)
+    tuned, begun = (
         load_file(start + "/model.safetensors"),
         load_file(store.get(arm, 0).model_dir / "model.safetensors"),
     )
     cold = load_model(arm.backbone).model.state_dict()
-    assert all(torch.equal(warmed[name], begun[name]) for name in warmed)
-    assert any(not torch.equal(warmed[name], cold[name]) for name in warmed)
+    assert all(torch.equal(tuned[name], begun[name]) for name in tuned)
+    assert any(not torch.equal(tuned[name], cold[name]) for name in tuned)
     assert sorted(path.name.split("-")[0] for path in tmp_path.glob("*-s0")) == [
         "evaluation",
         "policy",
-        "warmup",
+        "formatsft",
     ]  # one for both
 
 
 def test_without_one_the_backbone_is_the_start(tmp_path):
-    assert pipeline.start_model("tiny-S", None, "embedded", RunStore(tmp_path)) == "tiny-S" and not list(
-        tmp_path.iterdir()
-    )
+    arm = studied(format_sft=None)
+    assert pipeline._start_model("tiny-S", arm, RunStore(tmp_path)) == "tiny-S"
+    assert pipeline.needs(arm, 0) == [] and not list(tmp_path.iterdir())
 
 
-def test_collector_and_judge_are_warmed_up_too(tmp_path):
+def test_collector_and_judge_go_through_it_too(tmp_path):
     store = RunStore(tmp_path)
     arm = replace(config.load_profile("smoke").simulators[0], num_questions=4, format_sft=HOW)
     run = pipeline.ensure(arm.pairs, 0, store)
     models_made = {
-        FormatSFTArm(backbone=name, benchmark="embedded", how=HOW) for name in (arm.collector, arm.judge)
+        FormatSFTArm(backbone=name, benchmark="embedded", sft=HOW) for name in (arm.collector, arm.judge)
     }
     assert all(store.get(made, 0).finished for made in models_made)
     assert run.path.name != store.path(replace(arm, format_sft=None).pairs, 0).name
 
 
-def test_a_profile_warms_up_every_policy_that_does_not_say_no():
+def test_in_a_profile_every_policy_begins_with_it_that_does_not_say_no():
     study = config.load_profile("smol", {"format_sft.steps": 7})
     cold = study.policy("zerosearch-no-sft")
     assert cold.format_sft is None and cold.simulator.format_sft.steps == 7
@@ -125,5 +125,5 @@ def test_a_profile_warms_up_every_policy_that_does_not_say_no():
     assert digest(cold) == digest(replace(study.policy("zerosearch"), format_sft=None, steps=cold.steps))
     names = [results._name(arm, study) for arm, _ in studies.baseline_runs(study)]
     assert names == ["start", "start/format_sft=off"]
-    with pytest.raises(ConfigError, match="WarmUp.learning_rate = 2.0 is out of range"):
+    with pytest.raises(ConfigError, match="FormatSFT.learning_rate = 2.0 is out of range"):
         config.load_profile("smol", {"format_sft.learning_rate": 2.0})

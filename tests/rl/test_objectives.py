@@ -14,8 +14,9 @@ from torch import tensor
 from zs_lib.config.arms import ObjectiveConfig
 from zs_lib.errors import ConfigError
 from zs_lib.rl.objectives import (
-    KINDS,
-    advantage_kind,
+    ALGORITHMS,
+    BASELINES,
+    algorithm,
     gae,
     group_advantages,
     kl_k3,
@@ -25,13 +26,18 @@ from zs_lib.rl.objectives import (
 )
 
 NAN = float("nan")
-# The second group is dead.
+# The second group has no variance.
 REWARDS = tensor([[1.0, 0.0, 0.0, 1.0], [0.2, 0.2, 0.2, 0.2]], dtype=torch.float64)
 
 
 def objective(**changes) -> ObjectiveConfig:
     values = dict(algorithm="reinforce", baseline="group_mean", clip=0.2, kl_coef=0.0, updates_per_batch=1)
     return ObjectiveConfig(**(values | changes))
+
+
+def by(kind: str) -> ObjectiveConfig:
+    """REINFORCE with the baseline of this name, or the algorithm of this name."""
+    return objective(baseline=kind) if kind in BASELINES else objective(algorithm=kind, baseline="none")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def objective(**changes) -> ObjectiveConfig:
 )
 def test_advantages_by_hand(kind, expected):
     torch.testing.assert_close(
-        group_advantages(REWARDS, kind), tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0
+        group_advantages(REWARDS, by(kind)), tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0
     )
 
 
@@ -65,28 +71,34 @@ def test_advantages_by_hand(kind, expected):
     ],
 )
 def test_a_rollout_that_left_the_batch_counts_in_no_mean(kind, expected):
-    torch.testing.assert_close(group_advantages(tensor([[0.6, NAN, 0.0]]), kind), tensor([expected]))
+    torch.testing.assert_close(group_advantages(tensor([[0.6, NAN, 0.0]]), by(kind)), tensor([expected]))
 
 
 @pytest.mark.parametrize("kind", ["group_mean", "leave_one_out", "grpo"])
 @given(reward=st.floats(0, 1), size=st.integers(1, 9))
-def test_a_dead_group_gets_exact_zeros(kind, reward, size):
-    assert (group_advantages(torch.full((1, size), reward), kind) == 0).all()
+def test_a_zero_variance_group_gets_exact_zeros(kind, reward, size):
+    assert (group_advantages(torch.full((1, size), reward), by(kind)) == 0).all()
 
 
-def test_dead_groups_are_those_with_one_reward():
+def test_zero_variance_groups_are_those_with_one_reward():
     rewards = tensor([[0.0, 0.0], [0.0, 1.0], [NAN, 1.0], [NAN, NAN]])
     assert zero_variance_groups(rewards).tolist() == [True, False, True, True]
 
 
-def test_an_unknown_baseline_names_the_known_ones():
-    with pytest.raises(ConfigError, match=re.escape(", ".join(KINDS))):
-        group_advantages(REWARDS, "mean")
+@pytest.mark.parametrize(
+    "unknown, known", [({"algorithm": "dapo"}, ALGORITHMS), ({"baseline": "mean"}, BASELINES)]
+)
+def test_an_unknown_name_lists_the_known_ones(unknown, known):
+    for use in (algorithm, lambda cfg: group_advantages(REWARDS, cfg)):
+        with pytest.raises(ConfigError, match=re.escape(", ".join(known))):
+            use(objective(**unknown))
 
 
 def test_grpo_brings_its_own_baseline():
-    assert advantage_kind(objective(algorithm="grpo", baseline="none")) == "grpo"
-    assert advantage_kind(objective(baseline="leave_one_out")) == "leave_one_out"
+    grpo = [group_advantages(REWARDS, objective(algorithm="grpo", baseline=name)) for name in BASELINES]
+    assert all(advantages.equal(grpo[0]) for advantages in grpo)
+    others = [group_advantages(REWARDS, objective(baseline=name)) for name in BASELINES]
+    assert len({str(advantages.tolist()) for advantages in others}) == len(BASELINES)
 
 
 def test_gae_by_hand():

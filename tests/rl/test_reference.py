@@ -10,9 +10,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from model_fixtures import tiny_model, tiny_tokenizer
-from test_policy import arm
+from policy_fixtures import arm
 from test_rollout import CFG, QUESTIONS, Engine
 
+from zs_lib.models.decode import TransformersGenerator
 from zs_lib.models.generator import Completion, Generator
 from zs_lib.rl.learner import Learner
 from zs_lib.rl.objectives import kl_k3
@@ -22,11 +23,11 @@ from zs_lib.rng import uniform
 KEYS = [(3, i) for i in range(len(QUESTIONS) * 4)]
 
 
-class PlainGenerator(Generator):
+class PlainGenerator(TransformersGenerator):
     """The reference path of generation."""
 
     @torch.inference_mode()
-    def generate(self, prompts, keys, max_tokens, temperature, stop=(), past=None):
+    def generate(self, prompts, keys, max_tokens, temperature, stop=(), kv_cache=None):
         return [
             self.complete(prompt, key, max_tokens, temperature, stop)
             for prompt, key in zip(prompts, keys, strict=True)
@@ -54,7 +55,7 @@ def rolled_out(kind: type[Generator], temperature: float):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.6])
 def test_rollouts_are_those_of_the_plain_path(temperature):
-    fast, plain = rolled_out(Generator, temperature), rolled_out(PlainGenerator, temperature)
+    fast, plain = rolled_out(TransformersGenerator, temperature), rolled_out(PlainGenerator, temperature)
     assert len({t.stop_reason for t in plain} | {len(t.ids) for t in plain}) > 2
     for mine, reference in zip(fast, plain, strict=True):
         assert mine.logprobs == pytest.approx(reference.logprobs, abs=1e-4)
@@ -63,7 +64,7 @@ def test_rollouts_are_those_of_the_plain_path(temperature):
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.05])
 def test_the_gradient_is_that_of_the_plain_path(kl_coef, monkeypatch):
-    trajectories = rolled_out(Generator, 1.0)
+    trajectories = rolled_out(TransformersGenerator, 1.0)
     advantages = [0.0 if i % 3 == 0 else 1.0 - 0.3 * i for i in range(len(trajectories))]
     objective = replace(arm().objective, kl_coef=kl_coef)
     learning = Learner(tiny_model(seed=1), arm(objective=objective, max_grad_norm=1e9), Accelerator(cpu=True))

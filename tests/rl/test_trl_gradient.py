@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 from zs_lib.config.arms import ObjectiveConfig
 from zs_lib.rl.batches import make_rows, micro_batches
 from zs_lib.rl.learner import token_logprobs, trained_states
-from zs_lib.rl.objectives import advantage_kind, group_advantages, policy_loss
+from zs_lib.rl.objectives import group_advantages, policy_loss
 from zs_lib.rl.trajectory import Trajectory
 
 VOCABULARY, TEMPERATURE, CLIP, KL = 40, 0.7, 0.2, 0.05
@@ -107,7 +107,7 @@ def trl_gradient(folder, tmp_path, loss_type, kl_coef, trajectories, advantages,
 
 
 def our_gradient(folder, cfg, trajectories, advantages, old, reference):
-    """The same from `learner` and `objectives`, one micro-batch a row."""
+    """The same from `rl.learner` and `rl.objectives`, one micro-batch a row."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     total = 0.0
     tokens = sum(sum(t.mask) for t in trajectories)
@@ -137,7 +137,7 @@ def test_loss_and_gradient_equal_trls(folder, tmp_path, trajectories, loss_type,
     cfg = ObjectiveConfig(
         algorithm=algorithm, baseline="group_mean", clip=CLIP, kl_coef=kl_coef, updates_per_batch=1
     )
-    advantages = group_advantages(REWARDS, advantage_kind(cfg)).flatten()
+    advantages = group_advantages(REWARDS, cfg).flatten()
     shape = pad_right([t.ids for t in trajectories]).shape
     generator = torch.Generator().manual_seed(2)
     # Off-policy enough that some ratios are clipped on either side; on document tokens the numbers are

@@ -15,8 +15,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from zs_lib import config, pipeline
 from zs_lib.config import paths
 from zs_lib.errors import ConfigError, RunError
-from zs_lib.launch import scheduler
-from zs_lib.models.sft import _Filled, fine_tune
+from zs_lib.models.sft import fine_tune
 from zs_lib.runs import distributed
 from zs_lib.runs.interrupts import between_steps
 
@@ -31,7 +30,7 @@ def others_say(monkeypatch, *values):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [0, 1, 4, 7])
-def test_what_is_dealt_comes_back_in_order(count, size, monkeypatch):
+def test_shards_come_back_in_order(count, size, monkeypatch):
     items, shares = list(range(size)), []
     monkeypatch.setattr(distributed, "world_size", lambda: count)
     for rank in range(count):
@@ -58,36 +57,17 @@ def test_a_signal_to_another_process_ends_this_one_too(monkeypatch):
     assert caught.value.code == 143 and saved
 
 
-def test_alone_nothing_is_asked_of_others(store):
+def test_a_world_of_one_talks_to_nobody(store):
     assert distributed.world_size() == 1 and distributed.is_main() and distributed.all_gather("x") == ["x"]
     weights = torch.nn.Parameter(torch.ones(1))
     distributed.all_reduce_gradients([weights])
     assert weights.grad is None and not torch.distributed.is_initialized()
 
 
-def test_apart_one_is_enough(monkeypatch):
+def test_within_main_process_only_the_world_is_one(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with distributed.main_process_only(), distributed.main_process_only():
         assert distributed.world_size() == 1 and distributed.is_main()
-
-
-def test_the_last_batch_is_filled_up():
-    order = _Filled([4, 2, 0, 1, 3], 4, blank=5)
-    assert list(order) == [4, 2, 0, 1, 3, 5, 5, 5] and len(order) == 8
-    assert list(_Filled([1, 0], 2, blank=2)) == [1, 0]
-
-
-def test_a_batch_that_cannot_be_shared_is_an_error(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    arm = replace(config.load_profile("smoke").simulators[0], batch_size=4)
-    with pytest.raises(ConfigError, match="batch_size of 'it' is 4: 3 processes"):
-        fine_tune(RUN, None, [], arm, 0, None)
-
-
-def test_runs_side_by_side_are_no_work_for_several(monkeypatch, store):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(ConfigError, match="zs train"):
-        scheduler.make_runs([], 1, store)
 
 
 def test_a_store_that_is_not_shared_is_an_error(monkeypatch, store):
@@ -99,14 +79,14 @@ def test_a_store_that_is_not_shared_is_an_error(monkeypatch, store):
         store.complete(arm, 0, lambda run: {}, together=True)
 
 
-@pytest.mark.parametrize("recipe", ["FSDP", "DEEPSPEED"])
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
 def test_rl_refuses_to_be_sharded_and_names_the_way(way, monkeypatch, store):
     monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
     with pytest.raises(ConfigError, match="launch/ddp.yaml"):
         pipeline.ensure(config.load_profile("smoke").policy("r1"), 0, store)
     arm = replace(config.load_profile("smoke").simulators[0], lora_rank=4)
     with pytest.raises(ConfigError, match="launch/ddp.yaml"):
-        fine_tune(RUN, None, [], arm, 0, None)
+        fine_tune(RUN, None, [], arm, None)
 
 
 KINDS = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed": "DEEPSPEED"}

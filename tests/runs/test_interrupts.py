@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: for the whole study, and for a notebook's cell. (Trainings: test_policy; workers: test_runs.)"""
+"""Ctrl-C and SIGTERM: for the whole study, and for a notebook's cell. (Trainings: test_train; workers: test_scheduler.)"""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 from jupyter_client import KernelManager
+from run_fixtures import PATHS
 
-from zs_lib.config import paths
 from zs_lib.models.load import shipped
 from zs_lib.runs import RunStore
 from zs_lib.runs.interrupts import between_steps
-
-PATHS = os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])
 
 
 def wait_for(what, seconds: float):
@@ -100,13 +97,14 @@ def test_an_interrupted_cell_ends_with_one_line(store, monkeypatch):
     try:
         client.wait_for_ready(timeout=60)
         client.execute(
-            "from run_fixtures import CountingArm; from zs_lib import notebook, reproduce\n"
-            "reproduce.WORK['CountingArm'] = 'run_fixtures:ensure'\n"
+            "from run_fixtures import CountingArm; from zs_lib.ui import notebook\n"
             "notebook.run([(CountingArm(sleep=0.2, steps=500), 0)], jobs=1)"
         )
         wait_for(lambda: (store.root / "begun.txt").exists(), 60)
         family = [
-            child for child in psutil.Process().children(recursive=True) if "zs_lib.worker" in child.cmdline()
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "zs_lib.launch.worker" in child.cmdline()
         ]
         manager.interrupt_kernel()
         answer = client.get_shell_msg(timeout=30)["content"]

@@ -1,5 +1,4 @@
-"""The run store under accidents: kill -9, two processes, damaged and half-written files; workers side by
-side."""
+"""The run store under accidents: kill -9, two processes, damaged and half-written files."""
 
 import json
 import multiprocessing
@@ -13,26 +12,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run_fixtures
 import torch
-from run_fixtures import CountingArm, ensure
+from run_fixtures import PATHS, CountingArm
 
-from zs_lib import config, pipeline, runs
-from zs_lib.config import paths
-from zs_lib.config.arms import EvaluationArm, PolicyArm
+from zs_lib import config, runs
+from zs_lib.config.arms import PolicyArm
 from zs_lib.config.values import digest, from_identity, identity
 from zs_lib.errors import ConfigError, RunError
-from zs_lib.launch import scheduler
+from zs_lib.pipeline import ensure
 from zs_lib.runs import RunStore
 from zs_lib.runs.files import hashes
 
-PATHS = os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])
-ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
+HERE = str(Path(__file__).parent)
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([PATHS, HERE]), "OMP_NUM_THREADS": "1"}
 
 
 def start(store: RunStore, arm: CountingArm, *seeds: int, **options) -> subprocess.Popen:
-    script = Path(__file__).with_name("run_fixtures.py")
     return subprocess.Popen(
-        [sys.executable, str(script), str(store.root), json.dumps(identity(arm)), *map(str, seeds or (0,))],
+        [
+            sys.executable,
+            run_fixtures.__file__,
+            str(store.root),
+            json.dumps(identity(arm)),
+            *map(str, seeds or (0,)),
+        ],
         env=ENVIRONMENT,
         **options,
     )
@@ -332,7 +336,7 @@ def test_a_file_that_may_not_grow_is_one_error(store):
     """The same where nothing can be mounted: the system refuses to let a file grow."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "from pathlib import Path; from test_runs import filling; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
+        "from pathlib import Path; from test_store import filling; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
         f"try:\n    filling(RunStore({str(store.root)!r}))\nexcept RunError as error:\n    print(error)"
     )
     shown = subprocess.run(
@@ -354,7 +358,7 @@ def test_a_store_that_cannot_be_written_is_read_and_told():
 def told_of_a_store_that_cannot_be_written(store):
     finished = ensure(CountingArm(), 0, store)
     code = (
-        "import os; from run_fixtures import CountingArm, ensure; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
+        "import os; from run_fixtures import CountingArm; from zs_lib.pipeline import ensure; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
         "os.setgid(65534); os.setuid(65534)\n"
         f"store = RunStore({str(store.root)!r})\n"
         "print(ensure(CountingArm(), 0, store).summary['total'], store.verify())\n"
@@ -431,106 +435,3 @@ def test_a_changed_line_before_the_checkpoint_stops_the_resume(store):
 
 
 # ------------------------------------------------------------------------------------------ workers
-
-
-@pytest.fixture
-def workers(monkeypatch):
-    monkeypatch.setitem(pipeline.WORK, "CountingArm", "run_fixtures:ensure")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-
-
-def test_arms_are_made_side_by_side_once(store, workers, capsys):
-    arms = [(CountingArm(sleep=0.05), seed) for seed in range(4)]
-    made = scheduler.make_runs(arms, jobs=2)
-    assert [run.seed for run in made] == [0, 1, 2, 3] and all(run.finished for run in made)
-    processes = {line.split()[1] for line in (store.root / "begun.txt").read_text().splitlines()}
-    assert len(processes) == 2 and str(os.getpid()) not in processes
-    assert "4 of 4 runs finished" in capsys.readouterr().err
-    started = time.monotonic()
-    assert len(scheduler.make_runs(arms, jobs=2)) == 4 and time.monotonic() - started < 0.5  # all found
-    assert len((store.root / "begun.txt").read_text().splitlines()) == 4
-
-
-def test_failing_workers_do_not_stop_the_others(store, workers):
-    dying = CountingArm(steps=8, die_at=2)
-    typed, untyped = CountingArm(steps=1, fail="typed"), CountingArm(steps=2, fail="untyped")
-    with pytest.raises(RunError) as caught:
-        scheduler.make_runs([(arm, 0) for arm in (typed, untyped, dying, CountingArm())], jobs=1)
-    message = str(caught.value)
-    assert "3 of 4 runs failed" in message
-    assert "counting counting-1 s0: There is no such model." in message
-    assert (
-        "counting counting-2 s0: ValueError: a bug (traceback: " in message
-        and "counting counting-8 s0: its process was killed" in message
-    )
-    assert store.get(CountingArm(), 0).finished and not store.get(dying, 0).finished
-    assert "raise ValueError" in (store.path(untyped, 0) / "worker.log").read_text()
-    scheduler.make_runs([(dying, 0)], jobs=1)
-    assert store.get(dying, 0).finished
-
-
-def test_a_run_waits_for_what_it_needs(store, monkeypatch):
-    monkeypatch.setattr(scheduler, "_seen", lambda path: True)
-    profile = config.load_profile("tiny")
-    arm = EvaluationArm.of_policy(profile.policy("zerosearch"), profile.evaluation)
-    queue = scheduler._Queue(store, [(arm, 0), (arm, 1), (profile.policy("r1"), 0)])
-    assert queue.total == 7
-    pairs, other = queue.next(), queue.next()
-    assert pairs.arm == profile.simulator("grounded-tiny-L").pairs and pairs.seed == 0
-    assert other.name == "policy r1 s0"  # no use in waiting
-    queue.finished(pairs, None)
-    simulator = queue.next()
-    assert simulator.arm == profile.simulator("grounded-tiny-L") and simulator.seed == 0
-    queue.finished(simulator, None)
-    policy = queue.next()
-    assert policy.name == "policy zerosearch s0"
-    queue.finished(policy, "out of luck")
-    assert queue.next().name == "policy zerosearch s1"
-    queue.close()
-    assert queue.failed == {
-        "policy zerosearch s0": "out of luck",
-        "evaluation zerosearch s0": "needs policy zerosearch s0, which failed",
-    }
-
-
-def test_what_needs_a_failed_run_fails_with_its_name(store, monkeypatch):
-    monkeypatch.setattr(scheduler, "_seen", lambda path: True)
-    profile = config.load_profile("tiny")
-    queue = scheduler._Queue(store, [(profile.policy("zerosearch"), seed) for seed in range(2)])
-    pairs = queue.next()
-    queue.finished(pairs, None)
-    simulator = queue.next()
-    queue.finished(simulator, "out of luck")
-    assert queue.next() is None
-    assert queue.failed["policy zerosearch s1"] == "needs simulator grounded-tiny-L s0, which failed"
-
-
-def test_a_job_survives_the_way_to_a_worker():
-    profile = config.load_profile("tiny")
-    arm = EvaluationArm.of_policy(profile.policy("zerosearch"), profile.evaluation)
-    plain = json.loads(json.dumps(identity(arm, labels=True)))
-    assert from_identity(EvaluationArm, plain) == arm
-
-
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_their_parent(store, workers, ending):
-    code = (
-        "from run_fixtures import CountingArm; from zs_lib import reproduce\n"
-        "reproduce.WORK['CountingArm'] = 'run_fixtures:ensure'\n"
-        "reproduce.ensure_arms([(CountingArm(sleep=0.2, steps=500), 0)], jobs=1)"
-    )
-    environment = ENVIRONMENT | {"ZS_RUNS": str(store.root)}
-    parent = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
-    begun, deadline = store.root / "begun.txt", time.monotonic() + 30
-    while not begun.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    run = store.list()[0]
-    assert run.running
-    parent.send_signal(ending)
-    assert parent.wait(timeout=20) != 0
-    deadline = time.monotonic() + 10
-    while run.running and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not run.running and not run.finished
-    if ending == signal.SIGINT:  # the worker had time to finish its step
-        assert run.checkpoint().step == run.metrics()["step"].iloc[-1]

@@ -6,19 +6,23 @@ import dataclasses
 from importlib.util import find_spec
 
 import pytest
-from run_fixtures import CountingArm, ensure
+from run_fixtures import CountingArm
 
-from zs_lib import config
+from zs_lib import config, pipeline
 from zs_lib.config.arms import TRACKERS
 from zs_lib.config.values import digest
 from zs_lib.errors import ConfigError
 from zs_lib.launch import worker
+from zs_lib.pipeline import ensure
 from zs_lib.runs import tracking
 
 
 @dataclasses.dataclass(frozen=True)
 class TrackedArm(CountingArm):
     tracker: str = "tensorboard"
+
+
+pipeline.MAKERS[TrackedArm] = pipeline.MAKERS[CountingArm]
 
 
 def test_one_profile_value_sets_it_for_all_arms_and_makes_no_other_arm():
@@ -28,7 +32,7 @@ def test_one_profile_value_sets_it_for_all_arms_and_makes_no_other_arm():
     assert tracked.policies == plain.policies and list(map(digest, tracked.policies)) == list(
         map(digest, plain.policies)
     )
-    sent = worker.arm_of(worker.spelled(tracked.policy("zerosearch")))
+    sent = worker.from_job(worker.to_job(tracked.policy("zerosearch")))
     assert (sent.tracker, sent.simulator.tracker) == ("wandb", "wandb")
     with pytest.raises(ConfigError, match="none, tensorboard, wandb, trackio"):
         config.load_profile("tiny", {"tracker": "paper"})

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from zs_lib.engines import SearchRequest
+from zs_lib.engines.client import Limits
+
 
 class Asked(BaseHTTPRequestHandler):
     """One request. The script calls `reply`, or does worse to the connection."""
@@ -74,3 +77,46 @@ def serving(script: Callable[[Asked], None]) -> Iterator[_Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+KEY = "planted+key/7f3a9"
+
+
+QUICK = Limits(attempts=2, attempt_s=0.4, search_s=5, first_wait_s=0.01, longest_wait_s=1)
+
+
+def ask(*queries):
+    return [SearchRequest(query, "which?", ("Paris",), key=(i,)) for i, query in enumerate(queries)]
+
+
+def completion(text, tokens=7):
+    return {
+        "choices": [{"message": {"role": "assistant", "content": text}}],
+        "usage": {"completion_tokens": tokens},
+    }
+
+
+def hang(asked):
+    asked.server.over.wait(5)
+
+
+def drip(asked):
+    asked.send_response(200)
+    asked.send_header("Content-Length", "1000")
+    asked.end_headers()
+    while not asked.server.over.wait(0.05):
+        asked.wfile.write(b" ")
+
+
+def drip_headers(asked):
+    asked.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    while not asked.server.over.wait(0.05):
+        asked.wfile.write(b"X-More: 1\r\n")
+
+
+def half(asked):
+    asked.send_response(200)
+    asked.send_header("Content-Length", "1000")
+    asked.end_headers()
+    asked.wfile.write(b'[{"text": "ha')
+    asked.close_connection = True

@@ -1,6 +1,7 @@
 """Work for tests of the run store: an arm whose runs are quick, and can be slow, fail or be killed on demand.
 
-As a script it makes runs: `python run_fixtures.py STORE ARM-AS-JSON SEED [SEED …]`.
+Importing it adds the arm to `pipeline.MAKERS`, in worker processes too: they import this module, by the job's type, and
+find it through PATHS. As a script it makes runs: `python run_fixtures.py STORE ARM-AS-JSON SEED [SEED …]`.
 """
 
 import json
@@ -10,13 +11,19 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from zs_lib import pipeline
+from zs_lib.config import paths
 from zs_lib.config.values import from_identity
 from zs_lib.errors import ModelError
 from zs_lib.runs import Run, RunStore
 from zs_lib.runs.interrupts import between_steps
+
+PATHS = os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])
+"""PYTHONPATH of a child process that imports the library and this module."""
 
 
 @dataclass(frozen=True)
@@ -33,39 +40,39 @@ class CountingArm:
         return f"counting-{self.steps}"
 
 
-def ensure(arm: CountingArm, seed: int, store: RunStore) -> Run:
-    def work(run: Run) -> dict:
-        with (store.root / "begun.txt").open("a") as file:
-            file.write(f"{run.path.name} {os.getpid()}\n")
-        if arm.fail == "typed":
-            raise ModelError("There is no such model.")
-        if arm.fail == "untyped":
-            raise ValueError("a bug")
-        checkpoint = run.checkpoint()
-        total = checkpoint.tensors["total"] if checkpoint else torch.zeros(1, dtype=torch.float64)
-        with between_steps() as asked_to_stop:
-            for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
-                total += random.Random(f"{seed} {step}").random()
-                run.log(step, total=total.item(), unknown=float("nan"))
-                run.log_trajectories(step, [{"text": f"π {step}"}])
-                run.log_timing(step, seconds=time.time())
-                stop = asked_to_stop()
-                if step % 4 == 0 or stop:
-                    run.save(step, {"total": total}, {"half": total.item() / 2})
-                if step == arm.die_at and not (run.path / "died").exists():
-                    (run.path / "died").touch()
-                    with (run.path / "metrics.jsonl").open("a") as file:
-                        file.write('{"step": 7, "tot')  # killed in the middle of a line
-                        file.flush()
-                        os.kill(os.getpid(), signal.SIGKILL)
-                if stop:
-                    break
-                time.sleep(arm.sleep)
-        return {"total": total.item()}
+def count(run: Run, arm: CountingArm, store: RunStore, progress: pipeline.Progress | None) -> dict:
+    with (store.root / "begun.txt").open("a") as file:
+        file.write(f"{run.path.name} {os.getpid()}\n")
+    if arm.fail == "typed":
+        raise ModelError("There is no such model.")
+    if arm.fail == "untyped":
+        raise ValueError("a bug")
+    checkpoint = run.checkpoint()
+    total = checkpoint.tensors["total"] if checkpoint else torch.zeros(1, dtype=torch.float64)
+    with between_steps() as asked_to_stop:
+        for step in range(checkpoint.step + 1 if checkpoint else 1, arm.steps + 1):
+            total += random.Random(f"{run.seed} {step}").random()
+            run.log(step, total=total.item(), unknown=float("nan"))
+            run.log_trajectories(step, [{"text": f"π {step}"}])
+            run.log_timing(step, seconds=time.time())
+            stop = asked_to_stop()
+            if step % 4 == 0 or stop:
+                run.save(step, {"total": total}, {"half": total.item() / 2})
+            if step == arm.die_at and not (run.path / "died").exists():
+                (run.path / "died").touch()
+                with (run.path / "metrics.jsonl").open("a") as file:
+                    file.write('{"step": 7, "tot')  # killed in the middle of a line
+                    file.flush()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if stop:
+                break
+            time.sleep(arm.sleep)
+    return {"total": total.item()}
 
-    return store.complete(arm, seed, work)
+
+pipeline.MAKERS[CountingArm] = pipeline.Maker(count)
 
 
 if __name__ == "__main__":
     for number in map(int, sys.argv[3:]):
-        ensure(from_identity(CountingArm, json.loads(sys.argv[2])), number, RunStore(sys.argv[1]))
+        pipeline.ensure(from_identity(CountingArm, json.loads(sys.argv[2])), number, RunStore(sys.argv[1]))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-from benchmark_fixtures import tokenizer, world
+from benchmark_fixtures import stated, tokenizer, world
 
 from zs_lib import protocol
 from zs_lib.qa import wording
@@ -217,3 +217,39 @@ def test_a_world_is_left_after_its_examples(monkeypatch):
     for _ in islice(sampler, 130):
         worlds.append(id(sampler.world.facts))
     assert worlds[0] == worlds[63] != worlds[64] == worlds[127] != worlds[128]
+
+
+@pytest.mark.parametrize("kind", ["trajectory", "reading", "simulation", "recall", "memory", "match"])
+def test_no_pretraining_example_states_a_test_fact(kind):
+    for example in islice(Sampler(world(), 11, BASE, {kind: 1.0}), 600):
+        assert stated("".join(text for text, _ in example)) == []
+
+
+def test_no_pretraining_question_about_a_test_fact_is_answered_rightly(monkeypatch):
+    sampler, asked = Sampler(world(), 5, BASE, {"trajectory": 1.0}), []
+    ask = sampler.ask
+    monkeypatch.setattr(sampler, "ask", lambda: asked.append(ask()) or asked[-1])
+    for example in islice(sampler, 1500):
+        *_, fact = asked[-1].path
+        if len(asked[-1].path) == 1:
+            answer = (
+                "".join(text for text, _ in example).split("<answer>")[-1].removesuffix("</answer>").strip()
+            )
+            assert answer not in sampler.really(fact), (asked[-1].question, answer)
+
+
+def test_what_a_simulator_is_shown_of_the_real_world_is_of_training_entities(monkeypatch):
+    monkeypatch.setattr(pretraining, "REAL_SHARE", 1.0)
+    sampler, shown = Sampler(world(), 2, BASE, {"simulation": 1.0}), []
+    documents = sampler.documents
+    monkeypatch.setattr(
+        sampler, "documents", lambda *args, **options: shown.append(documents(*args, **options)) or shown[-1]
+    )
+    for _ in islice(sampler, 1500):
+        _, facts = shown[-1]
+        assert {fact.subject.split for fact in facts} == {"train"}
+
+
+def test_habits_other_than_base_leak_no_more():
+    for example in islice(Sampler(world(), 3, pretraining.INSTRUCT, {"trajectory": 1.0}), 300):
+        assert stated("".join(text for text, _ in example)) == []

@@ -15,7 +15,7 @@ import time
 import httpx
 import pytest
 from model_fixtures import tiny_model, tiny_tokenizer
-from run_fixtures import CountingArm, ensure
+from run_fixtures import CountingArm
 
 from zs_lib import cli, config, qa
 from zs_lib.config import paths
@@ -25,6 +25,7 @@ from zs_lib.engines.http import OpenAIEngine, SearchR1Engine, seed_of
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.models.decode import TransformersGenerator
+from zs_lib.pipeline import ensure
 from zs_lib.tools.serving import completions, serve
 
 TOKEN = "planted-token-51c"

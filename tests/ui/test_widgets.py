@@ -7,103 +7,19 @@ import subprocess
 import sys
 import threading
 import time
-from html.parser import HTMLParser
 
 import pytest
 from jupyter_client.manager import start_new_kernel
+from log_fixtures import ARM, SMOKE, Tags, finished, log, record
 
-from zs_lib import config
 from zs_lib.analysis import cost, figures
 from zs_lib.config import paths
-from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import background, progress
-from zs_lib.rl.trajectory_log import LOG, TrajectoryLog, groups, select, watched
+from zs_lib.rl.trajectory_log import LOG, TrajectoryLog, groups, watched
 from zs_lib.runs import RunStore
 from zs_lib.runs.files import write_json
 from zs_lib.ui import render, widgets
-
-SMOKE = config.load_profile("smoke")
-ARM = SMOKE.policy("zerosearch")
-HOSTILE = (
-    '<script>alert(1)</script><img src="http://a/b" onerror=x> $e=mc^2$ \\(x\\) \x1b[31mred\u202e "quoted\''
-)
-
-
-def turn(text, kind, said, **more) -> dict:
-    return {
-        "text": text,
-        "action": {"kind": kind, "text": said, "reason": ""},
-        "query": None,
-        "documents": [],
-        "noisy": False,
-        "status": "",
-        "error": "",
-    } | more
-
-
-def record(
-    answer="Oslo",
-    reward=1.0,
-    noisy=False,
-    tokens=True,
-    question="q?",
-    documents=("It is Oslo.", "Not so."),
-    **more,
-) -> dict:
-    searching = turn(
-        "<think> hm </think><search> what </search>",
-        "search",
-        "what",
-        query="what",
-        documents=list(documents),
-        noisy=noisy,
-        status="ok",
-    )
-    shown = (
-        {
-            "tokens": [["<search>", -0.1], [" what", -2.0], 7, ["<answer>", 0.0]],
-            "advantage": reward - 0.5,
-            "group": 0,
-        }
-        if tokens
-        else {}
-    )
-    return (
-        {
-            "question": question,
-            "golden_answers": ["Oslo", "Christiania"],
-            "turns": [searching, turn(f"<answer> {answer} </answer>", "answer", answer)],
-            "stop_reason": "answer",
-            "answer": answer,
-            "reward": reward,
-        }
-        | shown
-        | more
-    )
-
-
-def log(run, steps, first=1, **more) -> None:
-    """Steps with two groups of two rollouts each."""
-    for step in range(first, first + steps):
-        run.log(step, reward=0.5, turns=2.0, query_quality=0.5, noise_probability=0.1, entropy=0.3, kl=0.1)
-        run.log_timing(step, rollout=2.0, update=1.0)
-        run.log_trajectories(
-            step,
-            [
-                record(reward=reward, noisy=bool(reward), question=f"q{group} of {step}?", **more)
-                for group in (0, 1)
-                for reward in (0.0, 1.0)
-            ],
-        )
-
-
-def finished(store, seed=0, steps=3, **more):
-    def work(run):
-        log(run, steps, **more)
-        return {"last_reward": 0.5}
-
-    return store.complete(ARM, seed, work)
 
 
 @pytest.fixture
@@ -129,180 +45,16 @@ def growing(store):
     end()
 
 
-class Tags(HTMLParser):
-    """The elements of a page with their attributes, and its text."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags, self.texts = [], []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
 # views ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shade", render.SHADES)
-def test_what_is_shown_is_not_run(shade):
-    hostile = record(HOSTILE, question=HOSTILE, documents=(HOSTILE,), tokens=True) | {
-        "tokens": [[HOSTILE, -1.0], 3],
-        "golden_answers": [HOSTILE],
-    }
-    pages = [
-        render.trajectory(hostile, HOSTILE, shade),
-        render.group([hostile], shade, titles=[HOSTILE]),
-        render.documents(
-            {HOSTILE: SearchResult.of([HOSTILE]), "b": SearchResult((), "failed", HOSTILE)},
-            [HOSTILE],
-            {HOSTILE: True},
-        ),
-    ]
-    for page in pages:
-        shown = Tags(page)
-        assert {tag for tag, _ in shown.tags} <= {"div", "span", "b", "br"}
-        assert all(set(attributes) <= {"style", "title"} for _, attributes in shown.tags)
-        assert "<script>alert(1)</script>" in "".join(shown.texts)
-        assert "\x1b" not in page and "‹U+001B›[31mred‹U+202E›" in page
-        # MathJax finds no formula: a $ or \ stands alone in its element
-        assert all(text in "$\\" or not set(text) & set("$\\") for text in shown.texts)
-
-
-def luminance(color: str) -> float:
-    parts = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    red, green, blue = (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def test_every_text_can_be_read():
-    """WCAG AA: a contrast of 4.5 at least, on every ground that occurs."""
-    grounds = [kind.ground for kind in render.KINDS.values()] + [render.PAPER]
-    shaded = [
-        render._mixed(color, 1.0) for color in (render.TRAINED_UP, render.TRAINED_DOWN, render.UNLIKELY)
-    ]
-    pairs = [(kind.color, kind.ground) for kind in render.KINDS.values()] + [
-        (color, ground) for color in (render.INK, render.FAINT) for ground in grounds
-    ]
-    for ink, ground in pairs + [(render.INK, ground) for ground in shaded]:
-        low, high = sorted((luminance(ink), luminance(ground)))
-        assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
-    assert len({kind.word for kind in render.KINDS.values()}) == len(
-        render.KINDS
-    )  # a word each, for those who see no colours
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({}, "“Oslo” is right"),
-        ({"answer": "the christiania"}, "is right"),
-        ({"answer": "Bergen"}, "“Bergen” has no word of it; right: Oslo or Christiania"),
-        ({"answer": "Oslo city"}, "shares 1 word (of its 2) with “Oslo” (of 1)"),
-        ({"answer": None, "stop_reason": "max_turns"}, "no answer; right: Oslo"),
-        (
-            {
-                "answer": None,
-                "stop_reason": "engine_failed",
-                "turns": [turn("", "search", "x", error="no line")],
-            },
-            "left out of the training: no line",
-        ),
-    ],
-)
-def test_a_reward_is_explained(changes, reason):
-    assert reason in render.why(record() | changes)
-
-
-def test_turns_are_told_apart_by_words():
-    invalid = turn("what </search>", "invalid", "")
-    invalid["action"]["reason"] = "</search> closes nothing"
-    unmade = turn("<search> again </search>", "search", "again")
-    page = "".join(
-        Tags(
-            render.trajectory(
-                record(noisy=True) | {"turns": [*record(noisy=True)["turns"], invalid, unmade]},
-                simulated=True,
-            )
-        ).texts
-    )
-    for words in (
-        "thought hm",
-        "search what",
-        "(noisy asked for)",
-        "[✔ states the answer] It is Oslo.",
-        "[– no answer] Not so.",
-        "answer Oslo",
-        "invalid (</search> closes nothing)",
-        "search (not made: the last turn) again",
-        "reward 1.00",
-        "advantage +0.50",
-    ):
-        assert words in page, words
-    assert "asked for" not in render.trajectory(record(noisy=True))  # a real engine is asked for nothing else
-
-
-def test_tokens_are_shaded_by_what_was_logged():
-    page = render.trajectory(record(), shade="logprob")
-    assert 'title="p = 0.14"' in page and "7 tokens that it was shown, and did not write" in page
-    assert render._mixed(render.TRAINED_DOWN, 1) in render.group([record(reward=0.0)], "advantage")
-    assert "logged without its tokens" in render.trajectory(record(tokens=False), shade="mask")
-    with pytest.raises(ConfigError, match="Known: , logprob"):
-        render.trajectory(record(), shade="rainbow")
-
-
 # the log -------------------------------------------------------------------------------------------------------------
-
-
-def test_filters_and_groups(store):
-    found = TrajectoryLog(finished(store))
-    assert [entry.reward for entry in select(found.entries, reward=(0.5, 1.0))] == [1.0] * 6
-    assert (
-        len(select(found.entries, noisy=False)) == 6
-        and not select(found.entries, turns=(3, 9))
-        and not select(found.entries, stop_reason="length")
-    )
-    grouped = groups(found.entries)
-    assert list(grouped)[:2] == [(1, 0, "q0 of 1?"), (1, 0, "q1 of 1?")] and all(
-        len(part) == 2 for part in grouped.values()
-    )
-    assert [one["reward"] for one in found.read(grouped[2, 0, "q1 of 2?"])] == [0.0, 1.0]
-    failed = [entry for entry in found.entries[:1]]
-    failed[0] = type(failed[0])(**vars(failed[0]) | {"reward": None})
-    assert select(failed) and not select(failed, reward=(0.0, 0.5))  # it has no reward that could be low
 
 
 def test_an_old_run_without_the_new_fields(store):
     found = TrajectoryLog(finished(store, tokens=False))
     assert len(groups(found.entries)) == 6 and not watched(found.entries)
     assert "rollout 1 of 2" in widgets.explore(found.run, store=store).data
-
-
-def test_a_log_that_grows_is_indexed_as_far_as_it_is_whole(store):
-    run = finished(store, steps=1)
-    found = TrajectoryLog(run)
-    line = json.dumps({"step": 2, **record(watched=True)})
-    with (run.path / LOG).open("a") as file:
-        file.write(line[:40])
-        file.flush()
-        assert not found.refresh() and len(found.entries) == 4
-        file.write(line[40:] + "\n")
-    assert found.refresh() and not found.refresh()
-    assert list(watched(found.entries)) == ["q?"] and found.read(found.entries[-1:])[0]["answer"] == "Oslo"
-
-
-def test_a_run_that_was_cut_back_is_indexed_anew(store):
-    run = finished(store, steps=3)
-    found = TrajectoryLog(run)
-    run.logged(LOG).cut(lambda row: row["step"] <= 1)  # as when a killed run goes on from its checkpoint
-    log(run, 1, first=2)
-    assert found.refresh() and [entry.step for entry in found.entries] == [1] * 4 + [2] * 4
-    assert found.read(found.entries[-1:])[0]["step"] == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""The simulated engine: each request has a prompt of its own, and its text is read tolerantly."""
+
+from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
+
+from zs_lib.engines import SearchRequest, SearchResult
+from zs_lib.engines.simulated import SimulatedEngine
+from zs_lib.models.decode import TransformersGenerator
+
+
+def ask(query, **kwargs):
+    return SearchRequest(query, "which?", ("Paris",), **kwargs)
+
+
+def test_the_simulator_is_prompted_per_request_and_its_text_is_parsed():
+    def write(prompt, key):
+        return (
+            "Doc 1: "
+            + ("rubbish" if "noisy" in prompt else "Paris is it")
+            + "\nDoc 2: more\n"
+            + "Doc 3: x" * key[0]
+        )
+
+    engine = SimulatedEngine(ScriptedGenerator(write), "short", 0.8, 60)
+    results = engine.search([ask("a", key=(0,)), ask("b", noisy=True, key=(1,))], 3)
+    assert results == [
+        SearchResult(("Paris is it", "more"), "ok"),
+        SearchResult(("rubbish", "more", "x"), "ok"),
+    ]
+    assert (engine.searches, engine.format_errors) == (2, 1)
+    nothing = SimulatedEngine(ScriptedGenerator(lambda prompt, key: "no header"), "short", 0.8, 60)
+    assert nothing.search([ask("a")], 3) == [SearchResult((), "empty")] and nothing.format_errors == 1
+
+
+def test_a_simulated_search_does_not_depend_on_the_others():
+    engine = SimulatedEngine(TransformersGenerator(tiny_model(), tiny_tokenizer()), "paper", 0.8, 20)
+    requests = [ask(f"query {i}", noisy=i % 2 == 0, key=(i,)) for i in range(6)]
+    assert engine.search(requests, 3)[4] == engine.search([requests[4]], 3)[0]
+    assert engine.tokens > 0
+
+
+def test_a_greedy_simulator_writes_once_what_is_asked_several_times():
+    generator = ScriptedGenerator(
+        lambda prompt, key: f"Doc 1: about {prompt.split('Query: ')[1].splitlines()[0]}"
+    )
+    greedy = SimulatedEngine(generator, "short", 0.0, 60)
+    found = greedy.search(
+        [ask("a", key=(0,)), ask("b", key=(1,)), ask("a", key=(2,)), ask("a", noisy=True, key=(3,))], 1
+    )
+    assert [result.documents[0] for result in found] == ["about a", "about b", "about a", "about a"]
+    assert generator.calls[0]["keys"] == [(0,), (1,), (3,)] and greedy.searches == 4

@@ -1,0 +1,73 @@
+"""The metrics of trajectories, by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from policy_fixtures import written
+
+from zs_lib.protocol import parse_action
+from zs_lib.qa import Hop, Question
+from zs_lib.rl.trajectory import Turn, answer_in_documents, query_quality, trajectory_metrics
+
+LYON = Question(
+    "1",
+    "Which currency is used where Lyon lies?",
+    ("euro",),
+    "bridge",
+    "train",
+    (Hop("Lyon", "country", ("France",)), Hop("France", "currency", ("euro",))),
+)
+
+
+def search(query, *documents):
+    text = f"<search>{query}</search>"
+    return Turn(text, parse_action(text), query, documents, False, "ok")
+
+
+def test_query_quality_follows_the_hops():
+    turns = [
+        search("country of Lyon", "Paris is a city."),  # names the first hop, which stays open
+        search("LYON country", "Lyon lies in France."),  # again, and resolves it
+        search("country of Lyon", "Lyon lies in France."),  # resolved: asking again is no good query
+        search("currency"),  # names nothing
+        search("the currency of France", "It is the Euro."),
+    ]
+    trajectory = written([1], [2], [True], question=LYON, turns=turns)
+    assert query_quality(trajectory) == [True, True, False, False, True]
+    assert answer_in_documents(trajectory)
+    assert not answer_in_documents(dataclasses.replace(trajectory, turns=tuple(turns[:3])))
+
+
+def test_trajectory_metrics_by_hand():
+    answered = Turn(
+        "<answer>the euro</answer>", parse_action("<answer>the euro</answer>"), None, (), False, ""
+    )
+    invalid = Turn("hm", parse_action("hm"), None, (), False, "")
+    first = written(
+        [1, 2],
+        [3, 4, 5],
+        [True, False, True],
+        [-1.0, 0.0, -2.0],
+        LYON,
+        [search("Lyon"), answered],
+        "the euro",
+    )
+    second = written([1, 2], [3], [True], [-3.0], LYON, [invalid], None)
+    expected = {
+        "f1": 0.5,
+        "em": 0.5,
+        "turns": 1.5,
+        "searches": 0.5,
+        "invalid_actions": 0.5,
+        "query_quality": 1.0,
+        "answer_in_documents": 0.0,
+        "prompt_tokens": 2.0,
+        "completion_tokens": 2.0,
+        "policy_tokens": 1.5,
+        "entropy": 2.0,
+    }
+    assert trajectory_metrics([first, second]) == pytest.approx(expected)
+    no_hops = dataclasses.replace(second, question=dataclasses.replace(LYON, hops=()))
+    assert trajectory_metrics([no_hops])["query_quality"] is None
