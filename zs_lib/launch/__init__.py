@@ -1,1 +1,1 @@
-"""Many runs side by side: schedulers, executors, workers, and the notebooks as one study."""
+"""Make many runs in parallel: scheduler, executors, workers, and the notebooks as one study."""

@@ -1,7 +1,8 @@
-"""Runs made in a process of their own, which outlives the cell, the notebook and the kernel that started it.
+"""Make runs in a background process, which outlives the cell, the notebook and the kernel that started it.
 
-One a store: it holds a lock on `background.log` in the store's folder, where it also writes what it says. However it
-ends, the lock is gone, and its runs go on from their checkpoints when they are asked for again.
+There is one such process for each store. It holds a lock on `background.log` in the store's folder, to which
+its output goes. The lock ends with the process, and its unfinished runs resume from their checkpoints when
+next requested.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from zs_lib.runs import RunStore
 
 LOG = "background.log"
 START_S = 60
-"""So long it may take until the process holds its lock."""
+"""Seconds within which the new process must hold its lock."""
 
 
 def start(wanted: Iterable[tuple[Any, int]], store: RunStore, jobs: int | None = None) -> int:
-    """Begin to make what is missing of these (arm, seed) pairs (`scheduler.make_runs`), and return the process's id.
+    """Start a process that makes the missing runs of these (arm, seed) pairs; its process id.
 
     Raises:
-        RunError: the store's background process works already, or the new one did not start.
+        RunError: the store has a background process already, or the new one did not start.
     """
     if pid := working(store):
         raise RunError(f"Process {pid} makes runs in {store.root} already: wait for it, or stop it.")
@@ -42,7 +43,8 @@ def start(wanted: Iterable[tuple[Any, int]], store: RunStore, jobs: int | None =
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         encoding="utf-8",
-        start_new_session=True,  # a kernel that ends takes its group along
+        # A kernel that ends also ends its process group.
+        start_new_session=True,
         env=worker.environment(),
     )
     process.stdin.write(json.dumps({"jobs": jobs, "pairs": pairs}))
@@ -63,7 +65,7 @@ def start(wanted: Iterable[tuple[Any, int]], store: RunStore, jobs: int | None =
 
 
 def working(store: RunStore) -> int | None:
-    """The id of the process that makes runs of this store in the background; None if there is none."""
+    """The id of this store's background process; None if there is none."""
     try:
         with (store.root / LOG).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -72,17 +74,17 @@ def working(store: RunStore) -> int | None:
         return None
     except BlockingIOError:
         first = (store.root / LOG).read_text(encoding="utf-8").split("\n")[0]
-        return int(first) if first.isdigit() else None  # not yet written: it begins this very moment
+        return int(first) if first.isdigit() else None  # it has the lock, and is about to write its id
 
 
 def stop(store: RunStore) -> None:
-    """End the background process, if there is one; its workers end with it."""
+    """Stop the background process, if there is one, and its workers."""
     if pid := working(store):
         os.kill(pid, signal.SIGTERM)
 
 
-def said(store: RunStore) -> str:
-    """The last line that the last background process wrote; empty if there was none."""
+def last_output(store: RunStore) -> str:
+    """The last line of output of the last background process; empty if there was none."""
     try:
         lines = (store.root / LOG).read_text(encoding="utf-8").splitlines()[1:]
     except FileNotFoundError:
@@ -91,13 +93,13 @@ def said(store: RunStore) -> str:
 
 
 def main() -> int:
-    """Read the pairs from stdin, and make their runs in the store that is the one argument."""
+    """Read (arm, seed) pairs from stdin, and make their runs in the store whose folder is the argument."""
     job, store = json.load(sys.stdin), RunStore(Path(sys.argv[1]))
     with (store.root / LOG).open("a+", encoding="utf-8") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return 1  # another was faster
+            return 1  # another process has the lock
         log.truncate(0)
         print(os.getpid(), file=log, flush=True)
         os.dup2(log.fileno(), 1)

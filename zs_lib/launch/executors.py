@@ -1,8 +1,8 @@
-"""Where runs are made: in processes of this machine, by Ray on a cluster, or by SLURM.
+"""Executors: make runs in processes of this machine, by Ray on a cluster, or by SLURM.
 
-An executor has places, each of which makes one run at a time. What it is asked to do is the same everywhere (`worker.do`),
-and what it leaves lies in the run store: a folder that all machines see under one path. So a run whose machine is lost goes
-on elsewhere from its last checkpoint, and a run that is finished is found.
+An executor has slots, each of which makes one run at a time. The work is the same everywhere (`worker.do`),
+and its results go to the run store: a folder that all machines share under one path. A run whose machine is
+lost resumes elsewhere from its last checkpoint, and a finished run is not repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,60 +31,67 @@ from zs_lib.launch import worker
 from zs_lib.runs.provenance import available_cores
 
 ATTEMPTS = 4
-"""So often a run is begun at most, if the machines that make it are lost."""
-PLACES = 256
-"""Tasks that a cluster is given at once; it has a queue of its own."""
+"""Attempts at a run whose machines are lost."""
+CLUSTER_SLOTS = 256
+"""Jobs submitted to a cluster at once; it has a queue of its own."""
 CONNECT_S = 10
-LOOK_S, LONELY_S = 30, 900
-"""So often Ray's nodes are looked at, and so long a run waits while none of them could make it."""
+"""Seconds to wait for a connection to the head of a Ray cluster."""
+NODE_CHECK_S = 30
+"""Seconds between two checks that a Ray node can make the run."""
+NO_NODE_S = 900
+"""Seconds that a run waits while no Ray node can make it."""
 SLURM_HOURS = 24
-"""A job's time, unless SBATCH_TIMELIMIT says otherwise; at its end SLURM has it go on in another job."""
+"""Time limit of a job unless SBATCH_TIMELIMIT sets another; SLURM then requeues it, and it resumes."""
 POLL_S = 1
+"""Seconds between two checks of a SLURM job."""
 STOPPED = "it was stopped"
-LACKS = "The executor '{}' needs the package {}: pip install -c constraints.txt -e '.[cluster]'."
+MISSING_PACKAGE = "The executor '{}' needs the package {}: pip install -c constraints.txt -e '.[cluster]'."
 
 
-class Place(Protocol):
-    """Makes one run at a time."""
+class Slot(Protocol):
+    """A place for one run at a time: a worker process, or a job of a cluster."""
 
     def do(self, job: dict) -> str | None:
-        """Make the run of a job (`worker.do`); returns what went wrong, if anything did. Called in a thread."""
+        """Do a job (`worker.do`) and return its error, if any; called in a thread."""
 
     def ask_to_end(self) -> None:
-        """A training stops after its step, with a checkpoint; anything else at once. No job is begun any more."""
+        """Start no more jobs; training saves a checkpoint after its step and stops, other jobs stop at once."""
 
     def end(self, deadline: float) -> None:
-        """Wait for that, and end by force from `deadline` (monotonic) on."""
+        """Wait until the job has ended, and kill it at `deadline` (monotonic seconds)."""
 
 
 @dataclass(frozen=True)
 class Executor:
-    """`place` makes a new one; `places`: so many are used, unless someone asks for another number."""
+    """A kind of slot, and how many of them to use."""
 
-    place: Callable[[], Place]
-    places: int
+    new_slot: Callable[[], Slot]
+    slots: int
+    """The default number of slots."""
 
 
 @contextmanager
 def opened(
     name: str = "local", address: str | None = None, resources: Resources | None = None
 ) -> Iterator[Executor]:
-    """The executor of this name: "local", "ray" (a cluster at `address`, else the one of this machine, else a new one) or
-    "slurm". On a cluster a run takes what `resources` says.
+    """Open an executor by name: "local", "ray" or "slurm".
+
+    Ray connects to the cluster at `address`, else to the one of this machine, else starts a new one. On a
+    cluster each run gets the share of a node that `resources` sets for its kind.
 
     Raises:
-        ConfigError: unknown name, an address for what has none, a package or SLURM is missing, or no node has what is needed.
-        RunError: the cluster cannot be reached.
+        ConfigError: the name is unknown, or has no address; a package or SLURM is missing; no node is large
+        enough. RunError: the cluster cannot be reached.
     """
-    opening = pick("executor", name, {"local": lambda *_: nullcontext(LOCAL), "ray": _ray, "slurm": _slurm})
+    open_executor = pick("executor", name, EXECUTORS)
     if address and name != "ray":
-        raise ConfigError(f"The executor '{name}' has no address: leave it out, or take ray.")
-    with opening(address, resources or Resources()) as executor:
+        raise ConfigError(f"The executor '{name}' has no address: leave it out, or use ray.")
+    with open_executor(address, resources or Resources()) as executor:
         yield executor
 
 
-class _Process:
-    """A worker process (`zs_lib.worker`), started when it has something to do."""
+class _WorkerSlot:
+    """A worker process (`launch.worker`), started with its first job."""
 
     def __init__(self):
         self.process, self.output = None, tempfile.TemporaryFile()
@@ -92,13 +99,13 @@ class _Process:
 
     def do(self, job: dict) -> str | None:
         try:
-            process = self._started()
+            process = self._start()
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
         except OSError as failure:  # no process could be started, or it died before it read its job
             return f"worker process: {failure}"
         answer = process.stdout.readline()
-        return json.loads(answer)["error"] if answer else self._obituary()
+        return json.loads(answer)["error"] if answer else self._exit_message()
 
     def ask_to_end(self) -> None:
         with self.lock:
@@ -115,7 +122,7 @@ class _Process:
                 self.process.wait()
         self.output.close()
 
-    def _started(self) -> subprocess.Popen:
+    def _start(self) -> subprocess.Popen:
         with self.lock:
             if self.ended:
                 raise OSError("ended")
@@ -130,7 +137,8 @@ class _Process:
                 )
             return self.process
 
-    def _obituary(self) -> str:
+    def _exit_message(self) -> str:
+        """Why the worker process ended without an answer."""
         code = self.process.wait()
         if self.ended:
             return STOPPED
@@ -138,49 +146,58 @@ class _Process:
             return "its process was killed (out of memory?): try fewer --jobs"
         self.output.seek(0)
         last = self.output.read().decode(errors="replace").strip().splitlines()[-1:]
-        return f"its process ended with exit code {code} ({''.join(last) or 'it said nothing'})"
+        return f"its process ended with exit code {code} ({''.join(last) or 'no output'})"
 
 
-LOCAL = Executor(_Process, available_cores())
+LOCAL = Executor(_WorkerSlot, available_cores())
 
 
 @contextmanager
-def _ray(address: str | None, resources: Resources) -> Iterator[Executor]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a new cluster would tell Ray's makers of itself
+def _open_local(address: str | None, resources: Resources) -> Iterator[Executor]:
+    yield LOCAL
+
+
+@contextmanager
+def _open_ray(address: str | None, resources: Resources) -> Iterator[Executor]:
+    # A new cluster would report its use to Ray's makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError:
-        raise ConfigError(LACKS.format("ray", "ray")) from None
-    _reach(address)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address, log_to_driver=False, configure_logging=False)
-    except (
-        ConnectionError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # gone meanwhile; another version of Ray or Python
-        raise RunError(
-            f"No Ray cluster at {address or 'this machine'} ({error}): `ray start --head` begins one."
-        ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)  # Ray has set its own
+        raise ConfigError(MISSING_PACKAGE.format("ray", "ray")) from None
+    _check_listening(address)
+    _connect_ray(address)
     try:
         for kind, share in vars(resources).items():
             if not _fits(share):
                 raise ConfigError(
-                    f"No node of the Ray cluster has {share}, which the profile's [resources] give to a run ({kind}): add "
-                    "one, or change them."
+                    f"No node of the Ray cluster has {share}, which the profile's [resources] give to a run "
+                    f"({kind}): add one, or change them."
                 )
-        # A process of its own for every task: what one leaves in memory does not count for the next.
+        # A new process for each task, so that memory which one task leaks is not the next one's.
         remote = ray.remote(max_calls=1, max_retries=ATTEMPTS - 1)(worker.do)
-        yield Executor(lambda: _RayTask(remote, resources), PLACES)
+        yield Executor(lambda: _RaySlot(remote, resources), CLUSTER_SLOTS)
     finally:
         ray.shutdown()
 
 
-def _reach(address: str | None) -> None:
-    """RunError if nobody listens there, for Ray itself would try for minutes."""
+def _connect_ray(address: str | None) -> None:
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address, log_to_driver=False, configure_logging=False)
+    # The cluster has ended meanwhile, or has another version of Ray or Python.
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RunError(
+            f"No Ray cluster at {address or 'this machine'} ({error}): `ray start --head` starts one."
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has set its own
+
+
+def _check_listening(address: str | None) -> None:
+    """RunError if nothing listens at the address; Ray itself would retry for minutes."""
     host, _, port = (address or os.environ.get("RAY_ADDRESS") or "auto").rpartition(":")
     if not host:  # "auto"
         return
@@ -188,20 +205,20 @@ def _reach(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise RunError(
-            f"No Ray cluster at {host}:{port} ({error}): give the HOST:PORT that `ray start --head` told."
+            f"No Ray cluster at {host}:{port} ({error}): give the HOST:PORT that `ray start --head` printed."
         ) from error
 
 
 def _fits(share: Share) -> bool:
-    """Whether a node of the cluster has that much in all."""
+    """Whether a node of the cluster has as many CPUs and GPUs in total."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return any(node.get("CPU", 0) >= share.cpus and node.get("GPU", 0) >= share.gpus for node in nodes)
 
 
-class _RayTask:
-    """A task on one of Ray's nodes; Ray begins it again elsewhere if the node is lost."""
+class _RaySlot:
+    """A task of a Ray cluster; Ray restarts it elsewhere if its node is lost."""
 
     def __init__(self, remote, resources: Resources):
         self.remote, self.resources, self.task = remote, resources, None
@@ -221,7 +238,7 @@ class _RayTask:
             return self._answer(share)
         except ray.exceptions.TaskCancelledError:
             return STOPPED
-        except Exception as error:  # Ray has many; each is told with the run's name
+        except Exception as error:  # Ray has many; each is reported with the run's name
             return f"Ray: {type(error).__name__}: {_last_line(error)}"
 
     def ask_to_end(self) -> None:
@@ -230,7 +247,7 @@ class _RayTask:
         with self.lock:
             self.ended = True
             if self.task:
-                ray.cancel(self.task)  # in the task it is Ctrl-C
+                ray.cancel(self.task)  # raises KeyboardInterrupt in the task
 
     def end(self, deadline: float) -> None:
         import ray
@@ -239,21 +256,21 @@ class _RayTask:
             ray.cancel(self.task, force=True)
 
     def _answer(self, share: Share) -> str | None:
-        """Wait for it; not for ever if the nodes that could make it are gone."""
+        """Wait for the task's result, at most NO_NODE_S while no node has its share."""
         import ray
 
-        fitted = time.monotonic()
-        while not ray.wait([self.task], timeout=LOOK_S)[0]:
+        last_fit = time.monotonic()
+        while not ray.wait([self.task], timeout=NODE_CHECK_S)[0]:
             if _fits(share):
-                fitted = time.monotonic()
-            elif time.monotonic() - fitted > LONELY_S:
+                last_fit = time.monotonic()
+            elif time.monotonic() - last_fit > NO_NODE_S:
                 ray.cancel(self.task, force=True)
-                return f"no node of the Ray cluster has had {share} for {LONELY_S // 60} minutes: add one"
+                return f"no node of the Ray cluster has had {share} for {NO_NODE_S // 60} minutes: add one"
         return ray.get(self.task)
 
 
 def _settings(share: Share) -> dict[str, str]:
-    """What a node's process takes over of this one's environment: where the library and its data are, but no secret."""
+    """The environment of a node's process: where the library and its data are, without secrets."""
     own = {
         name: value
         for name, value in os.environ.items()
@@ -263,21 +280,27 @@ def _settings(share: Share) -> dict[str, str]:
 
 
 @contextmanager
-def _slurm(_, resources: Resources) -> Iterator[Executor]:
+def _open_slurm(address: str | None, resources: Resources) -> Iterator[Executor]:
     try:
         import submitit  # noqa: F401
     except ImportError:
-        raise ConfigError(LACKS.format("slurm", "submitit")) from None
+        raise ConfigError(MISSING_PACKAGE.format("slurm", "submitit")) from None
     if not (shutil.which("sbatch") and shutil.which("srun")):
         raise ConfigError(
-            "There is no SLURM here (sbatch and srun are not on the PATH): start on a machine that submits jobs."
+            "There is no SLURM here (sbatch and srun are not on the PATH): use a machine that submits jobs."
         )
-    yield Executor(lambda: _SlurmJob(resources), PLACES)
+    yield Executor(lambda: _SlurmSlot(resources), CLUSTER_SLOTS)
 
 
-class _SlurmJob:
-    """A job of SLURM's. It comes back by itself from the end of its time and from pre-emption, and is submitted again if it
-    is lost. sbatch takes what else it needs from the environment: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT."""
+EXECUTORS = {"local": _open_local, "ray": _open_ray, "slurm": _open_slurm}
+"""Executors by name: functions of an address and the resources of each kind of run."""
+
+
+class _SlurmSlot:
+    """A job of SLURM, requeued at its time limit and on pre-emption, and submitted again if it is lost.
+
+    sbatch reads its other settings from the environment: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT.
+    """
 
     def __init__(self, resources: Resources, cluster: str = "slurm"):
         self.resources, self.cluster, self.job = resources, cluster, None
@@ -289,15 +312,14 @@ class _SlurmJob:
         for _ in range(ATTEMPTS):
             try:
                 return self._once(job)
-            except FailedJobError as error:  # it could not even begin: a damaged installation there
+            except FailedJobError as error:  # it could not start: the installation there is damaged
                 return f"SLURM: {_last_line(error)}"
             except UncompletedJobError as error:
                 lost = error
             except Exception as error:
                 return f"SLURM: {_last_line(error)}"
-        return (
-            f"SLURM lost {ATTEMPTS} jobs that made it (see {Path(job['store'], 'slurm')}): {_last_line(lost)}"
-        )
+        folder = Path(job["store"], "slurm")
+        return f"SLURM lost all {ATTEMPTS} jobs of this run (see {folder}): {_last_line(lost)}"
 
     def _once(self, job: dict) -> str | None:
         import submitit
@@ -325,14 +347,14 @@ class _SlurmJob:
         with self.lock:
             self.ended = True
             if self.job:
-                self.job.cancel(check=False)  # it may be over
+                self.job.cancel(check=False)  # it may have ended
 
     def end(self, deadline: float) -> None:
-        """SLURM itself does not wait long for a cancelled job."""
+        """Do nothing: SLURM itself kills a cancelled job that does not end."""
 
 
 class _Resumed:
-    """`worker.do` for submitit, which calls `checkpoint` when a job must make room: the next goes on where the run's own is."""
+    """`worker.do` for submitit, which calls `checkpoint` to requeue a job at its limit or on pre-emption."""
 
     def __call__(self, job: dict) -> str | None:
         return worker.do(job)

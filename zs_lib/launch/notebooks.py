@@ -1,4 +1,4 @@
-"""The numbered notebooks: which there are, running one by papermill, keeping its outputs."""
+"""The numbered notebooks: find them, run one with papermill, store its outputs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from zs_lib.errors import DataError, RunError
 NOTEBOOKS = paths.ROOT / "notebooks"
 OUTPUTS = Path(os.environ.get("ZS_OUTPUTS") or paths.ROOT / "outputs")
 KERNEL_START_S = 120
+"""Seconds within which a notebook's kernel must start."""
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook to execute: from where, to where, and the values of its parameters."""
+    """A notebook to execute: its file, the file to write, and the values of its parameters."""
 
     source: str
     output: str
@@ -31,23 +32,23 @@ class Notebook:
 
 
 def known_parameters(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of the values that the notebook has a parameter for; the profile always, so that who lacks it is told."""
+    """Keep the values that the notebook has a parameter for, and the profile, which it must have."""
     names = parameters(notebook)
     return {name: value for name, value in values.items() if name in names or name == "profile"}
 
 
 def parameters(notebook: Path) -> list[str]:
-    """The names in a notebook's parameters cell."""
+    """List the names in a notebook's parameters cell."""
     import papermill
 
     return list(papermill.inspect_notebook(str(notebook)))
 
 
 def run_notebook(notebook: Notebook) -> None:
-    """Execute a notebook in the Python that runs this.
+    """Execute a notebook with the running Python.
 
     Raises:
-        ConfigError: a parameter that it does not have. RunError: a cell failed.
+        ConfigError: it has no parameter of a given name. RunError: a cell failed.
     """
     import papermill
 
@@ -65,16 +66,15 @@ def run_notebook(notebook: Notebook) -> None:
             start_timeout=KERNEL_START_S,
         )
     except papermill.PapermillExecutionError as error:
-        raise RunError(
-            f"{source.name}, cell {error.cell_index + 1}: {error.ename}: {error.evalue} (see {notebook.output})"
-        ) from error
+        cell = f"{source.name}, cell {error.cell_index + 1}"
+        raise RunError(f"{cell}: {error.ename}: {error.evalue} (see {notebook.output})") from error
 
 
 def store_outputs(profile: str = "tiny") -> list[Path]:
-    """Put the outputs of outputs/<profile>/ into the notebooks themselves, for visitors; the maintainers' step.
+    """Copy the outputs of the notebooks in outputs/<profile>/ into the notebooks in the repository.
 
-    Only outputs and their numbers: what papermill adds (paths, times, a cell of values) stays out. Notebooks that
-    were not executed keep what they have.
+    Only outputs and their numbers are copied: what papermill adds (paths, times, a cell of values) is left
+    out. Notebooks that were not executed keep the outputs they have. This is a step for maintainers.
 
     Raises:
         RunError: no notebook was executed, or one has changed since.
@@ -84,7 +84,7 @@ def store_outputs(profile: str = "tiny") -> list[Path]:
     sources = [source for source in choose() if (OUTPUTS / profile / source.name).exists()]
     if not sources:
         raise RunError(
-            f"{OUTPUTS / profile} has no executed notebook: `zs reproduce --profile {profile}` makes them."
+            f"{OUTPUTS / profile} has no executed notebook: make them by `zs reproduce --profile {profile}`."
         )
     for source in sources:
         executed = OUTPUTS / profile / source.name
@@ -95,7 +95,7 @@ def store_outputs(profile: str = "tiny") -> list[Path]:
                 continue
             if cell.id not in done or done[cell.id].source != cell.source:
                 raise RunError(
-                    f"{executed} was made from other cells: `zs reproduce --profile {profile}` makes it again."
+                    f"{executed} was made from other cells: repeat `zs reproduce --profile {profile}`."
                 )
             cell.outputs, cell.execution_count = done[cell.id].outputs, done[cell.id].execution_count
         nbformat.write(stored, source)
@@ -103,10 +103,10 @@ def store_outputs(profile: str = "tiny") -> list[Path]:
 
 
 def choose(only: Iterable[str] | None = None) -> list[Path]:
-    """The notebooks of these numbers ("02") or names, all by default, in order.
+    """Return the notebooks with these numbers ("02") or names, in order; all by default.
 
     Raises:
-        ConfigError: an unknown one. DataError: there are none here.
+        ConfigError: there is no such notebook. DataError: there are no notebooks at all.
     """
     found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not found:

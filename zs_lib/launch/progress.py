@@ -1,4 +1,4 @@
-"""What is going on, for people who wait: one line a run, read from the run store, whoever works on it."""
+"""Progress of runs, read from the run store: lines for a terminal, and the state of each arm."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from zs_lib.errors import RunError
 from zs_lib.runs import Progress, Run, RunStore, kind_of
 
 REFRESH_S = 1.0
+"""Seconds between two updates in a terminal or notebook."""
 LOG_S = 30.0
-"""Where lines cannot be written over (a file, CI), they are written this often."""
+"""Seconds between two updates where lines cannot be overwritten (a file, CI)."""
 
 
 class Board:
-    """Lines of text that are kept up to date in a terminal, in a notebook, or now and then in a log."""
+    """A headline and one line for each run in progress, updated in a terminal, a notebook or a log."""
 
     def __init__(self, store: RunStore, headline: Callable[[], str]):
         self.store, self.headline = store, headline
-        self.begun: dict[
-            tuple[str, str], tuple[float, int]
-        ] = {}  # (run, stage) → first seen when, at which step
+        # (run, stage) → when it was first seen, and at which step.
+        self.first_seen: dict[tuple[str, str], tuple[float, int]] = {}
         self.lines_shown, self.shown_at, self.display = 0, 0.0, None
         self.notebook = _in_notebook()
         self.interval = REFRESH_S if self.notebook or sys.stderr.isatty() else LOG_S
 
     def refresh(self, *, last: bool = False) -> None:
-        """Show the present state, unless it has only just been shown; the last one is the headline alone."""
+        """Show the current state, unless it was shown a moment ago; the last time, the headline alone."""
         now = time.monotonic()
         if not last and now - self.shown_at < self.interval:
             return
@@ -41,12 +41,12 @@ class Board:
         self._show([self.headline(), *filter(None, (self._line(run, now) for run in runs))])
 
     def _line(self, run: Run, now: float) -> str | None:
-        if not (run.path / "run.json").exists():  # begun this very moment
+        if not (run.path / "run.json").exists():  # its folder has only just been made
             return None
         at: Progress | None = run.read_progress()
         if at is None:
-            return f"  {run.kind} {run.label} s{run.seed}, beginning"
-        since, first = self.begun.setdefault((run.path.name, at.stage), (now, at.step))
+            return f"  {run.kind} {run.label} s{run.seed}, starting"
+        since, first = self.first_seen.setdefault((run.path.name, at.stage), (now, at.step))
         title = f"  {run.kind} {run.label} s{run.seed}, {at.stage}"
         return tqdm.format_meter(
             at.step,
@@ -75,22 +75,23 @@ class Board:
 
 @dataclass(frozen=True)
 class ArmState:
-    """How the runs of one arm stand, over its seeds."""
+    """State of the runs of one arm, over its seeds."""
 
     kind: str
-    """Of its runs: "policy", "simulator", "fidelity" or "evaluation"."""
+    """Kind of its runs, e.g. "policy", "simulator", "fidelity", "evaluation"."""
     name: str
     state: str
-    """"finished" (all of them); else the liveliest of its runs: "running", "damaged", "unfinished" or "missing"."""
+    """"finished" if all runs are; else the first of STATES that any of them has."""
     done: int
-    """Finished runs."""
+    """Number of finished runs."""
     wanted: int
+    """Number of runs."""
     progress: Progress | None
-    """Of the first run that is under way."""
+    """Progress of the first run that is running or unfinished."""
     seconds_left: float | None
-    """Of that run, by its last steps; None if it does not log its seconds."""
+    """Estimate for that run, by its last steps; None if it does not log its seconds."""
     score: float | None
-    """The last there is: of the last seed that has one."""
+    """Latest score of the last seed that has one."""
     score_name: str
 
 
@@ -99,13 +100,15 @@ SCORES = {
     "simulator": ("loss", "final_loss"),
     "fidelity": ("answer rate", "answer_good"),
 }
-"""Kind of run → what its score is called, and its key in the summary (an evaluation's lies deeper)."""
+"""Kind of run → name of its score, and its key in the summary (an evaluation's is nested)."""
 RECENT = 10
-"""Steps whose mean a running policy's score and pace are."""
+"""Number of last steps over which a running policy's score and pace are averaged."""
+STATES = ("running", "damaged", "unfinished", "missing")
+"""States of an arm that is not finished, most telling first."""
 
 
 def arm_states(wanted: Iterable[tuple[Any, int]], store: RunStore) -> list[ArmState]:
-    """One state an arm of these (arm, seed) pairs, in their order."""
+    """Return one state per arm of these (arm, seed) pairs, in their order."""
     arms: dict[str, list[tuple[Any, int]]] = {}
     for arm, seed in wanted:
         arms.setdefault(digest(arm), []).append((arm, seed))
@@ -114,64 +117,54 @@ def arm_states(wanted: Iterable[tuple[Any, int]], store: RunStore) -> list[ArmSt
 
 def _arm_state(arm: Any, runs: list[Run | None]) -> ArmState:
     states = ["missing" if run is None else run_state(run) for run in runs]
-    first = next(
-        (state for state in ("running", "damaged", "unfinished", "missing") if state in states), "finished"
-    )
-    going = next(
-        (run for run, state in zip(runs, states, strict=True) if run and state in ("running", "unfinished")),
-        None,
-    )
-    scores = [
-        score
-        for run, state in zip(runs, states, strict=True)
-        if run and state != "damaged" and (score := _score(run)) is not None
-    ]
+    state = next((state for state in STATES if state in states), "finished")
+    found = [(run, state) for run, state in zip(runs, states, strict=True) if run]
+    current = next((run for run, state in found if state in ("running", "unfinished")), None)
+    scores = [_score(run) for run, state in found if state != "damaged"]
     kind = kind_of(arm)
-    name = f"{arm.name}, {arm.questions_from}" if kind == "fidelity" else arm.name
     return ArmState(
-        kind,
-        name,
-        first,
-        states.count("finished"),
-        len(runs),
-        going and going.read_progress(),
-        seconds_left(going) if first == "running" else None,
-        scores[-1] if scores else None,
-        SCORES.get(kind, ("F1", ""))[0],
+        kind=kind,
+        name=f"{arm.name}, {arm.questions_from}" if kind == "fidelity" else arm.name,
+        state=state,
+        done=states.count("finished"),
+        wanted=len(runs),
+        progress=current and current.read_progress(),
+        seconds_left=seconds_left(current) if state == "running" else None,
+        score=next((score for score in reversed(scores) if score is not None), None),
+        score_name=SCORES.get(kind, ("F1", ""))[0],
     )
 
 
 def run_state(run: Run) -> str:
-    """ "finished", "running", "unfinished", or "damaged" where what tells of it cannot be read."""
+    """Return "finished", "running", "unfinished", or "damaged" if the run's record or logs cannot be read."""
     try:
         _ = run.record, run.summary if run.finished else (run.metrics(), run.timing())
     except RunError:
         return "damaged"
-    return "finished" if run.finished else "running" if run.running else "unfinished"
+    if run.finished:
+        return "finished"
+    return "running" if run.running else "unfinished"
 
 
 def seconds_left(run: Run) -> float | None:
-    """By the pace of its last steps; None before the first, and for runs that do not log their seconds."""
-    at, seconds = run.read_progress(), run.timing().drop(columns="step")
-    return (
-        float(seconds.tail(RECENT).sum(axis=1).mean() * (at.steps - at.step)) if at and len(seconds) else None
-    )
+    """Estimate a run's remaining seconds by the pace of its last steps; None if it has logged no seconds."""
+    progress, seconds = run.read_progress(), run.timing().drop(columns="step")
+    if progress is None or seconds.empty:
+        return None
+    return float(seconds.tail(RECENT).sum(axis=1).mean() * (progress.steps - progress.step))
 
 
 def _score(run: Run) -> float | None:
     if run.finished:
-        summary = run.summary
-        return (
-            summary["mean"]["f1"]
-            if run.kind == "evaluation"
-            else summary.get(SCORES.get(run.kind, ("", ""))[1])
-        )
+        if run.kind == "evaluation":
+            return run.summary["mean"]["f1"]
+        return run.summary.get(SCORES.get(run.kind, ("", ""))[1])
     log = run.metrics()
     return float(log["reward"].tail(RECENT).mean()) if "reward" in log else None
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Format seconds as m:ss or h:mm:ss."""
     return tqdm.format_interval(seconds)
 
 

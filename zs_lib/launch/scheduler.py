@@ -1,4 +1,4 @@
-"""Many runs side by side: what they need first, who makes which, and what failed."""
+"""Make many runs in parallel: order them by what they need, hand them to workers, report what failed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, Protocol
 
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import executors
-from zs_lib.launch.executors import Executor, Place
+from zs_lib.launch.executors import Executor, Slot
 from zs_lib.launch.progress import Board, clock
 from zs_lib.launch.worker import to_job
 from zs_lib.pipeline import check, needs
 from zs_lib.runs import Run, RunStore, distributed, kind_of
 
 STOP_S = 10
-"""Seconds for workers that are asked to end: to finish their step and save a checkpoint."""
+"""Seconds for stopping workers to finish their step and save a checkpoint."""
 SEEN_S = 60
-"""Seconds for a network disk to show what another machine wrote."""
+"""Seconds for a shared disk to show what another machine wrote."""
 
 
 def make_runs(
@@ -30,30 +30,30 @@ def make_runs(
     watch: Callable[..., None] | None = None,
     executor: Executor | None = None,
 ) -> list[Run]:
-    """Make the missing runs of these (arm, seed) pairs side by side; all finished runs, in order.
+    """Make the missing runs of these (arm, seed) pairs in parallel; all their finished runs, in order.
 
-    `jobs` at once, in the places of `executor`: by default one a core of this machine, each a process with one thread.
-    What an arm needs (an evaluation its policy, that its simulator) is made first, and added if it is not among the
-    arms. A failing run does not stop the others. Ctrl-C ends the workers within STOP_S; what they have done up to the
-    last checkpoint is kept (the current step, if it ends in time). While they work, `watch()` is called several times
-    a second, and at the end `watch(last=True)`.
+    `jobs` runs are made at once, in the slots of `executor`: by default one per core of this machine, each a
+    process with one thread. The runs that an arm needs (an evaluation its policy, a policy its simulator) are
+    added, and made first. A run that fails does not stop the others. Ctrl-C stops the workers within STOP_S
+    seconds; unfinished runs keep their last checkpoint. `watch()` is called several times a second, and at
+    the end `watch(last=True)`.
 
     Raises:
-        ConfigError: a name in an arm stands in no table, before any work. RunError: some runs failed; it names each
-            with its cause.
+        ConfigError: a name in an arm is unknown, before any work.
+        RunError: some runs failed; it names each with its cause.
     """
     store, wanted = store or RunStore(), list(arms)
     executor = executor or executors.LOCAL
-    jobs = executor.places if jobs is None else jobs
+    jobs = executor.slots if jobs is None else jobs
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: at least one process is needed.")
     if distributed.world_size() > 1:
         raise ConfigError(
-            "Runs side by side are started by one process: leave torchrun out, or have it make one run (`zs train`)."
+            "Parallel runs are started by one process: leave torchrun out, or make one run (`zs train`)."
         )
-    queue = _RunQueue(store, wanted)
+    queue = RunQueue(store, wanted)
     if queue.waiting:
-        work_through(queue, [executor.place() for _ in range(min(jobs, len(queue.waiting)))], watch)
+        work_through(queue, [executor.new_slot() for _ in range(min(jobs, len(queue.waiting)))], watch)
     if queue.failed:
         causes = "; ".join(f"{name}: {cause}" for name, cause in queue.failed.items())
         raise RunError(f"{len(queue.failed)} of {queue.total} runs failed (the others are kept). {causes}")
@@ -61,29 +61,29 @@ def make_runs(
 
 
 class Queue(Protocol):
-    """Tasks that are handed out to places, and what becomes of them; used by several threads."""
+    """Tasks to hand out to slots, and their results; thread-safe."""
 
     store: RunStore
 
     def next(self) -> Any:
-        """The next task that can begin, after waiting for one if need be; None when none is left."""
+        """Wait for the next task that can start, and return it; None when none is left."""
 
     def job(self, task: Any) -> dict:
-        """A task as JSON values, for `worker.do`."""
+        """Encode a task as JSON values, for `worker.do`."""
 
     def finished(self, task: Any, error: str | None) -> None:
-        """Take note that a task ended, and what went wrong, if anything did."""
+        """Record that a task ended, and its error, if any."""
 
     def close(self) -> None:
-        """Hand out nothing any more."""
+        """Hand out no more tasks."""
 
     def headline(self) -> str:
-        """How far it is, in one line."""
+        """Describe the progress in one line."""
 
 
-def work_through(queue: Queue, places: list[Place], watch: Callable[..., None] | None = None) -> None:
-    """Do all tasks of a queue, one at a time in each place, with a progress board on the terminal."""
-    threads = [threading.Thread(target=_work, args=(place, queue), daemon=True) for place in places]
+def work_through(queue: Queue, slots: list[Slot], watch: Callable[..., None] | None = None) -> None:
+    """Do all tasks of a queue, one at a time in each slot, with a progress board on the terminal."""
+    threads = [threading.Thread(target=_work, args=(slot, queue), daemon=True) for slot in slots]
     shown = [Board(queue.store, queue.headline).refresh] + ([watch] if watch else [])
     try:
         for thread in threads:
@@ -94,18 +94,18 @@ def work_through(queue: Queue, places: list[Place], watch: Callable[..., None] |
                 refresh()
     finally:
         queue.close()
-        for place in places:
-            place.ask_to_end()
+        for slot in slots:
+            slot.ask_to_end()
         deadline = time.monotonic() + STOP_S
-        for place in places:
-            place.end(deadline)
+        for slot in slots:
+            slot.end(deadline)
         for refresh in shown:
             refresh(last=True)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A run to be made, and the folders of the runs that must be finished before."""
+    """A run to make, and the folders of the runs that must be finished first."""
 
     arm: Any
     seed: int
@@ -116,15 +116,15 @@ class _Task:
         return f"{kind_of(self.arm)} {self.arm.name} s{self.seed}"
 
 
-class _RunQueue(Queue):
-    """Runs to be made, by folder of their run; handed out to threads as soon as what they need is there."""
+class RunQueue(Queue):
+    """Runs to make, keyed by folder; each is handed out once the runs that it needs are finished."""
 
     def __init__(self, store: RunStore, wanted: list[tuple[Any, int]]):
-        self.store, self.begun = store, time.monotonic()
+        self.store, self.started = store, time.monotonic()
         self.waiting: dict[Path, _Task] = {}
         self.done: set[Path] = set()
-        self.lost: dict[Path, str] = {}  # with its name
-        self.failed: dict[str, str] = {}  # name → cause
+        self.failed_names: dict[Path, str] = {}  # folder of a failed run → its name
+        self.failed: dict[str, str] = {}  # its name → the cause
         self.changed = threading.Condition()
         for arm, seed in wanted:
             self._add(arm, seed)
@@ -138,22 +138,22 @@ class _RunQueue(Queue):
             check(arm)
             needed = needs(arm, seed)
             for other in needed:
-                self._add(*other)  # before this one, so that it begins before
+                self._add(*other)  # earlier in the queue than this one
             self.waiting[path] = _Task(arm, seed, tuple(self.store.path(*other) for other in needed))
 
     def next(self) -> _Task | None:
         with self.changed:
             while self.waiting:
                 for path, task in list(self.waiting.items()):
-                    if lost := next((self.lost[need] for need in task.needs if need in self.lost), None):
-                        self._settle(path, task, f"needs {lost}, which failed")
+                    failed = [self.failed_names[need] for need in task.needs if need in self.failed_names]
+                    if failed:
+                        self._settle(path, task, f"needs {failed[0]}, which failed")
                     elif self.done.issuperset(task.needs):
                         return self.waiting.pop(path)
                 self.changed.wait(timeout=1)
         return None
 
     def job(self, task: _Task) -> dict:
-        """The making of its run as JSON values, for `worker.do` on whatever machine."""
         log = self.store.path(task.arm, task.seed) / "worker.log"
         return to_job(task.arm) | {
             "kind": kind_of(task.arm),
@@ -165,7 +165,10 @@ class _RunQueue(Queue):
     def finished(self, task: _Task, error: str | None) -> None:
         path = self.store.path(task.arm, task.seed)
         if error is None and not _seen(path):
-            error = f"it is finished on another machine, and not here: {self.store.root} must be a folder that all machines share"
+            error = (
+                f"it is finished on another machine, and not here: {self.store.root} must be a folder "
+                "that all machines share"
+            )
         with self.changed:
             self._settle(path, task, error)
 
@@ -175,27 +178,27 @@ class _RunQueue(Queue):
             self.changed.notify_all()
 
     def headline(self) -> str:
-        bad = f", {len(self.failed)} failed" if self.failed else ""
-        return f"{len(self.done)} of {self.total} runs finished{bad} ({clock(time.monotonic() - self.begun)})"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        seconds = time.monotonic() - self.started
+        return f"{len(self.done)} of {self.total} runs finished{failed} ({clock(seconds)})"
 
     def _settle(self, path: Path, task: _Task, error: str | None) -> None:
         self.waiting.pop(path, None)
         if error is None:
             self.done.add(path)
         else:
-            self.lost[path] = task.name
+            self.failed_names[path] = task.name
             self.failed[task.name] = error
         self.changed.notify_all()
 
 
-def _work(place: Place, queue: Queue) -> None:
-    """Do tasks until none is left."""
+def _work(slot: Slot, queue: Queue) -> None:
     while (task := queue.next()) is not None:
-        queue.finished(task, place.do(queue.job(task)))
+        queue.finished(task, slot.do(queue.job(task)))
 
 
 def _seen(path: Path) -> bool:
-    """Whether a run is finished here too; a network disk may take a while to show what another machine wrote."""
+    """Wait up to SEEN_S for a finished run to appear on this machine; whether it did."""
     deadline = time.monotonic() + SEEN_S
     while not (path / "summary.json").exists():
         if time.monotonic() > deadline:

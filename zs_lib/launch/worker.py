@@ -1,8 +1,8 @@
-"""A worker process: a job a line on stdin, an answer a line on stdout.
+"""A worker process: read one job per line from stdin, write one answer per line to stdout.
 
-A job is a run to be made (an arm and a seed) or a notebook to be executed. The process ends when its stdin does,
-so it cannot outlive the process that started it, however that one dies. A run that is cut off like this resumes
-from its checkpoint when it is asked for again.
+A job is a run to make (an arm and a seed) or a notebook to execute. The process ends when its stdin is
+closed, so it cannot outlive the process that started it, however that one dies. A run interrupted like this
+resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -27,37 +27,38 @@ from zs_lib.runs import RunStore
 
 
 def to_job(task: Any) -> dict:
-    """An arm or a `Notebook` as JSON values, for another process."""
+    """Encode an arm or a `Notebook` as JSON values, for another process."""
     return {"type": f"{type(task).__module__}:{type(task).__name__}", "config": identity(task, labels=True)}
 
 
 def from_job(job: dict) -> Any:
-    """The arm or notebook that `to_job` made a job of."""
+    """Decode the arm or notebook that `to_job` encoded."""
     module, name = job["type"].split(":")
     return from_identity(getattr(importlib.import_module(module), name), job["config"])
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, for one that imports the library from where this one did."""
+    """Return this process's environment, with the library's folder on PYTHONPATH."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def settings(threads: int) -> dict[str, str]:
-    """The environment of a process that computes with so many threads: more than it has cores for are many times slower. And
-    memory that one training step frees is kept for the next, for glibc would give it back and ask for it again: 30% of
-    the time of fine-tuning `tiny-S`."""
+    """Return environment variables for a process that computes with this number of threads.
+
+    More threads than cores are many times slower. The memory settings let glibc keep what one training step
+    frees for the next, instead of returning it to the system: that took 30% of the time of fine-tuning
+    `tiny-S`.
+    """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     memory = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     return dict.fromkeys(names, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"} | memory
 
 
 def main() -> None:
-    """Answer jobs until stdin ends. Whatever the work prints goes to stderr, for stdout carries the
-    answers."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent ends its workers itself
+    """Do jobs until stdin is closed; output of the work goes to stderr, since stdout carries the answers."""
+    # Ctrl-C reaches the whole process group; the parent stops its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     jobs: queue.Queue[str] = queue.Queue()
@@ -73,7 +74,7 @@ def _read(jobs: queue.Queue[str]) -> None:
 
 
 def do(job: dict) -> str | None:
-    """Do one job, on whatever machine; returns what went wrong, if anything did."""
+    """Do one job, on any machine; its error, if it failed."""
     try:
         task = from_job(job)
         if isinstance(task, Notebook):
