@@ -51,7 +51,7 @@ def make_runs(
         raise ConfigError(
             "Parallel runs are started by one process: leave torchrun out, or make one run (`zs train`)."
         )
-    queue = RunQueue(store, wanted)
+    queue = _RunQueue(store, wanted)
     if queue.waiting:
         work_through(queue, [executor.new_slot() for _ in range(min(jobs, len(queue.waiting)))], watch)
     if queue.failed:
@@ -116,7 +116,7 @@ class _Task:
         return f"{kind_of(self.arm)} {self.arm.name} s{self.seed}"
 
 
-class RunQueue(Queue):
+class _RunQueue(Queue):
     """Runs to make, keyed by folder; each is handed out once the runs that it needs are finished."""
 
     def __init__(self, store: RunStore, wanted: list[tuple[Any, int]]):
