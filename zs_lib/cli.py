@@ -216,7 +216,7 @@ def _train(arguments: argparse.Namespace) -> None:
         "--gpus",
         type=_counts,
         metavar="N",
-        help="number of GPUs; the second holds a policy's simulator (default: 2). With --simulate one or more "
+        help="number of GPUs; the second holds a policy's simulator (default: 2). With --simulate "
         "numbers "
         "(default: 10,100,1000)",
     ),
@@ -409,7 +409,7 @@ command(
     option("--question", help="the question behind the query (default: the query)"),
     option(
         "--answer",
-        help="the right answer, given to the simulator (default: the benchmark's, where the question is known)",
+        help="the right answer, given to the simulator (default: the benchmark's, if it has the question)",
     ),
     option("--quality", choices=("useful", "noisy"), default="useful", help="(default: useful)"),
     option(
