@@ -1,8 +1,8 @@
-"""Early warnings that a policy's training is going wrong, as named conditions over its logged metrics.
+"""Early warnings of a collapsing training, as named conditions over its logged metrics.
 
-Users of the original saw runs collapse (the reward falls to zero) and asked how to see it coming. Each
-condition looks at a moving mean, so that one bad batch warns of nothing; a metric that was not logged warns
-of nothing too.
+Users of the original code saw runs collapse (the reward falls to zero) and asked how to see it coming. Each
+condition reads a moving mean, so that one bad batch gives no warning; a metric that was not logged gives none
+either. To add one, add its row to CONDITIONS.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WINDOW = 10  # steps of the moving mean: a step's reward is itself the mean of o
 
 @dataclass(frozen=True)
 class Condition:
-    """A named sign of collapse. `holds` gets the moving mean of `column`, and says where it shows."""
+    """A named sign of collapse: `holds` maps the moving mean of `column` to a boolean for each step."""
 
     name: str
     column: str
@@ -27,7 +27,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class CollapseWarning:
-    """A condition that came true, and the first step at which it did."""
+    """A condition that held, and the first step at which it did."""
 
     name: str
     step: int
@@ -35,7 +35,7 @@ class CollapseWarning:
 
 
 def _first(x: pd.Series) -> float:
-    """The first full moving mean: what the run began with."""
+    """Return the first full moving mean, the run's initial value."""
     return x.dropna().iloc[0] if x.notna().any() else float("nan")
 
 
@@ -49,31 +49,31 @@ CONDITIONS = (
     Condition(
         "zero_variance_groups",
         "zero_variance_groups",
-        "In nine groups of ten all rewards are alike: with a group baseline nothing is left to learn from.",
+        "In nine of ten groups all rewards are equal: a group baseline leaves nothing to learn from.",
         lambda x: x > 0.9,
     ),
     Condition(
         "entropy_collapse",
         "entropy",
-        "Entropy is under a tenth of what it was: the policy explores no more.",
+        "Entropy is below a tenth of its initial value: the policy no longer explores.",
         lambda x: x < 0.1 * _first(x),
     ),
     Condition(
         "kl_blowup",
         "kl",
-        "The policy is more than one nat a token away from its reference.",
+        "The policy is more than one nat per token away from its reference.",
         lambda x: x > 1.0,
     ),
     Condition(
         "no_search",
         "searches",
-        "A policy that searched in every second trajectory does so in one of ten.",
+        "Searches fell from one in every second trajectory to one in ten.",
         lambda x: (x.cummax() > 0.5) & (x < 0.1),
     ),
     Condition(
         "query_drift",
         "query_quality",
-        "Queries name what they must half as often as at their best: the engine may reward bad queries.",
+        "The share of good queries is half of its best: the engine may reward bad queries.",
         _halved,
     ),
     Condition(
@@ -85,17 +85,17 @@ CONDITIONS = (
     Condition(
         "length_blowup",
         "policy_tokens",
-        "The policy writes three times as much as in the beginning.",
+        "The policy writes three times as many tokens as at the start.",
         lambda x: x > 3.0 * _first(x),
     ),
 )
 
 
 def collapse_warnings(metrics: pd.DataFrame, window: int = WINDOW) -> list[CollapseWarning]:
-    """The conditions that came true, ordered by the step at which they did.
+    """Find the conditions that held, ordered by the first step at which they did.
 
-    `metrics` has one row a step: "step" and the columns that the conditions read, in the units that module
-    `policy` logs. A run of fewer than `window` steps has no moving mean, and gets no warning.
+    `metrics` has one row per step: "step" and the columns that the conditions read, in the units that
+    `rl.train` logs. A run of fewer than `window` steps has no moving mean, and gets no warning.
     """
     found = []
     for condition in CONDITIONS:

@@ -1,4 +1,4 @@
-"""The noise schedule: how likely a search is answered with noisy documents, from easy to hard (equation 4).
+"""The curriculum: the probability that a search is answered with noisy documents, from easy to hard.
 
 A schedule is one row of SCHEDULES; to add one, add its function and its row.
 """
@@ -13,9 +13,10 @@ from zs_lib.errors import ConfigError
 
 
 def exponential(progress: float, cfg: CurriculumConfig, last: Mapping[str, float] | None) -> float:
-    """The paper's: p_i = p_s + (b^(i/m) - 1) / (b - 1) * (p_e - p_s), equation 4.
+    """Follow the paper's equation 4: p_i = p_s + (b^(i/m) - 1) / (b - 1) * (p_e - p_s), `progress` = i/m.
 
-    The last step has p_e; for b = 4 a third of the rise is done at the middle. b = 1 is the limit, a straight line.
+    The last step has p_e; with b = 4 a third of the rise is done halfway. b = 1 is the limit, a straight
+    line.
     """
     b = cfg.base
     share = progress if b == 1 else (b**progress - 1) / (b - 1)
@@ -23,12 +24,12 @@ def exponential(progress: float, cfg: CurriculumConfig, last: Mapping[str, float
 
 
 def constant(progress: float, cfg: CurriculumConfig, last: Mapping[str, float] | None) -> float:
-    """p_s throughout: the ablation of Table 6."""
+    """Keep p_s throughout: the ablation of Table 6."""
     return cfg.p_start
 
 
 def adaptive(progress: float, cfg: CurriculumConfig, last: Mapping[str, float] | None) -> float:
-    """Follow the policy instead of the clock: keep the mean reward within a band.
+    """Follow the policy instead of the step number: keep the mean reward within a band.
 
     One `gain` up after a step whose reward was above the band, down after one below it, within p_s and p_e.
     """
@@ -49,12 +50,12 @@ SCHEDULES: dict[str, Callable[[float, CurriculumConfig, Mapping[str, float] | No
 def noise_probability(
     step: int, total: int, cfg: CurriculumConfig, last: Mapping[str, float] | None = None
 ) -> float:
-    """The probability in [0, 1] of noisy documents at `step` of `total` (1 ... total; 0 is the state before).
+    """Compute the probability in [0, 1] of noisy documents at a step from 1 to `total` (0: before training).
 
-    `last`: the logged noise_probability and reward of the step before; None at the first step.
+    `last`: the noise_probability and reward of the step before; None at the first step.
 
     Raises:
-        ConfigError: another schedule, or a step outside the range.
+        ConfigError: an unknown schedule, or a step outside the range.
     """
     schedule = pick("noise schedule", cfg.schedule, SCHEDULES)
     if not 0 <= step <= total or total < 1:

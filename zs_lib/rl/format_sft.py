@@ -1,8 +1,8 @@
 """Format SFT: a few supervised steps on well-formed trajectories before RL (the field's "cold start").
 
-Ours, for models that cannot follow the policy's template at all: without a valid action there is no reward, and
-nothing to learn from. It teaches the format; how to search is left to RL, so half of the lessons search with the
-question's own words where that finds the answer. The paper's models need none.
+Not in the paper, whose models need none: for models that cannot follow the policy's template at all, since
+without a valid action there is no reward to learn from. It teaches the format. How to search is left to RL,
+so half of the examples search with the question's own words where that finds the answer.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from zs_lib.engines import SearchEngine, SearchRequest
 from zs_lib.qa import Question, scoring
 
 PLAIN_SHARE = 0.5
-"""Of the lessons: one search with the question's own words, if the documents then state the answer."""
+"""Share of examples with one search in the question's own words, if its documents then state the answer."""
 Lesson = list[tuple[str, bool]]
-"""Texts in order, and whether the policy writes them."""
+"""One example: its texts in order, each with whether the policy writes it."""
 
 
 def lesson_rows(
     questions: Sequence[Question], engine: SearchEngine, tokenizer, cfg: FormatSFT, seed: int
 ) -> list[dict[str, list[int]]]:
-    """Training rows of `encode_lesson`, one a question, as many as the steps take; drawn by the seed."""
+    """Make the training rows, one per question, as many as the steps take; the seed picks the questions."""
     drawn = Random(f"{seed}/warm-up").sample(questions, min(len(questions), cfg.steps * cfg.batch_size))
     return [encode_lesson(lesson(question, engine, cfg), tokenizer) for question in drawn]
 
 
 def lesson(question: Question, engine: SearchEngine, cfg: FormatSFT) -> Lesson:
-    """A well-formed trajectory: a search for each hop, or one in the question's own words, then the right answer."""
+    """Write a well-formed trajectory: one search per hop, or one in the question's words, then the answer."""
     plain = [(question.question, "This needs a search.")]
     hops = [(hop.query, f"I need the {hop.noun} of {hop.entity}.") for hop in question.hops]
     searched = None
@@ -50,7 +50,7 @@ def lesson(question: Question, engine: SearchEngine, cfg: FormatSFT) -> Lesson:
 def _searched(
     steps: Sequence[tuple[str, str]], question: Question, engine: SearchEngine, cfg: FormatSFT
 ) -> list[tuple]:
-    """(query, thought, documents) of each step."""
+    """Search for each (query, thought) and return (query, thought, documents)."""
     requests = [SearchRequest(asked, question.question, question.golden_answers) for asked, _ in steps]
     found = engine.search(requests, cfg.num_documents)
     return [(asked, thought, result.documents) for (asked, thought), result in zip(steps, found, strict=True)]
@@ -59,8 +59,8 @@ def _searched(
 def encode_lesson(texts: Lesson, tokenizer, ended: bool = False) -> dict[str, list[int]]:
     """Tokenise a lesson as a row for TRL, each text on its own as in a rollout.
 
-    input_ids, and completion_mask with 1 on what the policy writes. `ended`: with EOS after each turn, for loops
-    that stop at nothing else.
+    The row has input_ids, and completion_mask with 1 on what the policy writes. `ended`: with EOS after each
+    turn, for samplers that have no stop strings.
     """
     ids, mask = [], []
     for number, (text, written) in enumerate(texts):

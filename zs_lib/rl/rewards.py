@@ -1,4 +1,4 @@
-"""The reward of a trajectory: one row a reward. To add one, add a function of a trajectory and its row."""
+"""The reward of a trajectory: a row of REWARDS. To add one, add a function of a trajectory and its row."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def _score(metric: Callable[[str | None, tuple[str, ...]], float]) -> Callable[[
 
 
 REWARDS: dict[str, Callable[[Trajectory], float]] = {
-    "f1": _score(f1),  # the paper (section 3.5): EM and cover-EM invite long answers, it says
+    "f1": _score(f1),  # the paper's (section 3.5), since EM and cover-EM encourage long answers
     "em": _score(em),  # Search-R1's
     "cover_em": _score(cover_em),  # what ZeroSearch's released scorer calls EM
 }
-"""Name -> reward in [0, 1] of a trajectory; 0 without an answer."""
+"""Name -> function from a trajectory to its reward in [0, 1]; 0 without an answer."""
 
 
 def reward(trajectory: Trajectory, name: str) -> float:
-    """The reward of this name; NaN if the engine failed the trajectory, which then leaves the batch."""
-    return float("nan") if trajectory.stop_reason == "engine_failed" else REWARDS[name](trajectory)
+    """Compute the named reward of a trajectory; NaN if its engine failed, so that it leaves the batch."""
+    return float("nan") if trajectory.failed else REWARDS[name](trajectory)

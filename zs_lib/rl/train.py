@@ -1,15 +1,16 @@
 """RL training of a policy: one short loop of rollouts, advantages and updates, made to be read.
 
-A step is a function of the weights, the seed and its own number: which questions it takes, and every token
-and noisy document that is drawn. So a checkpoint needs no more than weights, optimizer moments and a step
-number, and a run that was killed and resumed ends like one that was not, bit for bit (on one kind of device,
-thread and process count).
+A step is a function of the weights, the seed and its own number: its questions, every sampled token and every
+noisy document follow from them. So a checkpoint needs no more than weights, optimizer moments and a step
+number, and a run that was killed and resumed ends bit for bit like one that was not (on one kind of device,
+with one number of threads and processes).
 
-Several processes may train one arm (`runs.distributed`). Each holds the whole policy, rolls out some of a step's groups and
-computes the gradient of some of its micro-batches; trajectories and gradients are then everyone's, so all that is made
-of them is as in one process, to float32 rounding.
+Several processes may train one arm (`runs.distributed`). Each holds the whole policy, rolls out its share of
+a step's groups and computes the gradient of its share of the micro-batches; trajectories and gradients are
+then gathered, so the result is that of one process, to float32 rounding.
 
-Left out on purpose: sharded weights (FSDP, DeepSpeed), a replay buffer, an entropy bonus, a format reward.
+`minimal` is the same loop with nothing but the method. Left out on purpose: sharded weights (FSDP,
+DeepSpeed), a replay buffer, an entropy bonus, a format reward.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
 from zs_lib.config.arms import PolicyArm
 from zs_lib.engines import SearchEngine
@@ -38,14 +40,16 @@ from zs_lib.rng import permutation
 from zs_lib.runs import Run, distributed
 from zs_lib.runs.interrupts import between_steps
 
-# Called after each step with its number, the number of steps, and the step's metrics.
 Progress = Callable[[int, int, dict], None]
-LOGGED_QUESTIONS = 2  # a step, with their whole groups: enough to see what the policy does, and small
-WATCHED_TIMES = 8  # a run: questions seldom come twice, so two are asked again to see the policy change
-FAILED_LIMIT = (
-    0.5  # share of a step's rollouts: those that search least survive, and would be what is learnt from
-)
-SUMMARY_STEPS = 10  # the summary's first and last rewards are means over so many steps
+"""Called after each step with its number, the number of steps, and the step's metrics."""
+LOGGED_QUESTIONS = 2
+"""Questions a step whose whole groups are logged: enough to see what the policy does, and small."""
+WATCHED_TIMES = 8
+"""Times a run at which the first questions are asked again: else questions seldom come twice to compare."""
+FAILED_LIMIT = 0.5
+"""Largest share of failed rollouts in a step: what is left over-represents rollouts that search little."""
+SUMMARY_STEPS = 10
+"""Steps over which the summary's first and last reward are means."""
 
 
 def train(
@@ -56,17 +60,17 @@ def train(
     engine: SearchEngine | None,
     progress: Progress | None = None,
 ) -> dict:
-    """Train `policy` in place to step `arm.steps`, from the run's checkpoint if it has one; returns the summary.
+    """Train `policy` in place, from the run's checkpoint if it has one, to `arm.steps`; returns the summary.
 
-    Ctrl-C and SIGTERM stop it after the current step, with a checkpoint. The run gets metrics (one line a step:
-    `trajectory_metrics`, `Learner.update` and `Training.step` define them), sampled trajectories, checkpoints,
-    and at the end the model as a transformers folder in `run.model_dir`.
+    Ctrl-C and SIGTERM stop it after the current step, with a checkpoint. The run gets metrics (one line a
+    step: `trajectory_metrics`, `Learner.update` and `Training.step` define them), sampled trajectories,
+    checkpoints, and at the end the model as a transformers folder in `run.model_dir`.
 
     Raises:
         ConfigError: temperature 0. DataError: no questions. EngineError: the engine failed too many rollouts.
     """
     if arm.rollout.temperature == 0:
-        raise ConfigError(f"'{arm.name}' has temperature 0: rollouts of a group would be alike, raise it.")
+        raise ConfigError(f"'{arm.name}' has temperature 0: rollouts of a group would be equal, raise it.")
     if not questions:
         raise DataError(
             f"No training questions in the subsets {', '.join(arm.subsets)}: choose others in the profile."
@@ -98,7 +102,7 @@ def train(
 
 @dataclass(frozen=True)
 class Step:
-    """What one step leaves: metrics, seconds by phase, and (trajectory, advantage) pairs, group by group."""
+    """One step's results: metrics, seconds by phase, and (trajectory, advantage) pairs, group by group."""
 
     metrics: dict[str, float | None]
     seconds: dict[str, float]
@@ -106,7 +110,7 @@ class Step:
 
 
 class Training:
-    """A policy in training, as a function from step numbers to steps."""
+    """A policy in training: `step` does one step, `log` writes it to the run."""
 
     def __init__(
         self,
@@ -114,7 +118,7 @@ class Training:
         seed: int,
         questions: Sequence[Question],
         learner: Learner,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         engine: SearchEngine | None,
     ):
         self.arm, self.seed, self.questions, self.learner = arm, seed, questions, learner
@@ -125,9 +129,10 @@ class Training:
         """Roll out a batch of P questions x G rollouts, turn rewards into advantages, and update the policy.
 
         Besides what the trajectories and the update report, the metrics are: reward (mean of `arm.reward`),
-        zero_variance_groups (share of groups whose rewards are all equal), failed (share of rollouts that left
-        the batch with their engine), noise_probability (`noise`), rollout_tokens and search_tokens (sampled by
-        policy and simulator), real_searches (queries that a mixed engine passed on to the real one).
+        zero_variance_groups (share of groups whose rewards are all equal), failed (share of rollouts that
+        left the batch because their engine failed), noise_probability (`noise`), rollout_tokens and
+        search_tokens (sampled by policy and simulator), real_searches (queries that a mixed engine sent to
+        the real one).
         """
         arm, started, before = self.arm, time.perf_counter(), self._meter()
         trajectories = self._roll_out(step, noise)
@@ -177,7 +182,7 @@ class Training:
             run.log_trajectories(step, [self._record(t) | {"watched": True} for t in self._watch()])
 
     def _roll_out(self, step: int, noise: float) -> list[Trajectory]:
-        """The step's trajectories, group by group; each process samples its share of the groups."""
+        """Sample the step's trajectories, group by group; each process samples its share of the groups."""
         batch = pick_questions(self.questions, self.arm.prompts_per_step, self.seed, step)
         size = self.arm.group_size
         mine = [(i, j) for i in distributed.shard(range(len(batch))) for j in range(size)]
@@ -191,7 +196,7 @@ class Training:
     def _watch(self) -> list[Trajectory]:
         """Answer the training's first questions again: greedily, with useful documents and fixed keys.
 
-        What changes between steps is the policy alone. Nothing of this reaches the training or its metrics.
+        Only the policy differs between steps. Nothing of this reaches the training or its metrics.
         """
         asked = pick_questions(self.questions, LOGGED_QUESTIONS, self.seed, 1)
         keys = [(self.seed, 0, i, 0) for i in range(len(asked))]  # training begins with step 1
@@ -208,26 +213,30 @@ class Training:
 
 
 def check_failed(trajectories: Sequence[Trajectory], engine: str, step: int) -> float:
-    """The share of a step's rollouts that failed with their engine; EngineError if it is above FAILED_LIMIT."""
-    failed = 1 - sum(t.stop_reason != "engine_failed" for t in trajectories) / len(trajectories)
+    """Compute the share of a step's rollouts that failed with their engine.
+
+    Raises:
+        EngineError: it is above FAILED_LIMIT.
+    """
+    failed = 1 - sum(not t.failed for t in trajectories) / len(trajectories)
     if failed > FAILED_LIMIT:
         cause = next(turn.error for t in trajectories for turn in t.turns if turn.status == "failed")
         raise EngineError(
-            f"{failed:.0%} of the rollouts of step {step} failed with their engine ({cause}): check the engine "
-            f"'{engine}', then start again; the run goes on from its last checkpoint."
+            f"{failed:.0%} of the rollouts of step {step} failed with their engine ({cause}): check the "
+            f"engine '{engine}', then start again; the run goes on from its last checkpoint."
         )
     return failed
 
 
 def pick_questions(questions: Sequence[Question], count: int, seed: int, step: int) -> list[Question]:
-    """The questions of a step (1, 2, …): shuffled epochs, every question once before any comes again."""
+    """Pick the questions of a step (1, 2, ...), in shuffled epochs: each once before any comes again."""
     places = range((step - 1) * count, step * count)
     split = [divmod(place, len(questions)) for place in places]
     return [questions[permutation(len(questions), seed, epoch)[place]] for epoch, place in split]
 
 
 class _MeteredEngine:
-    """An engine that adds up the seconds spent in it, and reads its simulator's tokens and its real queries."""
+    """Wraps an engine to add up the seconds spent in it, its simulator's tokens and its real queries."""
 
     def __init__(self, engine: SearchEngine):
         self.engine, self.name, self.seconds = engine, engine.name, 0.0
@@ -248,7 +257,7 @@ class _MeteredEngine:
 
 
 def _summary(run: Run, learner: Learner) -> dict:
-    """What a finished run says about itself: rewards at both ends, and warnings with their first steps."""
+    """Summarise a finished run: rewards at both ends, and collapse warnings with their first steps."""
     logged = run.metrics()
     return {
         "steps": len(logged),

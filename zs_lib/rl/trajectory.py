@@ -1,4 +1,4 @@
-"""A trajectory, and the metrics that training steps and evaluations report of it."""
+"""A trajectory, and the metrics that training and evaluation report about it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ StopReason = Literal["answer", "max_turns", "length", "invalid", "engine_failed"
 
 @dataclass(frozen=True)
 class Turn:
-    """What the policy wrote in one turn, and what it was shown for it.
+    """One turn: the text that the policy wrote, its action, and the search result that it was shown.
 
-    `query` is None unless a search was made (the last turn's search is not); `documents` are those that the
-    policy was shown; `status` and `error` are the search result's; `noisy` says which kind was asked for.
+    `query` is None unless a search was made (the last turn's search is not executed); `documents` are those
+    that the policy was shown; `noisy` says whether noisy ones were requested; `status` and `error` are the
+    search result's.
     """
 
     text: str
@@ -35,9 +36,9 @@ class Trajectory:
     """One rollout. `ids`, `mask` and `logprobs` have one entry per token after the prompt.
 
     mask: True on tokens that the policy wrote, False on observations; logprobs: of the policy's tokens at the
-    sampling temperature (see `generate.Completion`), 0.0 on observations.
-    stop_reason: "answer"; "max_turns" (another search in the last turn); "invalid" (no action in the last
-    turn); "length" (no room for another turn); "engine_failed" (to be left out of the loss).
+    sampling temperature (see `models.generator.Completion`), 0.0 on observations. stop_reason: "answer";
+    "max_turns" (another search in the last turn); "invalid" (no action in the last turn); "length" (the
+    context window cannot take another turn); "engine_failed" (to be left out of the loss).
     """
 
     question: Question
@@ -51,26 +52,27 @@ class Trajectory:
 
     @property
     def failed(self) -> bool:
-        """Whether its engine failed it, so that it leaves the batch."""
+        """Whether its engine failed, so that it leaves the batch."""
         return self.stop_reason == "engine_failed"
 
     @property
     def num_searches(self) -> int:
-        """Searches that were made (and paid for)."""
+        """Number of searches that were made (and paid for)."""
         return sum(turn.query is not None for turn in self.turns)
 
 
 def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
-    """Means over trajectories (leave failed ones out); None where there is nothing to take a mean of.
+    """Compute means over trajectories (leave failed ones out); None where there is nothing to average.
 
-    - f1, em: of the final answer, 0 without one; in [0, 1]
-    - turns, searches: number a trajectory; invalid_actions: number a trajectory
-    - query_quality: share of all searches whose query names what it must; None if no question states its hops
+    - f1, em: of the final answer, 0 without one; in [0, 1] - turns, searches, invalid_actions: number per
+    trajectory - query_quality: share of all searches whose query is good (see `query_quality`); None if no
+    question states
+      its hops
     - answer_in_documents: share of trajectories that were shown a gold answer
-    - prompt_tokens, completion_tokens: number a trajectory; policy_tokens: those of the completion that it
-      wrote
+    - prompt_tokens, completion_tokens: number per trajectory; policy_tokens: those of the completion that the
+      policy wrote
     - entropy: mean of -log p over the policy's tokens, in nats at the sampling temperature: an unbiased
-      estimate of the entropy that needs no second pass, and that dead groups count in as well
+      estimate that needs no second forward pass and includes zero-variance groups
     """
     logprobs = [p for t in trajectories for p, mine in zip(t.logprobs, t.mask, strict=True) if mine]
     return {
@@ -89,11 +91,11 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | 
 
 
 def query_quality(trajectory: Trajectory) -> list[bool]:
-    """For each search, whether its query names the entity of a hop that is still open.
+    """Tell for each search whether its query is good: it names the entity of a hop that is still open.
 
     A hop is open until a document has shown one of its answers: so the second search of a two-hop question
-    must name the bridge entity, and asking the first one again is no good query. Empty if the question states
-    no hops.
+    must name the bridge entity, and repeating the first query is not good. Empty if the question states no
+    hops.
     """
     open_hops, verdicts = list(trajectory.question.hops), []
     if not open_hops:
@@ -108,7 +110,7 @@ def query_quality(trajectory: Trajectory) -> list[bool]:
 
 
 def answer_in_documents(trajectory: Trajectory) -> bool:
-    """Whether one of the documents that the policy was shown contains a gold answer."""
+    """Tell whether one of the documents that the policy was shown contains a gold answer."""
     documents = (document for turn in trajectory.turns for document in turn.documents)
     return any(scoring.contains(document, trajectory.question.golden_answers) for document in documents)
 

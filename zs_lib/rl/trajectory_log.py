@@ -1,13 +1,13 @@
-"""Trajectories as JSON objects for people: what a run logs of them, and its log as an index that is read group by group.
+"""The log of trajectories: a trajectory as a JSON record, and a run's log, indexed and read group by group.
 
-A record holds `question`, `golden_answers`, `turns` (the fields of `rollout.Turn`), `stop_reason`, `answer` and `reward`
-(null if the engine failed). Those of training hold besides, if the run was logged by a version that kept them:
+A record holds `question`, `golden_answers`, `turns` (the fields of `trajectory.Turn`), `stop_reason`,
+`answer` and `reward` (null if the engine failed). Records of training also hold (older runs may lack them):
 
-    group       which of the step's questions it belongs to, from 0
-    advantage   of the whole trajectory (for PPO, whose critic makes one for each token of it: the reward)
-    tokens      the policy's as [text, log-probability], in order; between them, as a number, so many tokens that it was
-                shown and did not write (the loss mask leaves them out)
-    watched     true: no part of training, but one of the run's first questions asked again, greedily
+    group       index of its question in the step, from 0
+    advantage   of the whole trajectory (PPO, whose critic gives each token its own: the reward)
+    tokens      in order: a policy token as [text, log-probability]; observation tokens between them as their
+                number (the loss mask leaves them out)
+    watched     true: not part of training, but one of the run's first questions answered again, greedily
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOG = "trajectories.jsonl"
 def to_record(
     trajectory: Trajectory, reward: float, decode: Callable[[list[int]], str] | None = None
 ) -> dict:
-    """A trajectory as a record with its reward (NaN if the engine failed); with `decode` (ids → text), its tokens too."""
+    """Make a trajectory's record; `reward` is NaN if the engine failed, `decode` adds the tokens."""
     record = {
         "question": trajectory.question.question,
         "golden_answers": list(trajectory.question.golden_answers),
@@ -55,10 +55,10 @@ def _tokens(trajectory: Trajectory, decode: Callable[[list[int]], str]) -> list:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index knows of a logged trajectory."""
+    """One logged trajectory in the index."""
 
     place: int
-    """Where its line begins in the log, in bytes."""
+    """Offset of its line in the log, in bytes."""
     step: int
     question: str
     group: int
@@ -68,23 +68,24 @@ class Entry:
     turns: int
     stop_reason: str
     noisy: bool
-    """Whether one of its searches asked for noisy documents."""
+    """Whether one of its searches requested noisy documents."""
     watched: bool
     """See the module's docstring."""
 
 
 class TrajectoryLog:
-    """The trajectories of a policy run, finished or still growing: indexed once, read where asked for.
+    """The trajectories of a policy run, finished or in progress: indexed once, each record read on demand.
 
     Raises:
-        RunError: there is no such run, it is no policy's, or a line is damaged (also from `refresh` and `read`).
+        RunError: there is no such run, it is not a policy's, or a line is damaged (also from `refresh`).
     """
 
     def __init__(self, run: Run):
         if run.kind != "policy" or not (run.path / "run.json").exists():
-            what = "is not there" if run.kind == "policy" else "is no policy"
+            what = "is not there" if run.kind == "policy" else "is not a policy's"
             raise RunError(
-                f"The run {run.path} {what}: choose a policy of `zs runs list`, or train one with `zs reproduce`."
+                f"The run {run.path} {what}: choose a policy of `zs runs list`, or train one with "
+                "`zs reproduce`."
             )
         self.run, self.entries = run, []
         self._file = self._inode = None
@@ -92,7 +93,7 @@ class TrajectoryLog:
         self.refresh()
 
     def refresh(self) -> bool:
-        """Index what was logged since; whether anything was. A run that was begun again is indexed anew."""
+        """Index what was logged since the last call; True if anything was. A restarted run is read anew."""
         try:
             found = (self.run.path / LOG).stat()
         except FileNotFoundError:
@@ -104,17 +105,15 @@ class TrajectoryLog:
         elif found.st_size == self._end:
             return False
         self._file.seek(self._end)
-        whole, before = (
-            self._file.read().rpartition(b"\n")[0],
-            len(self.entries),
-        )  # the last line may be half written
+        before = len(self.entries)
+        whole = self._file.read().rpartition(b"\n")[0]  # the last line may be half written
         for line in whole.split(b"\n") if whole else ():
             self.entries.append(self._entry(line))
             self._end, self._lines = self._end + len(line) + 1, self._lines + 1
         return len(self.entries) > before
 
     def read(self, entries: Iterable[Entry]) -> list[dict]:
-        """The records of these entries."""
+        """Read the records of these entries."""
         records = []
         for entry in entries:
             self._file.seek(entry.place)
@@ -127,9 +126,8 @@ class TrajectoryLog:
 
     def _open(self) -> None:
         self.close()
-        self._file = (self.run.path / LOG).open(
-            "rb"
-        )  # kept open: what is read belongs to the index, even if replaced
+        # Kept open: the records read are those that were indexed, even if the file is replaced.
+        self._file = (self.run.path / LOG).open("rb")
         self._inode = os.fstat(self._file.fileno()).st_ino
         self.entries, self._end, self._lines = [], 0, 0
 
@@ -160,8 +158,10 @@ def select(
     stop_reason: str = "",
     noisy: bool | None = None,
 ) -> list[Entry]:
-    """The entries whose reward and number of turns lie within these limits, both included, with this stop reason ("": any)
-    and with or without noisy documents (None: either). One without a reward passes only if every reward does."""
+    """Select entries by reward, number of turns (limits included), stop reason and noisy documents.
+
+    `stop_reason` "" is any, `noisy` None either. An entry without a reward passes only if every reward does.
+    """
     low, high = reward
     return [
         entry
@@ -174,7 +174,7 @@ def select(
 
 
 def groups(entries: Sequence[Entry]) -> dict[tuple[int, int, str], list[Entry]]:
-    """(step, group, question) → the rollouts of that group, in the order of the log."""
+    """Group entries by (step, group, question), in the order of the log."""
     found: dict[tuple[int, int, str], list[Entry]] = {}
     for entry in entries:
         if not entry.watched:
@@ -183,7 +183,7 @@ def groups(entries: Sequence[Entry]) -> dict[tuple[int, int, str], list[Entry]]:
 
 
 def watched(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Question → its greedy trajectories through training, by step; empty for a run that kept none."""
+    """Group the watched entries by question: its greedy trajectories by step; empty if none were logged."""
     found: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.watched:
