@@ -1,8 +1,8 @@
-"""The studies beyond the core arms: which policies stand in which table or figure.
+"""Which arms belong to which table or figure of the study, and which runs that takes.
 
-A study is a function from a profile to the rows of its table: label → arm. Each arm differs from a core arm in one
-thing, which its name says ("zerosearch/algorithm=ppo"); one that comes out equal to a core arm is that arm. To add one,
-add a line:
+A study is a function from a profile to the rows of its table: label → arm. Each arm differs from a core arm
+in one setting, which its name states ("zerosearch/algorithm=ppo"); one with the same content as a core arm is
+that arm. To add an arm, add a line:
 
     "groups of 12": variant(profile.policy("zerosearch"), "group", 12, group_size=12)
 """
@@ -21,30 +21,34 @@ from zs_lib.evaluation.methods import METHODS
 RANDOM_NOISE = 0.5
 """The constant noise of the paper's Table 6."""
 REAL_SHARE = 0.2
-"""Of the mixed engine: a fifth of the real engine's price."""
+"""Share of queries that the mixed engine sends to the real one: a fifth of its price."""
 MAIN = "zerosearch"
 TRAINED = {"r1": "R1", "search-r1": "Search-R1", MAIN: "ZeroSearch"}
+"""Core arm → name of its method in the paper."""
 Rows = dict[str, PolicyArm]
 
 
-def variant(arm: PolicyArm, what: str, value: Any, **changes: Any) -> PolicyArm:
-    """`arm` with `changes`, named for them; a dictionary changes a part: objective={"algorithm": "ppo"}."""
-    whole = {
+def variant(arm: PolicyArm, setting: str, value: Any, **changes: Any) -> PolicyArm:
+    """Copy an arm with other values and name it for them.
+
+    A dictionary changes some fields of a part: objective={"algorithm": "ppo"}.
+    """
+    replaced = {
         key: replace(getattr(arm, key), **change) if isinstance(change, dict) else change
         for key, change in changes.items()
     }
-    return replace(arm, name=f"{arm.name}/{what}={value}", **whole)
+    return replace(arm, name=f"{arm.name}/{setting}={value}", **replaced)
 
 
 def simulators(profile: Profile) -> Rows:
-    """Table 4: every simulator as the engine of training, and the real one."""
+    """Table 4: train with every simulator, and with the real engine."""
     main = profile.policy(MAIN)
     rows = {arm.label: variant(main, "simulator", arm.label, simulator=arm) for arm in profile.simulators}
     return rows | {"real engine": profile.policy("search-r1")}
 
 
 def algorithms(profile: Profile) -> Rows:
-    """Table 5, and REINFORCE++ besides."""
+    """Table 5, and REINFORCE++ beyond the paper."""
     names = {"REINFORCE": "reinforce", "REINFORCE++": "reinforce++", "GRPO": "grpo", "PPO": "ppo"}
     return {
         label: variant(profile.policy(MAIN), "algorithm", name, objective={"algorithm": name})
@@ -53,8 +57,10 @@ def algorithms(profile: Profile) -> Rows:
 
 
 def curricula(profile: Profile) -> Rows:
-    """Table 6, easy to hard against constant noise; beyond the paper: hard to easy, a straight line, no noise, and one
-    that follows the policy instead of the clock."""
+    """Table 6: easy to hard against constant noise.
+
+    Beyond the paper: hard to easy, linear, no noise, and a curriculum that adapts to the reward.
+    """
     main = profile.policy(MAIN)
     cfg = main.curriculum
     changes = {
@@ -70,7 +76,7 @@ def curricula(profile: Profile) -> Rows:
 
 
 def masks(profile: Profile) -> Rows:
-    """Table 7 and Figure 4c: document tokens out of the loss, or in it."""
+    """Table 7 and Figure 4c: document tokens masked out of the loss, or not."""
     main = profile.policy(MAIN)
     return {
         "with mask": main,
@@ -79,8 +85,10 @@ def masks(profile: Profile) -> Rows:
 
 
 def methods(profile: Profile) -> Rows:
-    """Table 3, what is trained of it: R1, Search-R1 and ZeroSearch from every backbone. Figures 4a-b are its base and
-    instruct rows; `full` and `select` add the methods that are not trained."""
+    """The trained rows of Table 3: R1, Search-R1 and ZeroSearch from every backbone.
+
+    Figures 4a-b are its base and instruct rows; `select` and `full` add the methods that are not trained.
+    """
     short = {backbone: backbone.rsplit("/", 1)[-1] for backbone in profile.backbones + profile.instructs}
     return {
         f"{label}, {short[backbone]}": variant(
@@ -92,7 +100,7 @@ def methods(profile: Profile) -> Rows:
 
 
 def engines(profile: Profile) -> Rows:
-    """Beyond the paper: real (lexical and dense), simulated, and simulated with a share of real queries."""
+    """Beyond the paper: a simulated engine, a mixed one, and real ones (lexical and dense)."""
     main = profile.policy(MAIN)
     mixed = variant(main, "real_share", REAL_SHARE, engine="mixed", real_share=REAL_SHARE)
     dense = variant(profile.policy("search-r1"), "engine", "dense", engine="dense")
@@ -105,7 +113,7 @@ def engines(profile: Profile) -> Rows:
 
 
 def lengths(profile: Profile) -> Rows:
-    """Beyond the paper: a half and a quarter of the RL steps, each with its whole curriculum."""
+    """Beyond the paper: half and a quarter of the RL steps, each with the whole curriculum."""
     main = profile.policy(MAIN)
     counts = sorted({max(1, main.steps // part) for part in (4, 2, 1)})
     return {f"{count} steps": variant(main, "steps", count, steps=count) for count in counts}
@@ -117,8 +125,9 @@ STUDIES: dict[str, Callable[[Profile], Rows]] = {
 
 
 def study_arms(profile: Profile, name: str) -> Rows:
-    """The rows of a study of STUDIES; the profile's own arm goes before one of the same content or name (a backbone with
-    noise of its own).
+    """Rows of a study of STUDIES: label → arm.
+
+    An arm of the profile replaces a variant of the same content or name (a backbone with its own noise).
 
     Raises:
         ConfigError: no study has this name, or the profile lacks a core arm.
@@ -129,7 +138,7 @@ def study_arms(profile: Profile, name: str) -> Rows:
 
 
 def select(profile: Profile, *names: str) -> Profile:
-    """The profile with the arms of these studies after its own, each once; whatever takes a profile takes it."""
+    """Add the arms of these studies to the profile, each once, after its own."""
     arms = {digest(arm): arm for arm in profile.policies}
     for name in names:
         for arm in study_arms(profile, name).values():
@@ -141,7 +150,7 @@ def select(profile: Profile, *names: str) -> Profile:
 
 
 def robustness(profile: Profile) -> Profile:
-    """Beyond the paper: the profile whose core arms are also evaluated with other engines, and with noise at test time."""
+    """Beyond the paper: also evaluate core arms with other engines, and with noise at test time."""
     return replace(
         profile,
         evaluation=replace(profile.evaluation, engines=("dense", "simulated"), noise=(0.25, 0.5, 0.75)),
@@ -149,25 +158,26 @@ def robustness(profile: Profile) -> Profile:
 
 
 def full(profile: Profile) -> Profile:
-    """The profile with every study, and the evaluations of `robustness`."""
+    """Add every study, and the evaluations of `robustness`, to the profile."""
     return robustness(select(profile, *STUDIES))
 
 
 QUESTIONS_FROM = ("held out", "test")
+"""Questions for fidelity: held-out ones about training entities, and those about test entities."""
 MOST_TEST_QUESTIONS = 150
-"""Of a simulator's fidelity: enough to see that it hardly knows entities that it never met; no bound is tested on them."""
+"""Enough to see that a simulator hardly knows test entities; no claim is tested on them."""
 
 
 def policy_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of every policy of the study."""
+    """(arm, seed) of every policy."""
     return [(arm, seed) for arm in profile.policies for seed in range(profile.seeds)]
 
 
 def format_sft_arms(profile: Profile) -> list[FormatSFTArm]:
-    """What the policies begin with, each once."""
+    """The format SFT that policies start from, each once."""
     return list(
         dict.fromkeys(
-            FormatSFTArm(backbone=arm.backbone, benchmark=arm.benchmark, how=arm.format_sft)
+            FormatSFTArm(backbone=arm.backbone, benchmark=arm.benchmark, sft=arm.format_sft)
             for arm in profile.policies
             if arm.format_sft
         )
@@ -175,7 +185,7 @@ def format_sft_arms(profile: Profile) -> list[FormatSFTArm]:
 
 
 def fidelity_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of the fidelity of every simulator, on both kinds of questions."""
+    """(arm, seed) of every simulator's fidelity, on both kinds of questions."""
     count = profile.evaluation.fidelity_questions
     counts = {"held out": count, "test": min(count, MOST_TEST_QUESTIONS)}
     return [
@@ -186,7 +196,7 @@ def fidelity_runs(profile: Profile) -> list[tuple]:
 
 
 def baseline_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of the evaluations without training: of every backbone that a policy starts from, by each method."""
+    """(arm, seed) of the untrained baselines: every model that a policy starts from, with each method."""
     first = {(arm.backbone, arm.format_sft): arm for arm in reversed(profile.policies)}
     starts = dict.fromkeys((arm.backbone, arm.format_sft) for arm in profile.policies)
     return [
@@ -197,7 +207,7 @@ def baseline_runs(profile: Profile) -> list[tuple]:
 
 
 def robustness_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of arms that search, with each of the other engines, and with each share of noise."""
+    """(arm, seed) of evaluating `searching_runs` with each other engine, and with each share of noise."""
     cfg, main = profile.evaluation, next(arm for arm in profile.policies if arm.simulator)
     changes = [
         {"engine": engine, "simulator": main.simulator if engine == "simulated" else None}
@@ -206,13 +216,13 @@ def robustness_runs(profile: Profile) -> list[tuple]:
     changes += [{"noise": share} for share in cfg.noise]
     return [
         (replace(EvaluationArm.of_policy(arm, cfg), **change), seed)
-        for arm, seed in _searching(profile)
+        for arm, seed in searching_runs(profile)
         for change in changes
     ]
 
 
-def _searching(profile: Profile) -> list[tuple]:
-    """(arm, seed) of the core arms that search, and of those trained with another real engine."""
+def searching_runs(profile: Profile) -> list[tuple]:
+    """(arm, seed) of the core policies that search, and of those trained with another real engine."""
     return [
         (arm, seed)
         for arm, seed in policy_runs(profile)
@@ -221,14 +231,14 @@ def _searching(profile: Profile) -> list[tuple]:
 
 
 def evaluation_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of every evaluation: the backbones', and the policies'."""
+    """(arm, seed) of every evaluation, of baselines and of policies."""
     return baseline_runs(profile) + [
         (EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in policy_runs(profile)
     ]
 
 
 def study_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of everything: the policies first, for they take longest."""
+    """(arm, seed) of every run of the study; policies first, since they take longest."""
     return (
         policy_runs(profile)
         + [(arm, 0) for arm in profile.simulators]

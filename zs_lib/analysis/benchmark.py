@@ -1,4 +1,4 @@
-"""The embedded benchmark as tables for people: its sizes, some of its questions, and the check of its split."""
+"""Tables about the embedded benchmark: its sizes, sample questions, and the check of its split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zs_lib.qa import SUBSETS, Passage, Question
 
 
 def benchmark_counts(questions: list[Question]) -> pd.DataFrame:
-    """Number of questions by subset (with the set it mirrors), hops and split."""
+    """Count questions by subset (with the set it mirrors), hops and split."""
     frame = pd.DataFrame(
         {"subset": q.subset, "mirrors": SUBSETS[q.subset], "hops": len(q.hops), "split": q.split}
         for q in questions
@@ -20,10 +20,10 @@ def benchmark_counts(questions: list[Question]) -> pd.DataFrame:
 
 
 def sample_questions(questions: list[Question], each: int) -> pd.DataFrame:
-    """`each` test questions of every subset, with their answers and hops, for people to read."""
+    """Show `each` test questions of every subset, with their answers and hops."""
     rows = []
     for subset in SUBSETS:
-        part = [question for question in questions if question.subset == subset and question.split == "test"]
+        part = [question for question in questions if (question.subset, question.split) == (subset, "test")]
         for question in part[:: max(1, len(part) // each)][:each]:
             steps = " → ".join(f"{hop.entity}: {hop.relation}" for hop in question.hops)
             rows.append(
@@ -38,7 +38,7 @@ def sample_questions(questions: list[Question], each: int) -> pd.DataFrame:
 
 
 def check_split(questions: list[Question], passages: list[Passage]) -> pd.DataFrame:
-    """Whether what is held out stays out: no test hop is asked about, and no test fact stated, in training."""
+    """Check that no hop or passage of the test split is in the training split."""
     facts = {
         split: {
             (hop.entity, hop.relation)

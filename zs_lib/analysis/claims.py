@@ -1,15 +1,17 @@
-"""What the study must show, and the paper's twelve claims, tested over stored results: estimate, interval, n, verdict.
+"""Tests of what the study must show, and of the paper's twelve claims, over stored results.
 
-A verdict is "holds" where the whole 95% interval is on the right side of the bound, "does not hold" where it is on
-the wrong side, "undecided" between. What rests on the training of policies is undecided with one seed, whatever the interval
-over questions: how much seeds differ is not known then. Statements on simulators are about the one that was fine-tuned. `detectable` is the smallest distance from the bound that a design
-with an interval of this width finds four times in five.
+A statement holds if its whole 95% interval is on the right side of the bound, does not hold if it is on the
+wrong side, and is undecided otherwise. With one seed, statements about trained policies are undecided,
+whatever the interval over questions, because the variance between seeds is not known. `detectable` is the
+smallest distance from the bound that a study with this interval finds with 80% power. To add a claim, add a
+function with `@claim`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -25,20 +27,22 @@ from zs_lib.studies import MAIN
 Z = 1.96
 """Half-width of a 95% interval in standard errors."""
 POWER = 2.8
-"""Standard errors to the smallest detectable effect: 1.96 for the 95% interval, and 0.84 for a power of 80%."""
+"""Smallest detectable effect in standard errors: 1.96 for the 95% interval plus 0.84 for a power of 80%."""
 MARGIN = 0.05
 """F1 points within which two methods count as on a par."""
+SEARCHES = 1.5
+"""Searches that a two-hop question must exceed, so that both hops are searched for."""
 PAPERS_ALGORITHMS = ("REINFORCE", "GRPO", "PPO")
 SUBSETS_TRAINED_ON = ("natural", "bridge", "nq", "hotpotqa")
 SAVED = 0.875
-"""The share that claim 12 states, 88%, before it was rounded up."""
+"""The share saved that claim 12 states as 88%, before rounding."""
 ENDS = 10
-"""Training steps that make the beginning or the end of a curve."""
+"""Training steps that count as the beginning or the end of a curve."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A tested statement. `bound` is what the estimate must be above ("≥ 0.9") or below ("≤ 0.15")."""
+    """A tested statement; `bound` is what the estimate must be above ("≥ 0.9") or below ("≤ 0.15")."""
 
     statement: str
     estimate: float
@@ -54,87 +58,80 @@ class Statement:
         object.__setattr__(self, "detectable", POWER * (self.high - self.low) / (2 * Z))
 
 
-def heldout(tables: Tables) -> pd.DataFrame:
-    """What reinforcement learning with each engine achieved on held-out entities, with the real engine."""
+def heldout_statements(tables: Tables) -> pd.DataFrame:
+    """Test what RL with each engine achieves on held-out entities, evaluated with the real engine."""
     table = tables["evaluation"]
-    ratio, difference = lambda a, b: a / b, lambda a, b: a - b  # noqa: E731
+    main, real = "ZeroSearch (grounded)", "Search-R1 (real engine)"
+    compared = [
+        (f"{main} over its start: ratio of F1", MAIN, START, _ratio, 2.5),
+        (f"{main} over {real}: ratio of F1", MAIN, "search-r1", _ratio, 0.9),
+        (f"{main} minus R1 (no search): F1", MAIN, "r1", _minus, 0.0),
+        (f"{real} minus R1 (no search): F1", "search-r1", "r1", _minus, 0.0),
+        ("ZeroSearch grounded minus naive simulator: F1", MAIN, "zerosearch-naive", _minus, 0.0),
+    ]
     return _frame(
-        [
-            _compare(
-                table, "ZeroSearch (grounded) over its start: ratio of F1", "zerosearch", START, ratio, 2.5
-            ),
-            _compare(
-                table,
-                "ZeroSearch (grounded) over Search-R1 (real engine): ratio of F1",
-                "zerosearch",
-                "search-r1",
-                ratio,
-                0.9,
-            ),
-            _compare(
-                table, "ZeroSearch (grounded) minus R1 (no search): F1", "zerosearch", "r1", difference, 0.0
-            ),
-            _compare(
-                table, "Search-R1 (real engine) minus R1 (no search): F1", "search-r1", "r1", difference, 0.0
-            ),
-            _compare(
-                table,
-                "ZeroSearch grounded minus naive simulator: F1",
-                "zerosearch",
-                "zerosearch-naive",
-                difference,
-                0.0,
-            ),
-            _searches(table, "zerosearch"),
-            _searches(table, "search-r1"),
-        ]
+        [_compare(table, *row) for row in compared] + [_searches(table, arm) for arm in (MAIN, "search-r1")]
     )
 
 
-def fidelity(tables: Tables) -> pd.DataFrame:
-    """What the largest grounded simulator must do, and whether larger ones do it better."""
+def fidelity_statements(tables: Tables) -> pd.DataFrame:
+    """Test what the largest grounded simulator must do, and whether larger ones do it better."""
     table = _table(tables, "fidelity")
-    table = table[(table["recipe"] == "grounded") & (table["questions_from"] == "held out")].set_index(
-        "simulator"
-    )
+    chosen = (table["recipe"] == "grounded") & (table["questions_from"] == "held out")
+    table = table[chosen].set_index("simulator")
     name, row = table.index[-1], table.iloc[-1]
     good, bad = int(row["good_queries"]), int(row["bad_queries"])
+    useful = f"{name}, training entities: useful documents of good queries state the answer"
+    wrong = f"{name}, training entities: documents of bad queries state it"
+    noisy = f"{name}, training entities: noisy documents leak it"
     statements = [
-        _share(
-            f"{name}, training entities: useful documents of good queries state the answer",
-            row["answer_good"],
-            good,
-            least=0.85,
-        ),
-        _share(
-            f"{name}, training entities: documents of bad queries state it", row["answer_bad"], bad, most=0.15
-        ),
-        _share(f"{name}, training entities: noisy documents leak it", row["leak"], good, most=0.05),
+        _share(useful, row["answer_good"], good, least=0.85),
+        _share(wrong, row["answer_bad"], bad, most=0.15),
+        _share(noisy, row["leak"], good, most=0.05),
     ]
-    rates = table["answer_good"]
-    for small, large in zip(rates.index, rates.index[1:], strict=False):
+    rates, leaks = table["answer_good"], table["leak"]
+    for small, large in pairwise(table.index):
         statements += [
             _shares(f"{large} minus {small}: answer rate on good queries", rates[large], rates[small], good),
-            _shares(f"{small} minus {large}: leak", table.loc[small, "leak"], table.loc[large, "leak"], good),
+            _shares(f"{small} minus {large}: leak", leaks[small], leaks[large], good),
         ]
     return _frame(statements)
 
 
+Test = Callable[[Tables], list[Statement]]
+
+
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper: what it says, where, and how it is tested (a function over stored results)."""
+    """A claim of the paper: what it says, where, and the function over stored results that tests it."""
 
     says: str
     where: str
-    test: Callable[[Tables], list[Statement]]
+    test: Test
 
 
-def small_simulator(tables: Tables) -> list[Statement]:
+CLAIMS: dict[int, Claim] = {}
+"""The paper's claims by their number in notebook 10; sizes S, M, L stand for its 3B, 7B, 14B."""
+
+
+def claim(number: int, says: str, where: str) -> Callable[[Test], Test]:
+    """Register the decorated function as the test of a claim in CLAIMS."""
+
+    def register(test: Test) -> Test:
+        CLAIMS[number] = Claim(says, where, test)
+        return test
+
+    return register
+
+
+@claim(1, "A 3B simulator already teaches the policy to search.", "Table 4")
+def small_simulator_teaches(tables: Tables) -> list[Statement]:
     label, arm = _fine_tuned(tables)[0]
     return [_difference(tables, f"trained with {label}, minus its start", arm, START)]
 
 
-def as_good_as_real(tables: Tables) -> list[Statement]:
+@claim(2, "A 7B simulator is on a par with the real engine, 14B above it.", "Table 4")
+def simulators_reach_the_real_engine(tables: Tables) -> list[Statement]:
     (middle, arm), (largest, top) = _fine_tuned(tables, 2)[1], _fine_tuned(tables, 2)[-1]
     return [
         _difference(tables, f"trained with {middle}, minus with the real engine", arm, "search-r1", -MARGIN),
@@ -142,37 +139,40 @@ def as_good_as_real(tables: Tables) -> list[Statement]:
     ]
 
 
-def tuned_beats_prompted(tables: Tables) -> list[Statement]:
+@claim(3, "Fine-tuned simulators beat prompted ones of the same size.", "Table 4")
+def fine_tuned_beats_prompted(tables: Tables) -> list[Statement]:
     pairs = zip(_fine_tuned(tables), _simulators(tables, "prompted"), strict=True)
     return [
-        _difference(tables, f"trained with {label}, minus with {other}", arm, theirs)
-        for (label, arm), (other, theirs) in pairs
+        _difference(tables, f"trained with {label}, minus with {prompted}", arm, other)
+        for (label, arm), (prompted, other) in pairs
     ]
 
 
+@claim(4, "Larger simulators are better, and tell useful from noisy more cleanly.", "Tables 4 and 10")
 def larger_is_better(tables: Tables) -> list[Statement]:
     tuned = _fine_tuned(tables, 2)
     trained = [
-        _difference(tables, f"trained with {large}, minus with {small}", arm, theirs)
-        for (small, theirs), (large, arm) in zip(tuned, tuned[1:], strict=False)
+        _difference(tables, f"trained with {large}, minus with {small}", arm, other)
+        for (small, other), (large, arm) in pairwise(tuned)
     ]
     table = _table(tables, "fidelity")
     table = table[table["questions_from"] == "held out"].set_index("simulator")
-    # how clearly useful is told from noisy: answers under the one keyword less answers under the other
+    # how cleanly the keyword separates them: share of answers in useful documents minus that in noisy ones
     useful, noisy, n = table["answer_good"], table["leak"], int(table["good_queries"].iloc[0])
-    told = [
+    separated = [
         _normal(
             f"useful minus noisy answers: {large} minus {small}",
             (useful - noisy)[large] - (useful - noisy)[small],
             sum(_variance(share[label], n) for share in (useful, noisy) for label in (small, large)),
             n,
         )
-        for (small, _), (large, _) in zip(tuned, tuned[1:], strict=False)
+        for (small, _), (large, _) in pairwise(tuned)
     ]
-    return trained + told
+    return trained + separated
 
 
-def beats_everything(tables: Tables) -> list[Statement]:
+@claim(5, "ZeroSearch beats Search-R1 and every baseline, in and out of domain.", "Table 3")
+def beats_every_method(tables: Tables) -> list[Statement]:
     table = _table(tables, "evaluation")
     inside = table["subset"].isin(SUBSETS_TRAINED_ON)
     others = ("direct", "cot", "rag", START, "search-o1", "r1")
@@ -193,7 +193,8 @@ def beats_everything(tables: Tables) -> list[Statement]:
     return statements
 
 
-def curve(tables: Tables) -> list[Statement]:
+@claim(6, "Its reward ends above the real engine's, and is smoother.", "Figures 2a-b, 3")
+def reward_ends_above_and_is_smoother(tables: Tables) -> list[Statement]:
     table = _table(tables, "training")
     last = _by_seed(table, "reward", lambda curve: curve.tail(_ends(curve)).mean())
     rough = _by_seed(table, "reward", lambda curve: curve.diff().std())
@@ -203,8 +204,9 @@ def curve(tables: Tables) -> list[Statement]:
     ]
 
 
-def turns(tables: Tables) -> list[Statement]:
-    """Where turns are least is read off the other seeds' curves: a curve is never below its own minimum, noise or not."""
+@claim(7, "Turns drop first, then rise.", "Figure 2c")
+def turns_drop_then_rise(tables: Tables) -> list[Statement]:
+    """Compare with the step at which the other seeds have their minimum, since no curve is below its own."""
     smooth = np.array(
         _by_seed(
             _table(tables, "training"),
@@ -224,7 +226,8 @@ def turns(tables: Tables) -> list[Statement]:
     ]
 
 
-def every_algorithm(tables: Tables) -> list[Statement]:
+@claim(8, "REINFORCE, GRPO and PPO all work; REINFORCE is the most stable.", "Table 5")
+def every_algorithm_works(tables: Tables) -> list[Statement]:
     arms = {label: arm for label, arm in _labels(tables, "algorithms").items() if label in PAPERS_ALGORITHMS}
     rough = _by_seed(_table(tables, "training"), "reward", lambda curve: curve.diff().std())
     learnt = [_difference(tables, f"{label} minus the start", arm, START) for label, arm in arms.items()]
@@ -236,17 +239,20 @@ def every_algorithm(tables: Tables) -> list[Statement]:
     return learnt + stable
 
 
-def curriculum(tables: Tables) -> list[Statement]:
+@claim(9, "Easy to hard beats a constant noise of 0.5.", "Table 6")
+def curriculum_beats_constant_noise(tables: Tables) -> list[Statement]:
     arms = _labels(tables, "curricula")
     return [_difference(tables, "curriculum minus constant noise", arms["curriculum"], arms["random"])]
 
 
-def mask(tables: Tables) -> list[Statement]:
+@claim(10, "Masking document tokens helps.", "Table 7, Figure 4c")
+def document_mask_helps(tables: Tables) -> list[Statement]:
     arms = _labels(tables, "masks")
     return [_difference(tables, "documents masked minus not", arms["with mask"], arms["without mask"])]
 
 
-def base_and_instruct(tables: Tables) -> list[Statement]:
+@claim(11, "Base models gain more and reach instruct models.", "Figures 4a-b")
+def base_reaches_instruct(tables: Tables) -> list[Statement]:
     base, instruct = summaries.base_and_instruct(tables)
     gain = _by_seed(
         _table(tables, "training"),
@@ -263,39 +269,19 @@ def base_and_instruct(tables: Tables) -> list[Statement]:
     ]
 
 
-def cost(tables: Tables) -> list[Statement]:
-    """The share saved in our trainings, at the prices that the paper's dollars imply, with a GPU's for our CPU seconds."""
+@claim(12, "It costs 88% less than the search API.", "Table 8")
+def cheaper_than_the_api(tables: Tables) -> list[Statement]:
+    """Share saved in our trainings, at the prices that the paper implies; CPU seconds at a GPU's price."""
     table = _table(tables, "cost")
     saved = [priced(part)["saved"].iloc[0] for _, part in table[table["arm"] == MAIN].groupby("seed")]
     return [_paired("share of the API's price that is saved", saved, SAVED)]
 
 
-CLAIMS = {
-    1: Claim("A 3B simulator already teaches the policy to search.", "Table 4", small_simulator),
-    2: Claim("A 7B simulator is on a par with the real engine, 14B above it.", "Table 4", as_good_as_real),
-    3: Claim("Fine-tuned simulators beat prompted ones of the same size.", "Table 4", tuned_beats_prompted),
-    4: Claim(
-        "Larger simulators are better, and tell useful from noisy more cleanly.",
-        "Tables 4 and 10",
-        larger_is_better,
-    ),
-    5: Claim(
-        "ZeroSearch beats Search-R1 and every baseline, in and out of domain.", "Table 3", beats_everything
-    ),
-    6: Claim("Its reward ends above the real engine's, and is smoother.", "Figures 2a-b, 3", curve),
-    7: Claim("Turns drop first, then rise.", "Figure 2c", turns),
-    8: Claim("REINFORCE, GRPO and PPO all work; REINFORCE is the most stable.", "Table 5", every_algorithm),
-    9: Claim("Easy to hard beats a constant noise of 0.5.", "Table 6", curriculum),
-    10: Claim("Masking document tokens helps.", "Table 7, Figure 4c", mask),
-    11: Claim("Base models gain more and reach instruct models.", "Figures 4a-b", base_and_instruct),
-    12: Claim("It costs 88% less than the search API.", "Table 8", cost),
-}
-"""The paper's claims by their number in the notes of notebook 10; sizes S, M, L stand for its 3B, 7B, 14B."""
-
-
 def paper_claims(tables: Tables, *numbers: int) -> pd.DataFrame:
-    """The statements of these claims (of all by default), one row each: claim, statement, estimate, interval, n, verdict. A claim whose runs are
-    not stored has one row, which says what is missing and what makes it."""
+    """Test these claims (all by default): one row per statement with estimate, interval, n and verdict.
+
+    A claim whose runs are not stored has one row, which says what is missing and how to make it.
+    """
     frames = []
     for number in numbers or CLAIMS:
         try:
@@ -307,22 +293,16 @@ def paper_claims(tables: Tables, *numbers: int) -> pd.DataFrame:
 
 
 def verdicts(tested: pd.DataFrame) -> pd.DataFrame:
-    """One row a claim: it holds if all its statements do, and does not if one does not."""
+    """One row per claim: it holds if all its statements hold, and does not if one does not."""
     rows = {}
     for number, part in tested.groupby(level="claim"):
         found = set(part["verdict"])
-        verdict = (
-            "does not hold"
-            if "does not hold" in found
-            else "holds"
-            if found == {"holds"}
-            else min(found - {"holds"})
-        )
-        rows[number] = {
-            "claim of the paper": CLAIMS[number].says,
-            "where": CLAIMS[number].where,
-            "here": verdict,
-        }
+        if "does not hold" in found:
+            verdict = "does not hold"
+        else:
+            verdict = "holds" if found == {"holds"} else min(found - {"holds"})
+        says, where = CLAIMS[number].says, CLAIMS[number].where
+        rows[number] = {"claim of the paper": says, "where": where, "here": verdict}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
 
 
@@ -333,7 +313,7 @@ def _table(tables: Tables, name: str) -> pd.DataFrame:
 
 
 def _labels(tables: Tables, study: str) -> dict[str, str]:
-    """label → arm of a study's rows."""
+    """Rows of a study: label → arm."""
     table = _table(tables, "study_rows")
     part = table[table["study"] == study]
     if part.empty:
@@ -341,14 +321,14 @@ def _labels(tables: Tables, study: str) -> dict[str, str]:
     return dict(zip(part["label"], part["arm"], strict=True))
 
 
-def _simulators(tables: Tables, way: str) -> list[tuple[str, str]]:
-    return [
-        (label, arm) for label, arm in _labels(tables, "simulators").items() if label.startswith(f"{way}-")
-    ]
+def _simulators(tables: Tables, recipe: str) -> list[tuple[str, str]]:
+    """(label, arm) of the policies trained with simulators of this recipe."""
+    labels = _labels(tables, "simulators").items()
+    return [(label, arm) for label, arm in labels if label.startswith(f"{recipe}-")]
 
 
 def _fine_tuned(tables: Tables, sizes: int = 1) -> list[tuple[str, str]]:
-    """(label, arm) by size of the simulators that are fine-tuned like the main arm's; at least so many sizes."""
+    """(label, arm) by size of simulators with the main arm's recipe; DataError if there are fewer sizes."""
     main = next((label for label, arm in _labels(tables, "simulators").items() if arm == MAIN), "")
     found = _simulators(tables, main.partition("-")[0])
     if len(found) < sizes:
@@ -359,7 +339,15 @@ def _fine_tuned(tables: Tables, sizes: int = 1) -> list[tuple[str, str]]:
 
 
 def _difference(tables: Tables, statement: str, arm: str, other: str, bound: float = 0.0) -> Statement:
-    return _compare(_table(tables, "evaluation"), f"F1: {statement}", arm, other, lambda a, b: a - b, bound)
+    return _compare(_table(tables, "evaluation"), f"F1: {statement}", arm, other, _minus, bound)
+
+
+def _ratio(mean: float, other: float) -> float:
+    return mean / other
+
+
+def _minus(mean: float, other: float) -> float:
+    return mean - other
 
 
 def _ends(curve: pd.Series) -> int:
@@ -368,7 +356,7 @@ def _ends(curve: pd.Series) -> int:
 
 
 def _by_seed(table: pd.DataFrame, column: str, summary: Callable) -> dict[str, list]:
-    """arm → what `summary` makes of each seed's curve."""
+    """Summarise each seed's curve of `column`: arm → one value per seed."""
     ordered = table.sort_values("step")
     return {
         arm: [summary(curve[column]) for _, curve in part.groupby("seed")]
@@ -377,12 +365,12 @@ def _by_seed(table: pd.DataFrame, column: str, summary: Callable) -> dict[str, l
 
 
 def _seeds(statement: str, first: list[float], second: list[float]) -> Statement:
-    """Whether the first arm is above the second, seed by seed: a seed takes the same questions in every arm."""
+    """Test that the first arm is above the second, paired by seed (each has its own training questions)."""
     return _paired(statement, [a - b for a, b in zip(first, second, strict=False)])
 
 
 def _paired(statement: str, differences: list[float], bound: float = 0.0) -> Statement:
-    """Whether the mean of what each seed gives is above `bound`: Student's interval."""
+    """Test that the mean over seeds is above `bound`, by Student's interval."""
     from scipy import stats
 
     seeds = len(differences)
@@ -391,12 +379,14 @@ def _paired(statement: str, differences: list[float], bound: float = 0.0) -> Sta
     return Statement(statement, float(np.mean(differences)), low, high, seeds, seeds, f"> {bound:g}", verdict)
 
 
-def compare(table: pd.DataFrame, arm: str, other: str, statistic: Callable, score: str = "f1", seed: int = 0):
-    """(estimate, low, high, seeds, questions) of `statistic(mean of arm, mean of other)`; seeds: of the arm that has fewer,
-    not counting what is not trained.
+def compare(
+    table: pd.DataFrame, arm: str, other: str, statistic: Callable, score: str = "f1", seed: int = 0
+) -> tuple[float, float, float, int, int]:
+    """Compare two arms by `statistic(mean of arm, mean of other)`: (estimate, low, high, seeds, questions).
 
-    Hierarchical bootstrap, paired: questions are drawn once for both (they answer the same ones), and so are seeds where
-    both have the same (a seed takes the same questions in training); else for each apart.
+    Paired hierarchical bootstrap: both arms share the resampled questions, and also the seeds if both have
+    the same ones (a seed takes the same training questions in every arm). seeds: the smaller number of the
+    trained arms.
 
     Raises:
         DataError: an arm was not evaluated.
@@ -409,11 +399,8 @@ def compare(table: pd.DataFrame, arm: str, other: str, statistic: Callable, scor
     others = seeds if first.index.equals(second.index) else draw_counts(rng, len(b)) / len(b)
     draws = statistic(((seeds @ a) * questions).sum(axis=1), ((others @ b) * questions).sum(axis=1))
     low, high = np.quantile(draws, (0.025, 0.975))
-    trained = [
-        len(matrix)
-        for name, matrix in ((arm, a), (other, b))
-        if name.partition("/")[0] not in (START, *METHODS)
-    ]
+    untrained = (START, *METHODS)
+    trained = [len(m) for name, m in ((arm, a), (other, b)) if name.partition("/")[0] not in untrained]
     return float(statistic(a.mean(), b.mean())), float(low), float(high), min(trained, default=1), n
 
 
@@ -426,27 +413,26 @@ def _compare(
 
 
 def _searches(table: pd.DataFrame, arm: str) -> Statement:
-    """Two-hop questions really take two searches (comparisons and chains alike)."""
+    """Test that two-hop questions (comparisons and chains) take two searches."""
     two_hop = table[(table["arm"] == arm) & (table["hops"] == 2)]
     matrix = two_hop.pivot_table(index="seed", columns="id", values="searches")
     mean, low, high = hierarchical_bootstrap(matrix.to_numpy())
-    verdict = _verdict(low > 1.5, high < 1.5, len(matrix))
-    return Statement(
-        f"{arm}: searches on a two-hop question", mean, low, high, *matrix.shape, "> 1.5", verdict
-    )
+    verdict = _verdict(low > SEARCHES, high < SEARCHES, len(matrix))
+    statement = f"{arm}: searches on a two-hop question"
+    return Statement(statement, mean, low, high, *matrix.shape, f"> {SEARCHES:g}", verdict)
 
 
 def _share(
     statement: str, share: float, n: int, least: float | None = None, most: float | None = None
 ) -> Statement:
-    """A share of `n` queries with its Wilson interval, against the least or the most that it may be."""
+    """Test a share of `n` queries against a lower or an upper bound, by its Wilson interval."""
     centre, width = share + Z * Z / (2 * n), Z * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     low, high = (centre - width) / (1 + Z * Z / n), (centre + width) / (1 + Z * Z / n)
     if least is not None:
-        return Statement(
-            statement, share, low, high, 1, n, f"≥ {least:g}", _verdict(low >= least, high < least)
-        )
-    return Statement(statement, share, low, high, 1, n, f"≤ {most:g}", _verdict(high <= most, low > most))
+        bound, verdict = f"≥ {least:g}", _verdict(low >= least, high < least)
+    else:
+        bound, verdict = f"≤ {most:g}", _verdict(high <= most, low > most)
+    return Statement(statement, share, low, high, 1, n, bound, verdict)
 
 
 def _variance(share: float, n: int) -> float:
@@ -454,12 +440,12 @@ def _variance(share: float, n: int) -> float:
 
 
 def _shares(statement: str, share: float, other: float, n: int) -> Statement:
-    """The difference of two shares of `n` queries each; is it above zero?"""
+    """Test that the difference of two shares of `n` queries each is above zero."""
     return _normal(statement, share - other, _variance(share, n) + _variance(other, n), n)
 
 
 def _normal(statement: str, difference: float, variance: float, n: int) -> Statement:
-    """A difference of shares with its normal interval; is it above zero?"""
+    """Test that a difference of shares is above zero, by its normal interval."""
     width = Z * np.sqrt(variance)
     verdict = _verdict(difference - width > 0, difference + width < 0)
     return Statement(statement, difference, difference - width, difference + width, 1, n, "> 0", verdict)

@@ -1,5 +1,8 @@
-"""What training costs, in three kinds of numbers: measured (`measured`, `rates`: our runs), quoted (`quotes`, `engines`, and the
-paper's Table 8), and modelled (`ways`, `today`, `saved`: they rest on `roofline`)."""
+"""Costs of training, in three kinds of numbers: measured, quoted and modelled.
+
+Measured in our runs: `cost_table`, `query_rates`. Quoted: `quotes`, `engine_prices`, and the paper's Table 8.
+Modelled by a `roofline`: `ways`, `ways_today`, `savings`.
+"""
 
 from __future__ import annotations
 
@@ -10,68 +13,79 @@ import pandas as pd
 
 from zs_lib import config
 from zs_lib.analysis import paper, roofline
-from zs_lib.config import Profile, paths
+from zs_lib.config import PolicyArm, Profile, paths
 from zs_lib.config.engines import simulates
 from zs_lib.config.values import pick
 from zs_lib.errors import DataError
-from zs_lib.runs import RunStore
+from zs_lib.runs import Run, RunStore
 
-ENGINE, GPU = "Google", "SFT-3B"
+API_ROW, SIMULATOR_ROW = "Google", "SFT-3B"
+"""Rows of the paper's Table 8 that imply its prices."""
 CARD = "A100-80GB"
-"""The paper's (which does not say with how much memory)."""
+"""The paper's GPU (it does not say with how much memory)."""
 COMPARED = ("SerpAPI Big Data", "Serper Starter", "Serper Ultimate")
-"""The plan whose price the paper's dollars imply, and the dearest and cheapest of another seller of Google's results."""
+"""The plan that the paper's totals imply, and another seller's dearest and cheapest."""
 WRITING = 0.4
-"""Share of the time without searches in which policies write rollouts, as in tiny's recorded trainings (`rates`)."""
+"""Share of the time without searches that policies spend decoding, as recorded at `tiny`."""
 START_S = 60.0
-"""Seconds that a server scaled to zero is paid for in each step before it answers (assumed: a warm image, tens of GB to load)."""
+"""Paid seconds per step before a server scaled to zero answers (assumed: warm image, tens of GB to load)."""
 RUNS = 4
-"""Trainings that share one server where nothing else is said."""
+"""Default number of trainings that share one server."""
 
 
-def prices() -> dict[str, float]:
-    """Dollars for a query of the search API, and for an hour of one GPU, from the paper's own totals."""
+def implied_prices() -> dict[str, float]:
+    """Dollars per API query and per GPU hour that the paper's totals imply."""
     table = paper.load_table("cost").set_index("search_engine")
-    api, simulator = table.loc[ENGINE], table.loc[GPU]
+    api, simulator = table.loc[API_ROW], table.loc[SIMULATOR_ROW]
     return {
         "query": api["api_cost_usd"] / api["training_queries"],
         "gpu_hour": simulator["gpu_cost_usd"] / simulator["training_hours"],
     }
 
 
-def measured(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """One row a finished policy run: arm, seed, queries, real_queries (that a real engine answered), policy_tokens and
-    simulator_tokens (written in training), and seconds of rollout (without search), search and update."""
-    rows = []
-    for arm in profile.policies:
-        for seed in range(profile.seeds):
-            run = store.get(arm, seed)
-            if run and run.finished:
-                log, seconds = run.metrics(), run.timing().drop(columns="step").sum()
-                queries = (
-                    (log["searches"] * (1 - log["failed"])).sum() * arm.prompts_per_step * arm.group_size
-                )
-                mixed = log["real_searches"].sum() if "real_searches" in log else 0
-                real = mixed if arm.engine == "mixed" else 0 if simulates(arm.engine) else queries
-                rows.append(
-                    {
-                        "arm": arm.name,
-                        "seed": seed,
-                        "queries": round(queries),
-                        "real_queries": round(real),
-                        "policy_tokens": log["rollout_tokens"].sum(),
-                        "simulator_tokens": log["search_tokens"].sum(),
-                        **seconds,
-                    }
-                )
-    return pd.DataFrame(rows)
+def cost_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """What training took, one row per finished policy run.
+
+    Columns: arm, seed, queries, real_queries (answered by a real engine), policy_tokens and simulator_tokens
+    (generated in training), and seconds of rollout (without search), search and update.
+    """
+    runs = [
+        (arm, seed, run)
+        for arm in profile.policies
+        for seed in range(profile.seeds)
+        if (run := store.get(arm, seed)) and run.finished
+    ]
+    return pd.DataFrame([{"arm": arm.name, "seed": seed} | _counts(arm, run) for arm, seed, run in runs])
+
+
+def _counts(arm: PolicyArm, run: Run) -> dict[str, float]:
+    log, seconds = run.metrics(), run.timing().drop(columns="step").sum()
+    answered = (log["searches"] * (1 - log["failed"])).sum()
+    queries = answered * arm.prompts_per_step * arm.group_size
+    if arm.engine == "mixed":
+        real = log["real_searches"].sum() if "real_searches" in log else 0
+    else:
+        real = 0 if simulates(arm.engine) else queries
+    return {
+        "queries": round(queries),
+        "real_queries": round(real),
+        "policy_tokens": log["rollout_tokens"].sum(),
+        "simulator_tokens": log["search_tokens"].sum(),
+        **seconds,
+    }
 
 
 def priced(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of `measured`, of the arms that search (of seconds the least: what else a machine does only adds to
-    them), with dollars: of the real queries at the API's price, of the simulator's seconds at a GPU's price (an upper bound
-    where there is no GPU), and the share that is saved against asking the API everything."""
-    price, arms = prices(), table[table["queries"] > 0].drop(columns="seed").groupby("arm", sort=False)
+    """Add dollars to `cost_table`, for each arm that searches; means over seeds.
+
+    Seconds are the minimum over seeds, since other load on the machine only adds to them. api_usd: real
+    queries at the API's price; simulator_usd: search seconds at a GPU's price (an upper bound on a CPU);
+    saved: share saved against sending every query to the API.
+    """
+    price, arms = (
+        implied_prices(),
+        table[table["queries"] > 0].drop(columns="seed").groupby("arm", sort=False),
+    )
     frame = arms.mean()
     frame[["rollout", "search", "update"]] = arms[["rollout", "search", "update"]].min()
     frame["api_usd"] = frame["real_queries"] * price["query"]
@@ -80,9 +94,11 @@ def priced(table: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def rates(profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
-    """Of `measured`, what a query was to each arm of the profile that asks a simulator (medians over seeds): searches a
-    rollout, simulator tokens and seconds a query, and `writing`, the share of rollouts in the time without searches."""
+def query_rates(profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
+    """Searches per rollout, and tokens and seconds per query, of each arm with a simulator.
+
+    Medians over seeds; writing: the share of the time without searches that goes into rollouts.
+    """
     rollouts = {arm.name: arm.steps * arm.prompts_per_step * arm.group_size for arm in profile.policies}
     part = table[(table["simulator_tokens"] > 0) & table["arm"].isin(rollouts)]
     frame = pd.DataFrame(
@@ -97,8 +113,11 @@ def rates(profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def quotes(name: str = "prices") -> pd.DataFrame:
-    """data/prices.csv (cards by the hour, search plans) or data/decoding.csv (speeds): what others published, each row with
-    its source and date. DataError if the file is damaged."""
+    """Read published prices (data/prices.csv) or decoding speeds (data/decoding.csv), with source and date.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     try:
         return pd.read_csv(paths.ROOT / "data" / f"{name}.csv")
     except (OSError, ValueError) as error:
@@ -108,14 +127,16 @@ def quotes(name: str = "prices") -> pd.DataFrame:
 
 
 def hourly(serverless: bool = False) -> dict[str, float]:
-    """Each quoted card's lowest price for an hour; `serverless`: of those who bill by the second, and not while it is off."""
+    """Lowest quoted dollars per hour of each GPU; `serverless`: where it is free while scaled to zero."""
     table = quotes().query("kind == 'serverless' or (kind == 'gpu' and not @serverless)")
     return table.groupby("item")["usd"].min().to_dict()
 
 
-def engines(queries: float) -> pd.DataFrame:
-    """What search engines ask for so many queries, a row a plan: dollars per 1,000; at that price; and `bought`, if nobody
-    else needs the rest of the last package."""
+def engine_prices(queries: float) -> pd.DataFrame:
+    """Quoted prices of search engines for a number of queries, one row per plan.
+
+    usd_per_1000 and usd at the plan's price per query; bought: dollars if only whole packages are sold.
+    """
     table = quotes().query("kind == 'search'")
     table = table.set_index((table["vendor"] + " " + table["plan"]).rename("engine"))
     price = table["usd"] / table["quantity"]
@@ -130,15 +151,18 @@ def engines(queries: float) -> pd.DataFrame:
     )
 
 
-def recomputed() -> pd.DataFrame:
-    """Table 8 line by line: the searches that its queries leave to each rollout of the paper's configuration, GPU hours, dollars
-    (SerpAPI's quote for 30,000 searches; one price an hour for all its GPUs), what it prints, and the share saved."""
-    table, training = paper.load_table("cost").set_index("search_engine"), papers_training()
-    hours = pd.Series({row: papers_cards(row) for row in table.index}) * table["training_hours"]
+def recomputed_table8() -> pd.DataFrame:
+    """Recompute the paper's Table 8 line by line.
+
+    Columns: queries, rollouts, searches_a_rollout, gpu_hours, usd, printed (the paper's dollars) and saved.
+    Dollars are at SerpAPI's quote for 30,000 searches, and at one price per hour for all GPUs.
+    """
+    table, training = paper.load_table("cost").set_index("search_engine"), paper_load()
+    hours = pd.Series({row: paper_gpus(row) for row in table.index}) * table["training_hours"]
     api = (
         table["training_queries"]
         * (table["api_cost_usd"] > 0)
-        * engines(1).loc[COMPARED[0], "usd_per_1000"]
+        * engine_prices(1).loc[COMPARED[0], "usd_per_1000"]
         / 1000
     )
     return pd.DataFrame(
@@ -147,27 +171,31 @@ def recomputed() -> pd.DataFrame:
             "rollouts": training.rollouts,
             "searches_a_rollout": table["training_queries"] / training.rollouts,
             "gpu_hours": hours,
-            "usd": api + hours * prices()["gpu_hour"],
+            "usd": api + hours * implied_prices()["gpu_hour"],
             "printed": table["total_usd"],
-            "saved": 1 - table["total_usd"] / table.loc[ENGINE, "total_usd"],
+            "saved": 1 - table["total_usd"] / table.loc[API_ROW, "total_usd"],
         }
     )
 
 
-def papers_cards(row: str) -> int:
-    """GPUs of a row of Table 8: 2 of "2xA100"."""
+def paper_gpus(row: str) -> int:
+    """Number of GPUs in a row of Table 8: 2 in "2xA100"."""
     return int(str(paper.load_table("cost").set_index("search_engine").loc[row, "gpus"]).partition("x")[0])
 
 
 @dataclass(frozen=True)
-class Training:
-    """The load of one training: its rollouts, searches a rollout, and its hours if the simulator keeps up."""
+class TrainingLoad:
+    """What one training asks of its simulator."""
 
     steps: int
     prompts: int
+    """Prompts per step."""
     group: int
+    """Rollouts per prompt."""
     searches: float
+    """Searches per rollout."""
     hours: float
+    """Hours of training if the simulator keeps up."""
 
     @property
     def rollouts(self) -> int:
@@ -178,15 +206,15 @@ class Training:
         return self.rollouts * self.searches
 
 
-def papers_training() -> Training:
-    """The paper's configuration, with the hours of Table 8 and the searches a rollout that its queries leave."""
+def paper_load() -> TrainingLoad:
+    """The paper's configuration, with the hours and the searches per rollout that its Table 8 implies."""
     arm, row = config.load_profile("paper").policy("zerosearch"), paper.load_table("cost").iloc[0]
-    once = Training(arm.steps, arm.prompts_per_step, arm.group_size, 1.0, float(row["training_hours"]))
+    once = TrainingLoad(arm.steps, arm.prompts_per_step, arm.group_size, 1.0, float(row["training_hours"]))
     return replace(once, searches=float(row["training_queries"] / once.rollouts))
 
 
-def published() -> pd.DataFrame:
-    """Decoding speeds that others measured (data/decoding.csv), the roofline's, and the share that they reached of it."""
+def published_speeds() -> pd.DataFrame:
+    """Published decoding speeds (data/decoding.csv), the roofline's, and the share of it that they reach."""
     table = quotes("decoding")
     table["roofline"] = [
         row.output_tokens
@@ -199,16 +227,24 @@ def published() -> pd.DataFrame:
 
 
 def ways(
-    training: Training, model: str, gpu: str = CARD, usd_hour: float | None = None, runs: int = RUNS
+    training: TrainingLoad, model: str, gpu: str = CARD, usd_hour: float | None = None, runs: int = RUNS
 ) -> pd.DataFrame:
-    """What one training pays for its simulator, a row a way to run it: cards, card_hours, `load` (the share of them in which
-    the cards answer), dollars, and `usd_per_1000`: a search engine that asks less is cheaper. `usd_hour`: of one card, else
-    the lowest quote; what is scaled to zero pays the lowest serverless one. ConfigError for an unknown name."""
-    usd, fewest = usd_hour or pick("GPU with a price", gpu, hourly()), roofline.cards(model, gpu)
-    busy = training.queries / roofline.queries_per_second(model, gpu) / 3600  # hours of one card
-    hours = max(training.hours, busy / fewest)  # a server that cannot keep up makes its training wait
+    """What one training pays for its simulator, one row per way to run it.
+
+    Columns: cards, card_hours, usd_hour, usd, load (share of the card hours in which the cards answer), and
+    usd_per_1000 queries (a search engine that asks less is cheaper). `usd_hour`: price of one card, by
+    default the lowest quote; scaled to zero pays the lowest serverless quote.
+
+    Raises:
+        ConfigError: unknown model or GPU.
+    """
+    usd, fewest = usd_hour or pick("GPU with a price", gpu, hourly()), roofline.fewest_gpus(model, gpu)
+    # hours of one card
+    busy = training.queries / roofline.queries_per_second(model, gpu) / 3600
+    # a server that cannot keep up makes its training wait
+    hours = max(training.hours, busy / fewest)
     awake = busy / fewest + WRITING * (hours - busy / fewest) + training.steps * START_S / 3600
-    many = papers_cards(f"SFT-{model}")
+    many = paper_gpus(f"SFT-{model}")
     rows = {
         "as many cards as the paper": (many, max(many * training.hours, busy), usd),
         "fewest cards": (fewest, fewest * hours, usd),
@@ -218,19 +254,21 @@ def ways(
     }
     frame = pd.DataFrame.from_dict(
         rows, orient="index", columns=["cards", "card_hours", "usd_hour"]
-    ).rename_axis("recipe")
+    ).rename_axis("way")
     frame["usd"] = frame["card_hours"] * frame["usd_hour"]
     return frame.assign(load=busy / frame["card_hours"], usd_per_1000=1000 * frame["usd"] / training.queries)
 
 
-def today(training: Training, gpu: str = CARD) -> pd.DataFrame:
-    """`ways` of the paper's three simulators, at today's quotes."""
+def ways_today(training: TrainingLoad, gpu: str = CARD) -> pd.DataFrame:
+    """`ways` of the paper's three simulators, at the quoted prices."""
     return pd.concat({model: ways(training, model, gpu) for model in roofline.MODELS}, names=["simulator"])
 
 
-def saved(usd: pd.Series, queries: float) -> pd.DataFrame:
-    """The share that a simulator of these dollars saves against each engine of COMPARED at its price per 1,000: below zero where
-    the engine is cheaper."""
+def savings(usd: pd.Series, queries: float) -> pd.DataFrame:
+    """Share saved by a simulator of these dollars against each engine of COMPARED (negative: dearer)."""
     return pd.DataFrame(
-        {engine: 1 - usd / price for engine, price in engines(queries).loc[list(COMPARED), "usd"].items()}
+        {
+            engine: 1 - usd / price
+            for engine, price in engine_prices(queries).loc[list(COMPARED), "usd"].items()
+        }
     )

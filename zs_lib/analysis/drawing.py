@@ -1,6 +1,6 @@
-"""How figures look: labels, colours, style, and their parts: curves, bars, intervals, lines, maps.
+"""Labels, colours and style of figures, and their parts: curves, bars, intervals, heat maps.
 
-A method has one colour and one name in every figure, and here is where both are given.
+An arm has one name and one colour in all figures: a row in LABELS and one in COLORS.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from zs_lib.analysis.results import START
 from zs_lib.rl.collapse import collapse_warnings
 
 WINDOW = 5
-"""Points of the moving mean of a training curve: one step is the mean of only tens of rollouts."""
+"""Steps in the moving mean of a training curve: one step is the mean of only tens of rollouts."""
 LABELS = {
     START: "before RL",
     "zerosearch": "ZeroSearch (grounded simulator)",
     "zerosearch-naive": "ZeroSearch (naive simulator)",
-    "zerosearch-no-sft": "ZeroSearch (without warm-up)",
-    "zerosearch-270m": "ZeroSearch (simulator of 270M)",
+    "zerosearch-no-sft": "ZeroSearch (no format SFT)",
+    "zerosearch-270m": "ZeroSearch (270M simulator)",
     "search-r1": "Search-R1 (real engine)",
     "r1": "R1 (no search)",
     "search-r1/engine=dense": "Search-R1 (dense engine)",
@@ -36,7 +36,7 @@ COLORS = {
     "search-r1/engine=dense": "#00707a",
 }
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-"""Of lines that are no core arm: told apart by those who do not see red and green (Okabe and Ito)."""
+"""Colours of other lines, for readers with colour-blindness too (Okabe and Ito)."""
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
@@ -57,7 +57,10 @@ STYLE = {
 def curve(
     table: pd.DataFrame, column: str, axes: Axes, arms: Iterable[str] = (), labels: Mapping[str, str] = LABELS
 ) -> None:
-    """Moving mean of `column` over steps, one line an arm (of `arms`, or of all): mean over seeds, with their range as a band."""
+    """Plot the moving mean of `column` over steps, one line per arm (of `arms`, or all).
+
+    The line is the mean over seeds, the band their range.
+    """
     shown = [
         (arm, part)
         for arm, part in table.groupby("arm", sort=False)
@@ -77,7 +80,7 @@ def curve(
 
 
 def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
-    """A cross, with its name, on the reward curve where an early warning of collapse (`collapse`) came first."""
+    """Mark early warnings of collapse (`rl.collapse`) on the reward curves, each at its first step."""
     named = {}
     for (arm, _), part in table.groupby(["arm", "seed"], sort=False):
         log = part.sort_values("step").reset_index(drop=True)
@@ -102,7 +105,7 @@ def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
 
 
 def bars(axes: Axes, frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> None:
-    """Grouped bars: rows of `frame` along x, one bar for each of `columns` (column → (label, colour))."""
+    """Plot grouped bars: one group per row, one bar for each of `columns` (column → (label, colour))."""
     width = 0.8 / len(columns)
     for number, (column, (label, color)) in enumerate(columns.items()):
         places = [x + (number - (len(columns) - 1) / 2) * width for x in range(len(frame))]
@@ -112,24 +115,27 @@ def bars(axes: Axes, frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -
 
 
 def label_of(arm: str) -> str:
+    """Name of an arm in figures; its own where LABELS has none."""
     return LABELS.get(arm, arm)
 
 
 def core_color(arm: str) -> str:
+    """Colour of a core arm; dark grey where COLORS has none."""
     return COLORS.get(arm, "#555555")
 
 
 def color_of(arm: str) -> str:
-    """A variant's colour is its core arm's; of one with another way of simulating, the way's."""
-    ways = {"=naive-": COLORS["zerosearch-naive"], "=prompted-": COLORS[START]}
-    return next(
-        (color for way, color in ways.items() if way in arm),
-        COLORS.get(arm, core_color(arm.partition("/")[0])),
-    )
+    """Colour of an arm: a variant's is its core arm's, or that of its simulator's recipe."""
+    recipes = {"=naive-": COLORS["zerosearch-naive"], "=prompted-": COLORS[START]}
+    core = COLORS.get(arm, core_color(arm.partition("/")[0]))
+    return next((color for recipe, color in recipes.items() if recipe in arm), core)
 
 
 def forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]]) -> None:
-    """Mean and interval of each row of `scores`, top down; `marks` (label → value, colour) are lines across."""
+    """Plot mean and interval of each row of `scores`, top down.
+
+    `marks`: label → (value, colour) of a vertical line.
+    """
     places = range(len(scores))[::-1]
     errors = [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
     colors = [color_of(arm) for arm in scores["arm"]]
@@ -146,7 +152,7 @@ def forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]]
 
 
 def points(axes: Axes, scores: pd.DataFrame) -> None:
-    """One line for each value of `line`, over the index in its order; those of one colour differ in their dashes."""
+    """Plot one line with intervals for each value of the column `line`, over the index in its order."""
     order = list(dict.fromkeys(scores.index))
     for number, (line, part) in enumerate(scores.groupby("line", sort=False)):
         places = [order.index(label) + 0.06 * number for label in part.index]
@@ -167,7 +173,7 @@ def points(axes: Axes, scores: pd.DataFrame) -> None:
 
 
 def heat(axes: Axes, frame: pd.DataFrame) -> None:
-    """Shares in [0, 1] as a map with their values."""
+    """Plot shares in [0, 1] as a heat map with their values."""
     axes.imshow(frame, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
     for row in range(frame.shape[0]):
         for column in range(frame.shape[1]):

@@ -1,7 +1,7 @@
-"""Tidy tables → figures. Each is a function `draw(tables, figure)`, and `FIGURES` says which file it makes.
+"""Figures from tidy tables; to add one, add a function of (tables, figure) with `@draws`.
 
-A figure reads stored results by column name, never trains, and says at its foot which profile, seeds and runs it
-shows. The notebooks draw the same figures from the run store; `zs figures` from `data/results/<profile>/`.
+A figure reads stored results by column name, never trains, and states at its foot which profile, seeds and
+runs it shows. Notebooks draw it from the run store, `zs figures` from `data/results/<profile>/`.
 """
 
 from __future__ import annotations
@@ -39,23 +39,48 @@ from zs_lib.runs.files import write_bytes
 from zs_lib.studies import MAIN, TRAINED
 
 FOLDER = paths.ROOT / "figures"
-"""Of the profile that README shows; the others' have a folder of their own in it."""
+"""Figures of the profile that the README shows; other profiles have a folder in it."""
+
+
+Draw = Callable[[Tables, Figure], None]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure: what draws it, how large it is in inches, the tables that it needs, and the studies; `source` is what stands
-    at its foot if it shows no runs."""
+    """A figure: its function, its size in inches, and what it needs."""
 
-    draw: Callable[[Tables, Figure], None]
+    draw: Draw
     size: tuple[float, float]
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    """Tables."""
     studies: tuple[str, ...] = ()
     source: str = ""
+    """Line at the foot of a figure that shows no runs."""
 
 
+FIGURES: dict[str, Drawing] = {}
+"""Name of the file (its number is the notebook's) → how it is drawn."""
+
+
+def draws(
+    name: str,
+    size: tuple[float, float],
+    needs: tuple[str, ...] = (),
+    studies: tuple[str, ...] = (),
+    source: str = "",
+) -> Callable[[Draw], Draw]:
+    """Register the decorated function in FIGURES."""
+
+    def register(draw: Draw) -> Draw:
+        FIGURES[name] = Drawing(draw, size, needs, studies, source)
+        return draw
+
+    return register
+
+
+@draws("01_retrieval", (12.0, 3.4), ("retrieval",))
 def draw_retrieval(tables: Tables, figure: Figure) -> None:
-    """What a good query finds: recall of the real engine by subset and hop."""
+    """Recall of the real engine for good queries, by subset and hop."""
     axes = figure.subplots()
     table = tables["retrieval"]
     table = table.assign(row=table["subset"] + "\nhop " + table["hop"].astype(str)).set_index("row")
@@ -67,25 +92,39 @@ def draw_retrieval(tables: Tables, figure: Figure) -> None:
     figure.legend(loc="outside upper right", ncols=2)
 
 
+@draws("02_tuning", (6.2, 3.4), ("tuning",))
+def draw_tuning(tables: Tables, figure: Figure) -> None:
+    """Loss of supervised fine-tuning."""
+    axes = figure.subplots()
+    for simulator, part in tables["tuning"].groupby("simulator", sort=False):
+        # batches are sorted by length, so their losses come in waves
+        loss = part["loss"].rolling(WINDOW, min_periods=1).mean()
+        style = "--" if simulator.startswith("naive") else "-"
+        axes.plot(part["step"], loss, label=simulator, lw=1.6, ls=style)
+    axes.set(
+        xlabel="fine-tuning step", ylabel="loss (nats a token)", title="Simulators learn to write documents"
+    )
+    axes.legend(ncols=2, fontsize=8)
+
+
+FIDELITY_BARS = {
+    "answer_good": ("good query, useful documents", "#2a9d5c"),
+    "answer_bad": ("bad query", "#e08214"),
+    "leak": ("good query, noisy documents", "#8a4fa3"),
+}
+
+
+@draws("02_fidelity", (11.0, 3.8), ("fidelity",))
 def draw_fidelity(tables: Tables, figure: Figure) -> None:
-    """What each simulator answers to good and bad queries, and what leaks into its noisy documents."""
+    """Share of searches whose documents state the answer, by simulator, query and keyword."""
     table = tables["fidelity"]
     sources = list(dict.fromkeys(table["questions_from"]))
-    for axes, source in zip(
-        figure.subplots(1, len(sources), sharey=True, squeeze=False)[0], sources, strict=True
-    ):
+    panels = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
+    for axes, source in zip(panels, sources, strict=True):
         part = table[table["questions_from"] == source].set_index("simulator")
         real = part[["real_good", "real_bad"]].iloc[0]
         part = part.rename(lambda name: name.replace("-tiny-", "\n").replace("-", "\n", 1))
-        bars(
-            axes,
-            part,
-            {
-                "answer_good": ("good query, useful documents", "#2a9d5c"),
-                "answer_bad": ("bad query", "#e08214"),
-                "leak": ("good query, noisy documents", "#8a4fa3"),
-            },
-        )
+        bars(axes, part, FIDELITY_BARS)
         axes.axhline(real["real_good"], color="#2a9d5c", ls=":", lw=1.2)
         axes.axhline(real["real_bad"], color="#e08214", ls=":", lw=1.2)
         axes.set(ylim=(0, 1.05), title=f"questions: {source}")
@@ -101,20 +140,7 @@ def draw_fidelity(tables: Tables, figure: Figure) -> None:
     )
 
 
-def draw_tuning(tables: Tables, figure: Figure) -> None:
-    """Loss of the simulators' supervised fine-tuning."""
-    axes = figure.subplots()
-    for simulator, part in tables["tuning"].groupby("simulator", sort=False):
-        loss = part["loss"].rolling(WINDOW, min_periods=1).mean()  # batches of like length come in waves
-        axes.plot(
-            part["step"], loss, label=simulator, lw=1.6, ls="--" if simulator.startswith("naive") else "-"
-        )
-    axes.set(
-        xlabel="fine-tuning step", ylabel="loss (nats a token)", title="Simulators learn to write documents"
-    )
-    axes.legend(ncols=2, fontsize=8)
-
-
+@draws("03_curriculum", (9.0, 3.4), ("training",))
 def draw_curriculum(tables: Tables, figure: Figure) -> None:
     """Reward, interaction turns and noise of the main arm: Figures 2c and 3 of the paper."""
     table = tables["training"]
@@ -133,6 +159,7 @@ def draw_curriculum(tables: Tables, figure: Figure) -> None:
     right.set(ylabel="turns a rollout", title="Interaction turns")
 
 
+@draws("04_engines", (6.6, 3.8), ("training",))
 def draw_engines(tables: Tables, figure: Figure) -> None:
     """Training reward with real and simulated engines: Figures 2a and 2b of the paper."""
     axes = figure.subplots()
@@ -144,7 +171,7 @@ def draw_engines(tables: Tables, figure: Figure) -> None:
 
 
 def draw_live(tables: Tables, figure: Figure) -> None:
-    """Training reward of whatever arms are in the table, while they train."""
+    """Training reward of all arms in the table, while they train."""
     axes = figure.subplots()
     curve(tables["training"], "reward", axes)
     mark_warnings(tables["training"], axes)
@@ -155,16 +182,16 @@ def draw_live(tables: Tables, figure: Figure) -> None:
 PANELS = {
     "reward": "Reward (F1)",
     "turns": "Turns a rollout",
-    "query_quality": "Queries that name what they must",
+    "query_quality": "Queries that name their entity",
     "noise_probability": "Noise probability",
     "entropy": "Entropy (nats a token)",
     "kl": "KL to the reference (nats a token)",
 }
-"""What is watched while a policy trains: column of the log → title."""
+"""Monitored metrics of a training: column of the log → title."""
 
 
 def draw_panel(table: pd.DataFrame, column: str) -> bytes:
-    """One of `PANELS` as a small PNG: moving means, one line an arm; of the reward with the 95% interval of each mean."""
+    """Draw one of PANELS as a small PNG: moving means by arm, with 95% intervals for the reward."""
     with plt.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.5))
         axes = figure.subplots()
@@ -173,9 +200,8 @@ def draw_panel(table: pd.DataFrame, column: str) -> bytes:
             for arm, part in table.groupby("arm", sort=False):
                 rolling = part.groupby("step")[column].mean().rolling(WINDOW, min_periods=1)
                 mean, error = rolling.mean(), 1.96 * rolling.std() / rolling.count() ** 0.5
-                axes.fill_between(
-                    mean.index, mean - error, mean + error, color=color_of(arm), alpha=0.25, lw=0
-                )
+                low, high = mean - error, mean + error
+                axes.fill_between(mean.index, low, high, color=color_of(arm), alpha=0.25, lw=0)
             mark_warnings(table, axes)
         if column in ("reward", "query_quality", "noise_probability"):
             axes.set_ylim(-0.02, 1.02)
@@ -183,22 +209,24 @@ def draw_panel(table: pd.DataFrame, column: str) -> bytes:
         if table["arm"].nunique() > 1:
             axes.legend(fontsize=7)
         buffer = BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)  # six of them lie in a stored notebook
+        figure.savefig(buffer, format="png", dpi=120)  # small: a stored notebook holds six of them
     return buffer.getvalue()
 
 
+@draws("04_query_quality", (6.6, 3.4), ("training",))
 def draw_query_quality(tables: Tables, figure: Figure) -> None:
-    """Whether queries name what they must, by what answered them in training."""
+    """Query quality during training, by the engine of training."""
     axes = figure.subplots()
     curve(tables["training"], "query_quality", axes, ("zerosearch", "zerosearch-naive", "search-r1"))
     axes.set(
-        ylabel="share of queries that name\nthe entity they must",
+        ylabel="share of queries that name\nthe right entity",
         title="Query quality during training",
         ylim=(0, 1),
     )
     axes.legend(loc="best", fontsize=8)
 
 
+@draws("04_heldout", (7.2, 3.0), ("evaluation",))
 def draw_heldout(tables: Tables, figure: Figure) -> None:
     """Held-out F1 with the real engine, over all subsets, with 95% intervals."""
     axes = figure.subplots()
@@ -217,12 +245,13 @@ def draw_heldout(tables: Tables, figure: Figure) -> None:
         axes.text(high + 0.02, place, f"{value:.2f}", va="center", fontweight="bold")
     axes.grid(axis="y", visible=False)
     axes.set(
-        xlabel="F1 on held-out entities, real engine (95% interval)", xlim=(0, 1), title="What was learnt"
+        xlabel="F1 on held-out entities, real engine (95% interval)", xlim=(0, 1), title="Held-out score"
     )
 
 
+@draws("04_subsets", (9.4, 3.2), ("evaluation",))
 def draw_subsets(tables: Tables, figure: Figure) -> None:
-    """Held-out F1 by subset, two of which were trained on."""
+    """Held-out F1 by subset (the first single-hop and the first multi-hop one were trained on)."""
     axes = figure.subplots()
     frame = summaries.subset_table(summaries.core(tables["evaluation"]), "f1") / 100
     frame.columns = [f"{name}\n({SUBSETS[name]})" if name in SUBSETS else name for name in frame.columns]
@@ -236,8 +265,9 @@ def _marks(tables: Tables, *arms: str) -> dict[str, tuple[float, str]]:
     return {label_of(arm): (means[arm], core_color(arm)) for arm in arms if arm in means}
 
 
+@draws("05_simulators", (7.2, 4.6), ("study_rows", "evaluation"), ("simulators",))
 def draw_simulators(tables: Tables, figure: Figure) -> None:
-    """Held-out F1 by the simulator of training: Table 4 of the paper."""
+    """Held-out F1 by the simulator used in training: Table 4 of the paper."""
     axes = figure.subplots()
     forest(axes, summaries.study_scores(tables, "simulators"), _marks(tables, START, "search-r1"))
     axes.set_title("Trained with this simulator")
@@ -252,8 +282,9 @@ CHOICES = {
 }
 
 
+@draws("06_choices", (9.4, 5.4), ("study_rows", "evaluation"), tuple(CHOICES))
 def draw_choices(tables: Tables, figure: Figure) -> None:
-    """Held-out F1 by algorithm, curriculum and document mask: Tables 5 to 7 of the paper, and arms beyond it."""
+    """Held-out F1 by algorithm, curriculum and document mask (Tables 5 to 7), and by engine and RL steps."""
     panels = figure.subplots(2, 3, sharex=True).flat
     panels[-1].remove()
     for axes, (study, title) in zip(panels, CHOICES.items(), strict=False):
@@ -261,21 +292,21 @@ def draw_choices(tables: Tables, figure: Figure) -> None:
         axes.set(title=title, xlabel="held-out F1")
 
 
+LEARNING = {
+    "algorithms": "Algorithm",
+    "curricula": "Noise",
+    "masks": "Document tokens",
+    "methods": "Base and instruct",
+}
+"""Study → title of its panel of learning curves."""
+
+
+@draws("06_learning", (9.4, 6.2), ("study_rows", "training"), tuple(LEARNING))
 def draw_learning(tables: Tables, figure: Figure) -> None:
-    """Training rewards by algorithm, by curriculum, with and without document mask, from base and instruct models:
-    Figures 4a to 4c of the paper."""
+    """Training reward by algorithm, curriculum, mask, and base or instruct model: Figures 4a to 4c."""
     panels = figure.subplots(2, 2, sharey=True).flat
     rows = tables["study_rows"]
-    for axes, (study, title) in zip(
-        panels,
-        {
-            "algorithms": "Algorithm",
-            "curricula": "Noise",
-            "masks": "Document tokens",
-            "methods": "Base and instruct",
-        }.items(),
-        strict=True,
-    ):
+    for axes, (study, title) in zip(panels, LEARNING.items(), strict=True):
         part = rows[rows["study"] == study].set_index("label")["arm"]
         if study == "methods":
             part = part[part.isin(summaries.base_and_instruct(tables))]
@@ -284,44 +315,9 @@ def draw_learning(tables: Tables, figure: Figure) -> None:
         axes.legend(fontsize=7.5, ncols=2, loc="upper left")
 
 
-def draw_methods(tables: Tables, figure: Figure) -> None:
-    """Average F1 of every method and backbone: Table 3 of the paper."""
-    axes = figure.subplots()
-    heat(axes, summaries.methods_table(tables, "f1")["Avg"].unstack("backbone", sort=False) / 100)
-    axes.set_title("Average F1 by method and backbone")
-
-
-def draw_scaling(tables: Tables, figure: Figure) -> None:
-    """Held-out F1 against simulator size, policy size and number of RL steps."""
-    panels = figure.subplots(1, 3, sharey=True)
-    simulators = summaries.study_scores(tables, "simulators")
-    ways = simulators.index.str.partition("-")
-    lines = [
-        simulators[[way == kind for way, *_ in ways]]
-        .rename(index=lambda label: label.partition("-")[2])
-        .assign(line=kind)
-        for kind in ("grounded", "naive", "prompted")
-    ]
-    points(panels[0], pd.concat(lines))
-    policies = summaries.study_scores(tables, "methods").rename(
-        index=lambda label: label.replace("-Instruct", "-instruct")
-    )
-    names = policies.index.str.partition(", ")
-    policies = policies.set_axis([name.removesuffix("-instruct") for *_, name in names]).assign(
-        line=[
-            f"{method}, {'instruct' if name.endswith('-instruct') else 'base'}" for method, _, name in names
-        ]
-    )
-    points(panels[1], policies[policies["line"].str.startswith(TRAINED[MAIN])])
-    points(panels[2], summaries.study_scores(tables, "lengths").assign(line=TRAINED[MAIN]))
-    for axes, title in zip(panels, ("Simulator", "Policy", "Training"), strict=True):
-        axes.set(title=title, ylim=(0, 1))
-        axes.legend(fontsize=7.5, loc="upper right")
-    panels[0].set_ylabel("held-out F1 (95% interval)")
-
-
+@draws("06_transfer", (11.0, 3.4), ("study_rows", "robustness"), ("engines",))
 def draw_transfer(tables: Tables, figure: Figure) -> None:
-    """Trained with one engine, tested with another; and F1 against the share of searches that find nothing."""
+    """Held-out F1 with other engines than in training, and with noise at test time."""
     table = tables["robustness"]
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     frame = table[table["noise"] == 0].pivot_table(index="arm", columns="engine", values="f1", sort=False)
@@ -347,21 +343,58 @@ def draw_transfer(tables: Tables, figure: Figure) -> None:
     right.legend(fontsize=7.5)
 
 
-SIMULATOR = "14B"
-"""The one whose 88% the paper reports."""
-LABELLED = {"scaled to zero": -1, "never idle": 0.55}
-"""Ways to run it whose label stands at this share of the line, or at its end, where it is alone; of others, at its beginning."""
-
-
-def draw_break_even(tables: Tables, figure: Figure) -> None:
-    """Dollars against queries in one training: engines (dashed) and ways to run the simulator. Where lines cross, they cost the
-    same."""
+@draws("07_methods", (8.4, 3.8), ("study_rows", "evaluation"), ("methods",))
+def draw_methods(tables: Tables, figure: Figure) -> None:
+    """Average F1 of every method and backbone: Table 3 of the paper."""
     axes = figure.subplots()
-    training = cost.papers_training()
-    queries = np.geomspace(1000, 5 * training.rollouts, 60)  # to the five searches that a rollout may make
-    engines = pd.concat({count: cost.engines(count)["usd"] for count in queries}, axis=1).loc[
-        list(cost.COMPARED)
+    heat(axes, summaries.methods_table(tables, "f1")["Avg"].unstack("backbone", sort=False) / 100)
+    axes.set_title("Average F1 by method and backbone")
+
+
+@draws("07_scaling", (10.6, 3.4), ("study_rows", "evaluation"), ("simulators", "methods", "lengths"))
+def draw_scaling(tables: Tables, figure: Figure) -> None:
+    """Held-out F1 against simulator size, policy size and number of RL steps."""
+    panels = figure.subplots(1, 3, sharey=True)
+    simulators = summaries.study_scores(tables, "simulators")
+    names = simulators.index.str.partition("-")
+    lines = [
+        simulators[[recipe == kind for recipe, *_ in names]]
+        .rename(index=lambda label: label.partition("-")[2])
+        .assign(line=kind)
+        for kind in ("grounded", "naive", "prompted")
     ]
+    points(panels[0], pd.concat(lines))
+    policies = summaries.study_scores(tables, "methods").rename(
+        index=lambda label: label.replace("-Instruct", "-instruct")
+    )
+    names = policies.index.str.partition(", ")
+    policies = policies.set_axis([name.removesuffix("-instruct") for *_, name in names]).assign(
+        line=[
+            f"{method}, {'instruct' if name.endswith('-instruct') else 'base'}" for method, _, name in names
+        ]
+    )
+    points(panels[1], policies[policies["line"].str.startswith(TRAINED[MAIN])])
+    points(panels[2], summaries.study_scores(tables, "lengths").assign(line=TRAINED[MAIN]))
+    for axes, title in zip(panels, ("Simulator", "Policy", "Training"), strict=True):
+        axes.set(title=title, ylim=(0, 1))
+        axes.legend(fontsize=7.5, loc="upper right")
+    panels[0].set_ylabel("held-out F1 (95% interval)")
+
+
+SIMULATOR = "14B"
+"""The simulator for which the paper reports 88%."""
+LABELLED = {"scaled to zero": -1, "never idle": 0.55}
+"""Where a line has its label, as a share of its length (-1: its end); others have it at their beginning."""
+
+
+@draws("08_break_even", (8.6, 4.4), source="prices quoted (data/prices.csv), speeds modelled, no run")
+def draw_break_even(tables: Tables, figure: Figure) -> None:
+    """Dollars by queries of one training, of search engines (dashed) and of ways to run the simulator."""
+    axes = figure.subplots()
+    training = cost.paper_load()
+    queries = np.geomspace(1000, 5 * training.rollouts, 60)  # to the five searches that a rollout may make
+    engines = pd.concat({count: cost.engine_prices(count)["usd"] for count in queries}, axis=1)
+    engines = engines.loc[list(cost.COMPARED)]
     trainings = {count: replace(training, searches=count / training.rollouts) for count in queries}
     ways = pd.concat({count: cost.ways(one, SIMULATOR)["usd"] for count, one in trainings.items()}, axis=1)
     style = {
@@ -373,7 +406,7 @@ def draw_break_even(tables: Tables, figure: Figure) -> None:
         axes.plot(queries, usd, color="#555555", ls="--", lw=1.3)
         label = f"{name}\n\\${1000 * usd.iloc[0] / queries[0]:.2f} per 1,000"
         axes.annotate(label, (queries[-1], usd.iloc[-1]), (5, 0), va="center", color="#555555", **style)
-    for (name, usd), color in zip(ways.iterrows(), SERIES):
+    for (name, usd), color in zip(ways.iterrows(), SERIES, strict=False):
         axes.plot(queries, usd, color=color, lw=2)
         place = LABELLED.get(name, 0)
         place, shift = (-1, (5, 0)) if place < 0 else (int(place * len(queries)), (6, -9 if place else 7))
@@ -402,52 +435,26 @@ def draw_break_even(tables: Tables, figure: Figure) -> None:
     )
 
 
-FIGURES = {
-    "01_retrieval": Drawing(draw_retrieval, (12.0, 3.4), ("retrieval",)),
-    "02_tuning": Drawing(draw_tuning, (6.2, 3.4), ("tuning",)),
-    "02_fidelity": Drawing(draw_fidelity, (11.0, 3.8), ("fidelity",)),
-    "03_curriculum": Drawing(draw_curriculum, (9.0, 3.4), ("training",)),
-    "04_engines": Drawing(draw_engines, (6.6, 3.8), ("training",)),
-    "04_query_quality": Drawing(draw_query_quality, (6.6, 3.4), ("training",)),
-    "04_heldout": Drawing(draw_heldout, (7.2, 3.0), ("evaluation",)),
-    "04_subsets": Drawing(draw_subsets, (9.4, 3.2), ("evaluation",)),
-    "05_simulators": Drawing(draw_simulators, (7.2, 4.6), ("study_rows", "evaluation"), ("simulators",)),
-    "06_choices": Drawing(draw_choices, (9.4, 5.4), ("study_rows", "evaluation"), tuple(CHOICES)),
-    "06_learning": Drawing(
-        draw_learning, (9.4, 6.2), ("study_rows", "training"), ("algorithms", "curricula", "masks", "methods")
-    ),
-    "06_transfer": Drawing(draw_transfer, (11.0, 3.4), ("study_rows", "robustness"), ("engines",)),
-    "07_methods": Drawing(draw_methods, (8.4, 3.8), ("study_rows", "evaluation"), ("methods",)),
-    "07_scaling": Drawing(
-        draw_scaling, (10.6, 3.4), ("study_rows", "evaluation"), ("simulators", "methods", "lengths")
-    ),
-    "08_break_even": Drawing(
-        draw_break_even, (8.6, 4.4), (), source="prices quoted (data/prices.csv), speeds modelled, no run"
-    ),
-}
-"""Name of the file (its number is the notebook's) → how it is drawn."""
-
-
 def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
-    """One figure of `FIGURES` from tables.
+    """Draw a figure of FIGURES from tables.
 
     Raises:
         ConfigError: no figure has this name. DataError: a table that it needs is missing or empty.
     """
     if name not in FIGURES:
         raise ConfigError(f"Unknown figure {name!r}. Known: {', '.join(FIGURES)}.")
-    drawing = FIGURES[name]
-    if reason := _lacks(drawing, tables):
+    chosen = FIGURES[name]
+    if reason := _lacks(chosen, tables):
         raise DataError(f"The figure {name} cannot be drawn: {reason}")
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=drawing.size)
-        drawing.draw(tables, figure)
-        figure.supxlabel(drawing.source or provenance, fontsize=6.5, color="#777777", x=0.995, ha="right")
+        figure = plt.figure(figsize=chosen.size)
+        chosen.draw(tables, figure)
+        figure.supxlabel(chosen.source or provenance, fontsize=6.5, color="#777777", x=0.995, ha="right")
     return figure
 
 
 def provenance_of(tables: Tables, profile: str) -> str:
-    """The line at a figure's foot: profile, seeds, and the digests of the core runs (the first characters of each)."""
+    """Line at a figure's foot: profile, seeds, and the first characters of the core runs' digests."""
     runs = tables.get("provenance", pd.DataFrame())
     if runs.empty:
         return f"profile {profile}"
@@ -463,30 +470,31 @@ def provenance_of(tables: Tables, profile: str) -> str:
     return f"profile {profile}; {count} seed(s); runs: {digests}{others}"
 
 
-def _lacks(drawing: Drawing, tables: Tables) -> str:
-    """What a figure needs and `tables` do not have; empty if there is nothing."""
-    for needed in drawing.needs:
+def _lacks(chosen: Drawing, tables: Tables) -> str:
+    """The reason why a figure cannot be drawn from `tables`; empty if it can."""
+    for needed in chosen.needs:
         if needed not in tables or tables[needed].empty:
             return f"it needs the table '{needed}', which is empty: finish its runs first."
-    for study in drawing.studies:
+    for study in chosen.studies:
         if study not in set(tables["study_rows"]["study"]):
             return f"it needs the study '{study}': `zs reproduce --full` makes its runs."
     return ""
 
 
 def draw_all(profile: str, folder: Path, tables: Tables | None = None) -> tuple[list[Path], dict[str, str]]:
-    """Redraw the figures of a profile from its recorded results (or `tables`) into `folder`: the files, and of figures
-    that need what was not recorded, why they are not drawn. An older picture of these does not stay."""
+    """Redraw the figures of a profile from its recorded results (or `tables`) into `folder`.
+
+    Returns the files, and for each figure that cannot be drawn the reason; its outdated file is deleted.
+    """
     tables = tables or results.load_tables(profile)
     folder.mkdir(parents=True, exist_ok=True)
-    lacking = {name: reason for name, drawing in FIGURES.items() if (reason := _lacks(drawing, tables))}
+    lacking = {name: reason for name, chosen in FIGURES.items() if (reason := _lacks(chosen, tables))}
     for name in lacking:
         (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
     for name in (name for name in FIGURES if name not in lacking):
-        shown = (
-            tables if FIGURES[name].studies else tables | {"provenance": summaries.core(tables["provenance"])}
-        )
+        core = tables | {"provenance": summaries.core(tables["provenance"])}
+        shown = tables if FIGURES[name].studies else core
         figure = draw(name, tables, provenance_of(shown, profile))
         picture = BytesIO()
         figure.savefig(picture, metadata={"Software": None})

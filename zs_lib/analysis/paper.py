@@ -1,7 +1,7 @@
-"""The paper's own tables, and the uncertainty that they leave out.
+"""The paper's own tables, with the sampling error that they leave out.
 
-Each score is the EM of one run on 500 questions (Bamboogle: 125, or the 72 of its rows whose scores are whole numbers
-of 72nds), so its sampling error follows from the score alone. What training runs add to it is not known.
+Each score is the EM of one run on 500 questions (Bamboogle: 125, or 72 in the rows whose scores are multiples
+of 1/72), so its sampling error follows from the score alone. The variance between training runs is not known.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ TABLES = {
     "document_mask": "Table 7",
     "cost": "Table 8",
 }
-SUBSETS = ("NQ", "TriviaQA", "PopQA", "HotpotQA", "2Wiki", "MuSiQue", "Bamboogle")
+TEST_SETS = ("NQ", "TriviaQA", "PopQA", "HotpotQA", "2Wiki", "MuSiQue", "Bamboogle")
 AVERAGE = "Avg"
 QUESTIONS = 500
-"""Of every set but Bamboogle."""
+"""Number of questions of every set but Bamboogle."""
 Z = 1.96
 
 
 def load_table(name: str) -> pd.DataFrame:
-    """One of the paper's tables, as printed: a key of TABLES, else ConfigError; DataError if the file is damaged."""
+    """Read one of the paper's tables as printed, by its key in TABLES.
+
+    Raises:
+        ConfigError: no such table. DataError: the file is damaged.
+    """
     pick("table of the paper", name, TABLES)
     try:
         return pd.read_csv(FOLDER / f"{name}.csv")
@@ -41,28 +45,29 @@ def load_table(name: str) -> pd.DataFrame:
 
 
 def bamboogle_questions(score: float) -> int:
-    """125 or 72: of how many questions a Bamboogle score in percent is a whole number (within its two decimals)."""
+    """Infer from a Bamboogle score in percent (two decimals) whether it is of 125 or of 72 questions."""
     return min((125, 72), key=lambda n: (abs(round(score * n / 100) * 100 / n - score) > 0.006, -n))
 
 
 def standard_errors(table: pd.DataFrame) -> pd.DataFrame:
-    """In points of percent, one column a subset and the average's, of a table with the seven subsets.
+    """Binomial standard errors of a table's seven subsets and their average, in percentage points.
 
-    Binomial: 100 sqrt(p (1 - p) / n); the average of seven independent means has the root of their summed squares
-    over seven.
+    100 sqrt(p (1 - p) / n); for the average, the root of the summed squares of the seven, over seven.
     """
-    share = table[list(SUBSETS)] / 100
+    share = table[list(TEST_SETS)] / 100
     n = share * 0 + QUESTIONS
     n["Bamboogle"] = [bamboogle_questions(score) for score in table["Bamboogle"]]
     errors = 100 * np.sqrt(share * (1 - share) / n)
-    return errors.assign(**{AVERAGE: np.sqrt(errors.pow(2).sum(axis=1)) / len(SUBSETS)})
+    return errors.assign(**{AVERAGE: np.sqrt(errors.pow(2).sum(axis=1)) / len(TEST_SETS)})
 
 
 def with_intervals(name: str) -> pd.DataFrame:
-    """A table as text, "40.9 ± 1.3": each score with the half-width of its 95% interval; "*" marks the best of a column
-    (of each backbone, if there are several) if it can be told from every other row's."""
+    """Format a table as "40.9 ± 1.3": each score with the half-width of its 95% interval.
+
+    "*" marks the best score of a column (and backbone) if it is `distinguishable` from all others.
+    """
     table = load_table(name)
-    columns = [*SUBSETS, AVERAGE]
+    columns = [*TEST_SETS, AVERAGE]
     errors = standard_errors(table)[columns]
     marks = pd.DataFrame("", table.index, columns)
     for rows in table.groupby("backbone").groups.values() if "backbone" in table else [table.index]:
@@ -74,9 +79,11 @@ def with_intervals(name: str) -> pd.DataFrame:
 
 
 def distinguishable(scores: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
-    """(rows, columns) bool: the best of each column, if its distance to every other row is more than 1.96 standard
-    errors of a difference of independent scores. Methods answered the same questions, which would make differences
-    more certain if they were paired; the paper does not give what pairing needs."""
+    """Mark each column's best score if it differs significantly from every other: (rows, columns) bool.
+
+    Significant: by 1.96 standard errors of a difference of independent scores. Methods answered the same
+    questions, so a paired test would be sharper; the paper does not give what it needs.
+    """
     found = scores.astype(bool) & False
     for column in scores:
         best = scores[column].idxmax()

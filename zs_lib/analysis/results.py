@@ -1,18 +1,18 @@
-"""Stored runs → tidy tables: one row an observation, read by column name, written as CSV.
+"""Tidy tables from stored runs: one row per observation, read by column name, written as CSV.
 
-    study_rows   study, label, arm: which arms stand in which table (`studies`)
-    training     arm, seed, step, and what a training step logs
-    evaluation   arm, seed, and what `evaluate` says of each question; arm "start" is the untrained policy
+    study_rows   study, label, arm: which arms belong to which table (`studies`)
+    training     arm, seed, step, and the metrics that a training step logs
+    evaluation   arm, seed, and the scores of each question; arm "start" is the untrained policy
     robustness   arm, seed, engine, noise, f1: core arms with other engines, or noise, at test time
-    fidelity     simulator, way, backbone, questions_from, and what `simulator.fidelity` measures
+    fidelity     simulator, recipe, backbone, questions_from, and what `simulator.fidelity` measures
     tuning       simulator, step, loss: supervised fine-tuning
     pairs        how often the judges agree
     retrieval    subset, hop, questions, recall@3, recall@5 of the real engine
-    seconds      arm, seed, phase, seconds: where the time went
-    cost         arm, seed, and what `cost.measured` counts
-    provenance   kind, arm, seed, run: which runs a table was made from, with code version and machine
+    seconds      arm, seed, phase, seconds: training time by phase
+    cost         arm, seed, and what `cost.cost_table` counts
+    provenance   kind, arm, seed, run: the runs behind the tables, with code version and machine
 
-`data/results/<profile>/` holds them as recorded by `record`; figures are redrawn from there.
+`record_tables` writes them to `data/results/<profile>/`, from which the figures are redrawn.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from pathlib import Path
 import pandas as pd
 
 from zs_lib import studies
-from zs_lib.analysis.cost import measured
+from zs_lib.analysis.cost import cost_table
+from zs_lib.analysis.old_names import with_new_names
 from zs_lib.config import Profile, paths
 from zs_lib.config.arms import EvaluationArm, PolicyArm
 from zs_lib.errors import DataError, RunError
 from zs_lib.evaluation.evaluate import read_scores
 from zs_lib.runs import Run, RunStore
 from zs_lib.studies import (
-    _searching,
     evaluation_runs,
     fidelity_runs,
     format_sft_arms,
     policy_runs,
     robustness_runs,
+    searching_runs,
     study_runs,
 )
 
@@ -48,16 +49,16 @@ NEEDED = {
     "robustness": ("arm", "seed", "engine", "noise", "f1"),
     "cost": ("arm", "seed", "queries", "real_queries"),
 }
-"""Columns without which a recorded table is another version's."""
+"""Columns that a recorded table must have; without them another version wrote it."""
 LONG = ("training", "evaluation")
-"""Tables that are recorded compressed: a row a step or a question of every run."""
+"""Tables recorded with gzip: one row per step or question of every run."""
 START = "start"
-"""The name of the policy before training among the evaluated arms."""
+"""Name of the policy before training, among the evaluated arms."""
 Tables = dict[str, pd.DataFrame]
 
 
 def study_rows(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """The rows of every study whose arms the profile has, and which was evaluated with one seed at least."""
+    """Rows of every study whose arms are all in the profile and evaluated with at least one seed."""
     names = {arm.name for arm in profile.policies}
     found = {study: studies.study_arms(profile, study) for study in studies.STUDIES}
     return pd.DataFrame(
@@ -76,8 +77,8 @@ def _evaluated(arms: Iterable[PolicyArm], profile: Profile, store: RunStore) -> 
     return all(run and run.finished for run in runs)
 
 
-def training(profile: Profile, store: RunStore, growing: bool = False) -> pd.DataFrame:
-    """Metrics of every step of every finished policy, or with `growing` of those that have begun, too."""
+def training_table(profile: Profile, store: RunStore, growing: bool = False) -> pd.DataFrame:
+    """Metrics of every step of every finished policy; with `growing`, also of those still training."""
     return _stack(
         run.metrics().assign(arm=arm.name, seed=seed)
         for arm, seed in policy_runs(profile)
@@ -85,16 +86,16 @@ def training(profile: Profile, store: RunStore, growing: bool = False) -> pd.Dat
     )
 
 
-def evaluation(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Scores of every question by every finished evaluation."""
+def evaluation_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Scores of every question in every finished evaluation."""
     return _stack(
-        read_scores(run).assign(arm=_name(arm, profile), seed=seed)
+        read_scores(run).assign(arm=evaluated_name(arm, profile), seed=seed)
         for arm, seed, run in _finished(evaluation_runs(profile), store)
     )
 
 
-def _name(arm: EvaluationArm, profile: Profile) -> str:
-    """The arm's name; of an untrained model other than the first policy's, with what is other, as `studies` writes it."""
+def evaluated_name(arm: EvaluationArm, profile: Profile) -> str:
+    """Name an evaluated arm; an untrained model other than the first policy's is named for the difference."""
     first, name = profile.policies[0], arm.name
     if arm.policy:
         return name
@@ -103,9 +104,11 @@ def _name(arm: EvaluationArm, profile: Profile) -> str:
     return name if arm.format_sft == first.format_sft else name + "/format_sft=off"
 
 
-def robustness(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Mean F1 with other engines, and with noise at test time; the evaluation itself included."""
-    plain = [(EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in _searching(profile)]
+def robustness_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Mean F1 with other engines and with noise at test time, and of the plain evaluation."""
+    plain = [
+        (EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in searching_runs(profile)
+    ]
     return pd.DataFrame(
         [
             {
@@ -120,8 +123,8 @@ def robustness(profile: Profile, store: RunStore) -> pd.DataFrame:
     )
 
 
-def fidelity(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """One row a simulator and kind of question."""
+def fidelity_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Fidelity, one row per simulator and kind of question."""
     return _stack(
         pd.DataFrame(
             [
@@ -138,9 +141,9 @@ def fidelity(profile: Profile, store: RunStore) -> pd.DataFrame:
     )
 
 
-def tuning(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Loss of every fine-tuned simulator, and of every warm-up, by step."""
-    tuned = {f"warm-up {arm.name}": arm for arm in format_sft_arms(profile)} | {
+def tuning_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Loss by step of every fine-tuned simulator and every format SFT."""
+    tuned = {f"format SFT of {arm.name}": arm for arm in format_sft_arms(profile)} | {
         arm.label: arm for arm in profile.simulators if arm.fine_tuned
     }
     return _stack(
@@ -150,15 +153,15 @@ def tuning(profile: Profile, store: RunStore) -> pd.DataFrame:
     )
 
 
-def pairs(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """How the LLM judge and plain containment agree on the training pairs."""
+def pairs_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Agreement of the LLM judge with plain answer containment on the training pairs."""
     arms = dict.fromkeys(arm.pairs for arm in profile.simulators if arm.fine_tuned)
     return _stack(pd.DataFrame([run.summary]) for _, _, run in _finished([(arm, 0) for arm in arms], store))
 
 
-def retrieval(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """What a good query finds with the real engine, on the test questions."""
-    from zs_lib import qa
+def retrieval_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Recall of the real engine for good queries, on the test questions."""
+    from zs_lib import qa  # here, since readers of recorded tables need no engine
     from zs_lib.engines import build_engine
     from zs_lib.evaluation.evaluate import retrieval_recall
 
@@ -167,8 +170,8 @@ def retrieval(profile: Profile, store: RunStore) -> pd.DataFrame:
     ).reset_index()
 
 
-def seconds(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Seconds of training by phase."""
+def seconds_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Seconds of training by arm, seed and phase."""
     return _stack(
         run.timing()
         .drop(columns="step")
@@ -181,8 +184,8 @@ def seconds(profile: Profile, store: RunStore) -> pd.DataFrame:
     )
 
 
-def provenance(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """The finished runs behind the tables."""
+def provenance_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """The finished runs behind the tables, with code version and machine."""
     simulators = [(arm, 0) for arm in (*format_sft_arms(profile), *profile.simulators)]
     wanted = (
         simulators
@@ -209,42 +212,34 @@ def provenance(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 TABLES: dict[str, Callable[[Profile, RunStore], pd.DataFrame]] = {
     "study_rows": study_rows,
-    "training": training,
-    "evaluation": evaluation,
-    "robustness": robustness,
-    "fidelity": fidelity,
-    "tuning": tuning,
-    "pairs": pairs,
-    "retrieval": retrieval,
-    "seconds": seconds,
-    "cost": measured,
-    "provenance": provenance,
+    "training": training_table,
+    "evaluation": evaluation_table,
+    "robustness": robustness_table,
+    "fidelity": fidelity_table,
+    "tuning": tuning_table,
+    "pairs": pairs_table,
+    "retrieval": retrieval_table,
+    "seconds": seconds_table,
+    "cost": cost_table,
+    "provenance": provenance_table,
 }
-"""Name -> (profile, store) -> table; the module's docstring says what each holds."""
+"""Name → (profile, store) → table; the module's docstring lists their columns."""
 
 
 def collect_tables(profile: Profile, store: RunStore) -> Tables:
-    """Every table of the study, from what the store has."""
+    """Make every table from the runs in the store."""
     return {name: table(profile, store) for name, table in TABLES.items()}
 
 
 def record_tables(profile: Profile, store: RunStore, core: Profile, folder: Path | None = None) -> list[str]:
-    """Write the tables as CSV files into `data/results/<profile>/` (or `folder`); the maintainers' step.
+    """Write the tables to `data/results/<profile>/` (or `folder`); return the names of unfinished runs.
 
-    A study may be recorded while it grows: the runs that are not finished are left out, and named in what is returned.
+    A study may be recorded before it is complete: unfinished runs are left out.
 
     Raises:
-        RunError: a run of `core`, the part that must be whole, is not finished.
+        RunError: a run of `core`, the part that must be complete, is not finished.
     """
-
-    def unfinished(part: Profile) -> list[str]:
-        return [
-            f"{arm.name} s{seed}"
-            for arm, seed in study_runs(part)
-            if not ((run := store.get(arm, seed)) and run.finished)
-        ]
-
-    if missing := unfinished(core):
+    if missing := _unfinished(core, store):
         raise RunError(
             f"{len(missing)} runs are not finished ({', '.join(missing[:4])}, …): "
             f"`zs reproduce --profile {core.name} --seeds {core.seeds}` makes them."
@@ -252,9 +247,8 @@ def record_tables(profile: Profile, store: RunStore, core: Profile, folder: Path
     folder = folder or RECORDS / profile.name
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in collect_tables(profile, store).items():
-        compression = (
-            {"method": "gzip", "mtime": 0} if name in LONG else None
-        )  # no time: equal tables are equal files
+        # no time stamp, so that equal tables are equal files
+        compression = {"method": "gzip", "mtime": 0} if name in LONG else None
         table.to_csv(
             folder / _file(name),
             index=False,
@@ -262,14 +256,22 @@ def record_tables(profile: Profile, store: RunStore, core: Profile, folder: Path
             lineterminator="\n",
             compression=compression,
         )
-    return unfinished(profile)
+    return _unfinished(profile, store)
+
+
+def _unfinished(profile: Profile, store: RunStore) -> list[str]:
+    return [
+        f"{arm.name} s{seed}"
+        for arm, seed in study_runs(profile)
+        if not ((run := store.get(arm, seed)) and run.finished)
+    ]
 
 
 def load_tables(profile: str, folder: Path | None = None) -> Tables:
-    """The recorded tables of a profile.
+    """Read the recorded tables of a profile.
 
     Raises:
-        DataError: nothing was recorded for this profile, or a file is damaged.
+        DataError: nothing is recorded for this profile, or a file is damaged.
     """
     folder = folder or RECORDS / profile
     if not folder.is_dir():
@@ -297,10 +299,10 @@ def _read(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
         ) from error
     if lacking := [column for column in needed if column not in table]:
         raise DataError(
-            f"{path.name} was recorded by another version (it lacks the column {lacking[0]!r}): record it again "
-            "with `zs runs record`."
+            f"{path.name} was recorded by another version (it lacks the column {lacking[0]!r}): "
+            "record it again with `zs runs record`."
         )
-    return table
+    return with_new_names(table)
 
 
 def _finished(wanted: Iterable[tuple], store: RunStore) -> Iterable[tuple[object, int, Run]]:

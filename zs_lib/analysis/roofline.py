@@ -1,7 +1,8 @@
-"""How fast a simulator that was not run here would answer: a roofline of reading prompts and decoding documents.
+"""Seconds and bytes of models on GPUs that were not used here, by a roofline over data sheets.
 
-Decoding a token reads all weights, and the keys and values of what stands before it, from the card's memory: with few queries
-at once that sets the pace, with many the arithmetic does. A server reaches a share of either.
+Decoding one token reads all weights and the KV cache from GPU memory; with few sequences at once that sets
+the pace, with many the arithmetic does. A server reaches a share of either. Facts stand in `data/`: shapes of
+models (models.csv), data sheets (gpus.csv) and quoted prices (prices.csv).
 """
 
 from __future__ import annotations
@@ -16,66 +17,18 @@ from pathlib import Path
 from zs_lib.config import paths
 from zs_lib.config.values import pick
 
-MODELS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("3B", "7B", "14B")}
-"""The paper's simulators."""
-DTYPE = "bfloat16"
-REACHED = 0.5
-"""Share of the roofline that a server reaches; speeds that others published reach 0.39 to 0.68 (`cost.published`)."""
-BATCH = 64
-"""Queries that a server answers at once, of the 320 rollouts of a step of the paper."""
-USABLE = 0.9
-"""Of a card's memory: vLLM's default."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """Tokens of one simulated search. Assumed: the prompt of the paper's Table 2 (some 75 words, and the chat's own tokens),
-    and five documents of 30 words at four tokens for three words, each with its header."""
-
-    prompt_tokens: int = 120
-    output_tokens: int = 5 * 45
-
-
-def queries_per_second(
-    model: str, gpu: str, batch: int = BATCH, query: Query = Query(), reached: float = REACHED
-) -> float:
-    """Queries that one card answers in a second, or each of several that a model is spread over. ConfigError for an unknown
-    name."""
-    size, card = _shape(model), gpu(gpu)
-    reading = (
-        2 * size.parameters / card.flops * query.prompt_tokens
-    )  # a multiplication and an addition for each parameter
-    writing = (
-        card.step(size, DTYPE, batch, query.prompt_tokens + query.output_tokens / 2)
-        * query.output_tokens
-        / batch
-    )
-    return reached / (reading + writing)
-
-
-def cards(model: str, gpu: str, query: Query = Query()) -> int:
-    """The fewest cards that hold the model and BATCH queries. ConfigError for an unknown name."""
-    size = _shape(model)
-    held = size.held(DTYPE) + size.kept(DTYPE, BATCH * (query.prompt_tokens + query.output_tokens))
-    return math.ceil(held / (USABLE * gpu(gpu).memory))
-
-
-def _shape(model: str) -> Shape:
-    return shape(pick("model", model, MODELS))
-
-
 DATA = paths.ROOT / "data"
 WIDTH = {"float32": 4, "bfloat16": 2}
-"""Bytes of a number."""
+"""Bytes per number."""
 BATCH = 128
-"""Sequences that are written at once (`generate.Generator`)."""
+"""Sequences decoded at once (`models.generator.Generator`)."""
 DECODING, COMPUTING = 0.5, 0.35
-"""Assumed shares of the data sheet that are reached in writing, and in everything else."""
+"""Assumed shares of the data sheet's peak that are reached in decoding, and in everything else."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a Llama or Qwen; biases, less than a thousandth of the weights, are left out."""
+    """Sizes of a Llama or Qwen model; biases, less than a thousandth of the weights, are left out."""
 
     layers: int
     hidden: int
@@ -88,7 +41,7 @@ class Shape:
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
-        """(in, out) of a layer's linear maps."""
+        """(in, out) features of each linear map of a layer."""
         wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = [(self.hidden, wide), (self.hidden, narrow), (self.hidden, narrow), (wide, self.hidden)]
         return [
@@ -100,50 +53,57 @@ class Shape:
 
     @property
     def parameters(self) -> int:
+        """Number of weights, the tied output head counted once."""
         layer = sum(rows * columns for rows, columns in self.matrices) + 2 * self.hidden
         return (2 - self.tied) * self.vocab * self.hidden + self.layers * layer + self.hidden
 
     def adapters(self, rank: int) -> int:
-        """Parameters of LoRA."""
+        """Number of LoRA parameters at this rank."""
         return self.layers * rank * sum(rows + columns for rows, columns in self.matrices)
 
-    def held(self, dtype: str) -> int:
+    def weight_bytes(self, dtype: str) -> int:
         """Bytes of the weights."""
         return WIDTH[dtype] * self.parameters
 
-    def kept(self, dtype: str, tokens: float) -> float:
-        """Bytes of the keys and values of so many tokens in all."""
+    def kv_cache_bytes(self, dtype: str, tokens: float) -> float:
+        """Bytes of the KV cache of this many tokens, over all sequences."""
         return 2 * self.layers * self.kv_heads * self.head_dim * WIDTH[dtype] * tokens
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A data sheet in bytes, bytes a second and operations a second, and dollars an hour (None: no quote)."""
+    """A GPU's data sheet in bytes, bytes/s and FLOP/s, and its price in dollars an hour (None: no quote)."""
 
     memory: float
     bandwidth: float
     flops: float
     usd: float | None
 
-    def step(self, shape: Shape, dtype: str, batch: float, context: float) -> float:
-        """Seconds in which each of `batch` sequences, with `context` tokens each, gets one token more: a roofline."""
-        reading = (shape.held(dtype) + shape.kept(dtype, batch * context)) / self.bandwidth
+    def step_seconds(self, shape: Shape, dtype: str, batch: float, context: float) -> float:
+        """Seconds of one decoding step of `batch` sequences with `context` tokens each, at the roofline."""
+        reading = (shape.weight_bytes(dtype) + shape.kv_cache_bytes(dtype, batch * context)) / self.bandwidth
         return max(reading, 2 * batch * shape.parameters / self.flops)
 
-    def writing(self, shape: Shape, dtype: str, sequences: float, tokens: float, context: float) -> float:
-        """Seconds in which `sequences` are continued by `tokens` each, after about `context` tokens."""
+    def decoding_seconds(
+        self, shape: Shape, dtype: str, sequences: float, tokens: float, context: float
+    ) -> float:
+        """Seconds to decode `tokens` for each of `sequences`, after about `context` tokens."""
         if not sequences:
             return 0.0
         batch = min(sequences, BATCH)
-        return sequences / batch * tokens * self.step(shape, dtype, batch, context) / DECODING
+        return sequences / batch * tokens * self.step_seconds(shape, dtype, batch, context) / DECODING
 
-    def computing(self, flops: float) -> float:
-        """Seconds."""
+    def compute_seconds(self, flops: float) -> float:
+        """Seconds for this many FLOPs of prefill or training."""
         return flops / (COMPUTING * self.flops)
 
 
 def shape(model: str) -> Shape:
-    """Of a shipped backbone or a folder, by its config.json, else of data/models.csv; ConfigError for others."""
+    """Read a model's shape from config.json (a shipped backbone, or a folder), else from data/models.csv.
+
+    Raises:
+        ConfigError: the model is in none of them.
+    """
     for folder in (DATA / "backbones" / model, Path(model)):
         if (folder / "config.json").is_file():
             it = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -163,7 +123,11 @@ def shape(model: str) -> Shape:
 
 
 def gpu(name: str) -> Gpu:
-    """A card of data/gpus.csv, at its lowest quote; ConfigError, which lists them, for others."""
+    """A GPU of data/gpus.csv, with its lowest quoted price.
+
+    Raises:
+        ConfigError: no such GPU is listed.
+    """
     row = pick("GPU", name, {row["gpu"]: row for row in _table("gpus")})
     quotes = [
         float(quote["usd"]) for quote in _table("prices") if quote["kind"] == "gpu" and quote["item"] == name
@@ -175,9 +139,67 @@ def gpu(name: str) -> Gpu:
 
 
 def query_usd(engine: str, plan: Callable = min) -> float:
-    """Dollars of one query, on the cheapest plan that is quoted (`max`: the dearest); 0 for engines that nobody sells."""
+    """Dollars per query on the cheapest quoted plan (`max`: the dearest); 0 for engines that are not sold."""
     plans = [row for row in _table("prices") if row["kind"] == "search" and row["vendor"].lower() == engine]
     return plan((float(row["usd"]) / float(row["quantity"]) for row in plans), default=0.0)
+
+
+MODELS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("3B", "7B", "14B")}
+"""The paper's simulators."""
+DTYPE = "bfloat16"
+REACHED = 0.5
+"""Share of the roofline that a server reaches; published speeds: 0.39 to 0.68 (`cost.published_speeds`)."""
+SERVER_BATCH = 64
+"""Queries that a server answers at once, of the 320 rollouts of a step of the paper."""
+USABLE = 0.9
+"""Usable share of a GPU's memory: vLLM's default."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Tokens of one simulated search.
+
+    Assumed: the prompt of the paper's Table 2 (some 75 words, and the chat template's tokens), and five
+    documents of 30 words at four tokens for three words, each with its header.
+    """
+
+    prompt_tokens: int = 120
+    output_tokens: int = 5 * 45
+
+
+QUERY = Query()
+
+
+def queries_per_second(
+    model: str, gpu_name: str, batch: int = SERVER_BATCH, query: Query = QUERY, reached: float = REACHED
+) -> float:
+    """Simulated searches per second and GPU, for a key of MODELS.
+
+    Raises:
+        ConfigError: unknown model or GPU.
+    """
+    size, card = _simulator_shape(model), gpu(gpu_name)
+    # a multiplication and an addition for each parameter
+    prefill = 2 * size.parameters / card.flops * query.prompt_tokens
+    context = query.prompt_tokens + query.output_tokens / 2
+    decoding = card.step_seconds(size, DTYPE, batch, context) * query.output_tokens / batch
+    return reached / (prefill + decoding)
+
+
+def fewest_gpus(model: str, gpu_name: str, query: Query = QUERY) -> int:
+    """The fewest GPUs that hold the model and the KV cache of SERVER_BATCH queries.
+
+    Raises:
+        ConfigError: unknown model or GPU.
+    """
+    size = _simulator_shape(model)
+    tokens = SERVER_BATCH * (query.prompt_tokens + query.output_tokens)
+    needed = size.weight_bytes(DTYPE) + size.kv_cache_bytes(DTYPE, tokens)
+    return math.ceil(needed / (USABLE * gpu(gpu_name).memory))
+
+
+def _simulator_shape(model: str) -> Shape:
+    return shape(pick("model", model, MODELS))
 
 
 def _table(name: str) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Tables for people, from the tidy tables of `results`: means, intervals, the shapes of the paper's tables."""
+"""Tables for readers, from the tidy tables of `results`: means, intervals, and the paper's own shapes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,27 @@ FIDELITY_COLUMNS = [
     "distinct_2",
     "auc",
 ]
-"""What a fidelity table shows to people, in this order."""
+"""Columns of the fidelity table that notebooks show, in this order."""
+METHOD_LABELS = {
+    "direct": "Direct Answer",
+    "cot": "CoT",
+    "rag": "RAG",
+    START: "RA-Agent",
+    "search-o1": "Search-o1",
+} | studies.TRAINED
+"""Evaluated arm → name of its method in the paper's Table 3, in its order."""
 
 
 def core(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the core arms and their start, without the variants of `studies` and the untrained methods."""
+    """Keep the core arms and their start, without variants (`studies`) and untrained methods."""
     return table[~table["arm"].str.contains("/") & ~table["arm"].isin(METHODS)]
 
 
 def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
-    """Held-out `score` by arm: mean over subsets' questions with its 95% interval over seeds and questions, the
-    number of seeds and questions, and the ratio to the start."""
+    """Mean held-out `score` by arm, with its 95% interval over seeds and questions.
+
+    Columns: the score, low, high, seeds, questions, searches, query_quality, and the ratio to the start.
+    """
     rows = {}
     for arm, part in table.groupby("arm", sort=False):
         matrix = part.pivot_table(index="seed", columns="id", values=score)
@@ -55,16 +65,18 @@ def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
 
 
 def subset_table(table: pd.DataFrame, score: str = "em") -> pd.DataFrame:
-    """Mean `score` by arm and subset, in percent, with the average over subsets: the shape of the paper's Table 3."""
+    """Mean `score` in percent by arm and subset, and the average over subsets: the shape of Table 3."""
     frame = 100 * table.pivot_table(index="arm", columns="subset", values=score, sort=False)
     return frame.assign(Avg=frame.mean(axis=1)).round(1)
 
 
 def base_and_instruct(tables: Tables) -> tuple[str, str]:
-    """The arms of ZeroSearch from the first backbone that is there as base and as instruct model (Figures 4a-b).
+    """Find the arms of ZeroSearch from a base model and its instruct model (Figures 4a-b).
+
+    Those of the first backbone that has both.
 
     Raises:
-        DataError: there is none.
+        DataError: no backbone has both.
     """
     rows = tables["study_rows"]
     labels = dict(zip(rows["label"].str.lower(), rows["arm"], strict=True)) if len(rows) else {}
@@ -72,12 +84,13 @@ def base_and_instruct(tables: Tables) -> tuple[str, str]:
         if label.startswith(f"{studies.TRAINED[studies.MAIN].lower()}, ") and f"{label}-instruct" in labels:
             return arm, labels[f"{label}-instruct"]
     raise DataError(
-        "The study 'methods', with a base and an instruct model, is not stored: `zs reproduce --full` makes its runs."
+        "The study 'methods', with a base and an instruct model, is not stored: "
+        "`zs reproduce --full` makes its runs."
     )
 
 
 def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
-    """`heldout_table` of a study's rows that were evaluated, in the study's order, by label instead of arm.
+    """`heldout_table` of a study's evaluated rows, in the study's order and by label instead of arm.
 
     Raises:
         DataError: the study's rows are not among the tables.
@@ -94,8 +107,10 @@ def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
 
 
 def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
-    """A study's rows by subset in percent, with their average, the 95% interval over seeds and all questions, and the
-    seeds: the paper's shape."""
+    """A study's scores in percent by subset, as in the paper, with their average.
+
+    The interval is the 95% interval of the average over seeds and all questions.
+    """
     table = tables["study_rows"]
     labels = table[table["study"] == study].set_index("arm")["label"]
     evaluated = tables["evaluation"]
@@ -110,7 +125,7 @@ def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
 
 
 def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
-    """Table 3: backbone and method by subset, in percent, with the average, and the number of seeds.
+    """Table 3: scores in percent by backbone, method and subset, their average, and the number of seeds.
 
     Raises:
         DataError: the study's rows are not among the tables.
@@ -120,35 +135,30 @@ def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
         raise DataError(
             "The rows of the study 'methods' are not stored: `zs reproduce --full` makes their runs."
         )
-    core = (
-        rows.loc[rows["arm"] == studies.MAIN, "label"][rows["study"] == "methods"].iloc[0].rpartition(", ")[2]
-    )
-    names = {
-        "direct": "Direct Answer",
-        "cot": "CoT",
-        "rag": "RAG",
-        START: "RA-Agent",
-        "search-o1": "Search-o1",
-    } | studies.TRAINED
+    main = rows.loc[(rows["arm"] == studies.MAIN) & (rows["study"] == "methods"), "label"]
+    core_backbone = main.iloc[0].rpartition(", ")[2]
+    names = {method: method for method in METHODS if method != "search"} | METHOD_LABELS
     parts = table["arm"].str.partition("/backbone=")
     # an arm that names no backbone has the core's
-    table = table.assign(method=parts[0].map(names), backbone=parts[2].where(parts[1] != "", core))
+    backbone = parts[2].where(parts[1] != "", core_backbone)
+    table = table.assign(method=parts[0].map(names), backbone=backbone)
     table = table[table["method"].notna()]
     frame = 100 * table.pivot_table(index=["backbone", "method"], columns="subset", values=score, sort=False)
-    backbones, order = list(dict.fromkeys(table["backbone"])), list(names.values())
+    backbones = list(dict.fromkeys(table["backbone"]))
+    order = list((METHOD_LABELS | names).values())
     seeds = table.groupby(["backbone", "method"])["seed"].nunique()
     frame = frame.assign(Avg=frame.mean(axis=1)).round(1).assign(seeds=seeds)
     return frame.loc[sorted(frame.index, key=lambda key: (backbones.index(key[0]), order.index(key[1])))]
 
 
 def effort_table(tables: Tables) -> pd.DataFrame:
-    """What an answer takes, by arm: mean searches, documents, tokens written, and seconds a question on this machine."""
+    """Mean searches, documents, generated tokens and seconds (on this machine) per question, by arm."""
     columns = ["searches", "documents", "policy_tokens", "seconds"]
     return tables["evaluation"].groupby("arm", sort=False)[columns].mean().round(2)
 
 
 def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
-    """A training table of one arm as means over `count` equal phases."""
+    """Mean metrics of one arm's training over `count` phases of equally many steps."""
     columns = [
         "reward",
         "em",
@@ -167,7 +177,7 @@ def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
 
 
 def warnings(runs: Iterable[Run]) -> pd.DataFrame:
-    """The early warnings of collapse in the summaries of policy runs, one row each."""
+    """Early warnings of collapse in the summaries of policy runs, one row each."""
     rows = [
         {"arm": run.label, "seed": run.seed, **warning} for run in runs for warning in run.summary["warnings"]
     ]

@@ -24,12 +24,14 @@ OURS: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "core": lambda tables: summaries.heldout_table(summaries.core(tables["evaluation"])).round(3),
     "claims": lambda tables: claims.verdicts(claims.paper_claims(tables)),
 }
-"""File name → the table; EM in percent, with 95% intervals over seeds and questions."""
+"""File name → table; EM in percent, with 95% intervals over seeds and questions."""
 
 
 def write_all(profile: str, folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Write every table that the recorded results of a profile suffice for into `folder`: the files, and of the other
-    tables, why they are not written. The paper's own, with their sampling error, are the same for every profile."""
+    """Write a profile's recorded tables and the paper's own to `folder`, as CSV, Markdown and LaTeX.
+
+    Returns the files, and for each table that cannot be made the reason.
+    """
     recorded = results.load_tables(profile)
     folder.mkdir(parents=True, exist_ok=True)
     written, lacking = [], {}
@@ -38,8 +40,8 @@ def write_all(profile: str, folder: Path) -> tuple[list[Path], dict[str, str]]:
             written += _write(make(recorded), folder / name)
         except DataError as error:
             lacking[name] = str(error)
-            for older in folder.glob(f"{name}.*"):  # of another record
-                older.unlink()
+            for outdated in folder.glob(f"{name}.*"):
+                outdated.unlink()
     for name in paper.TABLES:
         table = paper.load_table(name) if name == "cost" else paper.with_intervals(name)
         written += _write(table.set_index(table.columns[0]), folder / f"paper_{name}")
@@ -60,7 +62,7 @@ def _write(table: pd.DataFrame, stem: Path) -> list[Path]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table with its index as GitHub shows it."""
+    """Format a table and its index as GitHub Markdown."""
     flat = table.reset_index()
     lines = [map(_text, flat.columns), ["---"] * flat.shape[1], *flat.map(_text).to_numpy()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -76,7 +78,7 @@ BEGIN, END = "<!-- results: `zs runs record` writes these lines -->", "<!-- end 
 
 
 def results_section(tables: Tables) -> str:
-    """Held-out F1 of every arm, then the statements tested on them and on the simulators, as Markdown."""
+    """The README's results as Markdown: held-out F1 of the core arms, then the tested statements."""
     scores = summaries.heldout_table(summaries.core(tables["evaluation"])).sort_values("f1", ascending=False)
     seeds, questions = int(scores["seeds"].max()), int(scores["questions"].max())
     arms = pd.DataFrame(
@@ -86,14 +88,17 @@ def results_section(tables: Tables) -> str:
         },
         index=pd.Index(scores.index.map(LABELS), name=""),
     )
-    tested = pd.concat([claims.heldout(tables), claims.fidelity(tables)])
+    tested = pd.concat([claims.heldout_statements(tables), claims.fidelity_statements(tables)])
     tested["estimate (95% interval)"] = [_interval(row["estimate"], row, 3) for _, row in tested.iterrows()]
     statements = (
         tested[["estimate (95% interval)", "bound", "verdict"]]
         .rename_axis("tested statement")
         .rename(columns={"bound": "aim"})
     )
-    head = f"F1 on {questions} questions about held-out entities, with BM25, mean of {seeds} seeds and 95% interval over seeds and questions:"
+    head = (
+        f"F1 on {questions} questions about held-out entities, with BM25, "
+        f"mean of {seeds} seeds and 95% interval over seeds and questions:"
+    )
     return f"{head}\n\n{markdown(arms)}\n{markdown(statements)}".rstrip("\n")
 
 
@@ -102,15 +107,13 @@ def _interval(value: float, row: pd.Series, digits: int) -> str:
 
 
 def update_readme(tables: Tables, path: Path = README) -> None:
-    """Replace the lines between the two marks.
+    """Replace the README's results between the marks BEGIN and END.
 
     Raises:
-        DataError: the marks are not there.
+        DataError: a mark is missing.
     """
     before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise DataError(
-            f"{path.name} has no place for results: put the lines {BEGIN!r} and {END!r} around one."
-        )
+        raise DataError(f"{path.name} has no place for results: add the lines {BEGIN!r} and {END!r}.")
     path.write_text(f"{before}{BEGIN}\n{results_section(tables)}\n{END}{after}", encoding="utf-8")
