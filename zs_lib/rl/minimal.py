@@ -1,0 +1,142 @@
+"""The whole method on one page, made to be read: roll out, reward, advantages, loss, step.
+
+Shapes: P prompts (questions) in a step, G rollouts of each, B = P * G; T tokens (prompt, turns and documents,
+padded on the right). The weights at the end are those of `rl.train`, to float32 rounding.
+
+Left out here, and where it is:
+
+- runs on disk: logged metrics and trajectories, checkpoints, resuming        `rl.train`, `runs.store`
+- several processes                                                           `runs.distributed`
+- large models: micro-batches, LoRA, half precision, gradient checkpointing   `rl.learner`, `rl.batches`
+- PPO's critic and its advantages                                             `rl.learner`, `rl.objectives`
+- another sampler than our own loop: vLLM                                     `models.vllm`
+- checks of settings, engine, sampler and gradient; warnings of a collapse    `rl.train`, `rl.collapse`
+- loading the policy and building the engine (which answers the searches)     `pipeline`
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from zs_lib.config.arms import PolicyArm
+from zs_lib.engines import SearchEngine
+from zs_lib.errors import ConfigError
+from zs_lib.models.decode import TransformersGenerator
+from zs_lib.models.load import LoadedModel
+from zs_lib.qa import Question
+from zs_lib.rl.curriculum import noise_probability
+from zs_lib.rl.objectives import algorithm, group_advantages, policy_loss
+from zs_lib.rl.rewards import reward
+from zs_lib.rl.rollout import rollout, token_budget
+from zs_lib.rl.train import pick_questions
+from zs_lib.rl.trajectory import Trajectory
+
+
+def train_minimal(
+    arm: PolicyArm, questions: Sequence[Question], policy: LoadedModel, engine: SearchEngine | None, seed: int
+) -> list[dict[str, float]]:
+    """Train `policy` in place for `arm.steps` steps; returns each step's metrics.
+
+    Raises:
+        ConfigError: PPO, LoRA or half precision.
+    """
+    if algorithm(arm.objective).critic or arm.lora_rank or arm.dtype != "float32":
+        raise ConfigError(f"'{arm.name}' has a critic, LoRA or half precision: train it with `rl.train`.")
+    P, G = arm.prompts_per_step, arm.group_size
+    model = policy.model.eval()  # no dropout: sampled and trained distribution must be the same
+    reference = copy.deepcopy(model).requires_grad_(False) if arm.objective.kl_coef > 0 else None
+    generator = TransformersGenerator(model, policy.tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=arm.weight_decay)
+    warmup_steps = max(1, round(arm.warmup_ratio * arm.steps))
+    history: list[dict[str, float]] = []
+
+    for step in range(1, arm.steps + 1):
+        # The curriculum: how often the simulated engine answers with noisy documents.
+        last = history[-1] if history else None
+        noise = noise_probability(step, arm.steps, arm.curriculum, last) if arm.curriculum else 0.0
+
+        # Roll out: each rollout's key makes its randomness a function of seed, step, prompt and rollout.
+        asked = pick_questions(questions, P, seed, step)
+        keys = [(seed, step, p, g) for p in range(P) for g in range(G)]
+        repeated = [asked[p] for p in range(P) for _ in range(G)]
+        trajectories = rollout(repeated, generator, engine, arm.rollout, keys, noise)  # B of them
+
+        # Rewards and advantages.
+        rewards = torch.tensor([reward(t, arm.reward) for t in trajectories], dtype=torch.float64).view(P, G)
+        advantages = group_advantages(rewards, arm.objective)  # (P, G)
+
+        # Loss and optimizer steps.
+        batch = collate(trajectories, advantages, arm, searches=engine is not None)
+        optimizer.param_groups[0]["lr"] = arm.learning_rate * min(1.0, step / warmup_steps)
+        statistics = update(model, reference, optimizer, batch, arm)
+        metrics = {"step": step, "reward": rewards.nanmean().item(), "noise_probability": noise}
+        history.append(metrics | statistics)
+    return history
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The B = P * G trajectories of a step as tensors."""
+
+    ids: Tensor  # (B, T) long: prompt, turns and documents, padded on the right
+    loss_mask: Tensor  # (B, T - 1) bool: True where the next token is trained
+    advantages: Tensor  # (B, 1) float: one for all tokens of a trajectory
+    normalizer: int  # what the sum over all trained tokens is divided by
+
+
+def collate(trajectories: Sequence[Trajectory], advantages: Tensor, arm: PolicyArm, searches: bool) -> Batch:
+    """Pad a step's trajectories; `advantages` is (P, G)."""
+    ids = [torch.tensor(t.prompt_ids + t.ids) for t in trajectories]
+    # Trained are the policy's own tokens: not the prompt, not the documents, nothing if the engine failed.
+    documents = not arm.objective.mask_documents  # the ablation of Table 7 trains them too
+    masks = [
+        torch.tensor([False] * len(t.prompt_ids) + [(mine or documents) and not t.failed for mine in t.mask])
+        for t in trajectories
+    ]
+    loss_mask = pad_sequence(masks, batch_first=True)[:, 1:]
+    rollouts = sum(not t.failed for t in trajectories)
+    tokens, budget = int(loss_mask.sum()), token_budget(arm.rollout, searches)
+    normalizer = algorithm(arm.objective).normalizer(tokens, rollouts, budget)
+    return Batch(pad_sequence(ids, batch_first=True), loss_mask, advantages.float().view(-1, 1), normalizer)
+
+
+def token_logprobs(model: PreTrainedModel, ids: Tensor, temperature: float) -> Tensor:
+    """Compute each token's log-probability given those before it, as it was sampled: (B, T) to (B, T - 1)."""
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits.float()  # (B, T - 1, vocabulary)
+    return (logits / temperature).log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+
+
+def update(
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    arm: PolicyArm,
+) -> dict[str, float]:
+    """Take `updates_per_batch` optimizer steps on one batch; returns the last one's statistics."""
+    temperature = arm.rollout.temperature
+    ids, mask, advantages = (x.to(model.device) for x in (batch.ids, batch.loss_mask, batch.advantages))
+    useful = mask & (advantages != 0) if reference is None else mask
+    if not useful.any():
+        return {}  # nothing to learn from, but AdamW's momentum would still move the weights
+    with torch.no_grad():
+        old_logp = token_logprobs(model, ids, temperature)  # (B, T - 1): before the first update
+        ref_logp = token_logprobs(reference, ids, temperature) if reference is not None else None
+    for _ in range(arm.objective.updates_per_batch):
+        logp = token_logprobs(model, ids, temperature)
+        loss, sums = policy_loss(logp, old_logp, ref_logp, advantages, mask, arm.objective, batch.normalizer)
+        loss.backward()
+        norm = clip_grad_norm_(model.parameters(), arm.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    per_token = batch.normalizer / mask.sum()
+    means = {name: (x * per_token).item() for name, x in sums.items()}  # "clip_fraction", "kl"
+    return {"loss": loss.item(), "grad_norm": norm.item()} | means
