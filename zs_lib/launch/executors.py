@@ -55,7 +55,7 @@ class Slot(Protocol):
         """Do a job (`worker.do`) and return its error, if any; called in a thread."""
 
     def ask_to_end(self) -> None:
-        """Start no more jobs; training saves a checkpoint after its step and stops, other jobs stop at once."""
+        """Start no more jobs; training saves a checkpoint after its step and stops, others at once."""
 
     def end(self, deadline: float) -> None:
         """Wait until the job has ended, and kill it at `deadline` (monotonic seconds)."""

@@ -81,7 +81,7 @@ class ArmState:
     """Kind of its runs, e.g. "policy", "simulator", "fidelity", "evaluation"."""
     name: str
     state: str
-    """"finished" if all runs are; else the first of STATES that any of them has."""
+    """"finished" if all runs are; else the first of UNFINISHED_STATES that any of them has."""
     done: int
     """Number of finished runs."""
     wanted: int
@@ -103,7 +103,7 @@ SCORES = {
 """Kind of run → name of its score, and its key in the summary (an evaluation's is nested)."""
 RECENT = 10
 """Number of last steps over which a running policy's score and pace are averaged."""
-STATES = ("running", "damaged", "unfinished", "missing")
+UNFINISHED_STATES = ("running", "damaged", "unfinished", "missing")
 """States of an arm that is not finished, most telling first."""
 
 
@@ -117,7 +117,7 @@ def arm_states(wanted: Iterable[tuple[Any, int]], store: RunStore) -> list[ArmSt
 
 def _arm_state(arm: Any, runs: list[Run | None]) -> ArmState:
     states = ["missing" if run is None else run_state(run) for run in runs]
-    state = next((state for state in STATES if state in states), "finished")
+    state = next((state for state in UNFINISHED_STATES if state in states), "finished")
     found = [(run, state) for run, state in zip(runs, states, strict=True) if run]
     current = next((run for run, state in found if state in ("running", "unfinished")), None)
     scores = [_score(run) for run, state in found if state != "damaged"]

@@ -1,6 +1,6 @@
-"""What `zs search`, `ask`, `simulate` and `eval` do: an engine, a policy or a simulator on what was typed, or on a file.
+"""The commands `zs search`, `ask`, `simulate` and `eval`: use an engine, a policy or a simulator.
 
-Imports of weight happen inside, as in `cli`.
+Heavy imports are made inside functions, as in `cli`.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ from pathlib import Path
 from zs_lib import config, protocol
 from zs_lib.config.arms import PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.config.values import from_identity, pick
-from zs_lib.engines import SearchRequest, SearchResult, build_engine
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import EngineError, RunError
+from zs_lib.runs import Run, RunStore
+
+UNKNOWN = ("unknown",)
+"""Golden answers in a simulator's prompt for a question that the benchmark does not have."""
+SERVER_MAX_TOKENS = 600
+"""Token limit of simulators on servers: the original's."""
 
 
 def search(arguments: argparse.Namespace) -> None:
+    """Print the documents that an engine finds for a query."""
     study = config.load_profile(arguments.profile)
     engine = _engine(arguments.engine, study)
-    request = SearchRequest(arguments.query, *_known(arguments.query))
+    request = SearchRequest(arguments.query, arguments.query, golden_answers(arguments.query) or UNKNOWN)
     _print_documents(engine.search([request], study.evaluation.num_documents)[0])
 
 
-def _print_documents(result: SearchResult) -> None:
-    if result.status == "failed":
-        raise EngineError(result.error)
-    print(protocol.visible(protocol.format_documents(result.documents)), end="")
-
-
 def ask(arguments: argparse.Namespace) -> None:
+    """Print a policy's greedy trajectory on a question, turn by turn, and its answer."""
     study = config.load_profile(arguments.profile)
     engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
     from zs_lib.models.load import load_generator
@@ -37,29 +39,31 @@ def ask(arguments: argparse.Namespace) -> None:
     from zs_lib.rl.rollout import rollout
 
     model, cfg = _policy(arguments.policy, study)
-    question = Question("asked", *_known(arguments.question))
-    trajectory = rollout([question], load_generator(model), engine, replace(cfg, temperature=0.0), [(0,)])[0]
+    question = Question("asked", arguments.question, golden_answers(arguments.question) or UNKNOWN)
+    cfg = replace(cfg, temperature=0.0)
+    (trajectory,) = rollout([question], load_generator(model), engine, cfg, [(0,)])
     for turn in trajectory.turns:
         print(protocol.visible(turn.text))
         if turn.documents:
             print(protocol.visible(protocol.format_observation(turn.documents).rstrip("\n")))
-    print(
-        f"Answer: {protocol.visible(trajectory.answer)}"
-        if trajectory.answer is not None
-        else f"No answer ({trajectory.stop_reason})."
-    )
+    if trajectory.answer is None:
+        print(f"No answer ({trajectory.stop_reason}).")
+    else:
+        print(f"Answer: {protocol.visible(trajectory.answer)}")
 
 
 def simulate(arguments: argparse.Namespace) -> None:
-    question, answers = _known(arguments.question or arguments.query)
-    if arguments.answer:
-        answers = (arguments.answer,)
+    """Print the documents that a simulator writes for a query."""
+    question = arguments.question or arguments.query
+    answers = (arguments.answer,) if arguments.answer else golden_answers(question) or UNKNOWN
     study = config.load_profile(arguments.profile)
     request = SearchRequest(arguments.query, question, answers, arguments.quality == "noisy")
-    _print_documents(_engine(arguments.engine, study).search([request], study.evaluation.num_documents)[0])
+    engine = _engine(arguments.engine, study)
+    _print_documents(engine.search([request], study.evaluation.num_documents)[0])
 
 
 def evaluate_file(arguments: argparse.Namespace) -> None:
+    """Answer the questions of a file with a policy, write its predictions, and print the mean scores."""
     study = config.load_profile(arguments.profile)
     from zs_lib import qa
     from zs_lib.evaluation.evaluate import evaluate_to_file
@@ -75,26 +79,40 @@ def evaluate_file(arguments: argparse.Namespace) -> None:
     table = evaluate_to_file(arguments.out, questions, generator, engine, cfg, arguments.method, who)
     if table["subset"].any():
         print(table.groupby("subset")[["f1", "em", "cover_em", "searches"]].mean().round(3).to_string())
+    mean = table[["f1", "em", "cover_em", "searches"]].mean()
     print(
-        f"{len(table)} questions: F1 {table['f1'].mean():.3f}, EM {table['em'].mean():.3f}, cover-EM {table['cover_em'].mean():.3f}, "
-        f"{table['searches'].mean():.2f} searches; predictions in {arguments.out}"
+        f"{len(table)} questions: F1 {mean['f1']:.3f}, EM {mean['em']:.3f}, cover-EM {mean['cover_em']:.3f}, "
+        f"{mean['searches']:.2f} searches; predictions in {arguments.out}"
     )
 
 
-def _engine(name: str, study: config.Profile):
-    """An engine by name; the simulated one is the first simulated policy's simulator, from the store. One on a server
-    is prompted likewise, and has the original's room to write."""
+def golden_answers(question: str) -> tuple[str, ...]:
+    """Look up a question's golden answers in the embedded benchmark; empty if it is not there."""
+    from zs_lib import qa
+
+    return next((known.golden_answers for known in qa.load_questions() if known.question == question), ())
+
+
+def _print_documents(result: SearchResult) -> None:
+    if result.status == "failed":
+        raise EngineError(result.error)
+    print(protocol.visible(protocol.format_documents(result.documents)), end="")
+
+
+def _engine(name: str, study: config.Profile) -> SearchEngine:
+    """An engine by name; a simulated one has the simulator of the profile's first policy that has one."""
+    from zs_lib import pipeline
+
     arm = next(arm.simulator for arm in study.policies if arm.simulator)
     if name == "simulated":
-        return build_engine(name, model=_finished(arm).model_dir, simulator=arm)
-    return build_engine(name, simulator=replace(arm, max_tokens=600))
+        _finished(arm)
+        return pipeline.simulator_engine(arm, pipeline.SIMULATOR_SEED, RunStore())
+    return build_engine(name, simulator=replace(arm, max_tokens=SERVER_MAX_TOKENS))
 
 
 def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, RolloutConfig]:
-    """The model to ask, and how it was trained to roll out (the profile's way for models that are no
-    run)."""
+    """A policy's model, and its rollout settings: of its training, or of the profile's first policy."""
     from zs_lib.models.load import shipped
-    from zs_lib.runs import RunStore
 
     if name is None:
         return _finished(study.policies[0]).model_dir, study.policies[0].rollout
@@ -106,17 +124,8 @@ def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, Rollou
     return run.model_dir, from_identity(PolicyArm, run.config).rollout
 
 
-def _finished(arm: PolicyArm | SimulatorArm):
-    from zs_lib.runs import RunStore
-
+def _finished(arm: PolicyArm | SimulatorArm) -> Run:
     run = RunStore().get(arm, 0)
     if run is None or not run.finished:
         raise RunError(f"The run '{arm.name}' is not in the store: `zs reproduce` makes it.")
     return run
-
-
-def _known(text: str) -> tuple[str, tuple[str, ...]]:
-    """A question with its golden answers, which simulators are told, if the benchmark has it."""
-    from zs_lib import qa
-
-    return text, next((q.golden_answers for q in qa.load_questions() if q.question == text), ("unknown",))

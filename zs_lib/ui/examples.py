@@ -1,4 +1,4 @@
-"""Examples to read: a policy before and after training, cases chosen by rule, and documents of every kind for one query."""
+"""Examples for notebooks: a policy before and after training, cases by rule, documents for one query."""
 
 from __future__ import annotations
 
@@ -23,18 +23,15 @@ from zs_lib.simulator.pairs import split_questions
 
 
 def heldout_questions(count: int) -> list[Question]:
-    """`count` test questions of one and of two hops in turn, drawn by id: the same ones every time."""
-    one = pick_questions(qa.load_questions(subset="natural", split="test"), count)
-    two = pick_questions(
-        [question for question in qa.load_questions(subset="bridge", split="test") if question.is_chain],
-        count,
-    )
-    return [question for pair in zip(one, two, strict=False) for question in pair][:count]
+    """Pick `count` test questions, of one and of two hops in turn: always the same ones."""
+    one_hop = qa.load_questions(subset="natural", split="test")
+    two_hop = [q for q in qa.load_questions(subset="bridge", split="test") if q.is_chain]
+    pairs = zip(pick_questions(one_hop, count), pick_questions(two_hop, count), strict=False)
+    return [question for pair in pairs for question in pair][:count]
 
 
 def training_questions(each: int) -> list[Question]:
-    """`each` questions of one hop and of two about training entities, which a simulator serves, though no pair was
-    made from them."""
+    """Pick `each` questions of each subset that the simulator knows, but saw no pair of in its SFT."""
     _, held_out = split_questions(qa.load_questions(subset=qa.TRAINED_ON, split="train"))
     return pick_questions([question for question in held_out if question.is_chain], each)
 
@@ -42,10 +39,10 @@ def training_questions(each: int) -> list[Question]:
 def before_and_after(
     arm: PolicyArm, run: Run, questions: Sequence[Question], evaluation: EvaluationConfig
 ) -> dict[str, list[Trajectory]]:
-    """Greedy trajectories: before training, after it, and after it without an engine."""
+    """Roll out greedily before training, after it, and after it without an engine."""
     engine, cfg = build_engine(evaluation.engine), replace(arm.rollout, temperature=0.0)
 
-    def ask(model, engine):
+    def ask(model: str | Path, engine: SearchEngine | None) -> list[Trajectory]:
         keys = [("example", question.id) for question in questions]
         return rollout(questions, load_generator(model), engine, cfg, keys)
 
@@ -59,33 +56,42 @@ def before_and_after(
 def documents_for(
     arm: PolicyArm, question: Question, store: RunStore | None = None
 ) -> dict[str, SearchResult]:
-    """Documents for the good query of the question's last hop: the real engine's, useful ones, noisy ones, and
-    useful ones for a query that does not say what it is about."""
+    """Search for a question's last hop: a real engine's documents, and a simulator's useful and noisy ones.
+
+    The query is the hop's good one; the last column has useful documents for one that names no entity.
+
+    Raises:
+        ConfigError: the arm has no simulator.
+    """
     if arm.simulator is None:
         raise ConfigError(f"The arm {arm.name!r} has no simulator: name one whose engine is simulated.")
     store, k = store or RunStore(), arm.rollout.num_documents
-    pipeline.ensure(arm.simulator, pipeline.SIMULATOR_SEED, store)
-    engine = pipeline.simulator_engine(arm.simulator, pipeline.SIMULATOR_SEED, store)
+    engine = _simulated(arm.simulator, store)
     good, bad = question.hops[-1].query, question.hops[-1].noun
 
     def request(query: str, noisy: bool) -> SearchRequest:
         return SearchRequest(query, question.question, question.golden_answers, noisy, ("example", query))
 
     (real,) = build_engine("bm25").search([request(good, False)], k)
-    useful, noisy, off = engine.search([request(good, False), request(good, True), request(bad, False)], k)
-    return {f"BM25: {good}": real, f"useful: {good}": useful, f"noisy: {good}": noisy, f"useful: {bad}": off}
+    useful, noisy, vague = engine.search([request(good, False), request(good, True), request(bad, False)], k)
+    return {
+        f"BM25: {good}": real,
+        f"useful: {good}": useful,
+        f"noisy: {good}": noisy,
+        f"useful: {bad}": vague,
+    }
 
 
 def cases(
     model: str | Path, engine: SearchEngine | None, cfg: RolloutConfig, count: int = 40
 ) -> dict[str, Trajectory]:
-    """The first trajectory of each kind among `count` held-out questions of two hops, in an order that their ids alone
-    decide:
+    """Find the first trajectory of each kind among `count` held-out questions of two hops.
 
     - "success": the right answer (EM)
     - "failure": a wrong answer, or none, though a document stated the right one
     - "repaired": the right answer although the first search found no hop's answer
-    A kind that does not come is left out.
+
+    The order of the questions depends on their ids alone. A kind that does not occur is left out.
     """
     chains = [q for q in qa.load_questions(subset=("bridge", "compositional"), split="test") if q.is_chain]
     questions = sorted(chains, key=lambda question: uniform((question.id,), 0, "case"))[:count]
@@ -111,19 +117,23 @@ def _kinds(trajectory: Trajectory) -> list[str]:
 def documents_by_simulator(
     simulators: Sequence[SimulatorArm], question: Question, noisy: bool
 ) -> dict[str, SearchResult]:
-    """What each simulator writes for the good query of the question's last hop (Table 10)."""
-    asked, store = question.hops[-1].query, RunStore()
-    request = SearchRequest(asked, question.question, question.golden_answers, noisy, ("example", asked))
+    """Search with each simulator for the good query of the question's last hop (Table 10)."""
+    query, store = question.hops[-1].query, RunStore()
+    request = SearchRequest(query, question.question, question.golden_answers, noisy, ("example", query))
     written = {}
     for arm in simulators:
-        pipeline.ensure(arm, pipeline.SIMULATOR_SEED, store)
-        engine = pipeline.simulator_engine(arm, pipeline.SIMULATOR_SEED, store)
-        (written[f"{arm.label}: {asked}"],) = engine.search([request], arm.num_documents)
+        (written[f"{arm.label}: {query}"],) = _simulated(arm, store).search([request], arm.num_documents)
     return written
 
 
+def _simulated(arm: SimulatorArm, store: RunStore) -> SearchEngine:
+    """A simulator's engine; its run is made if the store does not have it."""
+    pipeline.ensure(arm, pipeline.SIMULATOR_SEED, store)
+    return pipeline.simulator_engine(arm, pipeline.SIMULATOR_SEED, store)
+
+
 def check_quick_start(run: Run) -> pd.DataFrame:
-    """Whether training raised the reward, as the run's summary says."""
+    """Test whether training raised the reward, by the run's summary."""
     first, last = run.summary["first_reward"], run.summary["last_reward"]
     verdict = "holds" if last > first else "does not hold"
     return pd.DataFrame(

@@ -1,12 +1,13 @@
-"""What the notebooks share: open a study, run its arms with a live curve, show figures, tables and trajectories.
+"""Shared by the notebooks: open a study, run its arms, show figures, tables and trajectories.
 
-Everything that shows text of documents or models escapes it.
+Text of documents and models is escaped wherever it is shown.
 """
 
 from __future__ import annotations
 
 import ast
 import html
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -23,26 +24,25 @@ from zs_lib.config import Profile
 from zs_lib.config.values import reject_unknown
 from zs_lib.engines import SearchResult
 from zs_lib.errors import RunError
-from zs_lib.launch import scheduler
-from zs_lib.launch.notebooks import OUTPUTS
+from zs_lib.launch import notebooks, scheduler
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.rl.trajectory_log import to_record
 from zs_lib.runs import Run, RunStore
 from zs_lib.ui import render
 
 PARAMETERS = ("profile", "seeds", "jobs", "overrides")
-"""What every notebook's parameters cell holds."""
+"""Parameters of every notebook."""
 CURVE_S = 5.0
-"""Seconds between two drawings of the live curve."""
+"""Seconds between two updates of the live curve."""
 CONFIG_COLUMNS = 4
+"""Columns in which `show_config` lists values."""
 pd.options.display.max_colwidth = None  # warnings and claims are sentences
 
 
 def open_study(
     profile: str, seeds: int | None = None, overrides: dict[str, Any] | None = None, *names: str
 ) -> Profile:
-    """Resolve the parameters cell: the profile with what the notebook overrides, and with the arms of the studies of
-    these `names`.
+    """Load a profile with the parameters cell's overrides, and the arms of the studies of these `names`.
 
     Raises:
         ConfigError: an unknown parameter, profile or override; it lists the known ones.
@@ -55,9 +55,11 @@ def open_study(
 def check_parameters(known: Iterable[str]) -> None:
     """Fail on a parameter that the running notebook does not have.
 
-    papermill only warns, and puts the unknown name into the cell of values that it injects ("# Parameters").
-    IPython keeps the source of every cell that it ran, so that cell can be read here, wherever the notebook
-    runs.
+    papermill only warns, and assigns the unknown name in the cell that it injects ("# Parameters"). IPython
+    keeps the source of the cells that it ran, so that cell can be read here.
+
+    Raises:
+        ConfigError: there is such a parameter.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     cells = shell.user_ns.get("In", []) if shell else []
@@ -71,20 +73,19 @@ def _assigned(source: str) -> list[str]:
 
 
 def show_config(*parts: Any) -> None:
-    """Every value that a notebook is about to use, in columns."""
-    lines = [
-        f"<b>{html.escape(name)}</b> {html.escape(value)}" for part in parts for name, value in _flat(part)
-    ]
-    rows = -(-len(lines) // CONFIG_COLUMNS)
+    """Show every value of these configurations, in columns."""
+    values = [value for part in parts for value in _flat(part)]
+    lines = [f"<b>{html.escape(name)}</b> {html.escape(value)}" for name, value in values]
+    rows = math.ceil(len(lines) / CONFIG_COLUMNS)
     columns = (lines[start : start + rows] for start in range(0, len(lines), rows))
-    # A table: JupyterLab takes CSS columns out of the outputs of notebooks that it does not trust yet.
-    cells = "".join(
-        f"<td style='vertical-align:top;text-align:left'>{'<br>'.join(column)}</td>" for column in columns
-    )
+    # A table, since JupyterLab removes CSS columns from the outputs of notebooks that are not trusted yet.
+    style = "vertical-align:top;text-align:left"
+    cells = "".join(f"<td style='{style}'>{'<br>'.join(column)}</td>" for column in columns)
     display(HTML(f"<table><tr>{cells}</tr></table>"))
 
 
 def _flat(part: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Names and values of a configuration's fields, those of nested ones as OUTER.INNER."""
     for field in fields(part):
         value = getattr(part, field.name)
         if is_dataclass(value):
@@ -94,9 +95,11 @@ def _flat(part: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 
 def run(wanted: Sequence[tuple], jobs: int | None = None, study: Profile | None = None) -> list[Run]:
-    """The finished runs of (arm, seed) pairs, made side by side where missing; with `study`, its reward curve is
-    drawn while they train. With `jobs` 0 nothing is made: those that are finished, and a line on how many are not.
-    An interrupted cell ends with one line that says what is kept."""
+    """Make the missing runs of (arm, seed) pairs in parallel; all their finished runs.
+
+    With `study`, its reward curves are drawn while they train. With `jobs` 0 no run is made, and a line says
+    how many are missing. An interrupted cell ends with one line instead of a traceback.
+    """
     if jobs == 0:
         return _stored(wanted)
     curve = _LiveCurve(study, wanted) if study else None
@@ -104,29 +107,27 @@ def run(wanted: Sequence[tuple], jobs: int | None = None, study: Profile | None 
         return scheduler.make_runs(wanted, jobs, watch=curve)
     except KeyboardInterrupt:
         raise Stopped(
-            "Stopped. Finished runs and checkpoints are kept: run the cell again to go on."
+            "Stopped. Finished runs and checkpoints are kept: run the cell again to resume."
         ) from None
 
 
 def _stored(wanted: Sequence[tuple]) -> list[Run]:
     store = RunStore()
     runs = [run for arm, seed in wanted if (run := store.get(arm, seed)) and run.finished]
-    if len(runs) < len(wanted):
-        print(
-            f"{len(wanted) - len(runs)} of {len(wanted)} runs are not finished and not shown (jobs = 0 makes none)."
-        )
+    if missing := len(wanted) - len(runs):
+        print(f"{missing} of {len(wanted)} runs are not finished and not shown (jobs = 0 makes none).")
     return runs
 
 
 class Stopped(KeyboardInterrupt):
-    """An interrupted cell; IPython shows the message alone, and runs no cell after it."""
+    """A cell was interrupted; IPython shows the message without a traceback, and runs no further cells."""
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
 
 
 class _LiveCurve:
-    """Redraws the rewards of the arms that are not finished yet in place, every few seconds."""
+    """The reward curves of the arms that are not finished yet, redrawn in place every CURVE_S seconds."""
 
     def __init__(self, study: Profile, wanted: Sequence[tuple]):
         self.store, self.drawn, self.handle = RunStore(), 0.0, None
@@ -137,7 +138,7 @@ class _LiveCurve:
         if not last and time.monotonic() - self.drawn < CURVE_S:
             return
         self.drawn = time.monotonic()
-        table = results.training(self.study, self.store, growing=True)
+        table = results.training_table(self.study, self.store, growing=True)
         if table.empty:
             return
         figure = plt.figure(figsize=(6.6, 3.8))
@@ -148,29 +149,35 @@ class _LiveCurve:
 
 
 def tables(study: Profile, *names: str) -> results.Tables:
-    """These tables of `results.TABLES`, from what the run store has of the study."""
+    """Collect tables of `results.TABLES` by name from the run store."""
     return {name: results.TABLES[name](study, RunStore()) for name in names}
 
 
 def recorded_or_stored(study: Profile) -> results.Tables:
-    """Every table: as recorded for this profile if nothing of it was overridden, else from the run store; RunError if that
-    has none of its runs."""
+    """Read all tables: the profile's recorded ones if it was not overridden, else from the run store.
+
+    Raises:
+        RunError: nothing is recorded, and the store has none of the runs.
+    """
     plain = studies.full(config.load_profile(study.name))
     recorded = (results.RECORDS / study.name).is_dir() and set(study.policies) <= set(plain.policies)
-    made = results.load_tables(study.name) if recorded else results.collect_tables(study, RunStore())
-    if made["provenance"].empty:
+    found = results.load_tables(study.name) if recorded else results.collect_tables(study, RunStore())
+    if found["provenance"].empty:
         raise RunError(
-            f"Nothing of the profile '{study.name}' is recorded or stored: `zs reproduce --profile {study.name}` makes it."
+            f"Nothing of the profile '{study.name}' is recorded or stored: "
+            f"run `zs reproduce --profile {study.name}`."
         )
-    return made
+    return found
 
 
 def show(name: str, study: Profile, made: results.Tables | None = None) -> None:
-    """Draw a figure of `figures.FIGURES` from the run store, or from tables that are `made`, show it, and keep it in
-    outputs/<profile>/figures/."""
+    """Draw a figure of `figures.FIGURES`, show it, and save it in outputs/<profile>/figures/.
+
+    `made`: the tables to draw from; by default those of the run store.
+    """
     made = made or tables(study, *figures.FIGURES[name].needs, "provenance")
     figure = figures.draw(name, made, figures.provenance_of(made, study.name))
-    folder = OUTPUTS / study.name / "figures"
+    folder = notebooks.OUTPUTS / study.name / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png")
     display(figure)
@@ -178,12 +185,12 @@ def show(name: str, study: Profile, made: results.Tables | None = None) -> None:
 
 
 def show_documents(results_by_name: dict[str, SearchResult], answers: Sequence[str] = ()) -> None:
-    """Documents of several searches side by side; with `answers`, whether each states one."""
+    """Show the documents of several searches side by side; with `answers`, whether each states one."""
     display(HTML(render.documents(results_by_name, answers)))
 
 
 def show_trajectory(trajectory: Trajectory, title: str = "") -> None:
-    """A trajectory turn by turn, coloured and labelled by kind."""
+    """Show a trajectory turn by turn, coloured and labelled by kind of text."""
     from zs_lib.rl.rewards import reward
 
     display(HTML(render.trajectory(to_record(trajectory, reward(trajectory)), title)))

@@ -1,12 +1,13 @@
-"""One query, several search engines: what each finds, and what the judges say of it."""
+"""The playground: compare the documents that several search engines find for one query."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from zs_lib import qa
+from zs_lib import pipeline
 from zs_lib.config import Profile
 from zs_lib.config.arms import SimulatorArm
 from zs_lib.config.engines import engine_names
@@ -14,75 +15,85 @@ from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engi
 from zs_lib.errors import ConfigError, EngineError
 from zs_lib.runs import RunStore
 from zs_lib.ui import render
+from zs_lib.ui.ask import UNKNOWN, golden_answers
 
 REAL = engine_names(compared=True)
+"""The real engines that a playground offers."""
 
 
-def compare(
-    study: Profile,
-    store: RunStore,
-    query: str,
-    question: str,
-    answer: str,
-    engines: Sequence[str],
-    judge: bool,
-) -> str:
-    """The documents of these `choices` side by side, as HTML, with whether they state the answer (the question's own, if
-    it is one of the benchmark) and with `judge` what the LLM judge says. ConfigError: no query, or nothing to judge by."""
-    query, question, answer = query.strip(), question.strip(), answer.strip()
-    if not query:
-        raise ConfigError("There is no query: write one.")
-    answers = (answer,) if answer else _answers(question)
-    found = search(study, query, question or query, answers, engines, store)
-    return render.documents(
-        found, answers, _judged(study, query, question or query, answers, found) if judge else None
-    )
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of a comparison, as they are typed."""
+
+    query: str
+    question: str = ""
+    """The question that the query is for, which simulators read; empty: the query itself."""
+    answer: str = ""
+    """Its right answer; empty: the benchmark's, if it has the question."""
+    engines: tuple[str, ...] = ()
+    """Names of `choices`."""
+    judge: bool = False
+    """Whether the LLM judge reads what each engine found."""
 
 
 def choices(study: Profile, store: RunStore) -> list[str]:
-    """The engines that a playground can ask: the real ones, and "LABEL, useful" and "LABEL, noisy" of every simulator of the
-    study that the store has."""
-    return [*REAL, *(f"{label}, {kind}" for label in _trained(study, store) for kind in ("useful", "noisy"))]
+    """List the engines to choose from: the real ones, and each simulator of the study that the store has.
+
+    A simulator is two choices: "LABEL, useful" and "LABEL, noisy".
+    """
+    simulators = _simulators(study, store)
+    return [*REAL, *(f"{label}, {kind}" for label in simulators for kind in ("useful", "noisy"))]
 
 
-def search(
-    study: Profile,
-    query: str,
-    question: str,
-    answers: Sequence[str],
-    names: Sequence[str],
-    store: RunStore | None = None,
-) -> dict[str, SearchResult]:
-    """What each engine of these `choices` finds; one that fails is among the results, with its error."""
-    found, trained = {}, _trained(study, store or RunStore())
-    for name in names:
-        label, _, kind = name.partition(", ")
-        request = SearchRequest(
-            query, question, tuple(answers) or ("unknown",), kind == "noisy", ("playground", query)
-        )
-        try:
-            engine = build_engine(name) if name in REAL else _simulator(*trained[label])
-            (found[name],) = engine.search([request], study.evaluation.num_documents)
-        except EngineError as error:
-            found[name] = SearchResult((), "failed", str(error))
-    return found
+def compare(study: Profile, store: RunStore, inputs: Inputs) -> str:
+    """Search with each chosen engine; HTML of the documents, marked with whether they state the answer.
+
+    An engine that fails is shown with its error.
+
+    Raises:
+        ConfigError: there is no query, or the judge lacks the right answer.
+    """
+    query, question, answer = inputs.query.strip(), inputs.question.strip(), inputs.answer.strip()
+    if not query:
+        raise ConfigError("There is no query: write one.")
+    answers = (answer,) if answer else golden_answers(question)
+    question = question or query
+    found = {}
+    for name in inputs.engines:
+        noisy = name.endswith(", noisy")
+        request = SearchRequest(query, question, answers or UNKNOWN, noisy, ("playground", query))
+        found[name] = _search(study, store, name, request)
+    verdicts = _judge(study, query, question, answers, found) if inputs.judge else None
+    return render.documents(found, answers, verdicts)
 
 
-def _trained(study: Profile, store: RunStore) -> dict[str, tuple[Path, SimulatorArm]]:
-    runs = {arm: store.get(arm, 0) for arm in study.simulators}
-    return {arm.label: (run.model_dir, arm) for arm, run in runs.items() if run and run.finished}
+def _search(study: Profile, store: RunStore, name: str, request: SearchRequest) -> SearchResult:
+    try:
+        if name in REAL:
+            engine = build_engine(name)
+        else:
+            engine = _simulated(_simulators(study, store)[name.partition(", ")[0]], store.root)
+        return engine.search([request], study.evaluation.num_documents)[0]
+    except EngineError as error:
+        return SearchResult((), "failed", str(error))
+
+
+def _simulators(study: Profile, store: RunStore) -> dict[str, SimulatorArm]:
+    """The study's finished simulators, by label."""
+    runs = {arm: store.get(arm, pipeline.SIMULATOR_SEED) for arm in study.simulators}
+    return {arm.label: arm for arm, run in runs.items() if run and run.finished}
 
 
 @lru_cache(maxsize=4)
-def _simulator(model: Path, arm: SimulatorArm) -> SearchEngine:
-    return build_engine("simulated", model=model, simulator=arm)
+def _simulated(arm: SimulatorArm, store: Path) -> SearchEngine:
+    return pipeline.simulator_engine(arm, pipeline.SIMULATOR_SEED, RunStore(store))
 
 
-def _judged(
+def _judge(
     study: Profile, query: str, question: str, answers: Sequence[str], found: dict[str, SearchResult]
 ) -> dict[str, bool]:
-    """The verdict of the study's LLM judge (`simulator.judge`) on what each engine found."""
-    from zs_lib.models.load import load_generator  # torch: who only compares documents need not wait for it
+    """Whether the study's LLM judge (`simulator.pairs.judge_pairs`) finds each result useful."""
+    from zs_lib.models.load import load_generator  # torch, which a comparison without a judge does not need
     from zs_lib.simulator.pairs import Pair, judge_pairs
 
     if not study.simulators or not answers:
@@ -97,7 +108,3 @@ def _judged(
     }
     judged = judge_pairs(list(pairs.values()), load_generator(arm.judge), arm.pairs.rollout)
     return {name: bool(pair.useful) for name, pair in zip(pairs, judged, strict=True)}
-
-
-def _answers(question: str) -> tuple[str, ...]:
-    return next((known.golden_answers for known in qa.load_questions() if known.question == question), ())

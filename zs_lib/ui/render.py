@@ -1,8 +1,9 @@
-"""What there is to look at, as HTML that stands alone: trajectories, documents, a study's state, a training's curves.
+"""Render trajectories, documents, the state of a study and training curves as self-contained HTML.
 
-The same text is shown by JupyterLab, papermill's output, nbviewer and GitHub: inline styles only, no script, nothing
-loaded. Kinds are told by a word as well as by a colour (Okabe and Ito's, darkened until they read on white). Whatever a
-model or a document says is escaped and shown as it is: tags, control characters, and what MathJax would typeset.
+JupyterLab, papermill's output, nbviewer and GitHub show the same HTML: it has inline styles only, no script,
+and loads nothing. Each kind of text has a word as well as a colour (Okabe and Ito's, darkened until readable
+on white). Text of models and documents is escaped and shown as it is: tags, control characters, and what
+MathJax would typeset.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from zs_lib.runs import Run
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of text is shown: its word, the colour of the word and of the edge, and the ground."""
+    """Appearance of one kind of text."""
 
     word: str
     color: str
+    """Colour of the word and of the left edge."""
     ground: str
+    """Background colour."""
 
 
 KINDS = {
@@ -46,9 +49,9 @@ KINDS = {
 }
 INK, FAINT, PAPER = "#222222", "#595959", "#ffffff"
 TRAINED_UP, TRAINED_DOWN, UNLIKELY = (150, 208, 241), (242, 200, 110), (242, 190, 90)
-"""Grounds of shaded tokens at full strength (red, green, blue)."""
+"""Background colours of shaded tokens at full strength (red, green, blue)."""
 SHADES = {"": "kinds", "logprob": "log-probability", "advantage": "advantage", "mask": "loss mask"}
-"""What tokens can be shaded by → its name."""
+"""Quantity to shade tokens by → its name in the explorer."""
 STOPS = {
     "answer": "it answered",
     "max_turns": "it searched again in its last turn",
@@ -56,11 +59,11 @@ STOPS = {
     "invalid": "no search or answer in its last turn",
     "engine_failed": "the search engine failed",
 }
-STATES = {"finished": "✔", "running": "▶", "unfinished": "◐", "missing": "○", "damaged": "✘"}
+STATE_MARKS = {"finished": "✔", "running": "▶", "unfinished": "◐", "missing": "○", "damaged": "✘"}
 CARD = (
-    f"display:inline-block;vertical-align:top;width:{{width}};max-width:100%;box-sizing:border-box;margin:0 8px 10px 0;padding:8px 10px;"
-    f"border:1px solid #cccccc;border-radius:6px;background:{PAPER};color:{INK};line-height:1.4;font-size:13px;text-align:left;"
-    "overflow-wrap:anywhere"
+    "display:inline-block;vertical-align:top;width:{width};max-width:100%;box-sizing:border-box;"
+    "margin:0 8px 10px 0;padding:8px 10px;border:1px solid #cccccc;border-radius:6px;"
+    f"background:{PAPER};color:{INK};line-height:1.4;font-size:13px;text-align:left;overflow-wrap:anywhere"
 )
 NARROW, WIDE = "285px", "760px"
 FULL_SURPRISE = 3.0
@@ -70,16 +73,22 @@ _MATH = re.compile(r"[$\\]")
 
 
 def text(value: object) -> str:
-    """Anything as HTML text that no viewer interprets. Control characters become visible; each $ and backslash stands in
-    an element of its own, across which MathJax looks for no formula."""
+    """Escape a value as HTML text that no viewer interprets.
+
+    Control characters become visible. Each $ and backslash is an element of its own, across which MathJax
+    finds no formula.
+    """
     return _MATH.sub(lambda found: f"<span>{found.group()}</span>", html.escape(protocol.visible(str(value))))
 
 
 def trajectory(record: dict, title: str = "", shade: str = "", simulated: bool = False) -> str:
-    """A record of `trajectories` turn by turn, with its reward, and why it got it.
+    """Render a record of `rl.trajectory_log` turn by turn, with its reward and the reason for it.
 
-    `shade` is a key of SHADES: tokens one by one instead of kinds. `simulated`: the engine was asked for useful or noisy
-    documents, and the view says for which. ConfigError for another shade.
+    `shade`: a key of SHADES, to shade single tokens. `simulated`: whether requests were for useful or noisy
+    documents, which is then shown.
+
+    Raises:
+        ConfigError: there is no such shade.
     """
     return _card(
         WIDE,
@@ -94,30 +103,29 @@ def trajectory(record: dict, title: str = "", shade: str = "", simulated: bool =
 def group(
     records: Sequence[dict], shade: str = "", simulated: bool = False, titles: Sequence[str] = ()
 ) -> str:
-    """Trajectories side by side (on a phone: below each other); numbered where they have no `titles`."""
+    """Render trajectories side by side (on a phone: one below the other), with titles or numbers."""
     titles = titles or [f"rollout {number}" for number in range(1, len(records) + 1)]
     scale = max((abs(record.get("advantage", 0)) for record in records), default=0) or 1.0
     cards = (
         _card(NARROW, title, record, shade, simulated, scale)
         for record, title in zip(records, titles, strict=True)
     )
-    asked = "<br>".join(dict.fromkeys(text(record["question"]) for record in records))
-    return f'<div><div style="margin-bottom:4px"><b>{asked}</b></div>{"".join(cards)}</div>'
+    questions = "<br>".join(dict.fromkeys(text(record["question"]) for record in records))
+    return f'<div><div style="margin-bottom:4px"><b>{questions}</b></div>{"".join(cards)}</div>'
 
 
 def _card(width: str, title: str, record: dict, shade: str, simulated: bool, scale: float) -> str:
-    """`scale` is the advantage at which tokens are shaded at full strength."""
+    """One trajectory; `scale` is the advantage at which tokens are shaded at full strength."""
     pick("shade", shade, SHADES)
-    body = (
-        _tokens(record, shade, scale)
-        if shade
-        else "".join(_turn(turn, record, simulated) for turn in record["turns"])
-    )
+    if shade:
+        body = _tokens(record, shade, scale)
+    else:
+        body = "".join(_turn(turn, record, simulated) for turn in record["turns"])
     return f'<div style="{CARD.format(width=width)}"><b>{text(title)}</b>{body}{_outcome(record)}</div>'
 
 
 def why(record: dict) -> str:
-    """One sentence on a reward: the prediction against the golden answer that it comes nearest to."""
+    """Explain a reward in one sentence: the prediction against the nearest golden answer."""
     prediction, golden = record["answer"], record["golden_answers"]
     expected = f"right: {' or '.join(golden[:3])}{' …' if len(golden) > 3 else ''}"
     if record["stop_reason"] == "engine_failed":
@@ -125,14 +133,15 @@ def why(record: dict) -> str:
         return f"left out of the training: {errors[-1] if errors else 'a search failed'}"
     if prediction is None:
         return f"no answer; {expected}"
-    nearest = max(golden, key=lambda one: scoring.f1(prediction, [one]))
-    said, meant = (Counter(scoring.normalize_answer(one).split()) for one in (prediction, nearest))
-    if said == meant:
+    nearest = max(golden, key=lambda answer: scoring.f1(prediction, [answer]))
+    predicted, right = (Counter(scoring.normalize_answer(answer).split()) for answer in (prediction, nearest))
+    if predicted == right:
         return f"“{prediction}” is right"
-    shared = (said & meant).total()
+    shared = (predicted & right).total()
     if not shared:
         return f"“{prediction}” has no word of it; {expected}"
-    return f"“{prediction}” shares {shared} word{'s'[: shared > 1]} (of its {said.total()}) with “{nearest}” (of {meant.total()})"
+    words = f"{shared} word{'s' if shared > 1 else ''} (of its {predicted.total()})"
+    return f"“{prediction}” shares {words} with “{nearest}” (of {right.total()})"
 
 
 def _outcome(record: dict) -> str:
@@ -160,39 +169,38 @@ def _turn(turn: dict, record: dict, simulated: bool) -> str:
         if loose := _BLOCK.sub("", rest).strip():
             lines.append(_line("think", loose, "(outside of tags)"))
     if turn["query"] is not None:
-        lines.append(_shown(turn, record, simulated))
+        lines.append(_observation(turn, record, simulated))
     return "".join(lines)
 
 
-def _shown(turn: dict, record: dict, simulated: bool) -> str:
+def _observation(turn: dict, record: dict, simulated: bool) -> str:
     if turn["status"] == "failed":
         return _line("invalid", turn["error"], "(the search failed)")
-    asked = ("noisy asked for" if turn["noisy"] else "useful asked for") if simulated else ""
+    note = f"({'noisy' if turn['noisy'] else 'useful'} asked for)" if simulated else ""
     if not turn["documents"]:
-        return _line("documents", "none", f"({asked})" if asked else "")
-    return _line(
-        "documents", "", asked and f"({asked})", _listed(turn["documents"], record["golden_answers"])
-    )
+        return _line("documents", "none", note)
+    return _line("documents", "", note, _listed(turn["documents"], record["golden_answers"]))
 
 
-def _line(kind: str, said: str, note: str = "", body: str = "") -> str:
+def _line(kind: str, content: str, note: str = "", body: str = "") -> str:
     look = KINDS[kind]
-    style = f"border-left:4px solid {look.color};background:{look.ground};margin:3px 0;padding:2px 8px;white-space:pre-wrap"
+    style = (
+        f"border-left:4px solid {look.color};background:{look.ground};margin:3px 0;padding:2px 8px;"
+        "white-space:pre-wrap"
+    )
     word = f'<b style="color:{look.color}">{look.word}</b>'
     note = f' <span style="color:{FAINT}">{text(note)}</span>' if note else ""
-    return f'<div style="{style}">{word}{note} {text(said)}{body}</div>'
+    return f'<div style="{style}">{word}{note} {text(content)}{body}</div>'
 
 
 def _listed(documents: Iterable[str], answers: Sequence[str]) -> str:
-    """Documents one below the other; where the answers are known, each with the word whether one stands in it."""
-    verdicts = (
-        _verdict(scoring.contains(document, answers), "states the answer", "no answer") if answers else "–"
-        for document in documents
-    )
-    return "".join(
-        f'<div style="margin-top:2px">{verdict} {text(document)}</div>'
-        for verdict, document in zip(verdicts, documents, strict=True)
-    )
+    """Documents one below the other, each marked with whether it states one of the answers, if known."""
+    lines = []
+    for document in documents:
+        states = scoring.contains(document, answers)
+        verdict = _verdict(states, "states the answer", "no answer") if answers else "–"
+        lines.append(f'<div style="margin-top:2px">{verdict} {text(document)}</div>')
+    return "".join(lines)
 
 
 def _verdict(holds: bool, yes: str, no: str) -> str:
@@ -201,56 +209,67 @@ def _verdict(holds: bool, yes: str, no: str) -> str:
 
 
 def _tokens(record: dict, shade: str, scale: float) -> str:
-    """The token stream as it was trained: what the policy wrote, shaded; what it was shown, as a number of tokens."""
+    """The token stream as trained: the policy's tokens shaded, runs of observation tokens as their number."""
     if "tokens" not in record:
-        return f'<div style="color:{FAINT};margin:4px 0">This run was logged without its tokens: they cannot be shaded.</div>'
+        message = "This run was logged without its tokens: they cannot be shaded."
+        return f'<div style="color:{FAINT};margin:4px 0">{message}</div>'
     advantage = record.get("advantage", 0.0)
     shown = []
     for part in record["tokens"]:
         if isinstance(part, int):
             shown.append(
                 f'<div style="border:1px dashed {FAINT};color:{FAINT};margin:3px 0;padding:1px 6px">'
-                f"{part} token{'s'[: part > 1]} that it was shown, and did not write</div>"
+                f"{part} observation token{'s' if part > 1 else ''}, not written by the policy</div>"
             )
-            continue
-        piece, logprob = part
-        strength = {"logprob": -logprob / FULL_SURPRISE, "advantage": abs(advantage) / scale, "mask": 1.0}[
-            shade
-        ]
-        ground = (
-            UNLIKELY
-            if shade == "logprob"
-            else TRAINED_UP
-            if shade == "mask" or advantage >= 0
-            else TRAINED_DOWN
-        )
-        shown.append(
-            f'<span title="p = {math.exp(logprob):.2f}" style="background:{_mixed(ground, strength)};'
-            f'border-right:1px solid #dddddd;white-space:pre-wrap">{text(piece)}</span>'
-        )
+        else:
+            piece, logprob = part
+            color = _shaded(shade, logprob, advantage, scale)
+            shown.append(
+                f'<span title="p = {math.exp(logprob):.2f}" style="background:{color};'
+                f'border-right:1px solid #dddddd;white-space:pre-wrap">{text(piece)}</span>'
+            )
+    direction = "strengthened" if advantage > 0 else "weakened" if advantage < 0 else "left as they are"
     legend = {
         "logprob": f"darker: less likely when sampled (full at p = {math.exp(-FULL_SURPRISE):.2f})",
-        "advantage": f"all tokens are {'strengthened' if advantage > 0 else 'weakened' if advantage < 0 else 'left as they are'}",
+        "advantage": f"all tokens are {direction}",
         "mask": "blue: the policy's own tokens, all that the loss mask keeps",
     }[shade]
-    return f'<div style="margin:4px 0">{"".join(shown)}</div><div style="color:{FAINT};font-size:11px">{legend}</div>'
+    return (
+        f'<div style="margin:4px 0">{"".join(shown)}</div>'
+        f'<div style="color:{FAINT};font-size:11px">{legend}</div>'
+    )
+
+
+def _shaded(shade: str, logprob: float, advantage: float, scale: float) -> str:
+    """Background colour of one of the policy's tokens."""
+    if shade == "logprob":
+        return _mixed(UNLIKELY, -logprob / FULL_SURPRISE)
+    if shade == "advantage":
+        return _mixed(TRAINED_UP if advantage >= 0 else TRAINED_DOWN, abs(advantage) / scale)
+    return _mixed(TRAINED_UP, 1.0)
 
 
 def _mixed(color: tuple[int, int, int], strength: float) -> str:
+    """A colour mixed with white; `strength` from 0 (white) to 1."""
     strength = min(max(strength, 0.0), 1.0)
     return "#" + "".join(f"{round(255 + (channel - 255) * strength):02x}" for channel in color)
 
 
 def error(problem: object) -> str:
-    """What went wrong, for people."""
-    return f'<div style="border-left:4px solid {KINDS["invalid"].color};background:{PAPER};color:{INK};padding:2px 8px">⚠ {text(problem)}</div>'
+    """Render an error message."""
+    edge = KINDS["invalid"].color
+    style = f"border-left:4px solid {edge};background:{PAPER};color:{INK};padding:2px 8px"
+    return f'<div style="{style}">⚠ {text(problem)}</div>'
 
 
 def documents(
     columns: dict[str, SearchResult], answers: Sequence[str], judged: dict[str, bool] | None = None
 ) -> str:
-    """What several engines found for one query, side by side: each document with the word whether it states one of
-    `answers`, and under each column, where asked for, the LLM judge's verdict (name → useful)."""
+    """Render what several engines found for one query side by side; `columns`: engine → its result.
+
+    Each document is marked with whether it states one of `answers`. `judged`: the LLM judge's verdict on each
+    engine's documents (name → useful), shown below them.
+    """
     cards = []
     for name, result in columns.items():
         if result.status == "failed":
@@ -261,104 +280,99 @@ def documents(
             count = sum(scoring.contains(document, answers) for document in result.documents)
             note = f"({count} of {len(result.documents)} state the answer)" if answers else ""
             body = _line("documents", "", note, _listed(result.documents, answers))
-        verdict = (
-            f"<div>LLM judge: {_verdict(judged[name], 'useful', 'noisy')}</div>"
-            if judged and name in judged
-            else ""
-        )
+        verdict = ""
+        if judged and name in judged:
+            verdict = f"<div>LLM judge: {_verdict(judged[name], 'useful', 'noisy')}</div>"
         cards.append(f'<div style="{CARD.format(width=NARROW)}"><b>{text(name)}</b>{body}{verdict}</div>')
     return f"<div>{''.join(cards)}</div>"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; wide ones scroll in their own frame."""
+    """Render a table whose cells are HTML; a wide one scrolls in its own frame."""
     cell = "padding:3px 10px;text-align:left;border-bottom:1px solid #dddddd;vertical-align:top"
     head = "".join(f'<th style="{cell};white-space:nowrap">{text(column)}</th>' for column in columns)
     body = "".join(
         "<tr>" + "".join(f'<td style="{cell}">{value}</td>' for value in row) + "</tr>" for row in rows
     )
     return (
-        f'<div style="overflow-x:auto;max-width:100%;background:{PAPER};color:{INK}"><table style="border-collapse:collapse;font-size:13px;'
-        f'color:{INK}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div style="overflow-x:auto;max-width:100%;background:{PAPER};color:{INK}">'
+        f'<table style="border-collapse:collapse;font-size:13px;color:{INK}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def costs(ways: pd.DataFrame, saved: pd.DataFrame, said: str) -> str:
-    """`cost.ways` with `cost.saved` beside it: each way to run a simulator against each engine; `said` stands above."""
+def costs(ways: pd.DataFrame, saved: pd.DataFrame, caption: str) -> str:
+    """Render `cost.ways` beside `cost.savings`: each way to run a simulator against each search engine."""
     rows = []
     for way, row in ways.iterrows():
-        shown = [f"{row['cards']:.0f}", f"{row['usd_hour']:.2f}", f"{row['load']:.0%}", f"{row['usd']:,.2f}"]
-        against = [
-            f"saves {share:.0%}" if share >= 0 else f"costs {1 - share:.1f} times as much"
-            for share in saved.loc[way]
-        ]
-        rows.append([text(way), *shown, *against])
-    columns = [
-        "way to run it",
-        "cards",
-        "$ an hour of one",
-        "busy",
-        "$ a training",
-        *(f"against {one}" for one in saved),
-    ]
-    return f'<div style="margin-bottom:4px">{text(said)}</div>{table(columns, rows)}'
+        cells = [f"{row['cards']:.0f}", f"{row['usd_hour']:.2f}", f"{row['load']:.0%}", f"{row['usd']:,.2f}"]
+        for share in saved.loc[way]:
+            cells.append(f"saves {share:.0%}" if share >= 0 else f"costs {1 - share:.1f} times as much")
+        rows.append([text(way), *cells])
+    columns = ["way to run it", "GPUs", "$ per GPU hour", "busy", "$ per training run"]
+    columns += [f"against {engine}" for engine in saved]
+    return f'<div style="margin-bottom:4px">{text(caption)}</div>{table(columns, rows)}'
 
 
-def board(states: Sequence[ArmState], said: str = "") -> str:
-    """Every arm of a study: how its runs stand, how far the unfinished one is, and its last score; `said` stands above."""
+def board(states: Sequence[ArmState], note: str = "") -> str:
+    """Render the state of every arm: finished runs, progress, time left, last score; `note` is on top."""
     done, wanted = sum(state.done for state in states), sum(state.wanted for state in states)
-    rows = []
-    for state in states:
-        mark = (
-            f'<span style="color:{drawing.color_of(state.name)}">■</span> ' if state.kind == "policy" else ""
-        )
-        at = state.progress
-        far = f"{text(at.stage)} {at.step} of {at.steps}" if at else ""
-        left = clock(state.seconds_left) if state.seconds_left is not None else ""
-        score = f"{text(state.score_name)} {state.score:.2f}" if state.score is not None else ""
-        rows.append(
-            [
-                text(state.kind),
-                mark + text(state.name),
-                f"{STATES[state.state]} {state.state}",
-                f"{state.done}/{state.wanted}",
-                far,
-                left,
-                score,
-            ]
-        )
-    head = f'<div style="margin-bottom:4px"><b>{done} of {wanted} runs finished</b> {text(said)}</div>'
-    return head + table(["kind", "arm", "state", "seeds", "progress", "time left", "last score"], rows)
+    head = f'<div style="margin-bottom:4px"><b>{done} of {wanted} runs finished</b> {text(note)}</div>'
+    columns = ["kind", "arm", "state", "seeds", "progress", "time left", "last score"]
+    return head + table(columns, map(_board_row, states))
+
+
+def _board_row(state: ArmState) -> list[str]:
+    mark = _square(state.name) if state.kind == "policy" else ""
+    step = state.progress
+    return [
+        text(state.kind),
+        mark + text(state.name),
+        f"{STATE_MARKS[state.state]} {state.state}",
+        f"{state.done}/{state.wanted}",
+        f"{text(step.stage)} {step.step} of {step.steps}" if step else "",
+        clock(state.seconds_left) if state.seconds_left is not None else "",
+        f"{text(state.score_name)} {state.score:.2f}" if state.score is not None else "",
+    ]
 
 
 def training(runs: Sequence[Run]) -> str:
-    """How trainings go, from what they have logged so far: a line on each, early warnings of collapse, and curves."""
-    lines, logs = [], []
-    for run in runs:
-        log = run.metrics().assign(arm=run.label, seed=run.seed)
-        logs.append(log)
-        state = progress.run_state(run)
-        at, left = run.read_progress(), progress.seconds_left(run) if state == "running" else None
-        far = f", step {at.step} of {at.steps}" if at and state != "finished" else f", {len(log)} steps"
-        lines.append(
-            f'<div><span style="color:{drawing.color_of(run.label)}">■</span> <b>{text(run.label)} s{run.seed}</b>: '
-            f"{STATES[state]} {state}{far}{f', about {clock(left)} left' if left is not None else ''} "
-            f'<span style="color:{FAINT}">({run.path.name})</span></div>'
-        )
-        lines += [
-            f'<div style="color:{KINDS["invalid"].color}"><b>⚠ {text(warning.name.replace("_", " "))}</b> from step '
-            f"{warning.step}: {text(warning.message)}</div>"
-            for warning in collapse_warnings(log)
-        ]
+    """Render the logs of training runs so far: a line for each, early warnings of collapse, and curves."""
+    logs = [run.metrics().assign(arm=run.label, seed=run.seed) for run in runs]
+    lines = [line for run, log in zip(runs, logs, strict=True) for line in _training_lines(run, log)]
     logged = pd.concat(logs, ignore_index=True)
-    pictures = "".join(
+    curves = "".join(
         _picture(figures.draw_panel(logged, column), title)
         for column, title in figures.PANELS.items()
         if column in logged and logged[column].notna().any()
     )
-    waiting = "" if pictures else f'<div style="color:{FAINT}">No step is logged yet.</div>'
-    return f'<div style="background:{PAPER};color:{INK};font-size:13px">{"".join(lines)}{waiting}<div>{pictures}</div></div>'
+    waiting = "" if curves else f'<div style="color:{FAINT}">No step is logged yet.</div>'
+    style = f"background:{PAPER};color:{INK};font-size:13px"
+    return f'<div style="{style}">{"".join(lines)}{waiting}<div>{curves}</div></div>'
+
+
+def _training_lines(run: Run, log: pd.DataFrame) -> list[str]:
+    state, at = progress.run_state(run), run.read_progress()
+    left = progress.seconds_left(run) if state == "running" else None
+    steps = f"step {at.step} of {at.steps}" if at and state != "finished" else f"{len(log)} steps"
+    about = f", about {clock(left)} left" if left is not None else ""
+    lines = [
+        f"<div>{_square(run.label)}<b>{text(run.label)} s{run.seed}</b>: {STATE_MARKS[state]} {state}, "
+        f'{steps}{about} <span style="color:{FAINT}">({run.path.name})</span></div>'
+    ]
+    for warning in collapse_warnings(log):
+        lines.append(
+            f'<div style="color:{KINDS["invalid"].color}"><b>⚠ {text(warning.name.replace("_", " "))}</b> '
+            f"from step {warning.step}: {text(warning.message)}</div>"
+        )
+    return lines
+
+
+def _square(arm: str) -> str:
+    """A square in an arm's colour."""
+    return f'<span style="color:{drawing.color_of(arm)}">■</span> '
 
 
 def _picture(png: bytes, title: str) -> str:
-    return f'<img alt="{text(title)}" src="data:image/png;base64,{b64encode(png).decode()}" style="width:{NARROW};max-width:100%">'
+    source = f"data:image/png;base64,{b64encode(png).decode()}"
+    return f'<img alt="{text(title)}" src="{source}" style="width:{NARROW};max-width:100%">'

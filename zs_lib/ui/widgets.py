@@ -1,10 +1,9 @@
-"""Things to use in JupyterLab: an explorer of trajectories, a playground of search engines, a training monitor, a board, a
-calculator of costs.
+"""Widgets for JupyterLab: trajectory explorer, playground, training monitor, study board, cost calculator.
 
-Each is one call. Where somebody sits at the notebook it returns a widget; where a program executes it (papermill), the
-same call returns the view as HTML, which stays in the stored notebook. All read the run store, so a run may be trained
-by any process, and nothing is lost with the browser. Timers run on the kernel's event loop, and end with what they
-watch or with the widget.
+Each is one call. In an interactive notebook it returns a widget; in one that a program executes (papermill)
+it returns the same view as HTML, which is stored in the notebook. All read the run store, so any process may
+train the runs, and nothing is lost with the browser. Timers run on the kernel's event loop; they end with the
+run that they watch, or with the widget.
 """
 
 from __future__ import annotations
@@ -30,29 +29,29 @@ from zs_lib.rl import trajectory_log
 from zs_lib.rl.trajectory_log import Entry, TrajectoryLog
 from zs_lib.runs import Run, RunStore
 from zs_lib.ui import render
-from zs_lib.ui.playground import choices, compare
+from zs_lib.ui.playground import Inputs, choices, compare
 
 REFRESH_S = 3.0
-"""Seconds between two looks at the store."""
+"""Seconds between two reads of the store."""
 SHORT = {"width": "300px", "max_width": "98%"}
 LONG = {"width": "604px", "max_width": "98%"}
-"""Layouts of controls, LONG for a sentence: with the margins of 2 px as wide as two short ones, so that rows form columns."""
+"""Layouts of controls; a LONG one, for a sentence, is as wide as two short ones with margins of 2 px."""
 SETS = {"the group of a step": False, "a question through training": True}
+"""Name → whether one watched question is shown through training."""
 NOISE = {"any": None, "noisy documents": True, "none noisy": False}
-"""Name → what `trajectories.select` takes. (A drop-down whose value is None shows nothing.)"""
+"""Name → argument of `trajectory_log.select`. (A drop-down whose value is None shows nothing.)"""
 NONE_LOGGED, NONE_LEFT, NONE_WATCHED = map(
     render.error,
     (
         "Nothing is logged yet.",
         "No trajectory of this run passes the filters.",
-        "This run asked no question again: it is older, or has just begun.",
+        "This run has asked no question again: it has only just started, or its code was older.",
     ),
 )
 
 
 def attended() -> bool:
-    """Whether somebody may answer this kernel: a front end offers its keyboard with every cell that it sends, a program
-    that executes notebooks does not."""
+    """Whether a person may use this kernel: front ends allow input with each cell, programs do not."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     kernel = getattr(shell, "kernel", None)
     return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
@@ -61,20 +60,16 @@ def attended() -> bool:
 def explore(
     run: Run | str | None = None, watch: bool = False, store: RunStore | None = None
 ) -> Explorer | HTML:
-    """Trajectories of the stored policies, beginning with `run` (a run or the beginning of its name; by default the first):
-    by step and question, filtered, a group side by side; or, where `watch` begins, one question through training.
+    """Explore the trajectories of policy runs by step and question, a group side by side, with filters.
+
+    `run`: the one to show first (a run, or the beginning of its name); by default the first of the store.
+    `watch`: show one question through training first.
 
     Raises:
-        RunError: there is no such run, none that logged trajectories, or its log is damaged.
+        RunError: there is no such run, none has logged trajectories, or its log is damaged.
     """
     store = store or RunStore()
-    runs = [
-        one
-        for one in store.list()
-        if one.kind == "policy"
-        and (one.path / trajectory_log.LOG).exists()
-        and progress.run_state(one) != "damaged"
-    ]
+    runs = [one for one in store.list() if _has_trajectories(one)]
     run = store.find(run) if isinstance(run, str) else run
     if run is None and not runs:
         raise RunError(f"No policy in {store.root} has logged trajectories: notebook 03 trains one.")
@@ -82,14 +77,16 @@ def explore(
         return Explorer(runs, run or runs[0], watch)
     index = TrajectoryLog(run or runs[0])
     if watch:
-        return HTML(
-            "".join(
-                _watched_page(index, entries) for entries in trajectory_log.watched(index.entries).values()
-            )
-            or NONE_WATCHED
-        )
+        watched = trajectory_log.watched(index.entries)
+        pages = [_watched_page(index, entries) for entries in watched.values()]
+        return HTML("".join(pages) or NONE_WATCHED)
     groups = trajectory_log.groups(index.entries)
     return HTML(_group_page(index, groups, list(groups)[-1]) if groups else NONE_LOGGED)
+
+
+def _has_trajectories(run: Run) -> bool:
+    logged = run.kind == "policy" and (run.path / trajectory_log.LOG).exists()
+    return logged and progress.run_state(run) != "damaged"
 
 
 def playground(
@@ -101,63 +98,74 @@ def playground(
     judge: bool = False,
     store: RunStore | None = None,
 ) -> Playground | HTML:
-    """What several engines find for one query, side by side; by default the good query of a training question, asked of BM25
-    and of the study's main simulator, useful and noisy. `engines`: names of `playground.choices`, else ConfigError."""
+    """Compare what several engines find for one query, by default the good query of a training question.
+
+    `engines`: names of `playground.choices`, by default BM25 and the study's main simulator, useful and
+    noisy. `judge`: let the LLM judge read the documents.
+
+    Raises:
+        ConfigError: there is no such engine, or the judge lacks the right answer.
+    """
     store = store or RunStore()
     known = choices(study, store)
     reject_unknown("engine", engines, known)
     if not query:
-        from zs_lib.ui import examples  # torch, which the other panels do without
+        from zs_lib.ui import examples  # imports torch, which the other panels do not need
 
         sample = examples.training_questions(1)[0]
         query = sample.hops[-1].query
         question, answer = question or sample.question, answer or sample.golden_answers[0]
     main = next((arm.simulator.label for arm in study.policies if arm.simulator), "")
     engines = engines or [name for name in known if name == "bm25" or name.startswith(f"{main}, ")]
+    inputs = Inputs(query, question, answer, tuple(engines), judge)
     if attended():
-        return Playground(study, store, known, query, question, answer, engines, judge)
-    return HTML(compare(study, store, query, question, answer, engines, judge))
+        return Playground(study, store, known, inputs)
+    return HTML(compare(study, store, inputs))
 
 
 def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
-    """The curves and early warnings of trainings (runs, or beginnings of their names; by default whatever policies train
-    now, wherever), kept up to date while they go on.
+    """Show curves and early warnings of training runs, updated while they train.
+
+    `runs`: runs of policies, or the beginnings of their names; by default all that train now, by any process.
 
     Raises:
-        RunError: there is no such run, it is no policy, or its log is damaged; no policy trains now.
+        RunError: there is no such run, it is not a policy's, or its log is damaged; no policy trains now.
     """
     store = store or RunStore()
     found = [store.find(run) if isinstance(run, str) else run for run in runs]
     found = found or [run for run in store.list() if run.kind == "policy" and run.running]
     if not found or any(run.kind != "policy" for run in found):
-        what = "One of these runs is no policy's" if found else f"No policy trains now in {store.root}"
+        what = "One of these runs is not a policy's" if found else f"No policy trains now in {store.root}"
         raise RunError(f"{what}: name a run of a policy (`zs runs list`).")
     return Monitor(found) if attended() else HTML(render.training(found))
 
 
 def board(study: Profile, jobs: int | None = None, store: RunStore | None = None) -> StudyBoard | HTML:
-    """How every arm of a study stands, with a button that makes what is missing in a process that outlives the notebook."""
+    """Show the state of every arm of a study, with a button to make the missing runs in the background."""
     wanted, store = studies.study_runs(study), store or RunStore()
-    return (
-        StudyBoard(wanted, jobs, store)
-        if attended()
-        else HTML(render.board(progress.arm_states(wanted, store)))
-    )
+    if attended():
+        return StudyBoard(wanted, jobs, store)
+    return HTML(render.board(progress.arm_states(wanted, store)))
 
 
 def calculator(model: str = "14B", gpu: str = cost.CARD) -> Calculator | HTML:
-    """What a simulator of this size on these cards costs one training, and what it saves against search engines; with controls
-    for a card's price, searches a rollout (its turns, less the answer's) and group size. ConfigError for an unknown name."""
+    """Show what a simulator costs per training run, and what it saves against search engines.
+
+    The widget has controls for the GPU's price, searches per rollout and group size.
+
+    Raises:
+        ConfigError: the simulator's size or the GPU is unknown.
+    """
     reject_unknown("simulator", [model], roofline.MODELS)
     reject_unknown("GPU", [gpu], cost.hourly())
     if attended():
         return Calculator(model, gpu)
-    training = cost.papers_training()
+    training = cost.paper_load()
     return HTML(_costs(model, gpu, None, training.searches, training.group))
 
 
 class _Panel(ipywidgets.VBox):
-    """Controls above a view that is HTML."""
+    """Base of the widgets: controls above a view of HTML."""
 
     _timer: asyncio.Task | None = None
 
@@ -171,7 +179,7 @@ class _Panel(ipywidgets.VBox):
         super().close()
 
     def show(self, make: Callable[[], str]) -> bool:
-        """Show what `make` returns, or what was wrong; whether all was well."""
+        """Show what `make` returns, or its error; whether it succeeded."""
         try:
             self.view.value = make()
             return True
@@ -180,7 +188,7 @@ class _Panel(ipywidgets.VBox):
             return False
 
     def _keep_fresh(self, refresh: Callable[[], bool]) -> None:
-        """Call `refresh` every REFRESH_S until it returns False; in a script, which has no event loop, not at all."""
+        """Call `refresh` every REFRESH_S seconds until it returns False; never without an event loop."""
 
         async def tick() -> None:
             await asyncio.sleep(REFRESH_S)
@@ -201,53 +209,33 @@ class _Panel(ipywidgets.VBox):
 
 
 class Explorer(_Panel):
-    """Runs → steps → questions → the rollouts of a group. The log is indexed once; only what is shown is read."""
+    """Choose a run, a step and a question, and see the rollouts of the group.
+
+    The log is indexed once; only the records that are shown are read.
+    """
 
     def __init__(self, runs: Sequence[Run], run: Run, watch: bool = False):
         by_name = {one.path.name: one for one in (*runs, run)}
-        options = [(f"{one.label} s{one.seed} ({name})", one) for name, one in by_name.items()]
-        self.run = ipywidgets.Dropdown(options=options, value=run, description="run", layout=LONG)
-        self.what = ipywidgets.Dropdown(
-            options=list(SETS.items()), value=watch, description="show", layout=SHORT
-        )
-        self.step = ipywidgets.SelectionSlider(
-            options=[0], description="step", continuous_update=False, layout=SHORT
-        )
-        self.question = ipywidgets.Dropdown(description="question", layout=LONG)
+        labels = [(f"{one.label} s{one.seed} ({name})", one) for name, one in by_name.items()]
+        stops = [("any", ""), *((why, name) for name, why in render.STOPS.items())]
+        shades = [(name, shade) for shade, name in render.SHADES.items()]
+        menu = partial(ipywidgets.Dropdown, layout=SHORT)
+        # Sent when the handle is released: each value that is sent redraws the view.
+        released = {"continuous_update": False, "layout": SHORT}
+        self.run = menu(options=labels, value=run, description="run", layout=LONG)
+        self.what = menu(options=list(SETS.items()), value=watch, description="show")
+        self.step = ipywidgets.SelectionSlider(options=[0], description="step", **released)
+        self.question = menu(description="question", layout=LONG)
         self.reward = ipywidgets.FloatRangeSlider(
-            value=(0, 1),
-            min=0,
-            max=1,
-            step=0.1,
-            description="reward",
-            readout_format=".1f",
-            continuous_update=False,
-            layout=SHORT,
+            value=(0, 1), min=0, max=1, step=0.1, description="reward", readout_format=".1f", **released
         )
-        self.turns = ipywidgets.IntRangeSlider(
-            value=(1, 1), min=1, max=1, description="turns", continuous_update=False, layout=SHORT
-        )
-        self.stop = ipywidgets.Dropdown(
-            options=[("any", ""), *((why, name) for name, why in render.STOPS.items())],
-            description="stop",
-            layout=SHORT,
-        )
-        self.noise = ipywidgets.Dropdown(options=list(NOISE), description="noise", layout=SHORT)
-        self.shade = ipywidgets.Dropdown(
-            options=[(name, shade) for shade, name in render.SHADES.items()],
-            description="shade by",
-            layout=SHORT,
-        )
+        self.turns = ipywidgets.IntRangeSlider(value=(1, 1), min=1, max=1, description="turns", **released)
+        self.stop = menu(options=stops, description="stop")
+        self.noise = menu(options=list(NOISE), description="noise")
+        self.shade = menu(options=shades, description="shade by")
         controls = (
-            self.run,
-            self.what,
-            self.step,
-            self.question,
-            self.reward,
-            self.turns,
-            self.stop,
-            self.noise,
-            self.shade,
+            *(self.run, self.what, self.step, self.question, self.reward),
+            *(self.turns, self.stop, self.noise, self.shade),
         )
         super().__init__(*controls)
         self.index, self._updating = None, False
@@ -262,8 +250,8 @@ class Explorer(_Panel):
         super().close()
 
     def update(self, change: dict | None = None) -> None:
-        """Bring controls and view in line with what was chosen."""
-        if self._updating:  # a control that this method itself has set
+        """Update controls and view after a choice."""
+        if self._updating:  # this method itself has set a control
             return
         self._updating = True
         try:
@@ -277,17 +265,14 @@ class Explorer(_Panel):
         chosen = trajectory_log.select(
             self.index.entries, self.reward.value, self.turns.value, self.stop.value, NOISE[self.noise.value]
         )
-        self.step.layout.display = "none" if self.what.value else None  # all steps are shown
+        self.step.layout.display = "none" if self.what.value else None  # one question is shown at all steps
         return self._through_training(chosen) if self.what.value else self._group(chosen)
 
     def _open(self, run: Run) -> None:
-        opened, before = (
-            TrajectoryLog(run),
-            self.index,
-        )  # if it cannot be opened, the one before can still be returned to
+        opened = TrajectoryLog(run)  # if this fails, the log before stays open
+        if self.index:
+            self.index.close()
         self.index = opened
-        if before:
-            before.close()
         self._widen()
         self._to_end()
         if run.running:
@@ -296,9 +281,9 @@ class Explorer(_Panel):
             self._end_timer()
 
     def _grow(self) -> bool:
-        """Take in what was logged since; the step stays, unless it was the last."""
+        """Index what was logged since the last call; the chosen step stays, unless it was the last one."""
 
-        def render() -> str:
+        def update() -> str:
             at_end = self.step.value == self.step.options[-1]
             if self.index.refresh():
                 self._widen()
@@ -306,12 +291,10 @@ class Explorer(_Panel):
                     self._to_end()
             return self._render()
 
-        self._updating, going = (
-            True,
-            self.run.value.running,
-        )  # asked first, so that the last lines are not missed
+        self._updating = True
+        running = self.run.value.running  # read before the log, so that its last lines are not missed
         try:
-            return self.show(render) and going
+            return self.show(update) and running
         finally:
             self._updating = False
 
@@ -320,13 +303,10 @@ class Explorer(_Panel):
         _offer(self.step, [last], last)
 
     def _widen(self) -> None:
-        """Let the turns' range hold all that were logged."""
-        most, everything = (
-            max((entry.turns for entry in self.index.entries), default=1),
-            self.turns.value[1] == self.turns.max,
-        )
-        self.turns.max = max(most, self.turns.max)
-        if everything:
+        """Extend the turns' slider to the largest number logged."""
+        unlimited = self.turns.value[1] == self.turns.max
+        self.turns.max = max([self.turns.max, *(entry.turns for entry in self.index.entries)])
+        if unlimited:
             self.turns.value = (self.turns.value[0], self.turns.max)
 
     def _group(self, chosen: list[Entry]) -> str:
@@ -334,11 +314,7 @@ class Explorer(_Panel):
         if not groups:
             return NONE_LEFT if self.index.entries else NONE_LOGGED
         steps = list(dict.fromkeys(step for step, *_ in groups))
-        now = (
-            self.step.value
-            if self.step.value in steps
-            else min(steps, key=lambda step: abs(step - self.step.value))
-        )
+        now = min(steps, key=lambda step: abs(step - self.step.value))
         _offer(self.step, steps, now)
         _offer(self.question, [(key[2], key[1:]) for key in groups if key[0] == now], self.question.value)
         return _group_page(self.index, groups, (now, *self.question.value), self.shade.value)
@@ -352,21 +328,20 @@ class Explorer(_Panel):
 
 
 def _group_page(index: TrajectoryLog, groups: dict[tuple, list[Entry]], key: tuple, shade: str = "") -> str:
-    """What of a group is chosen, side by side, numbered by its place in the whole group."""
+    """The chosen rollouts of a group side by side, numbered as in the whole group."""
     whole = [entry.place for entry in trajectory_log.groups(index.entries)[key]]
     titles = [f"rollout {whole.index(entry.place) + 1} of {len(whole)}" for entry in groups[key]]
     return render.group(index.read(groups[key]), shade, _simulated(index.run), titles)
 
 
 def _watched_page(index: TrajectoryLog, entries: list[Entry], shade: str = "") -> str:
-    """A watched question each time that it was asked again."""
-    return render.group(
-        index.read(entries), shade, _simulated(index.run), [f"after step {entry.step}" for entry in entries]
-    )
+    """The trajectories of a watched question through training, side by side."""
+    titles = [f"after step {entry.step}" for entry in entries]
+    return render.group(index.read(entries), shade, _simulated(index.run), titles)
 
 
 def _offer(control: ipywidgets.Widget, options: list, value: object) -> None:
-    """Set a control's options; its value stays if it is among them, else it is the first."""
+    """Set a control's options, and its value if that is one of them, else the first."""
     values = [option[1] if isinstance(option, tuple) else option for option in options]
     if tuple(control.options) != tuple(options):
         control.options = options
@@ -378,57 +353,39 @@ def _simulated(run: Run) -> bool:
 
 
 class Playground(_Panel):
-    """A query, what it is asked for, the engines, and a button."""
+    """A query, what is known about it, a box for each engine, and a button."""
 
-    def __init__(
-        self,
-        study: Profile,
-        store: RunStore,
-        known: Sequence[str],
-        query: str,
-        question: str,
-        answer: str,
-        engines: Sequence[str],
-        judge: bool,
-    ):
+    def __init__(self, study: Profile, store: RunStore, known: Sequence[str], inputs: Inputs):
         self.study, self.store = study, store
-        # Sent when they are left, not key by key: what is sent late would miss the search.
+        # Sent when the field is left, not key by key: a value that is sent late would miss the search.
         field = partial(ipywidgets.Text, continuous_update=False)
-        self.query = field(query, description="query", layout=LONG)
+        self.query = field(inputs.query, description="query", layout=LONG)
         self.question = field(
-            question, description="question", layout=LONG, placeholder="a simulator is told it"
+            inputs.question, description="question", layout=LONG, placeholder="part of a simulator's prompt"
         )
         self.answer = field(
-            answer, description="answer", layout=SHORT, placeholder="known for benchmark questions"
+            inputs.answer, description="answer", layout=SHORT, placeholder="known for benchmark questions"
         )
-        # No list: JupyterLab takes its arrow keys for itself, and moves to the next cell.
+        # Boxes instead of a list, since JupyterLab takes a list's arrow keys for moving to the next cell.
         self.engines = [
-            ipywidgets.Checkbox(name in engines, description=name, indent=False, layout=SHORT)
+            ipywidgets.Checkbox(name in inputs.engines, description=name, indent=False, layout=SHORT)
             for name in known
         ]
-        self.judge = ipywidgets.Checkbox(judge, description="ask the LLM judge", layout=SHORT)
+        self.judge = ipywidgets.Checkbox(inputs.judge, description="ask the LLM judge", layout=SHORT)
         self.button = ipywidgets.Button(description="Search", button_style="primary")
         self.button.on_click(self.search)
         super().__init__(self.query, self.answer, self.question, self.judge, *self.engines, self.button)
         self.search()
 
     def search(self, _: object = None) -> None:
-        """Ask the chosen engines, and show what they find."""
-        self.show(
-            lambda: compare(
-                self.study,
-                self.store,
-                self.query.value,
-                self.question.value,
-                self.answer.value,
-                [box.description for box in self.engines if box.value],
-                self.judge.value,
-            )
-        )
+        """Search with the chosen engines, and show what they find."""
+        chosen = tuple(box.description for box in self.engines if box.value)
+        inputs = Inputs(self.query.value, self.question.value, self.answer.value, chosen, self.judge.value)
+        self.show(lambda: compare(self.study, self.store, inputs))
 
 
 class Monitor(_Panel):
-    """Curves of trainings that any process works on, drawn anew when something was logged."""
+    """Curves of training runs, redrawn whenever a step is logged."""
 
     def __init__(self, runs: Sequence[Run]):
         super().__init__()
@@ -437,14 +394,12 @@ class Monitor(_Panel):
             self._keep_fresh(self.refresh)
 
     def refresh(self) -> bool:
-        """Show what is new; whether any of the runs goes on."""
-        going = [
-            run.running for run in self.runs
-        ]  # before the logs are read, so that the last line is not missed
-        seen = going, [_size(run.path / "metrics.jsonl") for run in self.runs]
-        well = seen == self._seen or self.show(lambda: render.training(self.runs))
+        """Redraw if anything was logged; whether any of the runs is still running."""
+        running = [run.running for run in self.runs]  # read before the logs, so that no last line is missed
+        seen = running, [_size(run.path / "metrics.jsonl") for run in self.runs]
+        shown = seen == self._seen or self.show(lambda: render.training(self.runs))
         self._seen = seen
-        return well and any(going)
+        return shown and any(running)
 
 
 def _size(path: Path) -> int:
@@ -452,33 +407,30 @@ def _size(path: Path) -> int:
 
 
 class StudyBoard(_Panel):
-    """Every arm's state, and buttons to make what is missing."""
+    """State of every arm, and buttons to make the missing runs."""
 
     def __init__(self, wanted: Sequence[tuple], jobs: int | None, store: RunStore):
         self.wanted, self.jobs, self.store = wanted, jobs, store
         self.start = ipywidgets.Button(
             description="Start or resume",
             button_style="primary",
-            tooltip="makes what is missing, in the background",
+            tooltip="makes the missing runs in the background",
         )
-        self.stop = ipywidgets.Button(
-            description="Stop", tooltip="what was done up to the last checkpoints is kept"
-        )
-        self.look = ipywidgets.Button(description="Refresh")
-        super().__init__(self.start, self.stop, self.look)
+        self.stop = ipywidgets.Button(description="Stop", tooltip="the last checkpoints are kept")
+        self.reload = ipywidgets.Button(description="Refresh")
+        super().__init__(self.start, self.stop, self.reload)
         self.start.on_click(self._start)
         self.stop.on_click(self._stop)
-        self.look.on_click(self._follow)
+        self.reload.on_click(self._follow)
         self._follow()
 
     def refresh(self) -> bool:
-        """Show the present state; whether it may change by itself."""
+        """Show the current state; whether any run is in progress."""
         states, pid = progress.arm_states(self.wanted, self.store), background.working(self.store)
         self.start.disabled, self.stop.disabled = pid is not None, pid is None
-        said = "" if pid else background.said(self.store)
-        return self.show(lambda: render.board(states, said)) and (
-            pid is not None or any(state.state == "running" for state in states)
-        )
+        note = "" if pid else background.last_output(self.store)
+        shown = self.show(lambda: render.board(states, note))
+        return shown and (pid is not None or any(state.state == "running" for state in states))
 
     def _follow(self, _: object = None) -> None:
         if self.refresh():
@@ -494,14 +446,14 @@ class StudyBoard(_Panel):
 
 
 class Calculator(_Panel):
-    """What a simulator costs, anew with each choice; another GPU brings its quoted price with it."""
+    """Costs of a simulator, recomputed with each choice; choosing a GPU also sets its quoted price."""
 
     def __init__(self, model: str, gpu: str):
-        training = cost.papers_training()
+        training = cost.paper_load()
         self.model = ipywidgets.Dropdown(options=list(roofline.MODELS), value=model, description="simulator")
         self.gpu = ipywidgets.Dropdown(options=list(cost.hourly()), value=gpu, description="GPU")
         self.price = ipywidgets.BoundedFloatText(
-            cost.hourly()[gpu], min=0.01, max=100, step=0.1, description="$ an hour"
+            cost.hourly()[gpu], min=0.01, max=100, step=0.1, description="$ per hour"
         )
         self.searches = ipywidgets.FloatSlider(
             training.searches, min=0.5, max=5, step=0.1, description="searches"
@@ -514,22 +466,20 @@ class Calculator(_Panel):
         self.update()
 
     def update(self, change: dict | None = None) -> None:
-        """Show what the choices cost."""
-        self.show(
-            lambda: _costs(
-                self.model.value, self.gpu.value, self.price.value, self.searches.value, self.group.value
-            )
-        )
+        """Show the costs of the current choices."""
+        chosen = [control.value for control in (self.model, self.gpu, self.price, self.searches, self.group)]
+        self.show(lambda: _costs(*chosen))
 
     def _price(self, change: dict) -> None:
         self.price.value = cost.hourly()[self.gpu.value]
 
 
 def _costs(model: str, gpu: str, usd_hour: float | None, searches: float, group: int) -> str:
-    training = replace(cost.papers_training(), searches=searches, group=group)
+    training = replace(cost.paper_load(), searches=searches, group=group)
     ways = cost.ways(training, model, gpu, usd_hour)
-    said = (
-        f"{training.queries:,.0f} queries ({training.steps} steps of {training.prompts} prompts x {group} rollouts x "
-        f"{searches:.1f} searches) in {training.hours:.0f} hours, or as many as the cards need. Modelled, at quoted prices."
+    rollouts = f"{training.steps} steps of {training.prompts} prompts x {group} rollouts"
+    caption = (
+        f"{training.queries:,.0f} queries ({rollouts} x {searches:.1f} searches) in {training.hours:.0f} hours, or "
+        "in more if the GPUs need them. Modelled, at quoted prices."
     )
-    return render.costs(ways, cost.saved(ways["usd"], training.queries), said)
+    return render.costs(ways, cost.savings(ways["usd"], training.queries), caption)
