@@ -29,7 +29,7 @@ def evaluation(seeds=2, **scores) -> pd.DataFrame:
 
 
 def test_constant_scores_decide_exactly():
-    table = claims.heldout(
+    table = claims.heldout_statements(
         {
             "evaluation": evaluation(
                 start=0.2, zerosearch=0.6, r1=0.1, **{"search-r1": 0.6, "zerosearch-naive": 0.3}
@@ -43,7 +43,7 @@ def test_constant_scores_decide_exactly():
 
 
 def test_a_lower_score_does_not_hold():
-    table = claims.heldout(
+    table = claims.heldout_statements(
         {
             "evaluation": evaluation(
                 start=0.4, zerosearch=0.6, r1=0.7, **{"search-r1": 0.9, "zerosearch-naive": 0.8}
@@ -55,7 +55,7 @@ def test_a_lower_score_does_not_hold():
 
 def test_one_seed_decides_nothing():
     arms = dict(start=0.2, zerosearch=0.6, r1=0.1, **{"search-r1": 0.6, "zerosearch-naive": 0.3})
-    table = claims.heldout({"evaluation": evaluation(seeds=1, **arms)})
+    table = claims.heldout_statements({"evaluation": evaluation(seeds=1, **arms)})
     assert table["verdict"].eq("undecided").all() and table.iloc[0]["estimate"] == 3.0
 
 
@@ -90,7 +90,7 @@ def test_fidelity_bounds_and_order():
         fidelity_row("grounded-tiny-S", answer_good=0.5, answer_bad=0.1, leak=0.01),
         fidelity_row("grounded-tiny-L", answer_good=0.95, answer_bad=0.30, leak=0.045),
     ]
-    table = claims.fidelity({"fidelity": pd.DataFrame(rows)})
+    table = claims.fidelity_statements({"fidelity": pd.DataFrame(rows)})
     assert table["verdict"].tolist() == ["holds", "does not hold", "undecided", "holds", "does not hold"]
     assert table.iloc[3]["estimate"] == pytest.approx(0.45) and table.iloc[4]["estimate"] == pytest.approx(
         -0.035

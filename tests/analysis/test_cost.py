@@ -10,11 +10,11 @@ from zs_lib.engines.http import SerpApiEngine, SerperEngine
 from zs_lib.errors import ConfigError, DataError
 
 ROW = {"seed": 0, "queries": 6400, "policy_tokens": 1, "rollout": 9.0, "update": 9.0}
-PAPER = cost.papers_training()
+PAPER = cost.paper_load()
 
 
 def test_prices_are_the_papers():
-    prices = cost.prices()
+    prices = cost.implied_prices()
     assert prices["query"] == pytest.approx(586.7 / 64000) and prices["gpu_hour"] == pytest.approx(17.7 / 12)
 
 
@@ -53,23 +53,23 @@ def test_rates_by_hand():
     table = pd.DataFrame(
         [asked, asked | {"seed": 1, "rollout": 3.0}, asked | {"arm": "search-r1", "simulator_tokens": 0}]
     )
-    rates = cost.rates(study, table)
+    rates = cost.query_rates(study, table)
     assert rates.index.tolist() == ["zerosearch"]  # a real engine writes nothing
     assert rates.loc["zerosearch"].tolist() == pytest.approx([6400 / 4608, 20, 0.1, (0.5 + 0.25) / 2])
 
 
 def test_what_is_assumed_of_rollouts_was_measured():
     recorded = pd.read_csv(paths.ROOT / "data" / "results" / "tiny" / "cost.csv")
-    assert cost.rates(config.load_profile("tiny"), recorded).loc["zerosearch", "writing"] == pytest.approx(
-        cost.WRITING, abs=0.05
-    )
+    assert cost.query_rates(config.load_profile("tiny"), recorded).loc[
+        "zerosearch", "writing"
+    ] == pytest.approx(cost.WRITING, abs=0.05)
 
 
 # the paper's table ---------------------------------------------------------------------------------------------------
 
 
 def test_table_8_line_by_line():
-    table = cost.recomputed()
+    table = cost.recomputed_table8()
     # Every printed total follows from queries, hours and cards, at one price a query and one price an hour of a card.
     assert (table["usd"] - table["printed"]).abs().max() < 0.05
     assert table["gpu_hours"].tolist() == [0, 12, 24, 48] and table["printed"].tolist() == [
@@ -83,11 +83,13 @@ def test_table_8_line_by_line():
     # What the total does not equal: five searches for each rollout, which the configuration allows, or the packages sold.
     assert (table["searches_a_rollout"] == 1).all() and PAPER.rollouts == 64000
     assert (
-        cost.engines(PAPER.queries).loc["SerpAPI Big Data", "bought"]
+        cost.engine_prices(PAPER.queries).loc["SerpAPI Big Data", "bought"]
         == 3 * 275
         != pytest.approx(586.7, abs=0.05)
     )
-    assert cost.engines(5 * PAPER.queries).loc["SerpAPI Big Data", "usd"] == pytest.approx(2933.33, abs=0.01)
+    assert cost.engine_prices(5 * PAPER.queries).loc["SerpAPI Big Data", "usd"] == pytest.approx(
+        2933.33, abs=0.01
+    )
 
 
 # quotes --------------------------------------------------------------------------------------------------------------
@@ -110,7 +112,7 @@ def test_a_damaged_quote_is_told(monkeypatch, tmp_path):
 
 
 def test_the_engines_budgets_are_the_quotes():
-    plans = cost.engines(1000)
+    plans = cost.engine_prices(1000)
     assert plans.loc["SerpAPI Developer", "usd"] == pytest.approx(1000 * SerpApiEngine.usd_per_query)
     assert plans.loc["Serper Starter", "usd"] == pytest.approx(1000 * SerperEngine.usd_per_query)
 
@@ -119,7 +121,7 @@ def test_the_engines_budgets_are_the_quotes():
 
 
 def test_published_speeds_reach_what_is_assumed():
-    reached = cost.published()["reached"]
+    reached = cost.published_speeds()["reached"]
     assert reached.round(2).between(0.39, 0.68).all() and reached.median() == pytest.approx(
         roofline.REACHED, abs=0.1
     )
@@ -128,10 +130,10 @@ def test_published_speeds_reach_what_is_assumed():
 # dollars of a simulator ----------------------------------------------------------------------------------------------
 
 
-def busy(hours: float, model: str = "14B") -> cost.Training:
+def busy(hours: float, model: str = "14B") -> cost.TrainingLoad:
     """180 steps in 12 hours whose queries take one A100 so long."""
     queries = hours * 3600 * roofline.queries_per_second(model, "A100-80GB")
-    return cost.Training(steps=180, prompts=10, group=10, searches=queries / 18000, hours=12.0)
+    return cost.TrainingLoad(steps=180, prompts=10, group=10, searches=queries / 18000, hours=12.0)
 
 
 def test_ways_by_hand():
@@ -153,15 +155,15 @@ def test_a_server_that_cannot_keep_up_is_paid_for_longer():
 
 
 def test_the_88_percent_anew():
-    saved = cost.saved(pd.Series({"paper": 70.8, "free": 0.0}), 64000)
+    saved = cost.savings(pd.Series({"paper": 70.8, "free": 0.0}), 64000)
     assert saved.loc["paper"].tolist() == pytest.approx(
         [1 - 70.8 / (64000 * 275 / 30000), 1 - 70.8 / 64, 1 - 70.8 / 19.2]
     )
     assert saved.loc["free"].tolist() == [1, 1, 1]
-    today = cost.today(PAPER)
-    assert (today["load"] <= 1).all() and today["load"].xs(
-        "as many cards as the paper", level="recipe"
-    ).between(0.04, 0.06).all()
+    today = cost.ways_today(PAPER)
+    assert (today["load"] <= 1).all() and today["load"].xs("as many cards as the paper", level="way").between(
+        0.04, 0.06
+    ).all()
 
 
 def test_an_unknown_card_is_named():

@@ -44,7 +44,7 @@ def test_costs_break_even_where_lines_cross():
     assert figure.get_supxlabel().startswith(
         "prices quoted (data/prices.csv)"
     )  # it shows no run of any profile
-    axes, training = figure.axes[0], cost.papers_training()
+    axes, training = figure.axes[0], cost.paper_load()
     told = [text.get_text().partition("\n")[0] for text in axes.texts]
     assert told[:8] == [*cost.COMPARED, *cost.ways(training, "14B").index] and len(set(told)) == 10
     cheapest, rented = axes.lines[2], axes.lines[3]

@@ -11,7 +11,7 @@ from zs_lib.errors import ConfigError
 def test_averages_are_those_of_the_subsets(name):
     table = paper.load_table(name)
     assert (
-        table[list(paper.SUBSETS)].mean(axis=1) - table["Avg"]
+        table[list(paper.TEST_SETS)].mean(axis=1) - table["Avg"]
     ).abs().max() < 0.02  # a slip of the pen shows
 
 
@@ -29,7 +29,7 @@ def test_bamboogle_has_125_or_72_questions():
 
 
 def test_errors_by_hand():
-    row = pd.DataFrame([dict.fromkeys(paper.SUBSETS, 50.0)])
+    row = pd.DataFrame([dict.fromkeys(paper.TEST_SETS, 50.0)])
     errors = paper.standard_errors(row).iloc[0]
     assert errors["NQ"] == pytest.approx(2.23607, abs=1e-4)  # 100 sqrt(0.25 / 500)
     assert errors["Bamboogle"] == pytest.approx(

@@ -26,13 +26,13 @@ def test_many_at_once_are_bound_by_arithmetic():
 
 
 def test_cards_are_as_many_as_hold_the_model():
-    assert [roofline.cards(model, "A100-80GB") for model in roofline.MODELS] == [1, 1, 1]
-    assert [roofline.cards(model, "L4") for model in roofline.MODELS] == [
+    assert [roofline.fewest_gpus(model, "A100-80GB") for model in roofline.MODELS] == [1, 1, 1]
+    assert [roofline.fewest_gpus(model, "L4") for model in roofline.MODELS] == [
         1,
         1,
         2,
     ]  # 29.5 GB do not fit into 24
     with pytest.raises(ConfigError, match="Known: 3B, 7B, 14B"):
-        roofline.cards("32B", "L4")
+        roofline.fewest_gpus("32B", "L4")
     with pytest.raises(ConfigError, match="TPU"):
         roofline.queries_per_second("7B", "TPU")

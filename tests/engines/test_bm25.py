@@ -1,22 +1,11 @@
 """Engines: each result belongs to its request, ties are settled, a simulator's text is read tolerantly."""
 
 import pytest
+from engine_fixtures import TEXTS, ask
 
-from zs_lib.engines import SearchRequest, SearchResult
+from zs_lib.engines import SearchResult
 from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.qa import Passage
-
-TEXTS = [
-    "The capital of France is Paris.",
-    "The capital of Spain is Madrid.",
-    "Lyon is a city in the country of France.",
-    "Vigo is a city by the sea.",
-    "Gijon is a city by the sea.",
-]
-
-
-def ask(query, **kwargs):
-    return SearchRequest(query, "which?", ("Paris",), **kwargs)
 
 
 @pytest.fixture(scope="module")

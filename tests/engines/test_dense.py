@@ -2,24 +2,12 @@
 
 import pytest
 import torch
+from engine_fixtures import TEXTS, ask
 from model_fixtures import tiny_model, tiny_tokenizer
 
-from zs_lib.engines import SearchRequest
 from zs_lib.engines.dense import DenseEngine
 from zs_lib.errors import EngineError, ModelError
 from zs_lib.qa import Passage
-
-TEXTS = [
-    "The capital of France is Paris.",
-    "The capital of Spain is Madrid.",
-    "Lyon is a city in the country of France.",
-    "Vigo is a city by the sea.",
-    "Gijon is a city by the sea.",
-]
-
-
-def ask(query, **kwargs):
-    return SearchRequest(query, "which?", ("Paris",), **kwargs)
 
 
 def test_dense_search_matches_parts_of_words_and_always_answers():

@@ -1,14 +1,11 @@
 """The simulated engine: each request has a prompt of its own, and its text is read tolerantly."""
 
+from engine_fixtures import ask
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
-from zs_lib.engines import SearchRequest, SearchResult
+from zs_lib.engines import SearchResult
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.models.decode import TransformersGenerator
-
-
-def ask(query, **kwargs):
-    return SearchRequest(query, "which?", ("Paris",), **kwargs)
 
 
 def test_the_simulator_is_prompted_per_request_and_its_text_is_parsed():

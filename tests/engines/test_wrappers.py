@@ -5,6 +5,8 @@ import multiprocessing
 import threading
 
 import pytest
+from engine_fixtures import TEXTS
+from http_fixtures import ask
 from model_fixtures import ScriptedGenerator
 
 from zs_lib import config
@@ -14,18 +16,6 @@ from zs_lib.engines.wrappers import BudgetedEngine, CachedEngine, MixedEngine, N
 from zs_lib.errors import BudgetError, EngineError
 from zs_lib.qa import Passage, Question
 from zs_lib.rl.rollout import rollout
-
-TEXTS = [
-    "The capital of France is Paris.",
-    "The capital of Spain is Madrid.",
-    "Lyon is a city in the country of France.",
-    "Vigo is a city by the sea.",
-    "Gijon is a city by the sea.",
-]
-
-
-def ask(query, **kwargs):
-    return SearchRequest(query, "which?", ("Paris",), **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +31,7 @@ def test_a_mixed_engine_asks_the_real_one_for_its_share(bm25):
             return [SearchResult((f"simulated {request.query}",), "ok") for request in requests]
 
     simulated = Marked([Passage("0", TEXTS[0], "train")])
-    requests = [ask("Lyon", key=(i,)) for i in range(400)]
+    requests = [SearchRequest("Lyon", "which?", ("Paris",), key=(i,)) for i in range(400)]
     mixed = MixedEngine(simulated, bm25, 0.25)
     results = mixed.search(requests, 1)
     real = [result.documents[0] == TEXTS[2] for result in results]
@@ -53,7 +43,7 @@ def test_a_mixed_engine_asks_the_real_one_for_its_share(bm25):
 
 def test_noise_at_test_time_hides_the_answer_for_its_share(bm25):
     passages = [Passage(str(i), text, "train") for i, text in enumerate(TEXTS)]
-    requests = [ask("capital of France", key=(i,)) for i in range(300)]
+    requests = [SearchRequest("capital of France", "which?", ("Paris",), key=(i,)) for i in range(300)]
     noisy = NoisyEngine(bm25, passages, 0.4)
     hidden = [
         result.documents != bm25.search(requests[:1], 2)[0].documents for result in noisy.search(requests, 2)

@@ -6,12 +6,19 @@ import pytest
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
 from zs_lib import pipeline, qa
-from zs_lib.config import paths
 from zs_lib.config.arms import EvaluationArm, EvaluationConfig, ObjectiveConfig, PolicyArm, RolloutConfig
 from zs_lib.engines import SearchResult, build_engine
 from zs_lib.errors import DataError, EngineError, RunError
-from zs_lib.evaluation import evaluate
-from zs_lib.evaluation.evaluate import evaluate, evaluate_to_file, pick, read_scores, summarise
+from zs_lib.evaluation import evaluate as evaluation
+from zs_lib.evaluation.evaluate import (
+    evaluate,
+    evaluate_to_file,
+    pick_questions,
+    read_scores,
+    retrieval_recall,
+    summarise,
+)
+from zs_lib.models import load
 from zs_lib.qa import SUBSETS, Hop, Question
 from zs_lib.runs import Run, RunStore
 
@@ -84,17 +91,17 @@ def test_the_same_questions_are_picked_whatever_their_order():
     questions = [
         Question(f"{subset}-{i}", "?", ("x",), subset) for subset in ("natural", "bridge") for i in range(50)
     ]
-    picked = pick(questions, 10)
+    picked = pick_questions(questions, 10)
     assert [q.subset for q in picked] == ["natural"] * 10 + ["bridge"] * 10
-    assert {q.id for q in pick(questions[::-1], 10)} == {q.id for q in picked}
-    assert pick(questions, 4) == picked[:4] + picked[10:14]
-    assert len(pick(questions, 1000)) == 100
+    assert {q.id for q in pick_questions(questions[::-1], 10)} == {q.id for q in picked}
+    assert pick_questions(questions, 4) == picked[:4] + picked[10:14]
+    assert len(pick_questions(questions, 1000)) == 100
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """An empty run store, and a random model as the backbone "tiny-X"."""
-    monkeypatch.setattr(paths, "BACKBONES", tmp_path)
+    monkeypatch.setattr(load, "BACKBONES", tmp_path)
     save(tmp_path / "tiny-X")
     return RunStore(tmp_path / "runs")
 
@@ -146,7 +153,7 @@ def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
     assert run.finished and set(run.summary["subsets"]) == set(SUBSETS)
     table = read_scores(run)
     assert len(table) == run.summary["questions"] == 2 * len(SUBSETS)
-    monkeypatch.setattr(evaluate, "evaluate", None)  # found in the store, not made again
+    monkeypatch.setattr(evaluation, "evaluate", None)  # found in the store, not made again
     assert pipeline.ensure(arm, 0, store).path == run.path
 
 
@@ -154,28 +161,33 @@ def test_rows_come_back_as_they_were_stored(store, monkeypatch):
     written = evaluate(ScriptedGenerator(write), QUESTIONS, Engine(), CFG, seed=0)
     written.loc[0, "prediction"] = "NA"  # a name like any other
     parts = iter([written])  # of the first subset; the others have no questions
-    monkeypatch.setattr(evaluate, "evaluate", lambda *args: next(parts, written[:0]))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args: next(parts, written[:0]))
     read = read_scores(pipeline.ensure(EvaluationArm.of_backbone(POLICY, SMALL), 0, store))
     assert read["prediction"].fillna("").tolist() == written["prediction"].fillna("").tolist()
     assert read["query_quality"].isna().tolist() == [False, False, True] and read["f1"].dtype == float
 
 
-def test_a_policys_evaluation_takes_the_model_of_its_run(store):
-    arm = EvaluationArm.of_policy(POLICY, SMALL)
+def test_a_policys_evaluation_ensures_the_policy_of_its_seed_and_takes_its_model(store, monkeypatch):
+    arm, made = EvaluationArm.of_policy(POLICY, SMALL), []
+
+    def make(run, policy, *_):
+        made.append((policy, run.seed))
+        save(run.model_dir)
+        return {}
+
     assert arm.engine == "none"
-    with pytest.raises(RunError):
-        pipeline.ensure(arm, 3, store)
-    store.complete(POLICY, 3, lambda run: save(run.model_dir) or {})
+    monkeypatch.setitem(pipeline.MAKERS, PolicyArm, pipeline.Maker(make))
     run = pipeline.ensure(arm, 3, store)
+    assert made == [(POLICY, 3)] and store.get(POLICY, 3).finished
     assert run.seed == 3 and (read_scores(run)["searches"] == 0).all()
 
 
 def test_predictions_are_kept_batch_by_batch_and_not_made_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "BATCH", 2)
+    monkeypatch.setattr(evaluation, "BATCH", 2)
     path, asked = tmp_path / "out.jsonl", []
     original = evaluate
     monkeypatch.setattr(
-        evaluate,
+        evaluation,
         "evaluate",
         lambda g, questions, *rest: asked.append([q.id for q in questions]) or original(g, questions, *rest),
     )
@@ -200,8 +212,6 @@ def test_recall_counts_what_a_good_query_finds():
         name = "fixed"
 
         def search(self, requests, num_documents):
-            from zs_lib.engines import SearchResult
-
             self.queries = [request.query for request in requests]
             return [
                 SearchResult.of(["Nothing.", "Oslofjord.", "No.", "It is Oslo."][:num_documents])

@@ -7,8 +7,8 @@ import pytest
 
 from zs_lib.config import paths
 from zs_lib.errors import ConfigError, RunError
-from zs_lib.launch import notebooks, reproduce, scheduler
-from zs_lib.launch.notebooks import run_notebook, store_outputs
+from zs_lib.launch import notebooks, reproduce
+from zs_lib.launch.notebooks import Notebook, run_notebook, store_outputs
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def notebook(tmp_path, monkeypatch):
         'profile = "tiny"\nseeds = None', metadata={"tags": ["parameters"]}
     )
     resolve = nbformat.v4.new_code_cell(
-        "from zs_lib.notebook import check_parameters\n"
+        "from zs_lib.ui.notebook import check_parameters\n"
         "check_parameters(['profile', 'seeds'])\nprint(profile, seeds)"
     )
     path = tmp_path / "03_example.ipynb"
@@ -46,13 +46,14 @@ def test_plain_papermill_refuses_an_unknown_parameter(notebook, tmp_path):
 
 def test_run_notebook_refuses_an_unknown_parameter(notebook, tmp_path):
     with pytest.raises(ConfigError, match="'bogus'. Known: profile, seeds"):
-        run_notebook(notebook, tmp_path / "out.ipynb", {"bogus": 1})
+        run_notebook(Notebook(str(notebook), str(tmp_path / "out.ipynb"), {"bogus": 1}))
     assert not (tmp_path / "out.ipynb").exists()
 
 
 def test_outputs_are_stored_in_the_notebook_and_nothing_else_is(notebook, tmp_path, monkeypatch, store):
     monkeypatch.setattr(notebooks, "NOTEBOOKS", notebook.parent)
-    monkeypatch.setattr(notebooks, "OUTPUTS", tmp_path / "outputs")
+    for module in (notebooks, reproduce):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path / "outputs")
     with pytest.raises(RunError, match="zs reproduce --profile smoke"):
         store_outputs("smoke")
     before = nbformat.read(notebook, as_version=4)
@@ -70,7 +71,8 @@ def test_outputs_are_stored_in_the_notebook_and_nothing_else_is(notebook, tmp_pa
 
 def test_reproduce(notebook, tmp_path, monkeypatch, store, capsys):
     monkeypatch.setattr(notebooks, "NOTEBOOKS", notebook.parent)
-    monkeypatch.setattr(notebooks, "OUTPUTS", tmp_path / "outputs")
+    for module in (notebooks, reproduce):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path / "outputs")
     assert reproduce.reproduce("smoke", ["03"], seeds=2, jobs=1) == [
         tmp_path / "outputs" / "smoke" / notebook.name
     ]
@@ -94,8 +96,9 @@ def test_notebooks_run_side_by_side_when_all_runs_are_made_and_none_begins_after
     notebook, tmp_path, monkeypatch, store
 ):
     monkeypatch.setattr(notebooks, "NOTEBOOKS", notebook.parent)
-    monkeypatch.setattr(notebooks, "OUTPUTS", tmp_path / "outputs")
-    monkeypatch.setattr(scheduler, "make_runs", lambda *_, **__: [])  # none is needed
+    for module in (notebooks, reproduce):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(reproduce, "make_runs", lambda *_, **__: [])  # none is needed
     cells = nbformat.read(notebook, as_version=4)
     meet = (
         "import pathlib, time\npathlib.Path({mine!r}).touch()\nend = time.time() + 60\n"

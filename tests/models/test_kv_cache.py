@@ -1,4 +1,4 @@
-"""What is kept of texts: the longest beginning is found, within a capacity, as a copy."""
+"""The KV cache: the longest cached prefix is found, within a capacity, as a copy."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def cache_of(*texts, capacity=1000 * ID_BYTES):
         ((7, 0), 0, None),
     ],
 )
-def test_the_longest_beginning_is_found(text, count, of):
+def test_the_longest_prefix_is_found(text, count, of):
     found, (*kept,) = cache_of((7, 1, 2, 3), (7, 1, 2, 4, 5), (7, 9)).find(text)
     assert found == count and bool(kept) == bool(count)
     if count:
@@ -45,7 +45,7 @@ def test_the_longest_beginning_is_found(text, count, of):
         assert of is None or kept[0][1].equal(expected[1])
 
 
-def test_a_longer_text_takes_the_place_of_its_beginning_and_what_finds_no_room_is_not_kept():
+def test_a_longer_text_replaces_its_prefix_and_what_exceeds_the_capacity_is_not_kept():
     cache = cache_of((7, 1, 2), (7, 5), (7, 1, 2, 3, 4), capacity=5 * ID_BYTES)
     assert (
         cache.size == 5 * ID_BYTES
@@ -54,25 +54,25 @@ def test_a_longer_text_takes_the_place_of_its_beginning_and_what_finds_no_room_i
     )
     cache.put((7, 6), own((7, 6)))
     assert cache.size == 5 * ID_BYTES and cache.find((7, 6, 6)) == (0, ())
-    cache.put((7, 5, 6), own((7, 5, 6)))  # no room, even without its beginning
+    cache.put((7, 5, 6), own((7, 5, 6)))  # too large, even without its prefix
     assert cache.size == 4 * ID_BYTES and cache.find((7, 5, 6)) == (0, ())
 
 
-def test_a_text_that_is_kept_again_is_kept_once():
+def test_a_text_that_is_put_again_is_kept_once():
     cache = cache_of((7, 1, 2), (7, 1, 3), (7, 1, 2))  # as rows of a group may write the same
     assert cache.size == 4 * ID_BYTES
     cache.evict_others([])
     assert cache.size == 0
 
 
-def test_who_does_not_go_on_is_forgotten():
+def test_texts_that_do_not_go_on_are_evicted():
     cache = cache_of((7, 1, 2), (7, 1, 3), (7, 4), (7, 5, 5))
     cache.evict_others([(7, 1, 2, 8), (7, 5, 5, 8), (7, 6)])
     assert cache.size == 4 * ID_BYTES
     assert [cache.find((*text, 0))[0] for text in [(7, 1, 2), (7, 1, 3), (7, 4), (7, 5, 5)]] == [2, 1, 0, 2]
 
 
-def test_what_is_kept_is_a_copy():
+def test_entries_are_copies():
     given = own((7, 1, 2))
     cache = cache_of()
     cache.put((7, 1, 2), given)
@@ -80,7 +80,7 @@ def test_what_is_kept_is_a_copy():
     assert cache.find((7, 1, 2, 3))[1][0][0].equal(own((7, 1, 2))[0][0])
 
 
-def test_it_is_for_texts_with_one_beginning():
+def test_it_serves_texts_with_one_prefix():
     assert not KVCache().fits([(7, 1)])
     cache = cache_of((7, 1, 2))
     assert cache.fits([(7, 1), (7, 2)]) and not cache.fits([(7, 1), (7,)]) and not cache.fits([(8, 1)])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from model_fixtures import tiny_model, tiny_tokenizer
 
-from zs_lib.config import paths
 from zs_lib.errors import ModelError
+from zs_lib.models import load
 from zs_lib.models.load import load_model, shipped
 
 
@@ -25,12 +25,12 @@ def test_half_precision_files_are_loaded_as_float32_on_a_cpu(folder):
 
 
 def test_backbones_are_found_by_name(folder, monkeypatch):
-    monkeypatch.setattr(paths, "BACKBONES", folder.parent)
+    monkeypatch.setattr(load, "BACKBONES", folder.parent)
     assert shipped() == ["model"] and load_model("model").model.config.hidden_size == 32
 
 
 def test_names_that_are_no_model_are_refused(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(paths, "BACKBONES", folder.parent)
+    monkeypatch.setattr(load, "BACKBONES", folder.parent)
     with pytest.raises(ModelError, match="Unknown model 'tiny-XXL'.*model"):
         load_model("tiny-XXL")
     with pytest.raises(ModelError, match="Unknown model './nowhere'"):

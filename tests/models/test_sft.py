@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import trl
 from model_fixtures import tiny_model, tiny_tokenizer
 from trl import SFTTrainer
 
 from zs_lib import config
 from zs_lib.errors import ConfigError
+from zs_lib.models import sft
 from zs_lib.models.load import LoadedModel
 from zs_lib.models.sft import _FilledSampler, fine_tune
 from zs_lib.runs import RunStore, distributed
@@ -44,17 +44,16 @@ def test_fine_tuning_scores_what_is_trained_and_learns_what_trl_does(tmp_path, m
     ]
     scored, accuracy, weights, loss = [], [], {}, {}
 
-    class TrlsOwn(SFTTrainer):
-        def __init_subclass__(cls):
-            del cls.compute_loss
+    class TrlsOwn(sft._Trainer):
+        compute_loss = SFTTrainer.compute_loss
 
         def log(self, logs, *rest):
             if "loss" in logs:
                 accuracy.append(sum(self._metrics["train"]["mean_token_accuracy"]))
             super().log(logs, *rest)
 
-    for name, trainer in {"ours": SFTTrainer, "TRL's": TrlsOwn}.items():
-        monkeypatch.setattr(trl, "SFTTrainer", trainer)
+    for name, trainer in {"ours": sft._Trainer, "TRL's": TrlsOwn}.items():
+        monkeypatch.setattr(sft, "_Trainer", trainer)
         loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "")
         watch = loaded.model.get_output_embeddings().register_forward_hook(
             lambda _, states, logits: scored.append(len(states[0]))

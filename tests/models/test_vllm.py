@@ -41,10 +41,10 @@ def generator(loaded):
 def changed(loaded, generator):
     """The model after a step of training, of which vLLM knows nothing; its weights are put back afterwards."""
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in loaded.model.parameters():
-            parameter.mul_(1 + 0.02 * torch.randn(parameter.shape, generator=dice))
+            parameter.mul_(1 + 0.02 * torch.randn(parameter.shape, generator=rng))
     yield loaded.model
     loaded.model.load_state_dict(before)
     generator.sync()
@@ -74,7 +74,7 @@ def test_logprobs_are_the_models_at_the_sampling_temperature(loaded, generator, 
         )
 
 
-def test_dice_are_a_function_of_the_key(generator):
+def test_samples_are_a_function_of_the_key(generator):
     prompts, keys = prompts_of(generator) * 5, [("a", i) for i in range(15)]
     together = [completion.ids for completion in generator.generate(prompts, keys, 20, 1.0)]
     apart = [
@@ -180,12 +180,12 @@ def test_a_policy_trains_on_vllms_rollouts(tmp_path, rank):
 
 
 def test_simulator_and_evaluation_by_vllm(tmp_path):
-    """Both in one process, on engines of their own; `evaluate.ensure` takes the profile's generator."""
+    """Both in one process, on engines of their own; the evaluation takes the profile's generator."""
     study = config.load_profile(
         "smoke",
         {"simulator.generator": "vllm", "evaluation.generator": "vllm", "evaluation.questions_per_subset": 1},
     )
-    simulated = build_engine("simulated", model="tiny-S", arm=study.simulators[0])
+    simulated = build_engine("simulated", model="tiny-S", simulator=study.simulators[0])
     request = SearchRequest("capital of Norway", "What is the capital of Norway?", ("Oslo",), key=(0,))
     assert [simulated.search([request], 3)[0]] * 2 == simulated.search([request, request], 3)
     arm = EvaluationArm.of_backbone(study.policy("search-r1"), study.evaluation)

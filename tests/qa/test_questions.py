@@ -12,6 +12,7 @@ from hub_fixtures import write_hub
 from zs_lib import qa
 from zs_lib.config.paths import BENCHMARK
 from zs_lib.errors import DataError
+from zs_lib.qa import questions as questions_module
 from zs_lib.qa.world import statement
 
 QUESTIONS = qa.load_questions()
@@ -217,7 +218,7 @@ def test_a_missing_file_is_one_clear_error(tmp_path):
 
 
 def test_a_damaged_passage_is_one_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(qa, "DATA", tmp_path)
+    monkeypatch.setattr(questions_module, "BENCHMARK", tmp_path)
     (tmp_path / "passages.jsonl").write_text('{"id": "1", "text": "The capital of Norway is Oslo."}\n')
     with pytest.raises(DataError, match="passages.jsonl, line 1 is no passage.*zs benchmark build"):
         qa.load_passages()
@@ -262,7 +263,7 @@ def hub(tmp_path, monkeypatch):
     write_hub(
         tmp_path,
         [("nq", "who wrote it", ["I", "me"]), ("hotpotqa", "Where?", ["Oslo"])],
-        {name: [("When?", ["1945"])] for name in qa.HUB_SETS},
+        {name: [("When?", ["1945"])] for name in questions_module.HUB_SETS},
     )
     return tmp_path
 
@@ -274,11 +275,11 @@ def test_the_hubs_sets_are_the_papers(hub):
     ]
     assert [question.subset for question in qa.load_benchmark("hub", "train", ("hotpotqa",))] == ["hotpotqa"]
     tests = qa.load_benchmark("hub", "test")
-    assert [question.subset for question in tests] == list(qa.HUB_SETS) and {
+    assert [question.subset for question in tests] == list(questions_module.HUB_SETS) and {
         question.split for question in tests
     } == {"test"}
     assert tests[0] == qa.Question("nq/test_0", "When?", ("1945",), "nq", "test")
-    assert (hub / qa.HUB_TEST / "hotpotqa" / "dev.parquet").exists()  # it has no test split
+    assert (hub / questions_module.HUB_TEST / "hotpotqa" / "dev.parquet").exists()  # it has no test split
 
 
 def test_another_training_set_of_the_hub(hub):
@@ -293,7 +294,7 @@ def test_another_training_set_of_the_hub(hub):
 
 
 def test_lines_as_flashrag_stores_them(hub):
-    folder = hub / qa.HUB_TEST / "nq"
+    folder = hub / questions_module.HUB_TEST / "nq"
     (folder / "test.parquet").unlink()
     (folder / "test.jsonl").write_text('{"id": "test_0", "question": "Who?", "golden_answers": ["I"]}\n')
     assert qa.load_benchmark("hub", "test")[0] == qa.Question("nq/test_0", "Who?", ("I",), "nq", "test")
@@ -320,7 +321,7 @@ def test_what_is_wrong_with_a_hub_set_is_told(hub):
         qa.load_benchmark("hub", "train", ("nq", "trivia"))
     with pytest.raises(DataError, match="hob"):
         qa.load_benchmark("hob", "train")
-    train = hub / qa.HUB_TRAIN / "train.parquet"
+    train = hub / questions_module.HUB_TRAIN / "train.parquet"
     frame = pd.read_parquet(train)
     frame.assign(golden_answers=[["I"], []]).to_parquet(train)
     with pytest.raises(
@@ -341,4 +342,7 @@ def test_without_the_folder_the_hub_is_asked(monkeypatch):
         qa.load_benchmark("hub", "test")
     with pytest.raises(DataError):
         qa.load_benchmark("hub", "train")
-    assert asked == [((qa.HUB_TEST, "nq"), {"split": "test"}), ((qa.HUB_TRAIN, None), {"split": "train"})]
+    assert asked == [
+        ((questions_module.HUB_TEST, "nq"), {"split": "test"}),
+        ((questions_module.HUB_TRAIN, None), {"split": "train"}),
+    ]

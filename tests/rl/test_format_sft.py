@@ -123,7 +123,7 @@ def test_in_a_profile_every_policy_begins_with_it_that_does_not_say_no():
     assert cold.format_sft is None and cold.simulator.format_sft.steps == 7
     assert all(arm.format_sft.steps == 7 for arm in study.policies if arm is not cold)
     assert digest(cold) == digest(replace(study.policy("zerosearch"), format_sft=None, steps=cold.steps))
-    names = [results._name(arm, study) for arm, _ in studies.baseline_runs(study)]
+    names = [results.evaluated_name(arm, study) for arm, _ in studies.baseline_runs(study)]
     assert names == ["start", "start/format_sft=off"]
     with pytest.raises(ConfigError, match="FormatSFT.learning_rate = 2.0 is out of range"):
         config.load_profile("smol", {"format_sft.learning_rate": 2.0})

@@ -77,12 +77,13 @@ def test_it_ends_with_the_trainers_weights(name, backbone, tmp_path):
     assert ("kl" in history[-1]) == (arm.objective.kl_coef > 0)
 
 
-def test_rollouts_whose_engine_failed_leave_its_batch_too(backbone, tmp_path):
-    arm = ARMS["KL, two updates"]
+@pytest.mark.parametrize("name", ["KL, two updates", "Dr. GRPO"])
+def test_rollouts_whose_engine_failed_leave_its_batch_too(name, backbone, tmp_path):
+    arm = replace(ARMS[name], max_grad_norm=10.0)  # unclipped: a gradient's size depends on the normaliser
     models, logged, history = both(
         arm, QUESTIONS, lambda: load(backbone), lambda: LookupEngine(failing=0.2), tmp_path
     )
-    assert logged["failed"].max() > 0
+    assert logged["failed"].nunique() > 1
     assert_same_weights(models, atol=2e-6)
     assert [metrics["reward"] for metrics in history] == pytest.approx(logged["reward"].tolist())
 

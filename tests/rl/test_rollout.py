@@ -188,11 +188,11 @@ def test_noise_is_asked_for_with_its_probability_and_by_key():
         )
 
 
-def test_turns_of_a_rollout_share_their_past_and_rollouts_do_not():
+def test_turns_of_a_rollout_share_their_kv_cache_and_rollouts_do_not():
     policy = ScriptedGenerator(searches_then_answers)
     rollout(QUESTIONS, policy, Engine(), CFG, KEYS)
     rollout(QUESTIONS, policy, Engine(), CFG, KEYS)
-    first, again, other, _ = [call["past"] for call in policy.calls]
+    first, again, other, _ = [call["kv_cache"] for call in policy.calls]
     assert first is again is not None and other is not first  # weights may have changed
 
 

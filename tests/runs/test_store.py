@@ -22,6 +22,7 @@ from zs_lib.config.values import digest, from_identity, identity
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.pipeline import ensure
 from zs_lib.runs import RunStore
+from zs_lib.runs import store as store_module
 from zs_lib.runs.files import hashes
 
 HERE = str(Path(__file__).parent)
@@ -130,7 +131,7 @@ def test_waiting_is_bounded(store, monkeypatch):
         deadline = time.monotonic() + 30
         while not store.path(arm, 0).joinpath("metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        monkeypatch.setattr(store, "LOCK_WAIT_S", 0.3)
+        monkeypatch.setattr(store_module, "LOCK_WAIT_S", 0.3)
         with pytest.raises(RunError, match="Another process still works"):
             ensure(arm, 0, store)
     finally:

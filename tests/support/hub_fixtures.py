@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from zs_lib import protocol, qa
+from zs_lib import protocol
+from zs_lib.qa import questions
 
 
 def write_hub(
@@ -29,14 +30,14 @@ def write_hub(
                 "extra_info": {"split": "train", "index": number},
             }
         )
-    _write(rows, folder / qa.HUB_TRAIN / "train.parquet")
+    _write(rows, folder / questions.HUB_TRAIN / "train.parquet")
     for name, asked in test.items():
-        split = qa.HUB_SETS[name]
+        split = questions.HUB_SETS[name]
         rows = [
             {"id": f"{split}_{number}", "question": question, "golden_answers": answers}
             for number, (question, answers) in enumerate(asked)
         ]
-        _write(rows, folder / qa.HUB_TEST / name / f"{split}.parquet")
+        _write(rows, folder / questions.HUB_TEST / name / f"{split}.parquet")
 
 
 def _write(rows: list[dict], path: Path) -> None:

@@ -29,7 +29,9 @@ def test_a_shape_by_hand():
     assert SMALL.parameters == 800 + 2 * (64 + 32 + 32 + 64 + 3 * 128 + 16) + 8 == 1992
     assert dataclasses.replace(SMALL, tied=0).parameters == 1992 + 800
     assert SMALL.adapters(3) == 2 * 3 * (16 + 12 + 12 + 16 + 3 * 24) == 768
-    assert SMALL.held("bfloat16") == 3984 and SMALL.kept("bfloat16", 10) == 2 * 2 * 4 * 2 * 10
+    assert (
+        SMALL.weight_bytes("bfloat16") == 3984 and SMALL.kv_cache_bytes("bfloat16", 10) == 2 * 2 * 4 * 2 * 10
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_states_are_what_a_learner_holds(values):
         told["gradients"],
         told["reference"],
     )
-    assert told["weights"] == of.held(arm.dtype) and (plan.MICRO_BATCH_TOKENS, roofline.BATCH) == (
+    assert told["weights"] == of.weight_bytes(arm.dtype) and (plan.MICRO_BATCH_TOKENS, roofline.BATCH) == (
         MICRO_BATCH_TOKENS,
         Generator.__init__.__defaults__[0],
     )
@@ -108,12 +110,15 @@ def test_activations_by_hand():
 
 def test_seconds_by_hand():
     # few sequences: the weights (3984 bytes) and the keys of 2 x 5 tokens (32 bytes each) are read for each of 3 tokens
-    assert CARD.writing(SMALL, "bfloat16", 2, 3, 5) == pytest.approx(3 * (3984 + 320) / 1000 / 0.5)
+    assert CARD.decoding_seconds(SMALL, "bfloat16", 2, 3, 5) == pytest.approx(3 * (3984 + 320) / 1000 / 0.5)
     # many: 300 sequences in batches of 128, two operations a weight
-    assert CARD.writing(SMALL, "bfloat16", 300, 3, 0) == pytest.approx(
+    assert CARD.decoding_seconds(SMALL, "bfloat16", 300, 3, 0) == pytest.approx(
         300 / 128 * 3 * 2 * 128 * 1992 / 1e5 / 0.5
     )
-    assert CARD.computing(7e4) == pytest.approx(2.0) and CARD.writing(SMALL, "bfloat16", 0, 3, 5) == 0
+    assert (
+        CARD.compute_seconds(7e4) == pytest.approx(2.0)
+        and CARD.decoding_seconds(SMALL, "bfloat16", 0, 3, 5) == 0
+    )
     lora = dataclasses.replace(ARM, lora_rank=8, gradient_checkpointing=False)
     assert plan.training_flops(SMALL, ARM, 10, True) == 10 * 1992 * (2 + 4 + 2 + 2)
     assert plan.training_flops(SMALL, lora, 10, False) == 10 * 1992 * 4
@@ -161,8 +166,8 @@ def test_the_papers_searches_cost_what_table_8_says():
     }
     simulator = roofline.shape("Qwen/Qwen2.5-14B-Instruct")
     assert stage.second == {
-        "simulator": simulator.held("bfloat16"),
-        "its KV cache": simulator.kept("bfloat16", 128 * 345),
+        "simulator": simulator.weight_bytes("bfloat16"),
+        "its KV cache": simulator.kv_cache_bytes("bfloat16", 128 * 345),
     }
     alone = {stage.name: stage for stage in plan.stages(load_profile("paper"), roofline.gpu("A100-80GB"), 1)}[
         "policy zerosearch"

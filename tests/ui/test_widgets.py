@@ -33,7 +33,7 @@ def growing(store):
         over.wait(30)
         return {"last_reward": 0.5}
 
-    thread = threading.Thread(target=store.ensure, args=(ARM, 0, work))
+    thread = threading.Thread(target=store.complete, args=(ARM, 0, work))
     thread.start()
     assert begun.wait(30)
 
@@ -343,7 +343,7 @@ def test_a_front_end_gets_a_widget_and_a_program_the_page(store):
     manager, client = start_new_kernel(
         kernel_name="python3", env=os.environ | {"PYTHONPATH": str(paths.ROOT)}
     )
-    code = "from zs_lib import config, widgets\nshown = widgets.board(config.load_profile('smoke'))\nshown"
+    code = "from zs_lib import config\nfrom zs_lib.ui import widgets\nshown = widgets.board(config.load_profile('smoke'))\nshown"
     try:
         kinds = []
         for allow_stdin in (False, True):
