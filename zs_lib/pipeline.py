@@ -43,7 +43,8 @@ def ensure(arm: Any, seed: int, store: RunStore, progress: Progress | None = Non
     that of a backbone it makes no difference.
 
     Raises:
-        ConfigError: a name in the arm stands in no table. Others: as the work and `RunStore.complete` raise them.
+        ConfigError: a name in the arm stands in no table.
+        ZeroSearchError: others, as the work and `RunStore.complete` raise them.
     """
     maker = MAKERS[type(arm)]
 
@@ -173,7 +174,8 @@ def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: Progre
     simulator = arm.simulator
     if simulator.benchmark != "embedded":
         raise DataError(
-            f"The fidelity of '{arm.name}' cannot be measured: that takes questions whose hops are known, which "
+            f"The fidelity of '{arm.name}' cannot be measured: that takes questions whose hops are known, "
+            "which "
             f"the benchmark '{simulator.benchmark}' has not."
         )
     return measure_fidelity(
@@ -192,7 +194,8 @@ def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: Progress |
     if distributed.model_is_sharded():
         raise ConfigError(
             "RL needs the whole policy in every process, to sample from it: start it with the configuration "
-            "zs_lib/launch/ddp.yaml; where memory is short, set policy.lora_rank, dtype or gradient_checkpointing."
+            "zs_lib/launch/ddp.yaml; where memory is short, set policy.lora_rank, dtype or "
+            "gradient_checkpointing."
         )
     questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
     policy = load_model(_start_model(arm.backbone, arm, store), arm.dtype)

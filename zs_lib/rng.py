@@ -1,4 +1,4 @@
-"""Random numbers as functions of their keys: every draw depends on (seed, step, prompt, rollout, turn) alone."""
+"""Random numbers as functions of their keys: a draw depends on (seed, step, prompt, rollout, turn) alone."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ class CustomEngine(SearchEngine):
             self._function = getattr(importlib.import_module(module), function)
         except Exception as error:  # whatever happens in a module of yours
             raise EngineError(
-                f"The engine 'python:{name}' cannot be imported ({error}): name a function as python:MODULE.FUNCTION."
+                f"The engine 'python:{name}' cannot be imported ({error}): name a function as "
+                "python:MODULE.FUNCTION."
             ) from error
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:

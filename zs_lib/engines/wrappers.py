@@ -89,7 +89,8 @@ class CachedEngine(SearchEngine):
 
     def _unusable(self, error: OSError) -> EngineError:
         return EngineError(
-            f"The cache of search answers, {self.folder}, cannot be used ({error.strerror}): make it writable, "
+            f"The cache of search answers, {self.folder}, cannot be used ({error.strerror}): make it "
+            "writable, "
             "or name another folder."
         )
 
@@ -116,7 +117,8 @@ class BudgetedEngine(SearchEngine):
             after = self.queries + len(requests)
             if after > self.max_queries or after * self.usd_per_query > self.max_usd * (1 + 1e-9):
                 raise BudgetError(
-                    f"The budget for {self.name} is spent: {self.queries} queries (${self.usd:.2f}) were made, "
+                    f"The budget for {self.name} is spent: {self.queries} queries (${self.usd:.2f}) were "
+                    "made, "
                     f"{len(requests)} more would go beyond {self._allowed()}; allow more, or stop here."
                 )
             self.queries = after

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 def retrieval_recall(
     questions: Sequence[Question], engine: SearchEngine, ks: tuple[int, ...] = (3, 5)
 ) -> pd.DataFrame:
-    """Recall of good queries ("relation of entity", one a hop): the ceiling that an engine puts on every
-    policy.
+    """Recall of good queries ("relation of entity", one a hop): an engine's ceiling for every policy.
 
     One row a subset and hop; recall@k is the share of queries whose first k documents state the hop's answer,
     questions their number.
@@ -68,7 +67,8 @@ def read_scores(run: Run) -> pd.DataFrame:
         )
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{run.path.name}/{SCORES_FILE} cannot be read ({error}): delete the run's folder, evaluate again."
+            f"{run.path.name}/{SCORES_FILE} cannot be read ({error}): delete the run's folder, evaluate "
+            "again."
         ) from error
 
 

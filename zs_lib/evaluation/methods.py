@@ -1,5 +1,4 @@
-"""The methods of Table 3: ways to answer questions with a language model, trained or not, and a search
-engine.
+"""The methods of Table 3: ways to answer questions with a language model, trained or not, and an engine.
 
 A method is one function with the interface of `search`, and one row of METHODS. R1, Search-R1 and ZeroSearch
 are `search` by policies trained with no engine, a real one, a simulated one (R1 without an engine). All
@@ -46,7 +45,7 @@ def cot(questions, generator, engine, cfg, keys) -> list[Trajectory]:
 
 
 def rag(questions, generator, engine, cfg, keys) -> list[Trajectory]:
-    """Retrieval-augmented generation: one search for the question as it stands, a thought, then the answer."""
+    """Retrieval-augmented generation: one search for the question as it stands, a thought, the answer."""
     requests = [
         SearchRequest(question.question, question.question, question.golden_answers, key=(*key, 0, "search"))
         for question, key in zip(questions, keys, strict=True)

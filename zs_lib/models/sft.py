@@ -75,7 +75,8 @@ def _check_processes(run: Run, how: SimulatorArm | FormatSFT) -> None:
     processes = distributed.world_size()
     if how.batch_size % processes:
         raise ConfigError(
-            f"The batch_size of '{run.label}' is {how.batch_size}: {processes} processes cannot share it evenly. "
+            f"The batch_size of '{run.label}' is {how.batch_size}: {processes} processes cannot share it "
+            "evenly. "
             "Start a number that divides it, or change it."
         )
     if how.lora_rank and distributed.model_is_sharded():

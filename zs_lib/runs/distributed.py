@@ -130,6 +130,7 @@ def _peers_alive() -> Iterator[None]:
     except RuntimeError as error:  # gloo's and NCCL's own
         raise RunError(
             f"Process {_state().process_index} has lost another process of its run "
-            f"({str(error).splitlines()[0]}): look for that one's last message, then start again with any number "
+            f"({str(error).splitlines()[0]}): look for that one's last message, then start again with any "
+            "number "
             "of processes; the run resumes from its last checkpoint."
         ) from error

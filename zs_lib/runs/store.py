@@ -203,7 +203,8 @@ class Run:
         record = read_json(self.path / "run.json", self.cure)
         if not isinstance(record.get("config"), dict) or not isinstance(record.get("label"), str):
             raise RunError(
-                f"{self.path / 'run.json'} lacks label or config (damaged, or of another version): {self.cure}."
+                f"{self.path / 'run.json'} lacks label or config (damaged, or of another version): "
+                f"{self.cure}."
             )
         return record
 
@@ -310,7 +311,8 @@ class Run:
         for name, digest_then in found.logs.items():
             if self._digest_of(name, found.step) != digest_then:
                 raise RunError(
-                    f"{self.path / name} is damaged (its lines up to step {found.step} have changed): {self.cure}."
+                    f"{self.path / name} is damaged (its lines up to step {found.step} have changed): "
+                    f"{self.cure}."
                 )
         return found
 
@@ -436,7 +438,7 @@ class Run:
 
 
 def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:
-    """`complete` in a process that is not the main one: the same collective calls, and `work` if it is given."""
+    """`complete` in a process that is not the main one: the same collective calls, and `work` if given."""
     if distributed.all_gather(None)[0]:  # not finished by someone else meanwhile
         distributed.all_gather("begun")
         if not (run.path / "run.json").exists():

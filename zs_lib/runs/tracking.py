@@ -1,5 +1,4 @@
-"""Trackers: metrics sent to TensorBoard, Weights & Biases or trackio as they are logged (accelerate's
-adapters).
+"""Trackers: metrics sent to TensorBoard, Weights & Biases or trackio as they are logged (by accelerate).
 
 The run's own log stays the record; what a tracker got is never read back, and is no part of the run.
 """
@@ -46,7 +45,8 @@ class Tracker:
         except Exception as error:  # of its server, its disk or itself: no reason to lose a training
             self._to = None
             warnings.warn(
-                f"The tracker '{self.kind}' failed ({error}) and is dropped; the run goes on, and its own log "
+                f"The tracker '{self.kind}' failed ({error}) and is dropped; the run goes on, and its own "
+                "log "
                 "is complete.",
                 RuntimeWarning,
                 stacklevel=3,

@@ -22,8 +22,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -> float:
-    """AUC in [0, 1] of a linear classifier on word and word-pair counts that separates two sets of texts,
-    5-fold.
+    """AUC of a linear classifier on word and word-pair counts that separates two sets of texts, 5-fold.
 
     0.5: it cannot tell them apart; 1.0: it always can. Equal texts stay in one fold: else a copy of a text in
     the other set would teach the classifier the wrong label, and identical sets would come out far below 0.5.
@@ -40,7 +39,8 @@ def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -
 
     if min(len(first), len(second)) < 5 or min(len(set(first)), len(set(second))) < 2:
         raise DataError(
-            f"A two-sample test needs 5 texts on each side, not all equal; got {len(first)} and {len(second)}."
+            f"A two-sample test needs 5 texts on each side, not all equal; got {len(first)} and "
+            f"{len(second)}."
         )
     labels = np.array([0] * len(first) + [1] * len(second))
     counts = TfidfVectorizer(ngram_range=(1, 2), use_idf=False)
@@ -107,8 +107,8 @@ def measure_fidelity(
     everything = [*useful, *noisy, *off]
     return {
         "answer_good": _mean(hit),
-        "answer_first": _mean(h for h, f in zip(hit, first) if f),
-        "answer_last": _mean(h for h, f in zip(hit, first) if not f),
+        "answer_first": _mean(h for h, f in zip(hit, first, strict=True) if f),
+        "answer_last": _mean(h for h, f in zip(hit, first, strict=True) if not f),
         "answer_bad": _mean(_hits(off, bad)),
         "leak": _mean(_hits(noisy, good)),
         "short": _mean(len(result.documents) < k for result in everything),

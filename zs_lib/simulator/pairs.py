@@ -49,7 +49,7 @@ class Pair:
 
 
 def split_questions(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
-    """Split questions into (to make pairs from, held out), by their ids alone: adding questions moves none."""
+    """Split questions into (for pairs, held out), by their ids alone: adding questions moves none."""
     held_out = [question for question in questions if Random(question.id).random() < HELD_OUT]
     out = {question.id for question in held_out}
     return [question for question in questions if question.id not in out], held_out
@@ -63,8 +63,7 @@ def contains_answer(documents: Sequence[str], answers: Sequence[str]) -> bool:
 def collect_pairs(
     arm: PairsArm, questions: Sequence[Question], collector: Generator, engine: SearchEngine
 ) -> list[Pair]:
-    """Roll out the collector with the real engine and keep its searches as pairs, equal ones of a question
-    once.
+    """Roll out the collector with the real engine; its searches as pairs, equal ones of a question once.
 
     Raises:
         EngineError: the engine failed a search: its pairs would be missing for good.
@@ -139,7 +138,7 @@ def judge_agreement(pairs: Sequence[Pair]) -> dict[str, float]:
         "pairs": len(pairs),
         "useful": sum(useful) / len(pairs),
         "contained": sum(contained) / len(pairs),
-        "agreement": sum(u == c for u, c in zip(useful, contained)) / len(pairs),
+        "agreement": sum(u == c for u, c in zip(useful, contained, strict=True)) / len(pairs),
         "kappa": float(cohen_kappa_score(useful, contained)),
     }
 
