@@ -479,7 +479,7 @@ def _costs(model: str, gpu: str, usd_hour: float | None, searches: float, group:
     ways = cost.ways(training, model, gpu, usd_hour)
     rollouts = f"{training.steps} steps of {training.prompts} prompts x {group} rollouts"
     caption = (
-        f"{training.queries:,.0f} queries ({rollouts} x {searches:.1f} searches) in {training.hours:.0f} hours, or "
-        "in more if the GPUs need them. Modelled, at quoted prices."
+        f"{training.queries:,.0f} queries ({rollouts} x {searches:.1f} searches) in {training.hours:.0f} hours, "
+        "or in more if the GPUs need them. Modelled, at quoted prices."
     )
     return render.costs(ways, cost.savings(ways["usd"], training.queries), caption)
