@@ -82,10 +82,8 @@ def priced(table: pd.DataFrame) -> pd.DataFrame:
     queries at the API's price; simulator_usd: search seconds at a GPU's price (an upper bound on a CPU);
     saved: share saved against sending every query to the API.
     """
-    price, arms = (
-        implied_prices(),
-        table[table["queries"] > 0].drop(columns="seed").groupby("arm", sort=False),
-    )
+    price = implied_prices()
+    arms = table[table["queries"] > 0].drop(columns="seed").groupby("arm", sort=False)
     frame = arms.mean()
     frame[["rollout", "search", "update"]] = arms[["rollout", "search", "update"]].min()
     frame["api_usd"] = frame["real_queries"] * price["query"]
