@@ -59,6 +59,13 @@ def test_an_unknown_template_names_the_known_ones():
         ("<answer>a</answer> <search>b</search>", Action("search", "b")),  # the last one ends the turn
         ("<search> a < b </search>", Action("search", "a < b")),
         ("<search>one <search>two</search>", Action("search", "two")),  # complete and not nested
+        ("<answer> Paris </answer></", Action("answer", "Paris")),  # '></' is one token, too
+        ("<answer>France</answer> and more", Action("answer", "France")),
+        ("<search>a</search>\n<information>", Action("search", "a")),
+        ("<answer>a</answer></answer>", Action("answer", "a")),
+        ("<answer>a</answer><search>b", Action("answer", "a")),  # the second is not complete
+        ("<answer>a</answer><search> </search>", Action("answer", "a")),  # nor is an empty one
+        ("<search>line\nbreak</search>\n\n\u65e5", Action("search", "line\nbreak")),
     ],
 )
 def test_a_well_formed_turn(turn, action):
@@ -71,13 +78,13 @@ def test_a_well_formed_turn(turn, action):
         ("", "does not end"),
         ("France", "does not end"),
         ("<answer>France", "does not end"),
-        ("<answer>France</answer> and more", "does not end"),
+        ("<answer>France</search", "does not end"),
         ("France</answer>", "closes nothing"),
         ("<search>France</answer>", "closes nothing"),
         ("<answer> </answer>", "empty"),
         ("<answer><search>x</answer>", "a tag inside"),
         ("<search>a</think></search>", "a tag inside"),
-        ("<answer>a</answer></answer>", "a tag inside"),
+        ("<answer>a</search></answer>", "a tag inside"),
     ],
 )
 def test_an_invalid_turn_says_why(turn, reason):
@@ -86,10 +93,12 @@ def test_an_invalid_turn_says_why(turn, reason):
 
 
 @given(hostile)
-def test_an_action_never_holds_a_tag_and_always_stands_at_the_end(turn):
+def test_an_action_never_holds_a_tag_and_what_follows_it_does_not_count(turn):
     action = parse_action(turn)
     if action.kind != "invalid":
-        assert f"<{action.kind}>" in turn and f"</{action.kind}>" in turn[-len(f"</{action.kind}>") - 12 :]
+        assert f"<{action.kind}>" in turn and parse_action(turn + "</ and more <search>") == action
+        _, _, after = turn.rpartition(f"</{action.kind}>")
+        assert parse_action(turn[: len(turn) - len(after)]) == action
         assert not any(f"<{tag}>" in action.text or f"</{tag}>" in action.text for tag in protocol.TAGS)
 
 

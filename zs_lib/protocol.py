@@ -54,6 +54,7 @@ SIMULATOR_TEMPLATES = {"paper": PAPER_SIMULATOR_TEMPLATE, "short": SHORT_SIMULAT
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TAG = re.compile(r"</?(?:think|search|information|answer)>")
 _CLOSING = re.compile(r"</(search|answer)>")
+_ACTION = re.compile(rf"<(search|answer)>((?:(?!{_TAG.pattern}).)*+)</\1>", re.DOTALL)
 _DOCUMENT_HEADER = re.compile(r"\bDoc(?:ument)?[ \t]*(\d{1,9})[ \t]*:")  # longer numbers are no document's
 
 
@@ -127,23 +128,23 @@ class Action:
 def parse_action(turn_text: str) -> Action:
     """Read one policy turn: the text that the policy wrote since the last observation, and nothing else.
 
-    The action is the search or answer block that ends the turn. A turn without one, a block that was never
-    opened, holds another tag, or is empty, is invalid. Whitespace and punctuation may follow the closing tag:
-    the token that completes a stop string often carries a character more ('>.' is one token for many models).
+    The action is the last complete search or answer of the turn. What follows it is not read, as Search-R1
+    cuts a response after its action: the token that completes a stop string often carries more ('>.' and
+    '></' are one token for many models). A turn is invalid without a block, or if the blocks are empty, hold
+    another tag or were never opened.
     """
+    for block in reversed(list(_ACTION.finditer(turn_text))):
+        if text := block.group(2).strip():
+            return Action(block.group(1), text)
     closings = list(_CLOSING.finditer(turn_text))
-    if not closings or re.search(r"[\w<>]", turn_text[closings[-1].end() :]):
+    if not closings:
         return Action("invalid", "", "the turn does not end with a search or an answer")
     kind = closings[-1].group(1)
-    before = turn_text[: closings[-1].start()]
-    start = before.rfind(f"<{kind}>")
+    start = turn_text.rfind(f"<{kind}>", 0, closings[-1].start())
     if start < 0:
         return Action("invalid", "", f"</{kind}> closes nothing")
-    text = before[start + len(f"<{kind}>") :]
-    if _TAG.search(text):
-        return Action("invalid", "", f"a tag inside the {kind}")
-    text = text.strip()
-    return Action(kind, text) if text else Action("invalid", "", f"empty {kind}")
+    inside = turn_text[start + len(f"<{kind}>") : closings[-1].start()]
+    return Action("invalid", "", f"a tag inside the {kind}" if inside.strip() else f"empty {kind}")
 
 
 def format_documents(documents: Sequence[str]) -> str:
