@@ -138,7 +138,7 @@ def test_doctor(capsys, monkeypatch):
         "gpu",
         "vllm",
     } <= looked_at
-    monkeypatch.setattr(doctor.config, "ROOT", paths.ROOT / "tests")  # there is no data
+    monkeypatch.setattr(paths, "ROOT", paths.ROOT / "tests")  # there is no data
     code, out, _ = zs(capsys, "doctor")
     assert code == 1 and "missing  benchmark    lacks questions.jsonl" in out and "zs benchmark build" in out
 

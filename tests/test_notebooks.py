@@ -14,7 +14,8 @@ from run_fixtures import CountingArm
 
 from zs_lib import config, studies
 from zs_lib.config import paths
-from zs_lib.launch.notebooks import NOTEBOOKS, parameters
+from zs_lib.launch import notebooks
+from zs_lib.launch.notebooks import parameters
 from zs_lib.models.load import shipped
 from zs_lib.pipeline import ensure
 from zs_lib.ui import notebook
@@ -22,8 +23,9 @@ from zs_lib.ui.notebook import PARAMETERS
 
 SECRET = "planted-f00d-key"
 """Stands in the environment, and must not be found in anything that was written."""
-NOTEBOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
-TOUR = NOTEBOOKS / "README.md"
+FOLDER = notebooks.NOTEBOOKS
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+TOUR = FOLDER / "README.md"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -8,9 +8,10 @@ import torch
 from model_fixtures import tiny_model, tiny_tokenizer
 
 from zs_lib.errors import ModelError
+from zs_lib.models.attention import shared_prefix_attention
 from zs_lib.models.batch import PREFILL_TOKENS, Batch, Row, _shared_prefix, prefill_common_prefixes
 from zs_lib.models.decode import TransformersGenerator, sample
-from zs_lib.models.kv_cache import KVCache, shared_prefix_attention
+from zs_lib.models.kv_cache import KVCache
 from zs_lib.models.load import build_generator
 from zs_lib.rng import uniform
 
@@ -196,8 +197,10 @@ def test_what_earlier_calls_know_is_not_read_again_and_changes_nothing(
     monkeypatch.setitem(PREFILL_TOKENS, "cpu", 100)  # several passes for a batch
 
     def talk(cache):
-        """Three turns of pairs of texts that begin alike, some of which fall silent, and one of others; all completions, and
-        how many ids were read in the third turn."""
+        """Three turns of pairs of texts that begin alike, some of which fall silent, and one of others.
+
+        Returns all completions, and how many ids were read in the third turn.
+        """
         texts, told = prompts_of(LENGTHS, prefix=prefix) * 2, []
         for turn in range(3):
             read.clear()

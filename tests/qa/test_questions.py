@@ -248,7 +248,10 @@ def test_parquet_with_the_columns_of_the_hubs_sets(tmp_path):
 
 
 def test_a_set_that_the_hub_does_not_have_is_one_error(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # the variable counts at import only
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="nobody/nothing:all:test cannot be read"):
         qa.load_questions("nobody/nothing:all:test")
 
