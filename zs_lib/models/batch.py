@@ -17,7 +17,8 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from zs_lib.models.kv_cache import Ids, KeyValues, KVCache, can_share
+from zs_lib.models.attention import PADDING, can_share, masks_by_position
+from zs_lib.models.kv_cache import Ids, KeyValues, KVCache
 from zs_lib.rng import Key
 
 MIN_SHARED_PREFIX = 16
@@ -38,7 +39,7 @@ class Row:
 
 
 class Batch:
-    """The unfinished rows, their keys and values, and the mask of columns that each row may attend to.
+    """The unfinished rows, their keys and values, and the positions at which these stand in their texts.
 
     Columns: left padding | the prompt after the shared prefix | new tokens. New tokens of all rows stand in
     the same column, so appending is one slice assignment a layer. The prefix that all prompts share is not
@@ -57,7 +58,8 @@ class Batch:
         lengths = torch.tensor([len(row.prompt) for row in self.rows], device=self.device)
         self.positions = torch.arange(self.end + max_tokens, device=self.device) + lengths[:, None] - self.end
         """(rows, columns): the position in its text of what stands in a column."""
-        self.visible = self.positions >= shared
+        self.keys = self.positions.masked_fill(self.positions < shared, PADDING)
+        """(rows, columns): the same, and PADDING where there is no key to attend to."""
         cached = [(self.end - len(unread[i]) - found[i][0], *found[i]) for i in order]
         layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
         self.cache = Cache(layers=[_LayerCache(layer, self.end + max_tokens, cached) for layer in layers])
@@ -80,36 +82,33 @@ class Batch:
         longest = max(map(len, unread))
         seen = slice(self.end - max(map(self._own_length, self.rows[rows])), self.end)
         new = slice(self.end - longest, self.end)
-        columns = torch.arange(self.end, device=self.device)
-        mask = (columns[new, None] >= columns[seen]) & self.visible[rows, None, seen]
-        mask = torch.cat([mask.new_ones(*mask.shape[:2], len(self.kv_cache.shared)), mask], dim=-1)[:, None]
         ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in unread], device=self.device)
         lengths = torch.tensor([len(ids) for ids in unread], device=self.device)
-        real = columns[new] >= self.end - lengths[:, None]
-        return self._forward(
-            ids, mask, _Window(rows, seen, new, real[:, None, :, None], self.kv_cache.prefix)
-        )
+        real = torch.arange(longest, device=self.device) >= longest - lengths[:, None]
+        return self._forward(ids, _Window(rows, seen, new, real[:, None, :, None], self.kv_cache.prefix))
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Append one id (rows,) to each row; (rows, vocabulary) logits of the next."""
         window = _Window(slice(0, len(self.rows)), slice(0, self.end + 1), slice(self.end, self.end + 1))
         self.end += 1
         prefix = {"prefix": self.kv_cache.prefix} if self.kv_cache.shared else {}
-        return self._forward(ids[:, None], self.visible[:, None, None, window.seen], window, **prefix)
+        return self._forward(ids[:, None], window, **prefix)
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, window: _Window, **options) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, window: _Window, **options) -> torch.Tensor:
         """(n, vocabulary) logits of the last of ids (n, new), written to and attending within a window."""
         for layer in self.cache.layers:
             layer.window = window
-        return self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=self.positions[window.rows, window.new].clamp(min=0),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **options,
-        ).logits[:, -1]
+        new, own = self.positions[window.rows, window.new].clamp(min=0), self.keys[window.rows, window.seen]
+        prefix = torch.arange(len(self.kv_cache.shared), device=self.device).expand(len(own), -1)
+        with masks_by_position(self.model, new, torch.cat([prefix, own], 1)):
+            return self.model(
+                input_ids=ids,
+                position_ids=new,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **options,
+            ).logits[:, -1]
 
     def drop_finished(self, ids: torch.Tensor) -> torch.Tensor:
         """Remove finished rows; the ids (rows,) of those that stay, in their new order.
@@ -131,7 +130,7 @@ class Batch:
                 layer.copy_row(mover, gap, self.end)
         self.rows = [self.rows[i] for i in order]
         index = torch.tensor(order, dtype=torch.long, device=self.device)
-        self.visible, self.positions = self.visible[index], self.positions[index]
+        self.keys, self.positions = self.keys[index], self.positions[index]
         return ids[index]
 
     def store(self, i: int) -> None:
@@ -185,9 +184,8 @@ class _LayerCache(DynamicLayer):
             like.new_empty(len(self.cached), like.shape[1], self.columns, like.shape[3])
             for like in (key_states, value_states)
         ]
-        for (
-            slots
-        ) in self.slots:  # padding has attention weight 0, and 0 times uninitialised memory can be NaN
+        for slots in self.slots:
+            # Padding has attention weight 0, and 0 times uninitialised memory can be NaN.
             slots[:, :, : self.window.seen.stop] = 0
         for i, (start, count, kept) in enumerate(self.cached):
             if count:

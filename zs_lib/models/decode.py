@@ -13,9 +13,10 @@ from contextlib import nullcontext
 
 import torch
 
+from zs_lib.models.attention import check_attention, shared_prefix_attention
 from zs_lib.models.batch import Batch, Row, prefill_common_prefixes
 from zs_lib.models.generator import Completion, Generator, decode_ids
-from zs_lib.models.kv_cache import KVCache, shared_prefix_attention
+from zs_lib.models.kv_cache import KVCache
 from zs_lib.rng import Key, uniform
 
 BLOCK = 128
@@ -23,9 +24,14 @@ BLOCK = 128
 
 
 class TransformersGenerator(Generator):
-    """Samples with our own loop on the model's forward."""
+    """Samples with our own loop on the model's forward.
+
+    Raises:
+        ModelError: the model's attention is of a kind that the loop cannot reproduce (`check_attention`).
+    """
 
     def __init__(self, model, tokenizer, max_batch: int = 128):
+        check_attention(model)
         super().__init__(model, tokenizer, max_batch)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
 

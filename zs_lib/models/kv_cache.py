@@ -1,28 +1,17 @@
-"""KV cache reused across turns: only the new suffix of a text is prefilled.
-
-And attention over a prefix that all rows share, whose keys and values are stored once and read once for all
-rows. Decoding waits for memory, and much of what it would read for a simulator's rows is their common prompt.
-The result equals attention over each whole row up to float rounding.
-"""
+"""KV cache reused across turns: only the new suffix of a text is prefilled."""
 
 from __future__ import annotations
 
 from bisect import bisect, insort
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 
-import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
 
 CAPACITY_BYTES = 2 * 2**30
 """Of keys and values; a further rollout of tiny-S needs 0.4 MB in all. What does not fit is prefilled
 again."""
-SHARED_PREFIX = "shared-prefix"
-"""Name of our attention in transformers' registry."""
 
 Ids = tuple[int, ...]
 KeyValues = Sequence[tuple[Tensor, Tensor]]
@@ -92,55 +81,3 @@ class KVCache:
 
 def _bytes(key_values: KeyValues) -> int:
     return sum(keys.nbytes + values.nbytes for keys, values in key_values)
-
-
-def can_share(model: PreTrainedModel) -> bool:
-    """Whether `shared_prefix_attention` works for this model.
-
-    It must use transformers' attention interface, in float32 (in half precision our scores would be rounded,
-    which the fused kernel keeps in float32), and no layer may share another's keys.
-    """
-    alone = not getattr(model.config.get_text_config(decoder=True), "num_kv_shared_layers", 0)
-    return model.dtype == torch.float32 and getattr(model, "_supports_attention_backend", False) and alone
-
-
-@contextmanager
-def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within it `model(..., prefix=prefix)` attends to a prefix and each row's own keys, one new token a
-    row."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(SHARED_PREFIX)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def _attend(
-    module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float,
-    prefix: KeyValues,
-    **_,
-) -> tuple[Tensor, None]:
-    """Attention of one new token a row to the prefix and to the row's own keys (transformers' interface).
-
-    query (rows, heads, 1, width), key and value (rows, key-value heads, own length, width), attention_mask
-    (rows, 1, 1, own length) bool; returns (rows, 1, heads, width).
-    """
-    rows, heads, _, width = query.shape
-    prefix_key, prefix_value = prefix[module.layer_idx]
-    kv_heads, length, _ = prefix_key.shape
-    query = (query * scaling).view(rows, kv_heads, heads // kv_heads, width)
-    to_prefix = torch.einsum("rkgd,kpd->rkgp", query, prefix_key)  # one matrix product a head for all rows
-    to_own = (query @ key.mT).masked_fill_(~attention_mask, -torch.inf)
-    weights = torch.cat([to_prefix, to_own], -1).softmax(-1)
-    read = torch.einsum("rkgp,kpd->rkgd", weights[..., :length], prefix_value) + weights[..., length:] @ value
-    return read.reshape(rows, 1, heads, width), None
-
-
-AttentionInterface.register(SHARED_PREFIX, _attend)
-AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)

@@ -1,0 +1,152 @@
+"""Attention of a batch in which each row stands at positions of its own.
+
+Which keys a layer may see, the model itself decides: all earlier ones, those of a sliding window, those of a
+chunk. Its own mask functions are given each row's positions, so padding and a prefix that is stored apart
+change nothing. And attention over a prefix that all rows share, whose keys and values are stored once and
+read once for all rows: decoding waits for memory, and much of what it would read for a simulator's rows is
+their common prompt. The result equals attention over each whole row up to float rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from zs_lib.errors import ModelError
+from zs_lib.models.kv_cache import KeyValues
+
+PADDING = torch.iinfo(torch.long).max
+"""Position of padding: later than every query, so that no causal mask shows it."""
+SHARED_PREFIX = "shared-prefix"
+"""Name of our attention in transformers' registry."""
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Layer types whose memory is keys and values, seen through a mask."""
+
+
+@dataclass
+class _Positions:
+    """Positions of one forward pass's new tokens, (rows, new), and of the keys, (rows, keys)."""
+
+    new: Tensor
+    keys: Tensor
+    used: bool = False
+
+
+_current: ContextVar[_Positions | None] = ContextVar("positions", default=None)
+
+
+@contextmanager
+def masks_by_position(model: PreTrainedModel, new: Tensor, keys: Tensor) -> Iterator[None]:
+    """Within it a forward of this model without attention mask sees the keys that its positions may see.
+
+    new (rows, new tokens) and keys (rows, keys): positions in each row's text; PADDING is never seen.
+
+    Raises:
+        ModelError: the model did not build its masks by transformers' mask functions.
+    """
+    positions = _Positions(new, keys)
+    token = _current.set(positions)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+    if not positions.used:
+        raise _unsupported(model, "it does not build its attention masks by transformers' mask functions")
+
+
+def _mask(*args, mask_function: Callable = causal_mask_function, **options) -> Tensor | None:
+    """(rows, 1, new, keys) bool mask of one kind of layers (transformers' interface)."""
+    positions = _current.get()
+    if positions is None:
+        return sdpa_mask(*args, mask_function=mask_function, **options)
+    positions.used = True
+    rows = torch.arange(len(positions.new), device=positions.new.device)[:, None, None, None]
+    return mask_function(rows, 0 * rows, positions.new[:, None, :, None], positions.keys[:, None, None])
+
+
+def check_attention(model: PreTrainedModel) -> None:
+    """Refuse a model that our loop would sample from differently than its own forward computes.
+
+    Raises:
+        ModelError: its attention is biased, capped, recurrent, or not computed by SDPA.
+    """
+    config = model.config.get_text_config(decoder=True)
+    other = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        raise _unsupported(model, "its attention is biased by distance (ALiBi)")
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise _unsupported(model, "its attention scores are soft-capped (attn_logit_softcapping)")
+    if other or getattr(model, "_is_stateful", False):
+        named = ", ".join(sorted(other)) or "recurrent"
+        raise _unsupported(model, f"it has layers that are not attention over keys and values ({named})")
+    if model.config._attn_implementation != "sdpa":
+        raise _unsupported(model, f"its attention is '{model.config._attn_implementation}', not 'sdpa'")
+
+
+def _unsupported(model: PreTrainedModel, reason: str) -> ModelError:
+    return ModelError(
+        f"Cannot sample from a {type(model).__name__}: {reason}. Take another model, or the vLLM backend."
+    )
+
+
+def can_share(model: PreTrainedModel) -> bool:
+    """Tell whether `shared_prefix_attention` works for this model.
+
+    It must use transformers' attention interface, in float32 (in half precision our scores would be rounded,
+    which the fused kernel keeps in float32). Its cache must hold the very keys and values that a layer
+    attends to: not another layer's, and not compressed ones (multi-head latent attention).
+    """
+    config = model.config.get_text_config(decoder=True)
+    other = any(getattr(config, name, None) for name in ("num_kv_shared_layers", "kv_lora_rank"))
+    interface = getattr(model, "_supports_attention_backend", False)
+    return model.dtype == torch.float32 and interface and not other
+
+
+@contextmanager
+def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within it `model(..., prefix=prefix)` attends to a prefix and each row's own keys, one new token a
+    row."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(SHARED_PREFIX)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _attend(
+    module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    prefix: KeyValues,
+    **_,
+) -> tuple[Tensor, None]:
+    """Attention of one new token a row to the prefix and to the row's own keys (transformers' interface).
+
+    query (rows, heads, 1, width), key and value (rows, key-value heads, own length, width), attention_mask
+    (rows, 1, 1, prefix length + own length) bool; returns (rows, 1, heads, width).
+    """
+    rows, heads, _, width = query.shape
+    prefix_key, prefix_value = prefix[module.layer_idx]
+    kv_heads, length, _ = prefix_key.shape
+    query = (query * scaling).view(rows, kv_heads, heads // kv_heads, width)
+    to_prefix = torch.einsum("rkgd,kpd->rkgp", query, prefix_key)  # one matrix product a head for all rows
+    scores = torch.cat([to_prefix, query @ key.mT], -1).masked_fill_(~attention_mask, -torch.inf)
+    weights = scores.softmax(-1)
+    read = torch.einsum("rkgp,kpd->rkgd", weights[..., :length], prefix_value) + weights[..., length:] @ value
+    return read.reshape(rows, 1, heads, width), None
+
+
+AttentionInterface.register(SHARED_PREFIX, _attend)
+for name in ("sdpa", SHARED_PREFIX):  # "sdpa" outside of `masks_by_position` is transformers' own
+    AttentionMaskInterface.register(name, _mask)
