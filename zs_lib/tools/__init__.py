@@ -1,1 +1,1 @@
-"""What the study can do without; only `cli` imports from here."""
+"""Tools around the study: benchmarks, planning, serving, building data; imported by `cli` only."""

@@ -1,6 +1,7 @@
-"""Build the embedded benchmark's passages and questions from the facts: deterministic to the byte.
+"""Build the embedded benchmark's passages and questions from the facts, reproducibly to the byte.
 
-`zs benchmark build` runs this. Every draw comes from `Random(name)`, so adding a relation moves no other question.
+`zs benchmark build` runs this. All randomness comes from `Random(name)`, so a new relation changes no other
+question.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from zs_lib.qa.world import Fact, World, load_world, passage
 
 Style = Callable[[Relation], tuple[str, ...]]
 """The question templates of a relation that a subset draws from."""
-PASSAGES_A_FACT = 2
-CAPS = {
+PASSAGES_PER_FACT = 2
+MAX_QUESTIONS = {
     "natural": {"train": 1200, "dev": 200, "test": 500},
     "trivia": {"test": 500},
     "popularity": {"test": 500},
@@ -31,9 +32,9 @@ CAPS = {
     "hops": {"test": 500},
     "checked": {"test": 125},
 }
-"""At most so many questions a subset and split: 500 as in the paper's samples, 125 as in Bamboogle."""
-A_RELATION = 120
-"""At most so many questions of one relation (or chain of relations) in a subset and split: cities would crowd out the rest."""
+"""Largest number of questions per subset and split: 500 as in the paper's samples, 125 as in Bamboogle."""
+MAX_PER_RELATION = 120
+"""Largest number per subset, split and relation (or chain of relations): else most would be about cities."""
 TWO_HOPS = tuple(
     (kind, (first, last))
     for kind, first in (("city", "country"), ("site", "country"), ("peak", "country"))
@@ -65,9 +66,9 @@ PLURAL = re.compile(
     r"|Reserves|Compounds|Tombs|Earthworks|Missions|Spheres|Mounds|Cities|Temples|Villages|Places|cycles"
     r"|Fortresses|Centres|Surroundings)( (of|at|in) |$)"
 )
-"""Heritage sites that nothing asks about: every question says "is", "lies" or "belongs"."""
-A_COUNTRY = 5
-"""At most so many checked questions lead through one country."""
+"""Plural names of heritage sites; no question is about these, since all say "is", "lies" or "belongs"."""
+MAX_PER_COUNTRY = 5
+"""Largest number of checked questions that lead through one country."""
 NOT_CHECKED = {
     "country:philippines/independence": "1898 (declared) or 1946 (from the United States)",
     "country:indonesia/independence": "1945 (declared) or 1949 (recognised)",
@@ -99,12 +100,14 @@ NOT_CHECKED = {
     "site:antigua-naval-dockyard": "the name gives the country away",
     "airport:snz": "a military field, and airports of this name stand in other countries",
 }
-"""Facts (entity, or entity/relation) that the hand check threw out of the checked subset, and why. They may be right,
-but not beyond doubt; `hand_check.csv` has the questions."""
+"""Facts (entity, or entity/relation) that the hand check removed from the checked subset → the reason.
+
+They may be right, but are not beyond doubt; `hand_check.csv` has the questions.
+"""
 
 
 def build_benchmark(folder: Path = BENCHMARK) -> dict[str, int]:
-    """Write `passages.jsonl` and `questions.jsonl` into `folder`; returns how many of each."""
+    """Write `passages.jsonl` and `questions.jsonl` into `folder`; the number of each."""
     world = load_world()
     passages, questions = list(build_passages(world)), build_questions(world)
     _write(folder / "passages.jsonl", map(asdict, passages))
@@ -113,21 +116,20 @@ def build_benchmark(folder: Path = BENCHMARK) -> dict[str, int]:
 
 
 def build_passages(world: World) -> Iterable[Passage]:
-    """Each fact in two wordings: the one that names the relation by its noun, and another."""
+    """Word each fact twice: once with the noun of its relation, once in another way."""
     for fact in world.facts:
         name = f"{fact.subject.id}/{fact.relation.name}"
         rng = Random(name)
         variants = (0, rng.randrange(1, len(fact.relation.passages)))
-        for number, variant in enumerate(variants[:PASSAGES_A_FACT]):
+        for number, variant in enumerate(variants[:PASSAGES_PER_FACT]):
             yield Passage(f"{name}/{number}", passage(world, fact, variant, rng), fact.subject.split)
 
 
 def build_questions(world: World) -> list[Question]:
-    """All subsets, in the order of `qa.SUBSETS`."""
-    one_hop = [
-        (entity.type, (name,)) for entity in world.entities.values() for name in world.of.get(entity.id, ())
-    ]
-    one_hop = tuple(sorted(set(one_hop)))
+    """Build the questions of all subsets, in the order of `qa.SUBSETS`."""
+    entities = world.entities.values()
+    pairs = {(entity.type, (name,)) for entity in entities for name in world.of.get(entity.id, ())}
+    one_hop = tuple(sorted(pairs))
     questions = []
     for split in ("train", "dev", "test"):
         questions += _subset(world, "natural", split, one_hop, _natural)
@@ -142,15 +144,17 @@ def build_questions(world: World) -> list[Question]:
 
 
 def checked(world: World) -> Iterator[tuple[Question, str]]:
-    """The checked subset in the order in which it is drawn, with what came up and was thrown out by hand (the doubt
-    is "" for those that stand): a question a start, all chains, no country too often."""
+    """Draw the checked subset: (question, the reason for which the hand check removed it, or "").
+
+    At most one question starts from an entity, and MAX_PER_COUNTRY lead through a country.
+    """
     rng = Random("checked/test")
     starts, countries = set(), Counter()
     for path in _in_turn(world, UNSEEN_TWO_HOPS + TWO_HOPS, "test", rng):
         start, country = path[0].subject.id, path[1].subject.cluster
-        if len(starts) == CAPS["checked"]["test"]:
+        if len(starts) == MAX_QUESTIONS["checked"]["test"]:
             return
-        if start in starts or countries[country] == A_COUNTRY:
+        if start in starts or countries[country] == MAX_PER_COUNTRY:
             continue
         question = _ask(path, "checked", "test", _trivia, rng)
         if not (doubt := _doubt(path)):
@@ -180,14 +184,14 @@ def _template(relation: Relation) -> tuple[str, ...]:
 def _subset(
     world: World, subset: str, split: str, chains: tuple, style: Style, share: float = 1.0
 ) -> list[Question]:
-    """Questions of one subset and split: chains take turns until the cap is reached or none is left."""
+    """Questions of one subset and split, of all chains in turn, until there are enough or none is left."""
     rng = Random(f"{subset}/{split}")
-    paths = islice(_in_turn(world, chains, split, rng), int(CAPS[subset][split] * share))
+    paths = islice(_in_turn(world, chains, split, rng), int(MAX_QUESTIONS[subset][split] * share))
     return [_ask(path, subset, split, style, rng) for path in list(paths)]
 
 
 def _in_turn(world: World, chains: tuple, split: str, rng: Random) -> Iterator[list[Fact]]:
-    """Usable paths: one of each chain, then the next of each; at most `A_RELATION` of a chain."""
+    """Usable paths: one of each chain, then the next of each; at most MAX_PER_RELATION of a chain."""
     queues = []
     for kind, names in chains:
         paths = [
@@ -196,13 +200,13 @@ def _in_turn(world: World, chains: tuple, split: str, rng: Random) -> Iterator[l
             if entity.type == kind and (path := _usable(world, entity.id, names, split))
         ]
         rng.shuffle(paths)
-        queues.append(paths[:A_RELATION])
+        queues.append(paths[:MAX_PER_RELATION])
     while any(queues):
         yield from [queue.pop() for queue in queues if queue]
 
 
 def _usable(world: World, subject: str, names: tuple[str, ...], split: str) -> list[Fact] | None:
-    """The chain of facts, if every fact is of `split` and no answer stands in the question."""
+    """The chain of facts, if all are of `split` and the question would not contain an answer."""
     path = world.chain(subject, names)
     if world.entities[subject].type == "site" and PLURAL.search(world.entities[subject].name):
         return None
@@ -240,18 +244,11 @@ def _hop(fact: Fact) -> Hop:
 def _comparisons(world: World, split: str) -> list[Question]:
     """HotpotQA's second kind: two entities, one relation; are they the same, or which of the two is it?"""
     rng = Random(f"comparison/{split}")
-    cap = CAPS["bridge"][split] - int(CAPS["bridge"][split] * 0.8)
-    places = [
-        world.of[e.id]["country"]
-        for e in world.entities.values()
-        if e.type in ("city", "site")
-        and e.split == split
-        and "country" in world.of.get(e.id, ())
-        and _usable(world, e.id, ("country",), split)
-    ]
+    count = MAX_QUESTIONS["bridge"][split] - int(MAX_QUESTIONS["bridge"][split] * 0.8)
+    places = _places(world, split)
     ask_same, ask_which = wording.COMPARISONS
     questions = {}
-    while len(questions) < cap:
+    while len(questions) < count:
         one = rng.choice(places)
         same = rng.random() < 0.5
         others = [
@@ -277,6 +274,18 @@ def _comparisons(world: World, split: str) -> list[Question]:
             name, text, golden, "bridge", split, hops, min(one.subject.popularity, other.subject.popularity)
         )
     return list(questions.values())
+
+
+def _places(world: World, split: str) -> list[Fact]:
+    """The countries of cities and heritage sites."""
+    return [
+        world.of[entity.id]["country"]
+        for entity in world.entities.values()
+        if entity.type in ("city", "site")
+        and entity.split == split
+        and "country" in world.of.get(entity.id, ())
+        and _usable(world, entity.id, ("country",), split)
+    ]
 
 
 def _write(path: Path, rows: Iterable[dict]) -> None:

@@ -1,5 +1,4 @@
-"""What this machine has, what is missing, and what to do about it. Looks only; asks nothing of the
-network."""
+"""Check this machine for what the study needs, and say how to get what is missing; needs no network."""
 
 from __future__ import annotations
 
@@ -15,25 +14,27 @@ from pathlib import Path
 from zs_lib.config import paths
 from zs_lib.runs.provenance import available_cores
 
-NEEDED = ("questions.jsonl", "passages.jsonl", "entities.csv", "facts.csv")
+BENCHMARK_FILES = ("questions.jsonl", "passages.jsonl", "entities.csv", "facts.csv")
 BACKBONES = [f"tiny-{size}{kind}" for size in "SML" for kind in ("", "-instruct")]
 MEMORY_GB, DISK_GB = 4, 2
-"""What the tiny study needs, with room to spare."""
+"""Free memory and disk that are ample for the tiny study."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `level` says what it means that it is not ok: "missing" (needed) or "optional"."""
+    """The result of one check."""
 
     what: str
     ok: bool
     state: str
     cure: str = ""
+    """What to do if it is not ok."""
     level: str = "missing"
+    """Meaning of a failed check: "missing" (needed) or "optional"."""
 
 
 def examine() -> list[Finding]:
-    """All findings, the needed things first."""
+    """Make all checks, those of needed things first."""
     return [
         _python(),
         *_packages(),
@@ -58,13 +59,13 @@ def _python() -> Finding:
 
 
 def pins(path: Path = paths.ROOT / "constraints.txt") -> dict[str, str]:
-    """Package (normalised name) → version of a constraints file."""
+    """Read the versions of a constraints file, by normalised package name."""
     lines = (line.split("#")[0].split(";")[0].strip() for line in path.read_text().splitlines())
     return {normalise(name): version for name, _, version in (line.partition("==") for line in lines if line)}
 
 
 def normalise(name: str) -> str:
-    """A package's name as the index compares it."""
+    """Normalise a package's name as package indexes do."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -86,13 +87,12 @@ def _packages() -> list[Finding]:
             findings.append(Finding("packages", False, f"{name} is not installed", cure))
             continue
         wanted = pinned.get(normalise(name), found)
-        if found.split("+")[0] != wanted:  # torch's CPU build calls itself 2.13.0+cpu
-            findings.append(
-                Finding("packages", False, f"{name} {found}, tested with {wanted}", cure, "optional")
-            )
-    return findings or [
-        Finding("packages", True, f"{len(names)} needed ones, in the versions of constraints.txt")
-    ]
+        if found.split("+")[0] != wanted:  # torch's CPU build has the version 2.13.0+cpu
+            state = f"{name} {found}, tested with {wanted}"
+            findings.append(Finding("packages", False, state, cure, "optional"))
+    if findings:
+        return findings
+    return [Finding("packages", True, f"all {len(names)} in the versions of constraints.txt")]
 
 
 def _kernel() -> Finding:
@@ -107,16 +107,15 @@ def _kernel() -> Finding:
 def _data() -> list[Finding]:
     data = paths.ROOT / "data"
     wanted = {
-        "benchmark": {name: data / "benchmark" / name for name in NEEDED},
+        "benchmark": {name: data / "benchmark" / name for name in BENCHMARK_FILES},
         "backbones": {name: data / "backbones" / name / "config.json" for name in BACKBONES},
     }
     findings = []
     for what, files in wanted.items():
-        lacking = [name for name, path in files.items() if not path.is_file()]
-        state = f"lacks {', '.join(lacking)}" if lacking else ", ".join(files)
-        findings.append(
-            Finding(what, not lacking, state, f"restore data/ from git, or run `zs {what} build`")
-        )
+        missing = [name for name, path in files.items() if not path.is_file()]
+        state = f"lacks {', '.join(missing)}" if missing else ", ".join(files)
+        cure = f"restore data/ from git, or run `zs {what} build`"
+        findings.append(Finding(what, not missing, state, cure))
     return findings
 
 
@@ -140,7 +139,7 @@ def _memory() -> Finding:
 
 def _disk() -> Finding:
     free = shutil.disk_usage(paths.ROOT).free / 2**30
-    return Finding("disk", free >= DISK_GB, f"{free:.1f} GB free", "make room", "missing")
+    return Finding("disk", free >= DISK_GB, f"{free:.1f} GB free", "free some space")
 
 
 def _gpu() -> Finding:
@@ -151,7 +150,7 @@ def _gpu() -> Finding:
             "gpu", True, ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         )
     return Finding(
-        "gpu", False, "none", "not needed for smoke and tiny; smol wants one, paper a server", "optional"
+        "gpu", False, "none", "not needed for smoke and tiny; smol needs one, paper a server", "optional"
     )
 
 
@@ -171,7 +170,7 @@ def _vllm() -> Finding:
 
 
 def _hub() -> Finding:
-    """What the hub cache holds; whether the hub can be reached is not tried."""
+    """List the models in the hub cache, without trying to reach the hub."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     models = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))

@@ -1,4 +1,4 @@
-"""A finished policy as a folder for others: model and tokenizer as transformers saves them, and a model card of the run."""
+"""Export a finished policy as a transformers folder with a model card."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ tags: [zerosearch, search, reinforcement-learning]
 
 # {label}, seed {seed}
 
-A policy of {parameters:,} parameters: a language model that was trained by reinforcement learning to answer questions with a search engine, as in ZeroSearch (arXiv 2505.04588). It is the run `{name}` of the ZeroSearch workbench.
+A policy of {parameters:,} parameters: a language model that was trained by reinforcement learning to answer \
+questions with a search engine, as in ZeroSearch (arXiv 2505.04588). It is the run `{name}` of the \
+ZeroSearch workbench.
 
 ## The run
 
@@ -40,11 +42,14 @@ A policy of {parameters:,} parameters: a language model that was trained by rein
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder = "."  # where this file lies
+folder = "."  # the folder of this file
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
 prompt = tokenizer({prompt!r}, return_tensors="pt")
-written = model.generate(**prompt, do_sample=False, max_new_tokens={max_tokens}, stop_strings={stop!r}, tokenizer=tokenizer)
+stop = {stop!r}
+written = model.generate(
+    **prompt, do_sample=False, max_new_tokens={max_tokens}, stop_strings=stop, tokenizer=tokenizer
+)
 print(tokenizer.decode(written[0]))
 ```
 
@@ -55,17 +60,18 @@ This is one turn. {turns}
 {licence}
 """
 TURNS = (
-    "Where it ends with `</search>`, append `<information>Doc 1: …\\nDoc 2: …\\n</information>\\n` with {documents} documents for "
-    "the query, and generate on; where it ends with `</answer>`, that is the answer. In training at most {searches} searches were made."
+    "If it ends with `</search>`, append `<information>Doc 1: …\\nDoc 2: …\\n</information>\\n` with "
+    "{documents} documents for the query, and generate again; if it ends with `</answer>`, that is the "
+    "answer. In training at most {searches} searches were made."
 )
-ALONE = "It was trained to answer without search, between `<answer>` and `</answer>`."
+NO_SEARCH = "It was trained to answer without search, between `<answer>` and `</answer>`."
 
 
 def export(run: Run, folder: Path, store: RunStore) -> Path:
-    """Write a finished policy and its card into `folder`, which is made; evaluations in `store` give the card its scores.
+    """Write a finished policy and its model card into a new folder; scores are of its evaluations in `store`.
 
     Raises:
-        RunError: it is no finished policy, it is damaged, or the folder is not empty or cannot be written.
+        RunError: the run is no finished policy, or is damaged; the folder is not empty, or cannot be written.
     """
     if run.kind != "policy" or not run.finished:
         raise RunError(f"{run.path.name} is no finished policy: choose another (`zs runs list`).")
@@ -83,77 +89,75 @@ def export(run: Run, folder: Path, store: RunStore) -> Path:
 
 
 def card(run: Run, store: RunStore) -> str:
-    """The model card, in Markdown with the hub's YAML head: what the run's files say, and nothing else."""
-    arm, record, summary = from_identity(PolicyArm, run.config), run.record, run.summary
-    code, packages = record["code"], record["packages"]
+    """Write a policy's model card from the run's files: Markdown with the hub's YAML head."""
+    arm, summary = from_identity(PolicyArm, run.config), run.summary
     backbone, ours = _public(arm.backbone), arm.backbone in shipped()
-    of_hub = backbone.count("/") == 1 and not Path(backbone).exists()
-    noise, objective = arm.curriculum, arm.objective
-    facts = {
-        "backbone": backbone,
-        "training questions": f"embedded benchmark: {', '.join(arm.subsets)}"
-        if arm.benchmark == "embedded"
-        else _public(arm.benchmark),
-        "engine in training": without_address(arm.engine)
-        + (f", {arm.simulator.label}" if arm.simulator else ""),
-        "noise probability": f"{noise.schedule}, {noise.p_start:g} to {noise.p_end:g}" if noise else "none",
-        "algorithm": f"{objective.algorithm}, KL {objective.kl_coef:g}, document tokens {'out of' if objective.mask_documents else 'in'} the loss",
-        "steps": f"{summary['steps']}, each of {arm.prompts_per_step} questions with {arm.group_size} trajectories, at a learning rate of {arm.learning_rate:g}",
-        "training reward (F1)": f"{summary['first_reward']:.3f} in the first steps, {summary['last_reward']:.3f} in the last",
-        "warnings": "; ".join(
-            f"{warning['name']} at step {warning['step']}" for warning in summary["warnings"]
-        )
-        or "none",
-        "made with": f"workbench {code['version']} ({(code['commit'] or 'no commit')[:12]}), torch {packages['torch']}, transformers {packages['transformers']}",
-    }
+    on_hub = backbone.count("/") == 1 and not Path(backbone).exists()
+    if ours:
+        front, licence = "license: apache-2.0", "Apache-2.0, like the workbench and the backbone in it."
+    else:
+        front = f"base_model: {backbone}" if on_hub else "license: other"
+        licence = f"That of the backbone, {backbone}, which this card does not know."
+    turns = TURNS.format(documents=arm.rollout.num_documents, searches=arm.rollout.max_searches)
     return CARD.format(
-        front="license: apache-2.0" if ours else f"base_model: {backbone}" if of_hub else "license: other",
+        front=front,
         label=run.label,
         seed=run.seed,
         name=run.path.name,
         parameters=summary["parameters"],
-        facts=markdown(pd.DataFrame({"value": facts}).rename_axis("")),
+        facts=markdown(pd.DataFrame({"value": _facts(arm, run)}).rename_axis("")),
         scores=_scores(run, store),
         prompt=POLICY_TEMPLATES[arm.rollout.template].format(question="what is the capital of Norway?"),
         max_tokens=arm.rollout.max_turn_tokens,
         stop=list(STOP_STRINGS),
-        turns=ALONE
-        if arm.engine == "none"
-        else TURNS.format(documents=arm.rollout.num_documents, searches=arm.rollout.max_searches),
-        licence="Apache-2.0, as the workbench and the backbone that comes with it."
-        if ours
-        else f"That of the backbone, {backbone}, which this card does not know.",
+        turns=NO_SEARCH if arm.engine == "none" else turns,
+        licence=licence,
     )
 
 
+def _facts(arm: PolicyArm, run: Run) -> dict[str, str]:
+    code, packages, summary = run.record["code"], run.record["packages"], run.summary
+    noise, objective = arm.curriculum, arm.objective
+    embedded = f"embedded benchmark: {', '.join(arm.subsets)}"
+    simulator = f", {arm.simulator.label}" if arm.simulator else ""
+    documents = "out of" if objective.mask_documents else "in"
+    warnings = [f"{warning['name']} at step {warning['step']}" for warning in summary["warnings"]]
+    return {
+        "backbone": _public(arm.backbone),
+        "training questions": embedded if arm.benchmark == "embedded" else _public(arm.benchmark),
+        "engine in training": without_address(arm.engine) + simulator,
+        "noise probability": f"{noise.schedule}, {noise.p_start:g} to {noise.p_end:g}" if noise else "none",
+        "algorithm": f"{objective.algorithm}, KL {objective.kl_coef:g}, document tokens {documents} the loss",
+        "steps": f"{summary['steps']}, each of {arm.prompts_per_step} questions with {arm.group_size} "
+        f"trajectories, at a learning rate of {arm.learning_rate:g}",
+        "training reward (F1)": f"{summary['first_reward']:.3f} in the first steps, "
+        f"{summary['last_reward']:.3f} in the last",
+        "warnings": "; ".join(warnings) or "none",
+        "made with": f"workbench {code['version']} ({(code['commit'] or 'no commit')[:12]}), torch "
+        f"{packages['torch']}, transformers {packages['transformers']}",
+    }
+
+
 def _public(name: str) -> str:
-    """A name or a path, without what is of one machine only."""
+    """A model's name, without the folders of this machine."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def _scores(run: Run, store: RunStore) -> str:
-    """The finished evaluations of this very run, as a table."""
+    """The finished evaluations of this run, as a table."""
     rows = []
     for other in store.list():
-        if (
-            other.kind != "evaluation"
-            or other.seed != run.seed
-            or not other.finished
-            or other.config["policy"] != run.config
-        ):
+        if not (other.kind == "evaluation" and other.seed == run.seed and other.finished):
+            continue
+        if other.config["policy"] != run.config:
             continue
         noise, mean = other.config.get("noise"), other.summary["mean"]
         engine = without_address(other.config["engine"]) + (f", {noise:.0%} noise" if noise else "")
-        rows.append(
-            {
-                "engine": engine,
-                "questions": other.summary["questions"],
-                **{name: round(mean[name], 3) for name in ("f1", "em", "cover_em", "searches")},
-            }
-        )
+        scores = {name: round(mean[name], 3) for name in ("f1", "em", "cover_em", "searches")}
+        rows.append({"engine": engine, "questions": other.summary["questions"], **scores})
     if not rows:
-        return "No evaluation of it lies in the store that it comes from.\n"
+        return "The store that it comes from has no evaluation of it.\n"
     return (
-        "Greedy answers to questions about entities that training never met, means over subsets.\n\n"
+        "Greedy answers to questions about entities that do not occur in training, means over subsets.\n\n"
         + markdown(pd.DataFrame(rows).set_index("engine"))
     )

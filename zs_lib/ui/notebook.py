@@ -193,4 +193,4 @@ def show_trajectory(trajectory: Trajectory, title: str = "") -> None:
     """Show a trajectory turn by turn, coloured and labelled by kind of text."""
     from zs_lib.rl.rewards import reward
 
-    display(HTML(render.trajectory(to_record(trajectory, reward(trajectory)), title)))
+    display(HTML(render.trajectory(to_record(trajectory, reward(trajectory, "f1")), title)))

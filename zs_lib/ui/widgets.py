@@ -477,9 +477,11 @@ class Calculator(_Panel):
 def _costs(model: str, gpu: str, usd_hour: float | None, searches: float, group: int) -> str:
     training = replace(cost.paper_load(), searches=searches, group=group)
     ways = cost.ways(training, model, gpu, usd_hour)
-    rollouts = f"{training.steps} steps of {training.prompts} prompts x {group} rollouts"
+    work = (
+        f"{training.steps} steps of {training.prompts} prompts x {group} rollouts x {searches:.1f} searches"
+    )
     caption = (
-        f"{training.queries:,.0f} queries ({rollouts} x {searches:.1f} searches) in {training.hours:.0f} hours, "
-        "or in more if the GPUs need them. Modelled, at quoted prices."
+        f"{training.queries:,.0f} queries ({work}) in {training.hours:.0f} hours, or in more if the GPUs "
+        "need them. Modelled, at quoted prices."
     )
     return render.costs(ways, cost.savings(ways["usd"], training.queries), caption)

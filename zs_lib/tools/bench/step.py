@@ -86,7 +86,7 @@ def _batch(loaded: LoadedModel, arm: PolicyArm) -> tuple[list[Trajectory], torch
         build_engine("bm25", split="train"),
     )
     done = rollout(asked, generator, engine, arm.rollout, [(0, i) for i in range(len(asked))])
-    return done, torch.tensor([reward(t) for t in done], dtype=torch.float64).view(len(questions), -1)
+    return done, torch.tensor([reward(t, "f1") for t in done], dtype=torch.float64).view(len(questions), -1)
 
 
 def _least_work(

