@@ -97,7 +97,7 @@ class Learner:
         weights stay as they are, and the statistics are 0.
 
         Raises:
-            ModelError: the sampler has other weights, or memory does not hold one trajectory.
+            ModelError: the sampler has other weights, or memory holds not one trajectory, or no optimizer.
             RunError: the gradient is not finite.
         """
         objective = self.arm.objective
@@ -161,7 +161,7 @@ class Learner:
         """Turn rewards into PPO's advantages: GAE for each trajectory, then standardised over the batch."""
         objective = self.arm.objective
         for batch in batches:
-            batch.values = self.critic(trained_states(self.model, batch).float()).squeeze(-1)
+            batch.values = self._estimate_values(batch)
             lengths = batch.loss_mask.sum(1).tolist()
             rows = zip(batch.values.split(lengths), batch.advantages.split(lengths), strict=True)
             estimates = [
@@ -175,24 +175,50 @@ class Learner:
         for batch, part in zip(batches, distributed.shard(standardised), strict=True):
             batch.advantages = part
 
+    def _estimate_values(self, batch: MicroBatch) -> Tensor:
+        """Compute the critic's values of the trained tokens, (N,), by halves where memory runs out."""
+        try:
+            return self.critic(trained_states(self.model, batch).float()).squeeze(-1)
+        except torch.OutOfMemoryError:
+            if len(batch.inputs) == 1:
+                raise self._too_large() from None
+        return torch.cat([self._estimate_values(half) for half in split_microbatch(batch)])
+
     def _accumulate(self, batches: list[MicroBatch], normalizer: int) -> Counter:
-        """Add up the gradient of all batches; where memory runs out, halve them for good and start again."""
+        """Add up the gradient of all batches; where memory runs out, halve them for good and start again.
+
+        Each attempt starts from no gradient, whatever an earlier one has left.
+        """
         while True:
             totals: Counter = Counter()
+            self._drop_gradients()
             try:
                 for batch in batches:
-                    loss, stats = self._loss(batch, normalizer)
-                    self.accelerator.backward(loss)
-                    totals.update({name: value.item() for name, value in stats.items()})
+                    totals.update(self._backward(batch, normalizer))
                 return totals
             except torch.OutOfMemoryError:
-                self.optimizer.zero_grad()  # it may hold a part of the gradient already
-            if all(len(batch.inputs) == 1 for batch in batches):
-                raise ModelError(
-                    f"Not even one trajectory of '{self.arm.name}' fits into memory in an update: lower "
-                    f"policy.rollout.max_context_tokens ({self.arm.rollout.max_context_tokens})."
-                )
+                if all(len(batch.inputs) == 1 for batch in batches):
+                    self._drop_gradients()
+                    raise self._too_large() from None
             batches[:] = [half for batch in batches for half in split_microbatch(batch)]
+
+    def _backward(self, batch: MicroBatch, normalizer: int) -> dict[str, float]:
+        """Add a micro-batch's gradient; returns its statistics. If it fails, its activations are freed."""
+        loss, stats = self._loss(batch, normalizer)
+        self.accelerator.backward(loss)
+        return {name: value.item() for name, value in stats.items()}
+
+    def _drop_gradients(self) -> None:
+        """Drop every gradient, also those that a half-precision model has not handed to its masters yet."""
+        self.optimizer.zero_grad()
+        for weight, _ in self.rounded:
+            weight.grad = None
+
+    def _too_large(self) -> ModelError:
+        return ModelError(
+            f"Not even one trajectory of '{self.arm.name}' fits into memory in an update: lower "
+            f"policy.rollout.max_context_tokens ({self.arm.rollout.max_context_tokens})."
+        )
 
     def _one_update(self, step: int, batches: list[MicroBatch], normalizer: int) -> dict[str, float]:
         """Take one optimizer step on the whole batch; returns its statistics and the norm before clipping."""
@@ -206,10 +232,29 @@ class Learner:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step) * group["factor"]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._optimizer_step()
+        self._drop_gradients()
         self._round()
         return {**totals, "grad_norm": norm}
+
+    def _optimizer_step(self) -> None:
+        """Step the optimizer; ModelError if memory does not hold what it needs besides the gradient.
+
+        Smaller micro-batches would not help. A first step that failed leaves no moments: half of them are
+        worse than none.
+        """
+        first = not self.optimizer.state
+        try:
+            self.optimizer.step()
+        except torch.OutOfMemoryError:
+            self._drop_gradients()
+            if first:
+                self.optimizer.state.clear()
+            raise ModelError(
+                f"The optimizer of '{self.arm.name}' does not fit into memory beside the model and its "
+                "gradient: train adapters (policy.lora_rank), or a smaller model. The run goes on from its "
+                "last checkpoint."
+            ) from None
 
     @torch.no_grad()
     def _round(self) -> None:
