@@ -1,7 +1,8 @@
-"""Training on 10, 100, 1,000 cards, simulated (`cluster`): seconds a step, what saturates first, and which knob moves it.
+"""Simulate training on 10, 100 and 1,000 GPUs: seconds per step, bottleneck, and the effect of each knob.
 
-Measured here: the shape of rollouts (data/lengths.csv), seconds for a reward and for the store (data/latencies.csv); `record`
-wrote both. Quoted: data sheets, models' shapes. The rest is modelled, on what `ASSUMED` says.
+Measured here: lengths of rollouts (data/lengths.csv), seconds for a reward and for the run store
+(data/latencies.csv); `record` wrote both. Quoted: data sheets and shapes of models. The rest is modelled, on
+the assumptions that `assumed` lists. The events on the cluster are simulated by `cluster`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from random import Random
@@ -31,7 +32,7 @@ from zs_lib.config.engines import simulates
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.qa import scoring
 from zs_lib.rl.trajectory_log import TrajectoryLog
-from zs_lib.runs import RunStore
+from zs_lib.runs import Run, RunStore
 from zs_lib.runs.files import write_text
 from zs_lib.runs.provenance import provenance
 from zs_lib.tools.planning import cluster
@@ -42,40 +43,42 @@ PAGE = paths.ROOT / "figures" / "scale.md"
 SIZES = (10, 100, 1000)
 MODES = ("synchronous", "one step ahead")
 SEEDS = 5
-"""Recorded of the study's ZeroSearch."""
+"""Recorded seeds of the study's ZeroSearch."""
 UNIT = 10
-"""Cards among which the best split is sought; larger clusters have the same shares."""
+"""GPUs of the cluster whose best split is searched for; larger clusters have the same shares."""
+JUDGE_SLOTS = 16
+"""Requests to an LLM judge at once, per trainer GPU."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A cluster's make and its work; each field is a knob."""
+    """A cluster and its work; each field is a knob."""
 
     arm: PolicyArm
-    card: Gpu
+    gpu: Gpu
     simulator: Shape
-    """Of the model that writes documents."""
-    rollouts_a_card: float = 32.0
-    """Of a step, for each card of the cluster: the paper's 320 on ten."""
+    """Shape of the model that writes documents."""
+    rollouts_per_gpu: float = 32.0
+    """Rollouts of a step per GPU of the cluster: the paper's 320 on ten."""
     rollouts: int = 0
-    """Of a step, whatever the cluster; 0: as many as `rollouts_a_card` makes."""
+    """Rollouts of a step on any cluster; 0: as `rollouts_per_gpu` says."""
     longest_turn: float = math.inf
     """Tokens after which a turn is cut."""
     slots: int = BATCH
-    """Sequences that a card writes at once."""
+    """Sequences that a GPU decodes at once."""
     network: float = 25e9
-    """Bytes a second from card to card."""
+    """Bytes per second between two GPUs."""
     relayed: bool = True
-    """New weights: who has them passes them on. Otherwise one trainer sends them to one card after the other."""
+    """Whether GPUs pass new weights on; else one trainer sends them to one GPU after the other."""
     judge_s: float = 0.0
-    """Seconds of a judge for a rollout, besides the reward's; a trainer's card has 16 asked at once."""
+    """Seconds of an LLM judge per rollout, in addition to the reward's."""
     writers: int = 1
-    """Processes that append to the store."""
+    """Processes that write to the run store."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Cards that train, that write rollouts, and that play the search engine."""
+    """GPUs that train, that decode rollouts, and that simulate the search engine."""
 
     trainers: int
     policies: int
@@ -84,24 +87,26 @@ class Split:
     def __str__(self) -> str:
         return f"{self.trainers} + {self.policies} + {self.simulators}"
 
-    def scaled(self, cards: int) -> Split:
-        trainers, simulators = (
-            max(1, round(cards * part / UNIT)) for part in (self.trainers, self.simulators)
-        )
-        return Split(trainers, cards - trainers - simulators, simulators)
+    def scaled(self, gpus: int) -> Split:
+        """The same shares of a cluster of another size."""
+        trainers = max(1, round(gpus * self.trainers / UNIT))
+        simulators = max(1, round(gpus * self.simulators / UNIT))
+        return Split(trainers, gpus - trainers - simulators, simulators)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One training step: seconds of its parts. `ahead`: rollouts are written with the weights of the step before, while that
-    step's are trained on."""
+    """One simulated training step."""
 
     split: Split
     rollouts: int
     rolled: Rolled
     update: float
+    """Seconds of the update."""
     sync: float
+    """Seconds in which the new weights are sent."""
     ahead: bool
+    """Whether rollouts are made while the last step's are trained on, with weights one step old."""
 
     @property
     def seconds(self) -> float:
@@ -110,14 +115,14 @@ class Step:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of what each part could do in the step's time, what it did; of the tail and the new weights: of the time."""
+        """Utilisation of each part in the step's time; of tail and weight sync, their share of that time."""
         busy = {name: share * self.rolled.seconds for name, share in self.rolled.busy.items()}
         parts = {"trainers": self.update} | busy | {"tail": self.rolled.tail, "weight sync": self.sync}
         return {name: part / self.seconds for name, part in parts.items()}
 
     @property
     def first(self) -> str:
-        """What saturates first: the largest share; one step ahead, of the longer of the two that go on side by side."""
+        """The bottleneck: the largest share; one step ahead, that of the longer of rollouts and update."""
         shares = self.shares
         if self.ahead and self.update > self.rolled.seconds:
             shares = {name: shares[name] for name in ("trainers", "weight sync")}
@@ -128,12 +133,15 @@ class Step:
 
 @cache
 def lengths() -> tuple[list[tuple[int, ...]], list[int]]:
-    """Sampled rollouts as the tokens of their turns, and how many there were of each. DataError if the file is damaged."""
+    """Read measured rollouts as the tokens of their turns, and the number of rollouts of each such kind.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     try:
         rows = _rows("lengths")
-        return [tuple(map(int, row["tokens"].split())) for row in rows], [
-            int(row["rollouts"]) for row in rows
-        ]
+        patterns = [tuple(map(int, row["tokens"].split())) for row in rows]
+        return patterns, [int(row["rollouts"]) for row in rows]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"data/lengths.csv cannot be read ({error}): restore it with `git checkout`."
@@ -141,7 +149,11 @@ def lengths() -> tuple[list[tuple[int, ...]], list[int]]:
 
 
 def latencies() -> dict[str, float]:
-    """Seconds of one "reward" and one record in the "store". DataError if the file is damaged."""
+    """Read the seconds of one "reward" and of one rollout's record in the "store".
+
+    Raises:
+        DataError: the file is damaged.
+    """
     try:
         return {row["what"]: float(row["seconds"]) for row in _rows("latencies")}
     except (OSError, ValueError, KeyError) as error:
@@ -156,63 +168,61 @@ def _rows(name: str) -> list[dict]:
 
 
 def record(store: RunStore) -> None:
-    """Maintainers: measure data/lengths.csv (the recorded study's ZeroSearch, all seeds that logged tokens) and
-    data/latencies.csv (the best of many, on this machine)."""
-    arm, sampled = config.load_profile("tiny").policy("zerosearch"), []
+    """Measure data/lengths.csv from the recorded runs of ZeroSearch, and data/latencies.csv on this machine.
+
+    This is a step for maintainers.
+    """
+    arm, records = config.load_profile("tiny").policy("zerosearch"), []
     for run in filter(None, (store.get(arm, seed) for seed in range(SEEDS))):
         log = TrajectoryLog(run)
-        sampled += [
-            one for one in log.read(entry for entry in log.entries if not entry.watched) if "tokens" in one
-        ]
-    counted = Counter(
-        " ".join(
-            str(len(list(part)))
-            for written, part in groupby(one["tokens"], lambda token: isinstance(token, list))
-            if written
-        )
-        for one in sampled
-    )
-    _write(
-        "lengths",
-        [
-            {"tokens": tokens, "rollouts": number, "run": store.path(arm, 0).name.rpartition("-")[0]}
-            for tokens, number in sorted(counted.items())
-        ],
-    )
-    it = provenance()["machine"]
-    machine, today = (
-        f"{it['system']} {it['processor']}, {it['cores']} cores",
-        datetime.now(UTC).date().isoformat(),
-    )
-    seconds = {
-        "reward": _best(
-            lambda part: [scoring.f1(one["answer"], one["golden_answers"]) for one in part], sampled
-        )
-    }
+        logged = log.read(entry for entry in log.entries if not entry.watched)
+        records += [record for record in logged if "tokens" in record]
+    name = store.path(arm, 0).name.rpartition("-")[0]
+    counts = Counter(map(_turn_lengths, records))
+    rows = [{"tokens": key, "rollouts": count, "run": name} for key, count in sorted(counts.items())]
+    _write("lengths", rows)
+    made = provenance()["machine"]
+    machine = f"{made['system']} {made['processor']}, {made['cores']} cores"
+    today = datetime.now(UTC).date().isoformat()
+    seconds = {"reward": _best(_score_all, records), "store": _store_seconds(arm, records)}
+    rows = [
+        {"what": what, "seconds": f"{took:.3g}", "as_of": today, "machine": machine}
+        for what, took in seconds.items()
+    ]
+    _write("latencies", rows)
+
+
+def _turn_lengths(record: dict) -> str:
+    """Tokens of the policy's turns in a logged trajectory, separated by spaces."""
+    parts = groupby(record["tokens"], lambda token: isinstance(token, list))
+    return " ".join(str(len(list(part))) for of_policy, part in parts if of_policy)
+
+
+def _score_all(records: list[dict]) -> None:
+    for record in records:
+        scoring.f1(record["answer"], record["golden_answers"])
+
+
+def _store_seconds(arm: PolicyArm, records: list[dict]) -> float:
+    """Seconds to log one trajectory in a run."""
+    seconds = []
+
+    def work(run: Run) -> dict:
+        seconds.append(_best(partial(run.log_trajectories, 1), records))
+        return {}
+
     with tempfile.TemporaryDirectory() as folder:
-        RunStore(folder).complete(
-            arm,
-            0,
-            lambda run: (
-                seconds.update(store=_best(lambda part: run.log_trajectories(1, part), sampled)) or {}
-            ),
-        )
-    _write(
-        "latencies",
-        [
-            {"what": what, "seconds": f"{took:.3g}", "as_of": today, "machine": machine}
-            for what, took in seconds.items()
-        ],
-    )
+        RunStore(folder).complete(arm, 0, work)
+    return seconds[0]
 
 
-def _best(work, records: list, batch: int = 72) -> float:
-    """Seconds for one of the records, which come by the batch."""
+def _best(work: Callable[[list[dict]], object], records: list[dict], batch: int = 72) -> float:
+    """Seconds per record of `work` on batches of records: those of the fastest batch."""
     took = []
     for start in range(0, len(records) - batch + 1, batch):
-        began = time.perf_counter()
+        started = time.perf_counter()
         work(records[start : start + batch])
-        took.append((time.perf_counter() - began) / batch)
+        took.append((time.perf_counter() - started) / batch)
     return min(took)
 
 
@@ -220,86 +230,80 @@ def _write(name: str, rows: list[dict]) -> None:
     write_text(DATA / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
-def setup(profile: Profile, card: str) -> Setup:
-    """The profile's first policy that learns with a simulator. ConfigError for an unknown card or model."""
+def setup(profile: Profile, gpu: str) -> Setup:
+    """Set up the training of the profile's first policy with a simulator.
+
+    Raises:
+        ConfigError: the GPU or a model is unknown, or there is no such policy.
+    """
     arm = next((arm for arm in profile.policies if simulates(arm.engine)), None)
     if arm is None:
         raise ConfigError(
             f"The profile '{profile.name}' trains no policy with a simulator: choose another one."
         )
-    return Setup(arm, roofline.gpu(card), shape(arm.simulator.backbone))
+    return Setup(arm, roofline.gpu(gpu), shape(arm.simulator.backbone))
 
 
 def _means() -> tuple[float, float]:
-    """Turns and tokens of a measured rollout."""
+    """Mean turns and tokens of a measured rollout."""
     patterns, weights = lengths()
-    turns, tokens = (
-        sum(of(one) * number for one, number in zip(patterns, weights, strict=True)) for of in (len, sum)
-    )
+    turns = sum(len(pattern) * weight for pattern, weight in zip(patterns, weights, strict=True))
+    tokens = sum(sum(pattern) * weight for pattern, weight in zip(patterns, weights, strict=True))
     return turns / sum(weights), tokens / sum(weights)
 
 
 @cache
 def drawn(rollouts: int, longest_turn: float) -> list[tuple[float, ...]]:
-    """So many of the measured rollouts, by a seed of their own, each turn as long as the mean makes TURN tokens."""
+    """Draw measured rollouts with a fixed seed, scaled so that the mean turn has TURN tokens."""
     patterns, weights = lengths()
     turns, tokens = _means()
     scale, sample = TURN * turns / tokens, Random(0).choices(patterns, weights, k=rollouts)
     return [tuple(min(scale * tokens, longest_turn) for tokens in one) for one in sample]
 
 
-def step(made: Setup, split: Split, cards: int, ahead: bool) -> Step:
-    """One step of that cluster."""
-    arm, count = made.arm, made.rollouts or round(made.rollouts_a_card * cards)
+def step(made: Setup, split: Split, gpus: int, ahead: bool) -> Step:
+    """Simulate one step of a cluster."""
+    arm, count = made.arm, made.rollouts or round(made.rollouts_per_gpu * gpus)
     longest, of = min(made.longest_turn, arm.rollout.max_turn_tokens), shape(arm.backbone)
     rollouts = drawn(count, longest)
     written, turns = sum(map(sum, rollouts)) / count, sum(map(len, rollouts)) / count
     whole = PROMPT + written + (turns - 1) * arm.rollout.num_documents * DOCUMENT
     seconds, answer = latencies(), arm.rollout.num_documents * DOCUMENT
-    policy = _pace(made.card, of, arm.dtype, (PROMPT + whole) / 2, turns * (PROMPT + whole) / 2 / written)
-    simulator = _pace(
-        made.card,
-        made.simulator,
-        arm.simulator.dtype,
-        SIMULATOR_PROMPT + answer / 2,
-        SIMULATOR_PROMPT / answer,
-    )
+    read = turns * (PROMPT + whole) / 2 / written
+    policy = _pace(made.gpu, of, arm.dtype, (PROMPT + whole) / 2, read)
+    context, read = SIMULATOR_PROMPT + answer / 2, SIMULATOR_PROMPT / answer
+    simulator = _pace(made.gpu, made.simulator, arm.simulator.dtype, context, read)
     parts = Parts(
         policies=(split.policies, made.slots, policy),
         simulators=(split.simulators, made.slots, simulator),
-        judges=(16 * split.trainers, seconds["reward"] + made.judge_s),
+        judges=(JUDGE_SLOTS * split.trainers, seconds["reward"] + made.judge_s),
         writers=(made.writers, seconds["store"] * written / _means()[1]),
         answer=answer,
     )
     flops = training_flops(of, arm, math.ceil(count / split.trainers) * whole, arm.objective.kl_coef > 0)
-    gradients = 2 * 4 * of.parameters * (1 - 1 / split.trainers) / made.network  # a ring of float32 gradients
-    sendings = math.ceil(math.log2(split.policies + 1)) if made.relayed else split.policies
-    update = made.card.computing(flops) * arm.objective.updates_per_batch + gradients
-    return Step(
-        split,
-        count,
-        _rolled(count, longest, parts),
-        update,
-        sendings * of.held(arm.dtype) / made.network,
-        ahead,
-    )
+    # A ring all-reduce of float32 gradients.
+    gradients = 2 * 4 * of.parameters * (1 - 1 / split.trainers) / made.network
+    update = made.gpu.compute_seconds(flops) * arm.objective.updates_per_batch + gradients
+    sends = math.ceil(math.log2(split.policies + 1)) if made.relayed else split.policies
+    sync = sends * of.weight_bytes(arm.dtype) / made.network
+    return Step(split, count, _rolled(count, longest, parts), update, sync, ahead)
 
 
 @cache
 def _rolled(rollouts: int, longest_turn: float, parts: Parts) -> Rolled:
-    """Many knobs leave it as it is."""
+    """The simulated rollouts; cached, since many knobs do not change them."""
     return cluster.roll(drawn(rollouts, longest_turn), parts)
 
 
 @cache
-def _pace(card: Gpu, of: Shape, dtype: str, context: float, read: float):
-    """Seconds in which each of n sequences gets a token, of which each needs `read` tokens to be read besides."""
-    reading = card.computing(2 * of.parameters) * read
-    return cache(lambda sequences: card.step(of, dtype, sequences, context) / DECODING + sequences * reading)
+def _pace(gpu: Gpu, of: Shape, dtype: str, context: float, read: float) -> Callable[[int], float]:
+    """Seconds per token of n sequences at once; each prefills `read` tokens for every token it writes."""
+    prefill = gpu.compute_seconds(2 * of.parameters) * read
+    return cache(lambda n: gpu.step_seconds(of, dtype, n, context) / DECODING + n * prefill)
 
 
 def best_split(made: Setup, ahead: bool) -> Split:
-    """Of UNIT cards, that with the shortest step."""
+    """Find the split of UNIT GPUs with the shortest step."""
     splits = [
         Split(trainers, UNIT - trainers - simulators, simulators)
         for trainers in range(1, UNIT - 1)
@@ -309,149 +313,153 @@ def best_split(made: Setup, ahead: bool) -> Split:
 
 
 def steps(made: Setup, sizes: Sequence[int]) -> dict[tuple[int, str], Step]:
-    """By size and mode."""
+    """Simulate the step of each size and mode."""
     return {
-        (cards, mode): step(made, best_split(made, ahead).scaled(cards), cards, ahead)
-        for ahead, mode in enumerate(MODES)
-        for cards in sizes
+        (gpus, mode): step(made, best_split(made, ahead).scaled(gpus), gpus, ahead)
+        for mode, ahead in zip(MODES, (False, True), strict=True)
+        for gpus in sizes
     }
 
 
 def table(found: dict[tuple[int, str], Step], sizes: Sequence[int]) -> pd.DataFrame:
-    """A row a size and mode; the speed-up is in rollouts a second, over the smallest cluster in the same mode."""
+    """Tabulate steps, one row per size and mode; speed-ups are over the smallest cluster in the same mode."""
     rows = []
-    for (cards, mode), one in sorted(found.items(), key=lambda item: (item[0][0], MODES.index(item[0][1]))):
-        least = found[sizes[0], mode]
-        speed, before = one.rollouts / one.seconds, least.rollouts / least.seconds
-        rows.append(
-            {
-                "cards": cards,
-                "mode": mode,
-                "split": str(one.split),
-                "rollouts": f"{one.rollouts:,}",
-                "s a step": f"{one.seconds:.1f}",
-                "rollouts/s": f"{speed:,.1f}",
-                "speed-up": f"{speed / before:.1f}",
-            }
-            | {name: f"{share:.0%}" for name, share in one.shares.items()}
-            | {"first": one.first}
-        )
-    return pd.DataFrame(rows).set_index("cards")
+    for (gpus, mode), one in sorted(found.items(), key=lambda item: (item[0][0], MODES.index(item[0][1]))):
+        smallest = found[sizes[0], mode]
+        speed, base = one.rollouts / one.seconds, smallest.rollouts / smallest.seconds
+        row = {
+            "GPUs": gpus,
+            "mode": mode,
+            "split": str(one.split),
+            "rollouts": f"{one.rollouts:,}",
+            "s/step": f"{one.seconds:.1f}",
+            "rollouts/s": f"{speed:,.1f}",
+            "speed-up": f"{speed / base:.1f}",
+        }
+        shares = {name: f"{share:.0%}" for name, share in one.shares.items()}
+        rows.append(row | shares | {"first": one.first})
+    return pd.DataFrame(rows).set_index("GPUs")
 
 
 def knobs(made: Setup) -> dict[str, Setup]:
-    """One thing changed at a time."""
+    """Change one thing at a time: name of the change → setup."""
     arm = made.arm
     return {
         "a simulator of 3B instead": replace(made, simulator=shape("Qwen/Qwen2.5-3B-Instruct")),
-        "H100 cards": replace(made, card=roofline.gpu("H100-80GB")),
+        "H100 GPUs": replace(made, gpu=roofline.gpu("H100-80GB")),
         "turns cut at 150 tokens": replace(made, longest_turn=150),
-        "twice the rollouts a step": replace(made, rollouts_a_card=2 * made.rollouts_a_card),
-        "320 rollouts a step, however many cards": replace(made, rollouts=320),
+        "twice the rollouts per step": replace(made, rollouts_per_gpu=2 * made.rollouts_per_gpu),
+        "320 rollouts per step on any cluster": replace(made, rollouts=320),
         "no reference policy": replace(made, arm=replace(arm, objective=replace(arm.objective, kl_coef=0.0))),
-        "a quarter of the slots a card": replace(made, slots=made.slots // 4),
-        "weights sent to one card after the other": replace(made, relayed=False),
-        "a tenth of the network": replace(made, network=made.network / 10),
+        "a quarter of the slots per GPU": replace(made, slots=made.slots // 4),
+        "weights sent to one GPU after the other": replace(made, relayed=False),
+        "a tenth of the network's speed": replace(made, network=made.network / 10),
         "an LLM judge of 2 s": replace(made, judge_s=2.0),
         "eight writers to the store": replace(made, writers=8),
     }
 
 
 def knob_table(made: Setup, found: dict[tuple[int, str], Step]) -> pd.DataFrame:
-    """How many times as many rollouts a second each knob makes, with the cards split as before, by size and mode."""
-    rows = {}
+    """Tabulate the factor by which each knob changes the rollouts per second, with the same split."""
+    rows: dict[str, dict[str, str]] = {}
     for name, changed in knobs(made).items():
         rows[name] = {}
-        for (cards, mode), before in found.items():
-            after = step(changed, before.split, cards, before.ahead)
-            rows[name][f"{cards}, {mode}"] = (
-                f"{after.rollouts / after.seconds / before.rollouts * before.seconds:.2f}"
-            )
+        for (gpus, mode), before in found.items():
+            after = step(changed, before.split, gpus, before.ahead)
+            factor = after.rollouts / after.seconds / before.rollouts * before.seconds
+            rows[name][f"{gpus}, {mode}"] = f"{factor:.2f}"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("knob")
 
 
 def assumed(made: Setup) -> tuple[str, ...]:
-    """On what the numbers rest."""
+    """List the measurements, quotes and assumptions behind the numbers."""
     (turns, tokens), seconds = _means(), latencies()
+    measured = f"{sum(lengths()[1]):,} rollouts of the recorded tiny study"
+    reward, store = f"{1e6 * seconds['reward']:.0f} µs", f"{1e6 * seconds['store']:.0f} µs"
     return (
-        f"measured: how {sum(lengths()[1]):,} rollouts of the recorded tiny study fall into turns ({turns:.1f} each, a search after each "
-        f"but the last) and tokens (their spread; scaled so that a turn has {TURN}: an LLM's own tail may be longer)",
-        f"measured: {1e6 * seconds['reward']:.0f} µs for a reward, {1e6 * seconds['store']:.0f} µs for one of {tokens:.0f} tokens in the "
-        "store, which one process writes (longer in proportion for longer ones; every rollout is kept, where today's training keeps a sample)",
-        f"quoted: data sheets and shapes of models; modelled: a roofline, of which writing reaches {DECODING:.0%} (published speeds: "
-        f"39% to 68%) and reading and training {roofline.COMPUTING:.0%}",
-        f"lengths: {PROMPT} tokens a policy's prompt, {SIMULATOR_PROMPT} a simulator's, {DOCUMENT} a document; each turn reads again "
-        "what stands before it",
-        f"assumed: {made.rollouts_a_card:g} rollouts a step for each card, {made.slots} sequences at once a card, "
-        f"{made.network / 1e9:g} GB/s from card to card, new weights passed on by who has them",
-        f"splits: of {UNIT} cards the best for each mode, trainers + policies + simulators; larger clusters have the same shares",
-        "one step ahead: rollouts are written while the last step's are trained on, with weights one step old. What that does to "
-        "learning, and failures, start-up, data loading and evaluation are left out",
+        f"measured: the turns ({turns:.1f} per rollout, with a search after each but the last) and tokens of "
+        f"{measured}; tokens are scaled to {TURN} per turn, and an LLM's distribution may have a longer "
+        "tail",
+        f"measured: {reward} for a reward, and {store} for one process to store a rollout of {tokens:.0f} "
+        "tokens (longer ones in proportion; every rollout is stored, while training today stores a sample)",
+        "quoted: data sheets and shapes of models; modelled: a roofline, of which decoding reaches "
+        f"{DECODING:.0%} (published speeds: 39% to 68%), prefill and training {roofline.COMPUTING:.0%}",
+        f"lengths: {PROMPT} tokens per policy prompt, {SIMULATOR_PROMPT} per simulator prompt, "
+        f"{DOCUMENT} per document; each turn prefills what precedes it",
+        f"assumed: {made.rollouts_per_gpu:g} rollouts per step and GPU, {made.slots} sequences at once per "
+        f"GPU, {made.network / 1e9:g} GB/s between GPUs, new weights passed on by those that have them",
+        f"splits: the best one of {UNIT} GPUs for each mode, trainers + policies + simulators; larger "
+        "clusters have the same shares",
+        "one step ahead: rollouts are made while the last step's are trained on, with weights one step old; "
+        "its effect on learning is left out, and so are failures, start-up, data loading and evaluation",
     )
 
 
-def describe(profile: Profile, card: str, sizes: Sequence[int]) -> str:
-    """The table and its assumptions, as text. ConfigError for an unknown card or model, or too few cards."""
+def describe(profile: Profile, gpu: str, sizes: Sequence[int]) -> str:
+    """Format the table and its assumptions as text.
+
+    Raises:
+        ConfigError: the GPU or a model is unknown, or a cluster is too small.
+    """
     if min(sizes) < UNIT:
         raise ConfigError(f"gpus = {min(sizes)}: a simulated cluster has at least {UNIT}.")
-    made = setup(profile, card)
-    return "\n".join(
-        [
-            f"{profile.name} on {card}, policy {made.arm.name}: simulated\n",
-            markdown(table(steps(made, sizes), sizes)),
-            SHARES,
-            "",
-            *(f"- {line}" for line in assumed(made)),
-        ]
-    )
+    made = setup(profile, gpu)
+    lines = [
+        f"{profile.name} on {gpu}, policy {made.arm.name}: simulated\n",
+        markdown(table(steps(made, sizes), sizes)),
+        SHARES,
+        "",
+        *(f"- {line}" for line in assumed(made)),
+    ]
+    return "\n".join(lines)
 
 
-def write(profile: Profile, card: str, sizes: Sequence[int] = SIZES) -> Path:
+def write(profile: Profile, gpu: str, sizes: Sequence[int] = SIZES) -> Path:
     """Write figures/scale.md and return its path."""
-    made = setup(profile, card)
+    made = setup(profile, gpu)
     found = steps(made, sizes)
-    text = INTRODUCTION.format(profile=profile.name, card=card, shares=SHARES)
     parts = [
-        text,
+        INTRODUCTION.format(profile=profile.name, gpu=gpu, shares=SHARES),
         markdown(table(found, sizes)),
-        "## What saturates first\n",
-        *(_said(cards, found) for cards in sizes),
+        "## Bottlenecks\n",
+        *(_bottlenecks(gpus, found) for gpus in sizes),
         "",
         KNOBS,
         markdown(knob_table(made, found)),
-        "## What this rests on\n",
+        "## Assumptions\n",
         *(f"- {line}" for line in assumed(made)),
     ]
     write_text(PAGE, "\n".join(parts) + "\n")
     return PAGE
 
 
-def _said(cards: int, found: dict[tuple[int, str], Step]) -> str:
-    said = []
+def _bottlenecks(gpus: int, found: dict[tuple[int, str], Step]) -> str:
+    modes = []
     for mode in MODES:
-        ranked = sorted(found[cards, mode].shares.items(), key=lambda item: -item[1])[:3]
-        said.append(f"{mode}: " + ", ".join(f"{name} {share:.0%}" for name, share in ranked))
-    gain = found[cards, MODES[0]].seconds / found[cards, MODES[1]].seconds
-    return f"- {cards:,} cards. {'; '.join(said)}. One step ahead is {gain:.2f} times as fast."
+        ranked = sorted(found[gpus, mode].shares.items(), key=lambda item: -item[1])[:3]
+        modes.append(f"{mode}: " + ", ".join(f"{name} {share:.0%}" for name, share in ranked))
+    factor = found[gpus, MODES[0]].seconds / found[gpus, MODES[1]].seconds
+    return f"- {gpus:,} GPUs. {'; '.join(modes)}. One step ahead is {factor:.2f} times as fast."
 
 
 SHARES = """\
-Cards are split into trainers + policies (they write rollouts) + simulators (they play the search engine). Percentages are of what \
-each part could have done in a step's time (cards that write: with all their slots full). "Tail" is the time of rolling out that not even \
-the busiest part's work explains: rollouts wait for their own turns, the longest ones last. "Weight sync": new weights are on their way. \
-"First" is the largest share, one step ahead of the longer of rolling out and training: what saturates first."""
+GPUs are split into trainers + policies (they decode rollouts) + simulators (they simulate the search \
+engine). Percentages are the utilisation of each part in a step's time (of GPUs that decode: against all \
+slots full). "Tail" is the time of the rollouts beyond the work of the busiest part: the longest rollouts \
+wait for their own turns. "Weight sync" is the time in which new weights are sent. "First" is the \
+bottleneck: the largest share, in the mode one step ahead that of the longer of rollouts and update."""
 INTRODUCTION = """\
-# The plan to internet scale
+# Scaling plan
 
-`zs plan --profile {profile} --page` made this page: ZeroSearch's training of the profile `{profile}` on clusters of \
-{card}, in a discrete-event simulation (`zs_lib/tools/planning/cluster.py`). Nothing was run on such clusters; what is measured, quoted and \
-modelled is told at the end.
+`zs plan --profile {profile} --page` made this page: ZeroSearch's training of the profile `{profile}` on \
+clusters of {gpu}, by a discrete-event simulation (`zs_lib/tools/planning/cluster.py`). Nothing was run on \
+such clusters; the end of the page lists what is measured, quoted and modelled.
 
-The speed-up is in rollouts a second, over the smallest cluster. {shares}
+Speed-ups are in rollouts per second, over the smallest cluster. {shares}
 """
 KNOBS = """\
 ## Knobs
 
-One thing changed at a time, with the cards split as above: how many times as many rollouts a second. To change how many cards a \
-part has is the first knob; the splits above are the best already.
+One thing is changed at a time, with the same split: the factor by which the rollouts per second change. \
+The first knob is the split itself; those above are the best.
 """
