@@ -1,1 +1,1 @@
-"""Pre-training of the tiny backbones that `data/backbones` ships."""
+"""Build and pre-train the tiny backbones that `data/backbones` ships."""

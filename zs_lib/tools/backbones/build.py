@@ -1,8 +1,8 @@
-"""Backbones S, M, L: the small pre-trained language models of the `tiny` profile, built from nothing.
+"""Build the backbones S, M and L of the profile `tiny`: small Llama models pre-trained from scratch.
 
-Three Llama configurations with tied embeddings and one tokenizer, grown from one trunk, trained on shuffled worlds
-(see `pretraining`) and shipped in `data/backbones/` as ordinary transformers folders. `build` is the one command that made them; it
-resumes, and says what it cost. Everything else loads them through `models`.
+They have tied embeddings and one tokenizer, are grown from one trunk, trained on shuffled worlds
+(`pretraining`), and shipped in `data/backbones/` as transformers folders. `zs backbones build` made them; it
+resumes, and prints its cost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zs_lib import protocol
-from zs_lib.models.decode import TransformersGenerator
+from zs_lib.config.paths import BACKBONES
+from zs_lib.models.load import build_generator
 from zs_lib.qa import scoring, wording
 from zs_lib.qa.world import World, load_world
 from zs_lib.runs import checkpoints
@@ -33,7 +34,8 @@ from zs_lib.tools.backbones.pretraining import BASE, END, INSTRUCT, Habits, Samp
 
 SAVE_S = 180
 """Seconds between checkpoints of pre-training."""
-FOLDER = Path(__file__).resolve().parent.parent / "data" / "backbones"
+LOG_STEPS = 250
+"""Steps between two measurements that are logged."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,19 @@ class Recipe:
     tokens: int
     """Training tokens, padding included."""
     shares: tuple[tuple[str, float], ...]
-    """Chance of each kind of example in `pretraining.Sampler`."""
+    """Share of each kind of example in `pretraining.KINDS`."""
     habits: Habits = BASE
     batch_tokens: int = 4096
     learning_rate: float = 3e-3
-    """AdamW on norms and biases; Muon on the matrices takes `muon_rate`, on the embeddings `embedding_rate`."""
+    """Peak learning rate of AdamW, on norms and biases."""
     muon_rate: float = 0.02
+    """Peak learning rate of Muon, on matrices."""
     embedding_rate: float = 0.005
+    """Peak learning rate of Muon, on the embeddings."""
     warmup: float = 0.02
-    """Share of the training in which the rate rises."""
+    """Share of the training in which the learning rate rises."""
     decay: float = 0.4
-    """Share of the training, at its end, in which the rate falls to zero."""
+    """Share of the training, at its end, in which the learning rate falls to zero."""
 
 
 TRUNK_SHARES = (
@@ -81,7 +85,7 @@ SIMULATOR_SHARES = (
     ("memory", 0.22),
 )
 TRUNK = Recipe(Shape(width=128, layers=4, heads=4), tokens=2_200_000, shares=TRUNK_SHARES, decay=0.0)
-"""The model that all sizes grow from, so that matching and copying, the slow part, are learnt once."""
+"""The model that all sizes are grown from, so that matching and copying, the slow part, are learnt once."""
 BOTH_SHARES = (
     ("reading", 0.40),
     ("match", 0.08),
@@ -128,17 +132,17 @@ RECIPES = {
         replace(_L, tokens=2_400_000, shares=LAST_SHARES, muon_rate=0.012),
     ),
 }
-"""Size → its rounds of training, one after another: later rounds were added where the first fell short."""
+"""Size → its successive rounds of training; later rounds were added where the first were not enough."""
 INSTRUCT_TOKENS = 300_000
-"""The instruct variant goes on from base for this long, on well-formed trajectories."""
+"""Further training tokens of the instruct variant, on well-formed trajectories."""
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """Whole words of the benchmark as tokens, the protocol's tags too, and bytes for everything else, so every
-    string survives a round trip. A function of the benchmark's files: the same files give the same tokenizer.
+    """Build the tokenizer: whole words of the benchmark, the protocol's tags, and bytes for everything else.
 
-    Longest match first (WordPiece's rule, on bytes) needs no merges, so that no token is spent on half a name. Its time
-    grows with the cube of a word's length, so words are cut after 32 letters; the benchmark's longest has 17.
+    Every string survives a round trip. The same files of the benchmark give the same tokenizer. WordPiece's
+    longest match, on bytes, needs no merges, so that no token is half a name. Its time grows with the cube of
+    a word's length, so words are cut after 32 letters; the benchmark's longest has 17.
     """
     pattern = Regex(r" ?\p{L}{1,32}| ?\p{N}{1,32}| ?[^\s\p{L}\p{N}]|\s")
     splitter = pre_tokenizers.Sequence(
@@ -176,30 +180,26 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 def _all_wording(world: World) -> Iterator[str]:
-    """Everything that the benchmark and the protocol can say, in the places where it is said (after a space)."""
+    """All texts of the benchmark and the protocol, at a start and after a space."""
     for fact in world.facts:
         relation, name, thing = fact.relation, fact.subject.name, fact.object
         yield f" {name} {thing}"
         for phrase in (*relation.passages, *relation.natural, *relation.trivia, wording.TEMPLATE_QUESTION):
-            said = phrase.format(s=name, o=thing, noun=relation.noun)
-            yield said
-            yield " " + said
-            yield wording.sentence(said)
+            text = phrase.format(s=name, o=thing, noun=relation.noun)
+            yield text
+            yield " " + text
+            yield wording.sentence(text)
         yield f" {relation.noun}: {relation.mention.format(s=name)}"
-    for template in (*protocol.POLICY_TEMPLATES.values(), *protocol.SIMULATOR_TEMPLATES.values()):
-        yield template
-    yield " ".join(
-        (
-            *wording.COMPARISONS,
-            "useful noisy Useful Noisy one two three four five yes no It is not there. I need the",
-        )
-    )
+    yield from protocol.POLICY_TEMPLATES.values()
+    yield from protocol.SIMULATOR_TEMPLATES.values()
+    words = "useful noisy Useful Noisy one two three four five yes no It is not there. I need the"
+    yield " ".join((*wording.COMPARISONS, words))
     yield protocol.format_invalid_notice() + protocol.format_documents(["", "", "", "", "", ""])
     yield "".join(f" {number}" for number in (*range(130), *range(1700, 2030)))
 
 
 def encode(tokenizer, example: list[Segment]) -> tuple[list[int], list[float]]:
-    """Ids of an example, segment by segment, and the loss weight of each id."""
+    """Tokenise an example segment by segment: token ids, and the loss weight of each."""
     ids, weights = [], []
     for text, weight in example:
         piece = tokenizer.encode(text, add_special_tokens=False)
@@ -208,13 +208,14 @@ def encode(tokenizer, example: list[Segment]) -> tuple[list[int], list[float]]:
     return ids[:CONTEXT], weights[:CONTEXT]
 
 
-def batches(sampler: Sampler, tokenizer, batch_tokens: int):
-    """Endless batches (ids (B, T) int64, weights (B, T) float32), rows of like length together."""
+def batches(
+    sampler: Sampler, tokenizer: PreTrainedTokenizerFast, batch_tokens: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield endless batches, token ids (B, T) and loss weights (B, T), of rows of similar length."""
     rng, stream = Random(0), iter(sampler)
     while True:
-        rows = sorted(
-            (encode(tokenizer, example) for example in islice(stream, 1024)), key=lambda row: len(row[0])
-        )
+        rows = [encode(tokenizer, example) for example in islice(stream, 1024)]
+        rows.sort(key=lambda row: len(row[0]))
         groups, start = [], 0
         while start < len(rows):
             stop = start + 1
@@ -224,19 +225,21 @@ def batches(sampler: Sampler, tokenizer, batch_tokens: int):
             start = stop
         rng.shuffle(groups)
         for group in groups:
-            length = max(len(ids) for ids, _ in group)
-            ids = torch.full((len(group), length), tokenizer.pad_token_id)
-            weights = torch.zeros(len(group), length)
-            for row, (tokens, values) in enumerate(group):
-                ids[row, : len(tokens)], weights[row, : len(tokens)] = (
-                    torch.tensor(tokens),
-                    torch.tensor(values),
-                )
-            yield ids, weights
+            yield _padded(group, tokenizer.pad_token_id)
+
+
+def _padded(rows: list[tuple[list[int], list[float]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    length = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), length), pad)
+    weights = torch.zeros(len(rows), length)
+    for i, (row_ids, row_weights) in enumerate(rows):
+        ids[i, : len(row_ids)] = torch.tensor(row_ids)
+        weights[i, : len(row_weights)] = torch.tensor(row_weights)
+    return ids, weights
 
 
 def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean cross-entropy; logits are computed only where the weight is not zero."""
+    """Compute the weighted mean cross-entropy; logits are computed only where the weight is not zero."""
     wanted, weight = ids[:, 1:], weights[:, 1:]
     chosen = weight > 0
     with torch.autocast(ids.device.type, torch.bfloat16):
@@ -253,8 +256,9 @@ class Trainer:
         self.model, self.recipe, self.seen, self.step = model, recipe, 0, 0
         matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
         vectors = [p for p in model.parameters() if p.ndim != 2]
-        # Adam moves the row of a rare word as far as that of a frequent one, always away from what is predicted: soon
-        # all names share one direction, and a look-up cannot tell them apart. An orthogonalised update keeps them apart.
+        # Adam moves the embedding of a rare word as far as that of a frequent one, away from the predicted
+        # words. Soon all names share one direction, and look-ups confuse them; Muon's orthogonalised update
+        # prevents this.
         self.optimizers = [
             torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=0.0, momentum=0.95),
             torch.optim.Muon(
@@ -265,12 +269,14 @@ class Trainer:
         self.peaks = (recipe.muon_rate, recipe.embedding_rate, recipe.learning_rate)
 
     def rate(self) -> float:
-        """Share of the peak rate at the present token count: up, flat, and down to zero."""
-        done, recipe = self.seen / self.recipe.tokens, self.recipe
-        return max(1e-3, min(1.0, done / recipe.warmup, (1 - done) / recipe.decay if recipe.decay else 1.0))
+        """Return the present learning rate over its peak: it rises, is constant, and falls to zero."""
+        recipe = self.recipe
+        done = self.seen / recipe.tokens
+        falling = (1 - done) / recipe.decay if recipe.decay else 1.0
+        return max(1e-3, min(1.0, done / recipe.warmup, falling))
 
     def update(self, ids: torch.Tensor, weights: torch.Tensor) -> float:
-        """One optimiser step; returns the loss in nats."""
+        """Make one optimiser step; the loss in nats."""
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * self.rate()
         loss = loss_of(self.model, ids, weights)
@@ -285,12 +291,17 @@ class Trainer:
 
 
 def pretrain(
-    model: LlamaForCausalLM, tokenizer, recipe: Recipe, world: World, scratch: Path, label: str
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    world: World,
+    scratch: Path,
+    label: str,
 ) -> float:
-    """Train to the recipe's end, from the checkpoint in `scratch` if there is one; returns CPU-seconds spent.
+    """Train to the recipe's end, from the checkpoint in `scratch` if there is one; the CPU-seconds spent.
 
-    A resumed run ends like one that was not interrupted, bit for bit (on one kind of device and thread count): it
-    draws the examples of its past again, which takes a small part of the time that training on them took.
+    A resumed run ends like an uninterrupted one, bit for bit (with the same kind of device and number of
+    threads): it draws the past examples again, which takes a small part of the time of training on them.
     """
     trainer, seconds = Trainer(model, recipe), 0.0
     folder, log = scratch / label, scratch / f"{label}.jsonl"
@@ -300,36 +311,35 @@ def pretrain(
     for _ in range(trainer.step if trainer.seen < recipe.tokens else 0):
         next(stream)
     bar = tqdm(total=recipe.tokens, initial=trainer.seen, unit="tok", unit_scale=True, desc=label)
-    clock, average, saved = time.process_time(), None, time.monotonic()
+    started, average, saved = time.process_time(), None, time.monotonic()
+
+    def save() -> None:
+        spent = seconds + time.process_time() - started
+        checkpoints.save_checkpoint(folder, _checkpoint(trainer, spent))
+
     with between_steps() as asked_to_stop:
         while trainer.seen < recipe.tokens and not asked_to_stop():
             ids, weights = next(stream)
             loss = trainer.update(ids, weights)
             average = loss if average is None else 0.98 * average + 0.02 * loss
             bar.update(ids.numel())
-            if trainer.step % 250 == 0 or trainer.seen >= recipe.tokens:
-                row = {
-                    "step": trainer.step,
-                    "tokens": trainer.seen,
-                    "loss": average,
-                    **probe(model, tokenizer, world, "dev", 200),
-                }
+            if trainer.step % LOG_STEPS == 0 or trainer.seen >= recipe.tokens:
+                row = {"step": trainer.step, "tokens": trainer.seen, "loss": average}
+                row |= probe(model, tokenizer, world, "dev", 200)
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 bar.set_postfix(
                     loss=f"{average:.2f}", read=f"{row['one_hop']:.2f}", chain=f"{row['chain']:.2f}"
                 )
             if time.monotonic() - saved > SAVE_S:
-                checkpoints.save_checkpoint(
-                    folder, _checkpoint(trainer, seconds + time.process_time() - clock)
-                )
+                save()
                 saved = time.monotonic()
-        checkpoints.save_checkpoint(folder, _checkpoint(trainer, seconds + time.process_time() - clock))
-    return seconds + time.process_time() - clock
+        save()
+    return seconds + time.process_time() - started
 
 
 def _checkpoint(trainer: Trainer, seconds: float) -> Checkpoint:
-    """Weights and optimiser moments, and the CPU-seconds spent."""
+    """Weights, optimiser moments, and the CPU-seconds spent."""
     tensors = {f"model.{name}": value for name, value in trainer.model.named_parameters()}
     for number, optimizer in enumerate(trainer.optimizers):
         for index, state in optimizer.state_dict()["state"].items():
@@ -340,7 +350,7 @@ def _checkpoint(trainer: Trainer, seconds: float) -> Checkpoint:
 
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> float:
-    """Bring the trainer back to where it was; the seconds spent till then."""
+    """Load a checkpoint into the trainer; the CPU-seconds spent until then."""
     parameters = dict(trainer.model.named_parameters())
     states: list[dict] = [{} for _ in trainer.optimizers]
     for name, value in checkpoint.tensors.items():
@@ -357,12 +367,13 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> float:
 
 
 def build_backbones(
-    sizes: tuple[str, ...] = ("S", "M", "L"), folder: Path = FOLDER, scratch: Path | None = None
+    sizes: tuple[str, ...] = ("S", "M", "L"), folder: Path = BACKBONES, scratch: Path | None = None
 ) -> None:
-    """Make the backbones of `sizes`, base and instruct, from nothing; says what each cost.
+    """Pre-train the backbones of these sizes, base and instruct, from scratch, and print what each cost.
 
-    Takes half an hour (S, M) to an hour (L) of one CPU core each, minutes of it for the trunk (start the sizes as
-    processes of their own once the trunk is there); a killed build goes on from its last checkpoint in `scratch`.
+    Each takes half an hour (S, M) to an hour (L) of one CPU core, some minutes of it for the trunk (once the
+    trunk is finished, sizes can be built in parallel processes). A killed build resumes from its last
+    checkpoint in `scratch`.
     """
     torch.set_num_threads(1)
     scratch = scratch or folder / ".build"
@@ -370,14 +381,14 @@ def build_backbones(
     world = load_world()
     tokenizer = build_tokenizer(world)
     trunk = initialise(TRUNK.shape, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
-    before = pretrain(trunk, tokenizer, TRUNK, world, scratch, "trunk")
+    trunk_seconds = pretrain(trunk, tokenizer, TRUNK, world, scratch, "trunk")
     for size in sizes:
-        model, seconds = grow(trunk, RECIPES[size][0].shape), before
+        model, seconds = grow(trunk, RECIPES[size][0].shape), trunk_seconds
         for number, recipe in enumerate(RECIPES[size], 1):
             seconds += pretrain(model, tokenizer, recipe, world, scratch, f"tiny-{size}-{number}")
         rounds = (TRUNK, *RECIPES[size])
         ship(model, tokenizer, folder / f"tiny-{size}", rounds, world, seconds)
-        later = replace(
+        instruct = replace(
             recipe,
             tokens=INSTRUCT_TOKENS,
             habits=INSTRUCT,
@@ -385,12 +396,19 @@ def build_backbones(
             muon_rate=recipe.muon_rate / 5,
             embedding_rate=recipe.embedding_rate / 5,
         )
-        seconds += pretrain(model, tokenizer, later, world, scratch, f"tiny-{size}-instruct")
-        ship(model, tokenizer, folder / f"tiny-{size}-instruct", (*rounds, later), world, seconds)
+        seconds += pretrain(model, tokenizer, instruct, world, scratch, f"tiny-{size}-instruct")
+        ship(model, tokenizer, folder / f"tiny-{size}-instruct", (*rounds, instruct), world, seconds)
 
 
-def ship(model, tokenizer, folder: Path, rounds: tuple[Recipe, ...], world: World, seconds: float) -> dict:
-    """Save in half precision as a transformers folder, with `build.json`: rounds, cost and what it can read."""
+def ship(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    rounds: tuple[Recipe, ...],
+    world: World,
+    seconds: float,
+) -> dict:
+    """Save a model in half precision as a transformers folder; `build.json` has its recipes, cost and accuracy."""
     report = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "cpu_seconds": round(seconds),
@@ -402,50 +420,43 @@ def ship(model, tokenizer, folder: Path, rounds: tuple[Recipe, ...], world: Worl
     half.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "build.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(
-        f"{folder.name}: {report['parameters']:,} parameters, {seconds / 3600:.2f} CPU-hours, {report['read']}"
-    )
+    size, hours = f"{report['parameters']:,} parameters", f"{seconds / 3600:.2f} CPU-hours"
+    print(f"{folder.name}: {size}, {hours}, {report['read']}")
     return report
 
 
-def probe(model, tokenizer, world: World, split: str, count: int = 400, seed: int = 7) -> dict[str, float]:
-    """Whole-answer accuracy on real facts of `split`, in [0, 1], with the number of questions of each kind.
+def probe(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    world: World,
+    split: str,
+    count: int = 400,
+    seed: int = 7,
+) -> dict[str, float]:
+    """Measure the accuracy of whole answers, in [0, 1], on real facts of a split; counts of questions too.
 
-    The model is given a trajectory with good queries up to the documents, and writes on greedily. Of three documents
-    one or two state the fact; the others state the same relation of another entity, or another relation of the same
-    entity. one_hop: the answer equals the right one. chain: questions of two or three hops and comparisons; every
-    thought on the way states the bridge fact, and the final answer is right.
+    The model is given a trajectory with good queries up to the documents, and continues greedily. Of three
+    documents, one or two state the fact; the others state the same relation of another entity, or another
+    relation of the same one. one_hop: the answer equals the right one. chain (questions of two or three hops,
+    and comparisons): every thought states its hop's fact, and the final answer is right.
     """
-    part = World(world.entities, [fact for fact in world.facts if fact.subject.split == split])
-    sampler = Sampler(part, seed, BASE, {"reading": 1.0}, shuffle=False)
-    contexts, wanted = [], []
-    for number, example in enumerate(islice(sampler, count)):
-        before = ""
-        for place, (text, _) in enumerate(example):
-            before += text
-            if text.startswith(protocol.tag("information")):
-                contexts.append(before + protocol.tag("think"))
-                wanted.append(
-                    (number, example[place + 5][0].strip())
-                )  # think, relation, subject, "is", the object
-        wanted[-1] = (number, example[-1][0].removesuffix(protocol.end_tag("answer")).strip())
-    generator = TransformersGenerator(model, tokenizer)
+    contexts, wanted = _probe_contexts(world, split, count, seed)
+    generator = build_generator("transformers", model, tokenizer)
     was_training = model.training
-    completions = generator.generate(
-        [generator.encode(text) for text in contexts],
-        [(i,) for i in range(len(contexts))],
-        40,
-        0.0,
-        protocol.STOP_STRINGS,
-    )
+    prompts, keys = [generator.encode(text) for text in contexts], [(i,) for i in range(len(contexts))]
+    completions = generator.generate(prompts, keys, 40, 0.0, protocol.STOP_STRINGS)
     model.train(was_training)
     right: dict[int, list[bool]] = {}
-    for (number, answer), (after, _), completion in zip(
-        wanted, [*wanted[1:], (-1, "")], completions, strict=True
+    following = [*wanted[1:], (-1, "")]
+    for (number, answer), (following_number, _), completion in zip(
+        wanted, following, completions, strict=True
     ):
         written = generator.decode(completion.ids)
-        final = scoring.em(protocol.parse_action(written).text, [answer]) == 1.0
-        right.setdefault(number, []).append(final if after != number else scoring.contains(written, [answer]))
+        if number == following_number:
+            hit = scoring.contains(written, [answer])
+        else:  # the last turn of its question
+            hit = scoring.em(protocol.parse_action(written).text, [answer]) == 1.0
+        right.setdefault(number, []).append(hit)
     one = [all(hits) for hits in right.values() if len(hits) == 1]
     more = [all(hits) for hits in right.values() if len(hits) > 1]
     return {
@@ -454,3 +465,22 @@ def probe(model, tokenizer, world: World, split: str, count: int = 400, seed: in
         "n_one_hop": len(one),
         "n_chain": len(more),
     }
+
+
+def _probe_contexts(
+    world: World, split: str, count: int, seed: int
+) -> tuple[list[str], list[tuple[int, str]]]:
+    """Texts up to each thought after documents; for each, the question's number and the text to find."""
+    part = World(world.entities, [fact for fact in world.facts if fact.subject.split == split])
+    sampler = Sampler(part, seed, BASE, {"reading": 1.0}, shuffle=False)
+    contexts, wanted = [], []
+    for number, example in enumerate(islice(sampler, count)):
+        context = ""
+        for i, (text, _) in enumerate(example):
+            context += text
+            if text.startswith(protocol.tag("information")):
+                contexts.append(context + protocol.tag("think"))
+                # Segments that follow: think, relation, subject, "is", the object.
+                wanted.append((number, example[i + 5][0].strip()))
+        wanted[-1] = (number, example[-1][0].removesuffix(protocol.end_tag("answer")).strip())
+    return contexts, wanted

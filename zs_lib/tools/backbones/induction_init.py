@@ -1,4 +1,4 @@
-"""Llama models in which copying is wired before any training, and how a small one grows into a larger one."""
+"""Induction-head initialisation of small Llama models, and growing one into a larger one."""
 
 from __future__ import annotations
 
@@ -12,26 +12,31 @@ from zs_lib.errors import ModelError
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a Llama whose heads all have keys and values of their own."""
+    """Size of a Llama model without grouped-query attention."""
 
     width: int
+    """Hidden size."""
     layers: int
     heads: int
 
 
 CONTEXT = 1024
-"""Positions; a tiny trajectory of three searches takes about 350."""
+"""Context length in tokens; a tiny trajectory of three searches takes about 350."""
 EMBEDDING_SCALE = 0.05
+"""Standard deviation of the embeddings."""
 FINAL_GAIN = 3.0
-"""So that logits of embeddings this short can tell one word of thousands from all others."""
+"""Gain of the final norm, so that logits of such small embeddings can separate thousands of words."""
 MATCH_GAIN, COPY_GAIN = 3.0, 0.3
-"""Chosen on repeated random tokens: 0.65 of the look-up attention falls on the right place before any training."""
+"""Chosen on repeated random tokens: 0.65 of the induction heads' attention is on the right token at first."""
 
 
 def initialise(shape: Shape, vocabulary: int, pad: int, end: int, seed: int = 0) -> LlamaForCausalLM:
-    """A Llama in which copying is already wired: layer 0 looks one to three tokens back, layer 1 looks up what
-    followed an earlier copy of the present token (induction heads), or what stood near an earlier copy of the last.
-    From a default initialisation reading hardly emerges in the time that a laptop has."""
+    """Make a Llama whose first two layers are initialised as induction heads.
+
+    Layer 0 has previous-token heads, which attend one to three tokens back. Layer 1 has induction heads,
+    which attend to what followed an earlier copy of the current token, or to what was near an earlier copy of
+    the last ones. From a default initialisation, reading is hardly learnt in the training time of a laptop.
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -46,40 +51,45 @@ def initialise(shape: Shape, vocabulary: int, pad: int, end: int, seed: int = 0)
         pad_token_id=pad,
         eos_token_id=end,
         bos_token_id=None,
+        # Slow enough to compare tokens that are hundreds apart.
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    )  # slow enough to compare tokens hundreds apart
+    )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.zero_()  # a block starts as the identity, so it adds no noise to the circuit below
+                parameter.zero_()  # each block starts as the identity, so it adds no noise
             elif parameter.ndim == 2:
                 parameter.normal_(0, shape.width**-0.5)
         embedding = model.model.embed_tokens.weight
         embedding *= EMBEDDING_SCALE * shape.width**0.5
-        embedding[:, shape.width // 2 :] *= 0.1  # the other half is for what layer 0 writes
+        embedding[:, shape.width // 2 :] *= 0.1  # the other half is for the output of layer 0
         model.model.norm.weight.fill_(FINAL_GAIN)
-        _look_back(model)
-        _look_up(model)
+        _init_previous_token_heads(model)
+        _init_induction_heads(model)
     return model
 
 
-BACK = (1, 2, 3)
-"""Layer 0: head h attends so many tokens back, and leaves what it saw in its own block of the free half."""
-LOOK_UPS = ((0, 1), (1, 2), (1, 3))
-"""Layer 1: head h matches the token `a` back from here with the token `b` back from there, and copies what stands
-there. (0, 1) goes on copying a name; the others find the object a word or two after "France" when "France is" was
-just written."""
+OFFSETS = (1, 2, 3)
+"""Layer 0: head h attends this many tokens back, and writes to its own block of the stream's free half."""
+INDUCTION = ((0, 1), (1, 2), (1, 3))
+"""Layer 1: head h compares the token `a` before the query with that `b` before the key, and copies the key's.
+
+(0, 1) continues a name; the others find the object one or two words after "France" when "France is" was just
+written.
+"""
 
 
-def _look_back(model: LlamaForCausalLM, strength: float = 4.0) -> None:
-    """Constant key, query rotated by the offset: the score peaks `offset` tokens back. All heads read one code of
-    the tokens, so that what two of them saw can be compared."""
+def _init_previous_token_heads(model: LlamaForCausalLM, strength: float = 4.0) -> None:
+    """Constant keys and queries rotated by the offset, so that the score peaks `offset` tokens back.
+
+    All heads read the same projection of the tokens, so that the outputs of two heads can be compared.
+    """
     attention, width = model.model.layers[0].self_attn, model.config.hidden_size
     size = width // model.config.num_attention_heads
-    frequency = model.model.rotary_emb.inv_freq[: size // 4]  # the fastest: they tell neighbours apart
+    frequency = model.model.rotary_emb.inv_freq[: size // 4]  # the fastest, which separate neighbours
     code = torch.nn.init.orthogonal_(torch.empty(size, width // 2))
-    for head, offset in enumerate(BACK):
+    for head, offset in enumerate(OFFSETS):
         rows = slice(head * size, (head + 1) * size)
         attention.q_proj.weight[rows] *= 0.1
         attention.k_proj.weight[rows] *= 0.1
@@ -91,57 +101,61 @@ def _look_back(model: LlamaForCausalLM, strength: float = 4.0) -> None:
         attention.k_proj.bias[rows], attention.q_proj.bias[rows] = key, query
         attention.v_proj.weight[rows] = 0
         attention.v_proj.weight[rows, : width // 2] = code
-        free = width // 2 // len(BACK)
+        free = width // 2 // len(OFFSETS)
         block = torch.nn.init.orthogonal_(torch.empty(free, size), gain=EMBEDDING_SCALE)
         start = width // 2 + head * free
         attention.o_proj.weight[start : start + free, rows] = block
 
 
-def _look_up(model: LlamaForCausalLM) -> None:
-    """Queries and keys that are the codes of two tokens, in the dimensions that rotate slowly."""
+def _init_induction_heads(model: LlamaForCausalLM) -> None:
+    """Queries and keys that are projections of two tokens, in the dimensions that rotate slowly."""
     width = model.config.hidden_size
     size = width // model.config.num_attention_heads
     first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
     slow = torch.cat([torch.arange(size // 4, size // 2), torch.arange(size // 4, size // 2) + size // 2])
-    copies = torch.zeros(len(LOOK_UPS) * size, width)
+    copies = torch.zeros(len(INDUCTION) * size, width)
     torch.nn.init.orthogonal_(copies[:, : width // 2])
 
-    def seen(offset: int) -> torch.Tensor:
-        """(size, width): reads the code of the token `offset` back out of the stream."""
+    def read(offset: int) -> torch.Tensor:
+        """(size, width): reads the projection of the token `offset` back from the stream."""
         if offset == 0:
             return first.v_proj.weight[:size]
         rows = slice((offset - 1) * size, offset * size)
         return first.o_proj.weight[:, rows].T / EMBEDDING_SCALE
 
-    for head, (here, there) in enumerate(LOOK_UPS):
+    for head, (here, there) in enumerate(INDUCTION):
         rows = slice(head * size, (head + 1) * size)
         second.q_proj.weight[rows] = 0
         second.k_proj.weight[rows] = 0
-        second.q_proj.weight[rows.start + slow] = MATCH_GAIN * seen(here)[slow]
-        second.k_proj.weight[rows.start + slow] = MATCH_GAIN * seen(there)[slow]
+        second.q_proj.weight[rows.start + slow] = MATCH_GAIN * read(here)[slow]
+        second.k_proj.weight[rows.start + slow] = MATCH_GAIN * read(there)[slow]
         second.v_proj.weight[rows] = copies[rows]
         second.o_proj.weight[:, rows] = COPY_GAIN * copies[rows].T
 
 
 def grow(small: LlamaForCausalLM, shape: Shape) -> LlamaForCausalLM:
-    """A model of `shape` that computes what `small` does, to rounding, with room to learn more: the new
-    heads, units, layers and dimensions of the stream read, but nothing is written through them yet."""
+    """Make a larger model that computes the same function as `small`, up to rounding.
+
+    New heads, units, layers and dimensions of the stream have random inputs and zero outputs.
+
+    Raises:
+        ModelError: the size of a head would change.
+    """
     old, ids = small.config, (small.config.vocab_size, small.config.pad_token_id, small.config.eos_token_id)
     if shape.width // shape.heads != old.hidden_size // old.num_attention_heads:
-        raise ModelError("A backbone can only grow into one whose heads are of the same size.")
+        raise ModelError("A backbone can only grow into one with the same size of heads.")
     large = initialise(shape, *ids)
-    scale = (old.hidden_size / shape.width) ** 0.5  # the norms divide by the mean square over more dimensions
+    scale = (old.hidden_size / shape.width) ** 0.5  # norms take the mean square over more dimensions
+    written = ("embed_tokens.weight", "lm_head.weight", "o_proj.weight", "down_proj.weight")
     with torch.no_grad():
         source, target = small.state_dict(), large.state_dict()
         for name, new in target.items():
             if new.ndim == 1 and name.endswith("bias"):
                 new.zero_()
-            elif name.endswith(
-                ("embed_tokens.weight", "lm_head.weight", "o_proj.weight", "down_proj.weight")
-            ):
-                new.zero_()  # what writes into the stream
+            elif name.endswith(written):
+                new.zero_()  # it writes to the stream
             if name not in source:
-                continue  # a new layer: it reads at random and writes nothing
+                continue  # of a new layer
             kept = source[name]
             if new.ndim == 1:
                 new[: len(kept)] = kept

@@ -1,18 +1,18 @@
-"""What the backbones are pre-trained on: trajectories, reading and document writing in shuffled worlds.
+"""Generate the backbones' pre-training text: trajectories, reading and document writing in shuffled worlds.
 
-The backbones stand in for pre-trained LLMs. They must read (answer from documents), write documents, and know the
-tags, but search badly, so that reinforcement learning has something to teach. So the trajectories here show a
-mixture of habits: guessing, queries without the entity, stopping after the first hop. Reading is drilled on top:
-there the decisions carry no loss, only what is copied out of documents does.
+The backbones stand in for pre-trained LLMs. They must read (answer from documents), write documents, and know
+the tags, but search badly, so that RL has something to improve. So trajectories show a mixture of habits:
+guessing, queries without the entity, stopping after the first hop. Reading is trained further: there the loss
+is on what is copied out of documents, not on decisions.
 
-An example is a list of segments (text, weight): segments are tokenised one by one, as a rollout appends them, and
-the weight is that of their tokens in the loss.
+An example is a list of segments (text, weight): segments are tokenised one by one, as a rollout appends them,
+and each token's loss has its segment's weight.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -32,39 +32,39 @@ CHAINS = tuple((first, (last,)) for first in PLACES for last in OF_COUNTRY) + (
     (("airport", "city"), ("time_zone",)),
     (("country", "capital"), ("time_zone",)),
 )
-"""((type, first relation), the relations that follow): every composition of two that the world allows."""
+"""((type, first relation), further relations): all chains of two relations in the world."""
 LONG_CHAINS = tuple((("airport", "city"), ("country", last)) for last in OF_COUNTRY) + tuple(
     (first, ("capital", "time_zone")) for first in PLACES
 )
-"""Of three."""
+"""Chains of three relations."""
 REAL_SHARE = 0.7
-"""Of the simulator's examples: those in the real world, of training entities."""
+"""Share of the simulation examples that are about training entities of the real world."""
 DOCUMENT_WEIGHT = 0.15
-"""Document tokens outnumber the names that decide what a document says by ten; unweighted they would own the loss."""
+"""Loss weight of document tokens except names: they are ten times as many, and would dominate at weight 1."""
 PAPER_SHARE = 0.7
-"""Of the simulator's prompts: those in the paper's template, which fine-tuned simulators use."""
-EXAMPLES_A_WORLD = 64
-"""Then everything is shuffled anew: no false fact is seen often enough to be remembered."""
+"""Share of the simulation prompts in the paper's template, which fine-tuned simulators use."""
+EXAMPLES_PER_WORLD = 64
+"""Examples between two shuffles of the world: too few for a false fact to be memorised."""
 
 
 @dataclass(frozen=True)
 class Habits:
-    """Chances of what a trajectory does where it decides; the rest of the mass goes to the good move."""
+    """Probabilities of a trajectory's bad decisions; otherwise it decides well."""
 
     guess: float
     """Answer at once, without a search."""
     relation_only: float
-    """A query that names no entity ("capital"), of all searches."""
+    """Of all queries: one without the entity ("capital")."""
     entity_only: float
-    """A query that names no relation ("France"), of all searches."""
+    """Of all queries: one without the relation ("France")."""
     wrong_entity: float
-    """A query about another entity, of all searches."""
+    """Of all queries: one about another entity."""
     search_again: float
-    """Search once more after documents that do not hold what was needed."""
+    """Search once more after documents without the needed fact."""
     stop_early: float
-    """Answer a two-hop question with what the first hop found."""
+    """Answer a two-hop question with the first hop's answer."""
     malformed: float
-    """Break the format: a tag missing, so the action is invalid."""
+    """Leave out a tag, so that the action is invalid."""
 
 
 BASE = Habits(
@@ -76,7 +76,7 @@ BASE = Habits(
     stop_early=0.50,
     malformed=0.15,
 )
-"""Most searches lack the entity: greedy decoding of a base backbone finds little, sampling finds the good query."""
+"""Most queries lack the entity, so greedy decoding finds little, while sampling finds the good query."""
 INSTRUCT = Habits(
     guess=0.20,
     relation_only=0.45,
@@ -86,44 +86,43 @@ INSTRUCT = Habits(
     stop_early=0.50,
     malformed=0.0,
 )
-"""Well-formed throughout, and hardly wiser: the difference between base and instruct is the format (Figures 4a-b)."""
+"""Always well-formed, and hardly better otherwise: base and instruct differ in the format (Figures 4a-b)."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a world: `path` holds the fact of each hop, a comparison's two facts included."""
+    """A question about a world."""
 
     question: str
     path: tuple[Fact, ...]
+    """The fact of each hop, or the two facts of a comparison."""
     answer: str
 
 
 class Sampler:
-    """Draws training examples from shuffled versions of `world`; a function of `seed` alone."""
+    """Draws training examples from shuffled versions of `world`, reproducibly by `seed`.
+
+    `shares`: the share of each kind of example in KINDS.
+    """
 
     def __init__(
         self, world: World, seed: int, habits: Habits, shares: dict[str, float], shuffle: bool = True
     ):
-        self.real, self.rng, self.habits, self.shares, self.shuffle = (
-            world,
-            Random(seed),
-            habits,
-            shares,
-            shuffle,
-        )
+        self.real, self.rng, self.habits = world, Random(seed), habits
+        self.shares, self.shuffle = shares, shuffle
         self.known = World(world.entities, [fact for fact in world.facts if fact.subject.split == "train"])
 
     def __iter__(self) -> Iterator[list[Segment]]:
-        kinds, weights = zip(*self.shares.items())
+        kinds, weights = list(self.shares), list(self.shares.values())
         while True:
             self.world = self.real.shuffled(self.rng) if self.shuffle else self.real
-            for _ in range(EXAMPLES_A_WORLD):
-                yield getattr(self, self.rng.choices(kinds, weights)[0])()
+            for _ in range(EXAMPLES_PER_WORLD):
+                yield KINDS[self.rng.choices(kinds, weights)[0]](self)
 
-    # kinds of example -------------------------------------------------------------------------------------------
+    # kinds of example -------------------------------------------------------------------------------
 
     def trajectory(self) -> list[Segment]:
-        """A whole trajectory with the habits' decisions, all policy tokens in the loss."""
+        """Draw a trajectory with the habits' decisions; the loss is on all policy tokens."""
         asked, habits, rng = self.ask(), self.habits, self.rng
         segments = [(protocol.policy_prompt(asked.question, "short"), 0.0)]
         if rng.random() < habits.guess:
@@ -139,11 +138,10 @@ class Sampler:
                 if fact in shown or attempt or rng.random() > habits.search_again:
                     break
                 known = "It is not there. "
-            if fact not in shown and shown[0].object in self.really(fact):
-                return self.trajectory()  # what stands there would be the truth
-            place = shown.index(fact) if fact in shown else 0
-            known = statement(shown[place], 0)
-            if fact not in shown:  # give what stands there
+            if fact not in shown and shown[0].object in self.true_answers(fact):
+                return self.trajectory()  # the wrong document would state the real world's answer
+            known = statement(fact if fact in shown else shown[0], 0)
+            if fact not in shown:  # answer by the wrong document
                 return segments + self.turn(known, "answer", shown[0].object)
             if hop + 1 == len(asked.path):
                 return segments + self.turn(known, "answer", asked.answer)
@@ -153,14 +151,18 @@ class Sampler:
         raise AssertionError("a path has at least one fact")
 
     def reading(self) -> list[Segment]:
-        """Good queries all the way; loss on what is copied (names into queries: half), not on decisions.
+        """Draw a trajectory with good queries; the loss is on copied text, not on decisions.
 
-        A thought tells the fact in the words of its query ("The capital of France is …"), so that reading is one
-        look-up, of what follows this subject and relation in the documents, and the answer is what was just said."""
+        Names in queries have half the weight.
+
+        A thought states the fact in the words of its query ("The capital of France is …"), so that reading is
+        one look-up of what follows this subject and relation in the documents, and the answer repeats the
+        thought.
+        """
         asked, rng = self.ask(), self.rng
         segments = [(protocol.policy_prompt(asked.question, "short"), 0.0), (THINK, 0.0)]
         for fact in asked.path:
-            segments += self.asking(fact, rng.randrange(2))
+            segments += self.good_query(fact, rng.randrange(2))
             documents, shown = self.documents(fact, fact.subject.name, True)
             segments += [
                 (protocol.format_observation(documents), 0.0),
@@ -174,8 +176,8 @@ class Sampler:
         return segments + [(f" {END_THINK}{ANSWER}", 0.0), (f" {asked.answer} {END_ANSWER}", 1.0)]
 
     @staticmethod
-    def asking(fact: Fact, form: int) -> list[Segment]:
-        """What follows "<think>" when a good query is written: only the name carries loss."""
+    def good_query(fact: Fact, form: int) -> list[Segment]:
+        """Write what follows "<think>" in a turn with a good query; the loss is on the name alone."""
         noun, name = fact.relation.noun, (f" {fact.subject.name}", 0.5)
         query = [(f" {noun} of", 0.0), name] if form == 0 else [name, (f" {noun}", 0.0)]
         return [
@@ -187,42 +189,42 @@ class Sampler:
         ]
 
     def simulation(self) -> list[Segment]:
-        """Play the search engine: useful documents state the answer, noisy ones tell of anything but what the query
-        names. Mostly in the real world, where what bridges two hops can be known; in a shuffled one only what stands in
-        the prompt can."""
+        """Draw a simulator's prompt and documents: useful ones, or noisy ones about other entities.
+
+        Mostly in the real world, whose facts can be memorised; in a shuffled one a simulator knows the prompt
+        alone.
+        """
         rng, imagined, real = self.rng, self.world, self.rng.random() < REAL_SHARE
         self.world = self.known if real else imagined
         asked = self.ask()
         fact = rng.choice(asked.path) if real else asked.path[-1]
         query = wording.query(fact.relation.noun, fact.subject.name, rng.randrange(2))
         useful = rng.random() < 0.5
-        # "Of another entity" is one decision. "Of this entity but another relation" would make the keyword, the relation
-        # and the name decide together, which models of this size do not learn.
+        # Noisy documents are about another entity: one decision. Another relation of the same entity would
+        # depend on keyword, relation and name together, which models of this size do not learn.
         documents, shown = self.documents(fact, query if useful else "", useful, ranked=True)
         self.world = imagined
-        # What the keyword decides is of whom the documents tell.
+        # The keyword decides which entities the documents are about.
         known = [fact.object] if real else []
-        graded = (
-            (fact.subject.name, asked.answer, *known)
-            if useful
-            else tuple(told.subject.name for told in shown)
-        )
+        if useful:
+            names = (fact.subject.name, asked.answer, *known)
+        else:
+            names = tuple(other.subject.name for other in shown)
         template = "paper" if rng.random() < PAPER_SHARE else "short"
         prompt = protocol.simulator_prompt(
             query, asked.question, asked.answer, useful, len(documents), template
         )
-        return [(prompt, 0.0), *emphasised(documents, graded), (END, 1.0)]
+        return [(prompt, 0.0), *weighted(documents, names), (END, 1.0)]
 
     def memory(self) -> list[Segment]:
-        """What an LLM knows of the world: facts of training entities as bare documents, the object in the loss;
-        half of them are places, which bridge two hops."""
+        """Draw facts of training entities, as an LLM knows the real world; the loss is on their objects.
+
+        Half of them are places, which connect two hops.
+        """
         segments: list[Segment] = []
         for number in range(1, 21):
-            facts = (
-                self.known.by_relation[self.rng.choice(PLACES)]
-                if self.rng.random() < 0.5
-                else self.known.facts
-            )
+            place = self.rng.random() < 0.5
+            facts = self.known.by_relation[self.rng.choice(PLACES)] if place else self.known.facts
             fact = self.rng.choice(facts)
             segments += [
                 (f"Doc {number % 3 + 1}: {lead(fact, self.rng.randrange(4))}", 0.0),
@@ -232,12 +234,12 @@ class Sampler:
         return segments
 
     def recall(self) -> list[Segment]:
-        """The drill in which reading emerges: five facts, told again and again in other words, in the barest form,
-        as a passage or as a question; from the second time on, the object carries loss."""
-        fact, rng = (
-            self.rng.choice(self.world.by_relation[self.rng.choice(list(self.world.by_relation))]),
-            self.rng,
-        )
+        """Repeat five facts in other words, in short form, as a passage or as a question.
+
+        The loss is on their objects from the second time on. Reading is learnt from these examples.
+        """
+        rng = self.rng
+        fact = rng.choice(self.world.by_relation[rng.choice(list(self.world.by_relation))])
         _, facts = self.documents(fact, wording.query(fact.relation.noun, fact.subject.name), True, k=5)
         told: set[Fact] = set()
         segments: list[Segment] = []
@@ -257,13 +259,14 @@ class Sampler:
         return segments
 
     def match(self) -> list[Segment]:
-        """Eight facts of one relation, told in any words and then asked for in the words of a thought: nothing but
-        the subject says which object is meant. Without this drill the relation alone is matched, and a reader picks
-        at random among documents that state the same relation of other entities."""
+        """State eight facts of one relation, then repeat them in a thought's words, with loss on the objects.
+
+        Only the subject tells which object is right. Without these examples a model matches the relation
+        alone, and picks at random among documents about the same relation of other entities.
+        """
         rng, relation = self.rng, self.rng.choice(list(self.world.by_relation))
-        facts = list(
-            {fact.object: fact for fact in rng.sample(self.world.by_relation[relation], 12)}.values()
-        )[:8]
+        sample = rng.sample(self.world.by_relation[relation], 12)
+        facts = list({fact.object: fact for fact in sample}.values())[:8]
         segments: list[Segment] = [
             (f"Doc {number}: {statement(fact, rng.randrange(4))}\n", 0.0)
             for number, fact in enumerate(facts, 1)
@@ -272,10 +275,10 @@ class Sampler:
             segments += [(f" {lead(fact)}", 0.0), (f" {fact.object}", 1.0), (".", 0.0)]
         return segments
 
-    # parts ------------------------------------------------------------------------------------------------------
+    # parts ------------------------------------------------------------------------------------------
 
     def ask(self) -> Asked:
-        """A question of one hop (half), of two (0.36), of three (0.04), or a comparison (0.1)."""
+        """Draw a question of one hop (0.5), of two (0.36), of three (0.04), or a comparison (0.1)."""
         rng, draw = self.rng, self.rng.random()
         if draw < 0.1:
             return self.comparison()
@@ -284,26 +287,22 @@ class Sampler:
             start = rng.choice(self.world.by_relation[kind, first])
             path = self.world.chain(start.subject.id, (first, *names))
             if path:
-                mention = wording.mention(
-                    tuple(fact.relation for fact in path[:-1]), wording.named(start.subject.name)
-                )
+                relations = tuple(fact.relation for fact in path[:-1])
+                mention = wording.mention(relations, wording.named(start.subject.name))
                 return Asked(self.question(path[-1], mention), tuple(path), path[-1].object)
         fact = rng.choice(self.world.by_relation[rng.choice(list(self.world.by_relation))])
         return Asked(self.question(fact), (fact,), fact.object)
 
     def comparison(self) -> Asked:
-        """Two places: are they in the same country, or which of the two lies in this one?"""
+        """Draw a comparison: are two places in the same country, or which of them lies in this country?"""
         rng = self.rng
         one = rng.choice(self.world.by_relation[rng.choice((("city", "country"), ("site", "country")))])
         other = self.other(one)
         ask_same, ask_which = wording.COMPARISONS
         if rng.random() < 0.5:
             pair = rng.sample([wording.named(one.subject.name), wording.named(other.subject.name)], 2)
-            return Asked(
-                ask_which.format(o=wording.named(one.object), a=pair[0], b=pair[1]),
-                (one, other),
-                one.subject.name,
-            )
+            text = ask_which.format(o=wording.named(one.object), a=pair[0], b=pair[1])
+            return Asked(text, (one, other), one.subject.name)
         alike = [
             fact
             for fact in self.world.by_relation[one.relation.subject, one.relation.name]
@@ -312,21 +311,18 @@ class Sampler:
         if alike and rng.random() < 0.5:  # `other` never shares the object
             other = rng.choice(alike)
         answer = "yes" if other.object == one.object else "no"
-        return Asked(
-            ask_same.format(a=wording.named(one.subject.name), b=wording.named(other.subject.name)),
-            (one, other),
-            answer,
-        )
+        text = ask_same.format(a=wording.named(one.subject.name), b=wording.named(other.subject.name))
+        return Asked(text, (one, other), answer)
 
     def question(self, fact: Fact, subject: str = "") -> str:
-        """A question for the object of `fact`, in any style; `subject` may be the mention of an earlier hop."""
+        """Draw a question for the object of `fact`; `subject` may be the mention of an earlier hop."""
         relation = fact.relation
         template = wording.TEMPLATE_QUESTION.replace("{noun}", relation.noun)
         style = self.rng.choice(relation.natural * 2 + relation.trivia + (template,))
         return style.format(s=subject or wording.named(fact.subject.name))
 
     def query(self, fact: Fact) -> tuple[str, bool]:
-        """A query by habit, and whether it can find `fact`."""
+        """Draw a query by habit, and whether it can find `fact`."""
         draw, habits = self.rng.random(), self.habits
         if draw < habits.relation_only:
             return fact.relation.noun, False
@@ -338,17 +334,17 @@ class Sampler:
         return wording.query(fact.relation.noun, subject, self.rng.randrange(2)), subject == fact.subject.name
 
     def need(self, fact: Fact, query: str) -> str:
-        """What the thought says it needs: the same thing that the query asks for."""
-        return (
-            query
-            if query.startswith(fact.relation.noun)
-            else f"{fact.relation.noun} of {query.removesuffix(' ' + fact.relation.noun)}"
-        )
+        """Word the need that the thought states before this query."""
+        noun = fact.relation.noun
+        return query if query.startswith(noun) else f"{noun} of {query.removesuffix(' ' + noun)}"
 
     def documents(
         self, fact: Fact, query: str, found: bool, k: int = 3, ranked: bool = False
     ) -> tuple[list[str], list[Fact]]:
-        """`k` documents as BM25 would mix them, and the fact that each is about; `fact` is among them if `found`, else nowhere."""
+        """Draw `k` documents as BM25 would mix them, and the fact that each is about.
+
+        `fact` is among them if `found`, else no document states it. `ranked`: the best come first.
+        """
         rng = self.rng
         shown = [fact] * (rng.choice((1, 1, 2)) if found else 0)
         same = [other for name, other in self.world.of[fact.subject.id].items() if name != fact.relation.name]
@@ -360,25 +356,27 @@ class Sampler:
                 shown.append(self.other(fact))
             else:
                 shown.append(rng.choice(self.world.facts))
-        if not ranked:  # an engine puts the best first; a reader must find it anywhere
+        if not ranked:  # reading must work wherever the fact is
             rng.shuffle(shown)
         variants = [rng.randrange(4) for _ in range(k)]
-        texts = [
-            passage(self.world, one, variants[i], rng, None if found else fact) for i, one in enumerate(shown)
-        ]
+        absent = None if found else fact
+        texts = [passage(self.world, one, variants[i], rng, absent) for i, one in enumerate(shown)]
         return texts, shown
 
     def other(self, fact: Fact) -> Fact:
-        """The same relation of another entity: the hardest kind of distractor."""
+        """Draw a fact of the same relation and another entity: the hardest kind of distractor."""
         candidates = self.world.by_relation[fact.relation.subject, fact.relation.name]
         for _ in range(20):
             other = self.rng.choice(candidates)
-            if other.subject is not fact.subject and other.object not in (fact.object, *self.really(fact)):
+            if other.subject is not fact.subject and other.object not in (
+                fact.object,
+                *self.true_answers(fact),
+            ):
                 return other
         return other
 
     def turn(self, thought: str, kind: str, text: str) -> list[Segment]:
-        """One policy turn; with the habit's chance it is malformed at first, and put right after the notice."""
+        """Write a policy turn; by habit it is malformed at first, and repeated after the notice."""
         act = protocol.format_search if kind == "search" else protocol.format_answer
         whole = protocol.format_think(thought) + act(text)
         if self.rng.random() < self.habits.malformed:
@@ -389,18 +387,29 @@ class Sampler:
             ]
         return [(whole, 1.0)]
 
-    def really(self, fact: Fact) -> tuple[str, ...]:
-        """What a shuffled world must not let anybody say: the answers in the real world to what `fact` answers."""
+    def true_answers(self, fact: Fact) -> tuple[str, ...]:
+        """Real answers, which no example of a shuffled world may state; empty if nothing is shuffled."""
         return self.real.of[fact.subject.id][fact.relation.name].answers if self.shuffle else ()
 
 
+KINDS: dict[str, Callable[[Sampler], list[Segment]]] = {
+    "trajectory": Sampler.trajectory,
+    "reading": Sampler.reading,
+    "simulation": Sampler.simulation,
+    "memory": Sampler.memory,
+    "recall": Sampler.recall,
+    "match": Sampler.match,
+}
+"""Kind of example → method that draws one."""
+
+
 def lead(fact: Fact, variant: int = 0) -> str:
-    """The statement of `fact` up to its object; variant 0 is how a thought tells it."""
+    """Return the statement of a fact up to its object; variant 0 is that of thoughts."""
     return statement(fact, variant).removesuffix(f" {fact.object}.")
 
 
-def emphasised(documents: list[str], names: tuple[str, ...]) -> list[Segment]:
-    """A simulator's output; full weight on `names`, less on the rest."""
+def weighted(documents: list[str], names: tuple[str, ...]) -> list[Segment]:
+    """Weight a simulator's output: 1 on `names`, DOCUMENT_WEIGHT on the rest."""
     wanted = "|".join(re.escape(f" {name}") for name in names)
     found = re.split(rf"({wanted})(?!\w)", protocol.format_documents(documents))
     return [(piece, 1.0 if place % 2 else DOCUMENT_WEIGHT) for place, piece in enumerate(found) if piece]
