@@ -124,6 +124,68 @@ def test_simulator_output_is_read_tolerantly(text, k, expected):
     assert parse_documents(text, k) == expected
 
 
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("<think>\nDoc 1: plan\n</think>\nDoc 1: Oslo", ["Oslo"]),
+        ("I write Doc 1: a plan.\n</think>\n\nDoc 1: Oslo\nDoc 2: Rome", ["Oslo", "Rome"]),  # opened before
+        ("Sure!\n<think>Doc 1: plan</think>\n**Doc 1:** Oslo", ["Oslo"]),
+        ("<think>a</think><think>Doc 1: b</think>Doc 1: Oslo", ["Oslo"]),
+        ("<think>1. plan\n2. write</think>\n1. Oslo\n2. Rome", ["Oslo", "Rome"]),
+        ("<think>Doc 1: plan, and then", []),  # it ran out of tokens
+        ("Let me see. <think>Doc 1: plan", []),
+        ("<think>Doc 1: plan</think>\nI cannot.", []),
+        ("[THINK]Doc 1: plan[/THINK]Doc 1: Oslo", ["Oslo"]),
+        ("<|channel|>analysis<|message|>Doc 1: a<|end|><|channel|>final<|message|>Doc 1: x", ["x"]),
+        ("Doc 1: </think>\nDoc 2: <think>", ["</think>", "<think>"]),  # tags inside documents end no thought
+    ],
+)
+def test_what_a_simulator_thinks_is_no_document(text, expected):
+    assert parse_documents(text, 5) == expected
+
+
+HEADERS = """
+Doc 1:|DOC 1:|doc 1:|Document 1:|DOCUMENT 1:|Doc. 1:|Doc #1:|Doc №1:|Doc1:|Doc 1：|Doc 1 -|Doc 1 –|Doc 1.
+Doc 1)|**Doc 1:**|**Doc 1**:|*Doc 1:*|__Doc 1:__|***Doc 1***:|- Doc 1:|* **Doc 1:**|> Doc 1:|### Doc 1:
+1. **Doc 1:**|[Doc 1]|[Doc 1]:|【Doc 1】:|(Doc 1):|Doc 1 (Title: y):|Doc 1(Title: "y (z)")|Doc 1 (useful):
+**Doc 1 (Title: y):**|**Doc 1 (Title: y)**:|1.|1)|(1)|[1]|[1]:|**1.**|__1.__|1:|#1:
+"""
+
+
+@pytest.mark.parametrize("header", HEADERS.strip().replace("\n", "|").split("|"))
+def test_headers_as_chat_models_write_them(header):
+    text = f"Sure! Here they are:\n\n{header} Oslo lies\nthere.\n\n{header.replace('1', '2')} Rome\n"
+    assert parse_documents(text, 5) == ["Oslo lies there.", "Rome"]
+    assert parse_documents(text, 1) == ["Oslo lies there."]
+    assert parse_documents(text.replace(" Oslo", "\nOslo"), 5) == ["Oslo lies there.", "Rome"]
+
+
+@pytest.mark.parametrize(
+    "header", ["Doc 1", "### Doc 1", "## **Doc 1**", "**Document 1**", "Doc 1 (Title: Oslo)"]
+)
+def test_headers_on_lines_of_their_own(header):
+    text = f"{header}\nOslo lies\nthere.\n\n{header.replace('1', '2')}\n\nRome\n"
+    assert parse_documents(text, 5) == ["Oslo lies there.", "Rome"]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("**Doc 1: Oslo** is *the* capital\n**Doc 2: Rome** too", ["Oslo is *the* capital", "Rome too"]),
+        ("Doc 1: **Oslo** is *it*", ["**Oslo** is *it*"]),
+        ("Doc 1: a **Doc 2:** b DOC 3: c", ["a", "b", "c"]),
+        ("Doc 1: a\n1. b\n2. c\nDoc 2: d", ["a 1. b 2. c", "d"]),  # a list inside a document
+        ("Doc 1: see doc 2 and doc 3: both\nDoc 2: b", ["see doc 2 and doc 3: both", "b"]),
+        ("Doc 1: a\nDoc 1.5 is a version\nDoc 2 says so", ["a Doc 1.5 is a version Doc 2 says so"]),
+        ("In 1995.\n12. a\n1. b\n2. c\n1. b", ["b", "c"]),
+        ("2. a\n3. b", []),  # no list from its start
+        ("1.5 million people\n2.5 million", []),
+    ],
+)
+def test_what_is_no_header(text, expected):
+    assert parse_documents(text, 5) == expected
+
+
 def test_an_observation_is_numbered_lines_inside_the_tags():
     assert protocol.format_observation(["a", "b\nc"]) == "<information>Doc 1: a\nDoc 2: b c\n</information>\n"
     assert protocol.format_observation([]) == "<information></information>\n"

@@ -55,7 +55,28 @@ _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", 
 _TAG = re.compile(r"</?(?:think|search|information|answer)>")
 _CLOSING = re.compile(r"</(search|answer)>")
 _ACTION = re.compile(rf"<(search|answer)>((?:(?!{_TAG.pattern}).)*+)</\1>", re.DOTALL)
-_DOCUMENT_HEADER = re.compile(r"\bDoc(?:ument)?[ \t]*(\d{1,9})[ \t]*:")  # longer numbers are no document's
+_DOCUMENT_HEADER = re.compile(
+    r"""
+    (?P<line>^[ \t]*+(?:(?:[-+•>\#*]++|\d{1,2}+[.)])[ \t]++)?+)?+    # start of a line, or its bullet's end
+    (?P<mark>[*_]{1,3}+)?+(?(line)[\[【(]?|)(?<![^\W_])
+    (?:(?(line)[Dd]|D)oc(?:ument)?|DOC(?:UMENT)?)(?(line)\.?[ \t]*[\#№]?|)
+    [ \t]*(?P<number>\d{1,9})(?!\d)                 # longer numbers are no document's
+    (?(line)
+        [\]】)*_]{0,4}[ \t]*
+        (?: \([Tt]itle\b(?:[^()\n]|\([^()\n]*+\))*+\)[ \t]*[*_]{0,3}[:：]?    # Search-R1's: Doc 1(Title: x) y
+        | (?:\([^()\n]*+\)[ \t]*[*_]{0,3})?[:：] | [-–—.)\]】](?=\s) | $ )
+    |   (?(mark)(?:(?P=mark))?|)[ \t]*[:：] )
+    (?(mark)(?:(?P=mark))?|)
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
+_LIST_ITEM = re.compile(
+    r"^[ \t]*+(?P<mark>[*_]{1,3}+)?+[\#\[(]?(?P<number>\d{1,2})"
+    r"(?:[\])][.:]?|[.:])(?(mark)(?:(?P=mark))?|)(?=\s)",
+    re.MULTILINE,
+)
+_THOUGHT = re.compile(r"<think(?:ing)?>|<reasoning>|\[THINK\]|<\|channel\|>analysis")
+_THOUGHT_END = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|channel\|>final<\|message\|>")
 
 
 # The protocol's tags, and special tokens of tokenizers (<|im_end|>, <s>): a document could smuggle in both.
@@ -155,20 +176,49 @@ def format_documents(documents: Sequence[str]) -> str:
 def parse_documents(text: str, k: int) -> list[str]:
     """Split a simulator's output into at most `k` documents, without their headers.
 
-    Tolerant: text before the first header is dropped, empty documents too, and the output ends at `Doc k+1`,
-    at `Doc 0`, or where a number repeats (a simulator that loops). Fewer than `k` documents are no error.
+    Headers are Doc 1:, Document 1:, DOC 1:, **Doc 1:**, Doc 1 (Title: …):, or, where there is none of these,
+    the numbers of a list (1. …). Tolerant: a thought (<think> … </think>, which the prompt may have opened)
+    and text before the first header are dropped, empty documents too, and the output ends at `Doc k+1`, at
+    `Doc 0`, or where a number repeats (a simulator that loops). Fewer than `k` documents are no error.
     """
-    headers = list(_DOCUMENT_HEADER.finditer(text))
+    text = _without_thought(text)
+    headers = list(_DOCUMENT_HEADER.finditer(text)) or _list_items(text)
     documents: list[str] = []
     seen: set[int] = set()
     for i, header in enumerate(headers):
-        number = int(header.group(1))
+        number, mark = int(header["number"]), header["mark"]
         if not 0 < number <= k or number in seen:
             break
         seen.add(number)
-        end = headers[i + 1].start() if i + 1 < len(headers) else len(text)
-        documents.append(_one_line(text[header.end() : end]))
+        body = text[header.end() : headers[i + 1].start() if i + 1 < len(headers) else len(text)]
+        if mark and header[0].count(mark) == 1:  # "**Doc 1: Oslo** is": closed in the document
+            body = body.replace(mark, "", 1)
+        documents.append(_one_line(body))
     return [document for document in documents if document]
+
+
+def _list_items(text: str) -> list[re.Match]:
+    """Items of a numbered list, from its first on."""
+    items = list(_LIST_ITEM.finditer(text))
+    first = next((i for i, item in enumerate(items) if int(item["number"]) == 1), len(items))
+    return items[first:]
+
+
+def _without_thought(text: str) -> str:
+    """Cut off a thought, as vLLM's reasoning parsers do; nothing is left of one that never ends.
+
+    A closing tag inside a document, without another first document after it, ends no thought.
+    """
+    headers = (*_DOCUMENT_HEADER.finditer(text), *_LIST_ITEM.finditer(text))
+    firsts = [header.start() for header in headers if int(header["number"]) == 1] or [len(text)]
+    ends = [end.end() for end in _THOUGHT_END.finditer(text)]
+    latest = max(firsts)
+    if before := [end for end in ends if end <= latest < len(text)]:
+        return text[before[-1] :]
+    opening = _THOUGHT.search(text)
+    if opening is None or min(firsts) < opening.start():
+        return text
+    return text[ends[-1] :] if ends else ""
 
 
 def format_observation(documents: Sequence[str]) -> str:

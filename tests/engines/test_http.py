@@ -195,6 +195,17 @@ def test_a_served_simulator_is_asked_and_read_like_ours(keys):
 
 
 @pytest.mark.parametrize(
+    ("content", "documents"),
+    [("<think>\nDoc 1: plan\n</think>\nDoc 1: Oslo", ("Oslo",)), ("**Doc 1:** Oslo", ("Oslo",)), (None, ())],
+)
+def test_a_served_simulator_that_thinks(content, documents):
+    with serving(lambda asked: asked.reply(completion(content))) as server:
+        engine = OpenAIEngine(server.url, "paper", 0.8, 60, "M", QUICK)
+        assert engine.search(ask("q"), 1) == [SearchResult(documents, "ok" if documents else "empty")]
+        assert (engine.tokens, engine.format_errors) == (7, int(not documents))
+
+
+@pytest.mark.parametrize(
     ("listed", "message"),
     [
         ({"data": [{"id": "A"}, {"id": "B"}]}, "2 .A, B.: name one, openai:MODEL@URL"),

@@ -253,7 +253,7 @@ class OpenAIEngine(HttpEngine):
         )
 
     def _documents(self, answer, num_documents):
-        text = answer["choices"][0]["message"]["content"]
+        text = answer["choices"][0]["message"]["content"] or ""  # null where all tokens went into a thought
         self.tokens += (answer.get("usage") or {}).get("completion_tokens", 0)
         return [protocol.parse_documents(text, num_documents)]
 
@@ -270,7 +270,8 @@ class OpenAIEngine(HttpEngine):
         if len(names) != 1:
             known = self.service.quote(", ".join(map(str, names))) or "none"
             raise EngineError(
-                f"{self.service.address} has not one model but {len(names)} ({known}): name one, openai:MODEL@URL."
+                f"{self.service.address} has not one model but {len(names)} ({known}): name one, "
+                "openai:MODEL@URL."
             )
         return names[0]
 
