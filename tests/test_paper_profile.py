@@ -21,6 +21,7 @@ from zs_lib import config, pipeline, protocol, qa
 from zs_lib.config import Profile
 from zs_lib.config.arms import EvaluationArm
 from zs_lib.config.values import from_identity, identity
+from zs_lib.qa.questions import HUB_SETS
 from zs_lib.simulator.pairs import read_pairs
 
 WORDS = [f"w{i}" for i in range(6)]
@@ -115,7 +116,7 @@ def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monk
     write_hub(
         tmp_path,
         [(source, WORDS[i % 6], answers[i]) for source in ("nq", "hotpotqa") for i in range(12)],
-        {name: [(WORDS[i], answers[i]) for i in range(2)] for name in qa.HUB_SETS},
+        {name: [(WORDS[i], answers[i]) for i in range(2)] for name in HUB_SETS},
     )
     paper = config.load_profile("paper")
     with serving(retriever) as server:
@@ -169,6 +170,6 @@ def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monk
         )
 
         scored = pipeline.ensure(EvaluationArm.of_policy(arm, profile.evaluation), 0, store)
-        assert list(scored.summary["subsets"]) == list(qa.HUB_SETS) and scored.summary["questions"] == 14
+        assert list(scored.summary["subsets"]) == list(HUB_SETS) and scored.summary["questions"] == 14
         assert scored.summary["mean"]["searches"] > 0 and 0 <= scored.summary["mean"]["em"] <= 1
     assert store.verify() == [] and len(store.list()) == 7

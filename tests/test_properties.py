@@ -14,7 +14,7 @@ import tempfile
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from run_fixtures import CountingArm
-from tokenizers import models
+from transformers import AutoTokenizer
 
 from zs_lib import config, protocol, qa, runs
 from zs_lib.analysis import results
@@ -190,7 +190,7 @@ def test_prompts_hold_each_text_on_one_line(query, question, answer, useful, cou
 
 @cache
 def tokenizer():
-    return models.AutoTokenizer.from_pretrained(paths.BACKBONES / "tiny-S")
+    return AutoTokenizer.from_pretrained(paths.BACKBONES / "tiny-S")
 
 
 @prop(text=hostile)
@@ -340,7 +340,7 @@ def test_a_file_of_any_bytes_is_questions_or_one_data_error(content):
             for text in (question.id, question.question, question.subset, question.split)
         )
         assert question.golden_answers and all(hop.answers for hop in question.hops)
-        everything = json.dumps(qa.to_row(question), ensure_ascii=False)
+        everything = json.dumps(asdict(question), ensure_ascii=False)
         assert tokenizer()(everything).input_ids and json.loads(everything.encode())
 
 
@@ -550,7 +550,7 @@ def stored() -> tuple[dict[str, bytes], dict[str, bytes]]:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            RunStore(Path(folder) / "b").ensure(CountingArm(steps=6), 0, cut_off)
+            RunStore(Path(folder) / "b").complete(CountingArm(steps=6), 0, cut_off)
         return files(finished.path), files(RunStore(Path(folder) / "b").get(CountingArm(steps=6), 0).path)
 
 

@@ -139,7 +139,7 @@ def roll(documents, answer: str = "Oslo", noise: float = 0.0):
 def test_a_document_cannot_answer_search_or_earn_a_reward(document):
     trajectory, _, generator = roll([document])
     assert [turn.action.kind for turn in trajectory.turns] == ["search", "answer"]
-    assert trajectory.answer == "Oslo" and reward(trajectory) == 0.0 and trajectory.num_searches == 1
+    assert trajectory.answer == "Oslo" and reward(trajectory, "f1") == 0.0 and trajectory.num_searches == 1
     harmless, *_ = roll(["Nothing of use."])
     mine = [[i for i, m in zip(t.ids, t.mask, strict=True) if m] for t in (trajectory, harmless)]
     assert mine[0] == mine[1]  # the same tokens are trained
@@ -195,7 +195,7 @@ def test_ask_shows_planted_characters_as_escapes(monkeypatch, capsys, folder):
         return "<search>\x1b[1mx</search>" if key[-2] == 0 else "<answer>\x1b[2J</answer>"
 
     monkeypatch.setattr(ask, "_engine", lambda name, study: PlantedEngine(["\x1b[2J"]))
-    monkeypatch.setattr("zs_lib.generate.Generator", lambda *_: ScriptedGenerator(write))
+    monkeypatch.setattr("zs_lib.models.load.TransformersGenerator", lambda *_: ScriptedGenerator(write))
     assert cli.main(["ask", "what?", "--policy", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out and "Answer: ‹U+001B›[2J" in out

@@ -193,7 +193,7 @@ def test_simulator_and_evaluation_by_vllm(tmp_path):
 
 
 def test_the_benchmark_at_its_smallest():
-    rows = list(run.rows("vllm", small=True))
+    rows = list(run.BENCHMARKS["vllm"](True))
     assert {row["who"] for row in rows if row["measure"] == "speed"} == {
         "ours",
         "vLLM alone",

@@ -16,6 +16,8 @@ HEALTHY = {
     "query_quality": 0.8,
     "invalid_actions": 0.1,
     "policy_tokens": 40.0,
+    "stop_length": 0.1,
+    "cut_observations": 0.1,
 }
 
 
@@ -45,3 +47,21 @@ def test_each_warning_comes_after_its_sign_and_alone(name, column, bad):
 def test_what_was_never_measured_warns_of_nothing():
     log = pd.DataFrame([{"step": step, "reward": 0.0, "kl": None} for step in range(30)])
     assert collapse_warnings(log) == [] == collapse_warnings(log.head(3))
+
+
+@pytest.mark.parametrize(
+    "name, column, cure",
+    [
+        ("context_full", "stop_length", "max_context_tokens"),
+        ("documents_cut", "cut_observations", "num_documents"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_from_the_first_step(name, column, cure):
+    log = pd.DataFrame([HEALTHY | {"step": step} for step in range(1, 4)])
+    assert collapse_warnings(log) == []
+    log.loc[0, column] = 0.9
+    for steps in (1, 3):
+        (warning,) = collapse_warnings(log.head(steps))
+        assert (warning.name, warning.step) == (name, 1) and cure in warning.message
+    older = log.drop(columns=column)  # a run from before this was logged
+    assert collapse_warnings(older) == []

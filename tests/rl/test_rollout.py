@@ -165,13 +165,15 @@ def test_an_empty_result_is_shown_as_such():
 
 
 def test_a_context_without_room_for_another_turn_ends_the_rollout():
-    long = Engine(lambda request: SearchResult.of(["word " * 400]))
-    trajectory = rollout(QUESTIONS[:1], ScriptedGenerator(searches_then_answers), long, CFG, KEYS[:1])[0]
-    assert trajectory.stop_reason == "length" and all(trajectory.mask) and trajectory.turns[0].documents == ()
+    policy, written = ScriptedGenerator(searches_then_answers), 0
+    whole = rollout(QUESTIONS[:1], policy, Engine(), CFG, KEYS[:1])[0]
+    written = len(whole.prompt_ids) + whole.mask.index(False)
+    full = replace(CFG, max_context_tokens=written + CFG.max_turn_tokens + 4)  # the tags alone take more
+    trajectory = rollout(QUESTIONS[:1], policy, Engine(), full, KEYS[:1])[0]
+    assert trajectory.stop_reason == "length" and all(trajectory.mask)
+    assert trajectory.turns[0].documents == () and trajectory.turns[0].cut
     cramped = replace(CFG, max_context_tokens=CFG.max_turn_tokens)
-    assert (
-        rollout(QUESTIONS[:1], ScriptedGenerator(searches_then_answers), long, cramped, KEYS[:1])[0].ids == []
-    )
+    assert rollout(QUESTIONS[:1], policy, Engine(), cramped, KEYS[:1])[0].ids == []
 
 
 def test_noise_is_asked_for_with_its_probability_and_by_key():

@@ -51,10 +51,11 @@ def test_trajectory_metrics_by_hand():
         [True, False, True],
         [-1.0, 0.0, -2.0],
         LYON,
-        [search("Lyon"), answered],
+        [dataclasses.replace(search("Lyon"), cut=True), answered],
         "the euro",
     )
     second = written([1, 2], [3], [True], [-3.0], LYON, [invalid], None)
+    second = dataclasses.replace(second, stop_reason="length")
     expected = {
         "f1": 0.5,
         "em": 0.5,
@@ -63,6 +64,11 @@ def test_trajectory_metrics_by_hand():
         "invalid_actions": 0.5,
         "query_quality": 1.0,
         "answer_in_documents": 0.0,
+        "cut_observations": 0.5,
+        "stop_answer": 0.5,
+        "stop_max_turns": 0.0,
+        "stop_length": 0.5,
+        "stop_invalid": 0.0,
         "prompt_tokens": 2.0,
         "completion_tokens": 2.0,
         "policy_tokens": 1.5,

@@ -140,7 +140,7 @@ def test_the_papers_searches_cost_what_table_8_says():
     }
     assert by_name["policy search-r1"].api_usd == pytest.approx(586.7, rel=1e-3)  # 64,000 queries
     assert by_name["policy zerosearch"].api_usd == by_name["policy r1"].api_usd == 0
-    assert by_name["policy zerosearch"].cards == 2 and by_name["policy search-r1"].cards == 1
+    assert by_name["policy zerosearch"].gpus == 2 and by_name["policy search-r1"].gpus == 1
     budgets = {
         name: stage.command.partition("ZS_SEARCH_BUDGET=")[2].partition(" ")[0]
         for name, stage in by_name.items()
@@ -172,7 +172,7 @@ def test_the_papers_searches_cost_what_table_8_says():
     alone = {stage.name: stage for stage in plan.stages(load_profile("paper"), roofline.gpu("A100-80GB"), 1)}[
         "policy zerosearch"
     ]
-    assert alone.memory == stage.memory | stage.second and alone.cards == 1
+    assert alone.memory == stage.memory | stage.second and alone.gpus == 1
 
 
 def test_commands_are_python_that_names_what_is_there():
@@ -192,7 +192,9 @@ def test_commands_are_python_that_names_what_is_there():
 def test_the_command_line(capsys):
     assert cli.main(["plan", "--profile", "smol", "--gpu", "H200-141GB", "--gpus", "1"]) == 0
     told = capsys.readouterr().out
-    assert "smol on 1 x H200-141GB" in told and "no quote" in told and "policy.ensure(arm, 0, store)" in told
+    assert (
+        "smol on 1 x H200-141GB" in told and "no quote" in told and "pipeline.ensure(arm, 0, store)" in told
+    )
     assert all(line in told for line in plan.ASSUMED)
     assert cli.main(["plan", "--gpu", "A1000"]) == 1 and "Known: L4" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="gpus = 0"):

@@ -307,7 +307,7 @@ def test_a_replica_killed_in_the_middle_of_a_batch_costs_no_answer(simulator, fo
         engine = OpenAIEngine(f"{simulator.url},{other.url}", "short", 2.0, 60)
         dying = engine.service.replicas[1]
         killer = threading.Thread(
-            target=kill_when, args=(lambda: dying.asked > dying.under_way > 0, other.process)
+            target=kill_when, args=(lambda: dying.asked > dying.in_flight > 0, other.process)
         )
         killer.start()
         found = engine.search(requests, 3)
