@@ -10,7 +10,7 @@ import pandas as pd
 from zs_lib.analysis.tables import markdown
 from zs_lib.config.arms import PolicyArm
 from zs_lib.config.engines import without_address
-from zs_lib.config.values import from_identity
+from zs_lib.config.values import digest, from_identity
 from zs_lib.errors import RunError
 from zs_lib.models.load import shipped
 from zs_lib.protocol import POLICY_TEMPLATES, STOP_STRINGS
@@ -149,7 +149,7 @@ def _scores(run: Run, store: RunStore) -> str:
     for other in store.list():
         if not (other.kind == "evaluation" and other.seed == run.seed and other.finished):
             continue
-        if other.config["policy"] != run.config:
+        if not other.config["policy"] or digest(other.config["policy"], other.contents) != run.digest:
             continue
         noise, mean = other.config.get("noise"), other.summary["mean"]
         engine = without_address(other.config["engine"]) + (f", {noise:.0%} noise" if noise else "")

@@ -408,7 +408,7 @@ def ship(
     world: World,
     seconds: float,
 ) -> dict:
-    """Save a model in half precision as a transformers folder; `build.json` has its recipes, cost and accuracy."""
+    """Save a model in half precision as a transformers folder, and its recipes and cost in `build.json`."""
     report = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "cpu_seconds": round(seconds),

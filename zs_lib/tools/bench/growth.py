@@ -1,4 +1,4 @@
-"""How time and memory grow: with rollouts a step, passages of the corpus, and runs in the store."""
+"""Benchmark the growth of time and memory with rollouts per step, passages, and runs in the store."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from random import Random
 from zs_lib import config, qa
 from zs_lib.engines import build_engine
 from zs_lib.engines.bm25 import BM25Engine
-from zs_lib.models.decode import TransformersGenerator
-from zs_lib.models.load import load_model
+from zs_lib.models.load import load_generator
 from zs_lib.qa import Passage
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.train import pick_questions
@@ -27,7 +26,7 @@ RUNS, QUERIES = 1000, 50
 
 
 def measure(small: bool = False) -> Iterator[dict]:
-    """Milliseconds and megabytes by size."""
+    """Measure time and memory by size."""
     peaks = {}
     for count in ROLLOUTS[:1] if small else ROLLOUTS:
         for row in _rollouts(count):
@@ -36,62 +35,53 @@ def measure(small: bool = False) -> Iterator[dict]:
             yield row
     few, many = min(peaks), max(peaks)
     if few < many:
-        yield _row(
-            f"{few} to {many} rollouts", "memory a rollout", (peaks[many] - peaks[few]) / (many - few), "MB"
-        )
+        growth = (peaks[many] - peaks[few]) / (many - few)
+        yield _row(f"{few} to {many} rollouts", "memory a rollout", growth, "MB")
     for count in PASSAGES[:1] if small else PASSAGES:
         yield from _corpus(count)
     yield from _store(10 if small else RUNS)
 
 
 def _rollouts(count: int) -> Iterator[dict]:
-    """One step's rollouts of tiny-S-instruct with BM25. Sizes come in rising order, so the process's highest memory is that
-    of the newest."""
-    arm, loaded = config.load_profile("tiny").policies[0], load_model("tiny-S-instruct")
-    generator, engine = (
-        TransformersGenerator(loaded.model, loaded.tokenizer),
-        build_engine("bm25", split="train"),
-    )
-    questions = qa.load_questions(subset=arm.subsets, split="train")
-    asked = [q for q in pick_questions(questions, count // 4, 0, 1) for _ in range(4)]
+    """One step's rollouts of tiny-S-instruct with BM25.
+
+    Sizes are measured in rising order, so the process's peak memory is that of the last one.
+    """
+    arm, generator = config.load_profile("tiny").policies[0], load_generator("tiny-S-instruct")
+    engine = build_engine("bm25", split="train")
+    picked = pick_questions(qa.load_questions(subset=arm.subsets, split="train"), count // 4, 0, 1)
+    questions = [question for question in picked for _ in range(4)]
+    keys = [(0, i) for i in range(count)]
     done: list[Trajectory] = []
-    took = seconds(
-        lambda: done.extend(rollout(asked, generator, engine, arm.rollout, [(0, i) for i in range(count)]))
-    )
+    took = seconds(lambda: done.extend(rollout(questions, generator, engine, arm.rollout, keys)))
     yield _row(f"{count} rollouts", "time a rollout", 1000 * took / count, "ms")
     yield _row(f"{count} rollouts", "highest memory", _peak_mb(), "MB")
     yield _row(f"{count} rollouts", "of the peak", least_work(generator, done) / took / peak_flops(), "share")
 
 
 def _corpus(count: int) -> Iterator[dict]:
-    """BM25 over the benchmark's passages and, beyond them, passages of their words in random order."""
+    """BM25 over the benchmark's passages and, if these are too few, passages of their words at random."""
     passages = qa.load_passages()[:count]
-    words, dice = [word for passage in passages for word in passage.text.split()], Random(0)
+    words, rng = [word for passage in passages for word in passage.text.split()], Random(0)
     made = [
-        Passage(f"made-{i}", " ".join(dice.choices(words, k=15)), "train")
+        Passage(f"made-{i}", " ".join(rng.choices(words, k=15)), "train")
         for i in range(count - len(passages))
     ]
     queries = [" ".join(passage.text.split()[:4]) for passage in passages[:QUERIES]]
     engines: list[BM25Engine] = []
     built = seconds(lambda: engines.append(BM25Engine(passages + made)))
-    yield _row(f"{count:,} passages", "time to index", built, "s")
-    yield _row(
-        f"{count:,} passages",
-        "memory of the index",
-        sum(part.nbytes for part in engines[0].arrays.values()) / 1e6,
-        "MB",
-    )
+    case, index_bytes = f"{count:,} passages", sum(part.nbytes for part in engines[0].arrays.values())
+    yield _row(case, "time to index", built, "s")
+    yield _row(case, "memory of the index", index_bytes / 1e6, "MB")
     took = seconds(lambda: [engines[0].rank([query], 3) for query in queries], 3)
-    yield _row(f"{count:,} passages", "time a query", 1000 * took / len(queries), "ms")
-    # at least the score of every passage is read, once
-    yield _row(
-        f"{count:,} passages", "of the peak", 4.0 * count * len(queries) / took / peak_bytes(), "share"
-    )
+    yield _row(case, "time a query", 1000 * took / len(queries), "ms")
+    least_bytes = 4.0 * count * len(queries)  # every query reads each passage's score at least once
+    yield _row(case, "of the peak", least_bytes / took / peak_bytes(), "share")
 
 
 @dataclass(frozen=True)
 class NothingArm:
-    """An arm whose run is made at once."""
+    """An arm whose run takes no work."""
 
     name: str = "nothing"
 
@@ -101,12 +91,8 @@ def _store(count: int) -> Iterator[dict]:
         store = RunStore(folder)
         for seed in range(count):
             store.complete(NothingArm(), seed, lambda run: {"steps": 0})
-        yield _row(
-            f"{count:,} runs",
-            "time to list",
-            seconds(lambda: start.zs("runs", "list", ZS_RUNS=folder), 3),
-            "s",
-        )
+        took = seconds(lambda: start.zs("runs", "list", ZS_RUNS=folder), 3)
+        yield _row(f"{count:,} runs", "time to list", took, "s")
 
 
 def _row(case: str, measure: str, value: float, unit: str) -> dict:

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured; and what a model's work amounts to, counted."""
+"""Measure this machine's peak speeds, and count a model's operations."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
+from transformers import PreTrainedModel
 
 MATRIX, VECTOR, TRIES = 2048, 1 << 26, 5
-"""Side of the matrices that are multiplied, numbers that are copied, and attempts, of which the best counts."""
+"""Side of the multiplied matrices, numbers that are copied, and attempts, of which the best counts."""
 
 
 def seconds(work: Callable[[], object], tries: int = 1) -> float:
-    """Wall time of `work`, the best of `tries`."""
+    """Measure the wall time of `work`: the best of `tries`."""
     took = []
     for _ in range(tries):
         started = time.perf_counter()
@@ -24,32 +25,32 @@ def seconds(work: Callable[[], object], tries: int = 1) -> float:
 
 @cache
 def peak_flops(dtype: torch.dtype = torch.float32) -> float:
-    """Operations a second of a large matrix product of this dtype, with torch's present number of threads."""
+    """Measure the FLOP/s of a large matrix product, with torch's present number of threads."""
     left, right = torch.randn(2, MATRIX, MATRIX).to(dtype)
     return 2 * MATRIX**3 / seconds(lambda: left @ right, TRIES)
 
 
 @cache
 def peak_bytes() -> float:
-    """Bytes a second, read and written, of a copy that fits in no cache."""
+    """Measure the bytes per second, read and written, of a copy that is larger than the caches."""
     source, target = torch.ones(VECTOR), torch.ones(VECTOR)
     return 2 * source.nbytes / seconds(lambda: target.copy_(source), TRIES)
 
 
 def measure(small: bool = False) -> Iterator[dict]:
-    """The two peaks."""
-    for case, value, unit in (
-        ("matrix product", peak_flops(), "GFLOP/s"),
-        ("copy in memory", peak_bytes(), "GB/s"),
-    ):
+    """Measure the peaks of arithmetic and memory."""
+    peaks = (("matrix product", peak_flops(), "GFLOP/s"), ("copy in memory", peak_bytes(), "GB/s"))
+    for case, value, unit in peaks:
         yield {"case": case, "who": "machine", "measure": "peak", "value": value / 1e9, "unit": unit}
 
 
-def forward_flops(model, tokens: int, predicted: int) -> float:
-    """Operations that `tokens` tokens need at least, `predicted` of them through the output head: a multiplication and an
-    addition for each weight. Attention itself is not counted (below a tenth at these lengths)."""
+def forward_flops(model: PreTrainedModel, tokens: int, predicted: int) -> float:
+    """Count the least FLOPs of a forward pass, with `predicted` of its `tokens` through the output head.
+
+    A multiplication and an addition per weight; attention itself, below a tenth at these lengths, is not
+    counted.
+    """
     head = model.get_output_embeddings().weight.numel()
-    layers = (
-        sum(p.numel() for p in model.base_model.parameters()) - model.get_input_embeddings().weight.numel()
-    )
+    embeddings = model.get_input_embeddings().weight.numel()
+    layers = sum(p.numel() for p in model.base_model.parameters()) - embeddings
     return 2.0 * (layers * tokens + head * predicted)

@@ -15,38 +15,41 @@ RECORDS = paths.ROOT / "data" / "results" / "bench"
 
 
 def load_records() -> dict[str, pd.DataFrame]:
-    """The recorded benchmarks, by name."""
+    """Read the recorded benchmarks, by name."""
     return {path.stem: pd.read_csv(path, dtype={"sources": str}) for path in sorted(RECORDS.glob("*.csv"))}
 
 
 PAGE = paths.ROOT / "figures" / "benchmarks.md"
 TRIED = RECORDS / "tried.md"
-"""What was tried and did not help: prose, kept by hand."""
+"""Optimisations that did not help: prose, written by hand."""
 INTRODUCTION = """\
 # Benchmarks
 
-`zs bench` measures and writes this page; `zs bench rollouts` measures one again, `zs bench whole` the twenty minutes of the \
-whole study. A peer's value is from the same run. A target is a ratio (how many times as fast as the peer) or a bound. "Of the peak" \
-is the least number of operations that the work needs (see `machine.forward_flops`), for BM25 of bytes, over seconds and the \
-measured peak.
+`zs bench` measures and writes this page; `zs bench rollouts` repeats one benchmark, `zs bench whole` the \
+twenty minutes of the whole study. A peer's value is from the same run. A target is a ratio (how many \
+times as fast as the peer) or a bound. "Of the peak" is the least number of operations that the work needs \
+(`machine.forward_flops`; for BM25 of bytes), over seconds and the measured peak.
 """
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is aimed at: a value of at most `bound`; with a `peer`, to be at least `bound` times as fast as it; with a
-    `base` (another case), to be at most `bound` times its value. Without a bound it is only stated."""
+    """A target: a value of at most `bound`.
+
+    With a `peer`: at least `bound` times as fast as it. With a `base` (another case): at most `bound` times
+    its value. Without a bound, the value is only reported.
+    """
 
     what: str
     benchmark: str
     case: str
-    """A case, or its beginning."""
+    """The case, or the beginning of its name."""
     measure: str
     bound: float = math.nan
     peer: str = ""
     base: str = ""
     unit: str = "s"
-    """Of a bound on a value."""
+    """Unit of a bound on a value."""
     who: str = "ours"
 
 
@@ -106,7 +109,8 @@ def write() -> None:
     for name, table in records.items():
         first = table.iloc[0]
         versions = ", ".join(f"{package} {first[package]}" for package in ("torch", "transformers", "trl"))
-        made = f"{first['date']}, {first['machine']}, {first['threads']} threads, load {first['load']} at the end, {versions}"
+        machine = f"{first['machine']}, {first['threads']} threads, load {first['load']} at the end"
+        made = f"{first['date']}, {machine}, {versions}"
         shown = table[["case", "who", "measure", "value", "unit"]].assign(
             value=[_number(value) for value in table["value"]]
         )
@@ -117,7 +121,7 @@ def write() -> None:
 
 
 def _judged(target: Target, records: dict[str, pd.DataFrame]) -> dict[str, str]:
-    """One line of the table of targets."""
+    """A row of the table of targets."""
     table = records.get(target.benchmark)
     value, unit = _find(table, target.case, target.who, target.measure)
     timed = target.measure.startswith(("time", "speed"))
@@ -130,15 +134,12 @@ def _judged(target: Target, records: dict[str, pd.DataFrame]) -> dict[str, str]:
     met = reached >= target.bound if target.peer else reached <= target.bound
     of = "times" if target.base else target.unit
     aim = f"≥ {target.bound:g} times" if target.peer else f"≤ {target.bound:g} {of}"
-    verdict = (
-        "not measured"
-        if math.isnan(value)
-        else "stated"
-        if math.isnan(target.bound)
-        else "met"
-        if met
-        else "missed"
-    )
+    if math.isnan(value):
+        verdict = "not measured"
+    elif math.isnan(target.bound):
+        verdict = "stated"
+    else:
+        verdict = "met" if met else "missed"
     return {
         "target": target.what,
         "aim": "" if math.isnan(target.bound) else aim,
@@ -151,7 +152,7 @@ def _judged(target: Target, records: dict[str, pd.DataFrame]) -> dict[str, str]:
 
 
 def _find(table: pd.DataFrame | None, case: str, who: str, measure: str) -> tuple[float, str]:
-    """Value and unit of the first case that is called so, or else begins so; NaN if there is none."""
+    """Value and unit of the first case with this name, or else this beginning; NaN if there is none."""
     if table is None:
         return math.nan, ""
     rows = table[(table["who"] == who) & (table["measure"] == measure)]

@@ -1,4 +1,4 @@
-"""Rollouts of a real LLM with BM25: ours, TRL's own tool loop, and the loop of the original."""
+"""Benchmark rollouts of a real LLM with BM25: ours, TRL's tool loop, and the original's loop."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from zs_lib import config, protocol, qa
 from zs_lib.config import paths
 from zs_lib.config.arms import FormatSFT, RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
-from zs_lib.models.decode import TransformersGenerator
 from zs_lib.models.generator import Generator
-from zs_lib.models.load import load_model
+from zs_lib.models.load import load_generator, load_model
 from zs_lib.qa import Question
 from zs_lib.rl.format_sft import encode_lesson, lesson
 from zs_lib.rl.rollout import rollout
@@ -26,50 +25,49 @@ from zs_lib.tools.bench.machine import forward_flops, peak_flops
 
 MODEL, GROUP = "HuggingFaceTB/SmolLM2-135M-Instruct", 4
 SCRATCH = paths.ROOT / "outputs" / "bench"
-"""Where policies that were taught the format lie, and what TRL writes."""
-LESSONS, LESSON_EXAMPLES, LESSON_RATE, TAUGHT_LAYERS = 32, 4, 3e-4, 10
-"""A model that was never shown the format rambles on to the last token of one turn. So the benchmark's policy is shown it
-first, in a few minutes: steps, examples in each, learning rate, and how many of the last layers learn."""
+"""Folder of the policies after a short format SFT, and of TRL's output."""
+SFT_STEPS, SFT_EXAMPLES, SFT_RATE, SFT_LAYERS = 32, 4, 3e-4, 10
+"""Steps, examples per step, learning rate and number of trained layers of the benchmark's short format SFT.
+
+Without it, a model does not know the format, and writes to the token limit in its first turn.
+"""
 Loop = Callable[[Sequence[Question]], dict[str, float]]
-"""Rolls out each question, and counts what it did."""
+"""Rolls out each question, and counts tokens and searches."""
 
 
 def measure(small: bool = False) -> Iterator[dict]:
-    """Seconds for the same questions with the same weights, temperature and limits; each loop samples for itself, so the
-    numbers of tokens differ a little."""
+    """Time the loops on the same questions with the same weights, temperature and limits.
+
+    Each loop has its own RNG, so the numbers of tokens differ a little.
+    """
     arm = config.load_profile("tiny" if small else "smol").policies[0]
     name, count = ("tiny-S-instruct", 8) if small else (MODEL, 64)
-    loaded = load_model(name if small else taught(name, arm.format_sft))
-    generator, engine = (
-        TransformersGenerator(loaded.model, loaded.tokenizer),
-        build_engine("bm25", split="train"),
-    )
-    asked = pick_questions(qa.load_questions(subset=arm.subsets, split="train"), count // GROUP, 0, 1)
+    generator = load_generator(name if small else format_tuned(name, arm.format_sft))
+    engine = build_engine("bm25", split="train")
+    picked = pick_questions(qa.load_questions(subset=arm.subsets, split="train"), count // GROUP, 0, 1)
+    questions = [question for question in picked for _ in range(GROUP)]
     loops = {"ours": ours, "original": original, "TRL": trl}
     for who, make in loops.items():
         loop = make(generator, engine, arm.rollout)
         started = time.perf_counter()
-        outcome = loop([question for question in asked for _ in range(GROUP)])
+        counts = loop(questions)
         took = time.perf_counter() - started
-        case = {"case": f"{count} rollouts, {name.rpartition('/')[2]}", "who": who}
-        yield case | {"measure": "time", "value": took, "unit": "s"}
-        yield case | {"measure": "speed", "value": outcome["sampled tokens"] / took, "unit": "tokens/s"}
-        yield case | {
-            "measure": "sampled tokens",
-            "value": outcome["sampled tokens"] / count,
-            "unit": "a rollout",
-        }
-        yield case | {"measure": "searches", "value": outcome["searches"] / count, "unit": "a rollout"}
-        if "least work" in outcome:
-            yield case | {
-                "measure": "of the peak",
-                "value": outcome["least work"] / took / peak_flops(),
-                "unit": "share",
-            }
+        tokens, searches = counts["sampled tokens"], counts["searches"]
+        rows = [
+            ("time", took, "s"),
+            ("speed", tokens / took, "tokens/s"),
+            ("sampled tokens", tokens / count, "a rollout"),
+            ("searches", searches / count, "a rollout"),
+        ]
+        if "least work" in counts:
+            rows.append(("of the peak", counts["least work"] / took / peak_flops(), "share"))
+        case = f"{count} rollouts, {name.rpartition('/')[2]}"
+        for measured, value, unit in rows:
+            yield {"case": case, "who": who, "measure": measured, "value": value, "unit": unit}
 
 
 def ours(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
-    """`rollout.rollout`."""
+    """Make our loop, `rl.rollout.rollout`."""
 
     def loop(questions: Sequence[Question]) -> dict[str, float]:
         done = rollout(questions, generator, engine, cfg, [(0, i) for i in range(len(questions))])
@@ -83,7 +81,7 @@ def ours(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop
 
 
 def least_work(generator: Generator, done: Sequence[Trajectory]) -> float:
-    """Operations that no loop can do without: each token once, what prompts have in common once."""
+    """Count the least FLOPs of any loop: each token once, the common prefix of all prompts once."""
     prompts = {tuple(t.prompt_ids) for t in done}
     shared = len(os.path.commonprefix(list(prompts)))
     read = shared + sum(len(prompt) - shared for prompt in prompts) + sum(len(t.ids) for t in done)
@@ -91,8 +89,11 @@ def least_work(generator: Generator, done: Sequence[Trajectory]) -> float:
 
 
 def original(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
-    """The original's loop by its description: every turn generates for all unfinished rows to the end of the slowest one,
-    decodes, cuts after the first closing tag, encodes the texts again, and reads the whole history anew."""
+    """Make the original's loop, by its description.
+
+    Each turn generates for all unfinished rows until the slowest one ends, decodes, cuts after the first
+    closing tag, encodes the texts again, and prefills the whole history.
+    """
     tokenizer, model = generator.tokenizer, generator.model
 
     def turn(texts: list[str]) -> list[str]:
@@ -110,30 +111,25 @@ def original(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> 
 
     def loop(questions: Sequence[Question]) -> dict[str, float]:
         torch.manual_seed(0)
-        going = {
-            i: protocol.policy_prompt(question.question, cfg.template) for i, question in enumerate(questions)
-        }
+        texts = {i: protocol.policy_prompt(one.question, cfg.template) for i, one in enumerate(questions)}
         sampled = searches = 0
         for _ in range(cfg.max_searches + 1):
-            written = dict(zip(going, turn(list(going.values())), strict=True))
+            written = dict(zip(texts, turn(list(texts.values())), strict=True))
             sampled += sum(len(generator.encode(text)) for text in written.values())
             actions = {i: protocol.parse_action(text) for i, text in written.items()}
-            asked = {
-                i: SearchRequest(action.text, "", ("",))
-                for i, action in actions.items()
-                if action.kind == "search"
-            }
-            found = dict(zip(asked, engine.search(list(asked.values()), cfg.num_documents), strict=True))
-            searches += len(asked)
-            shown = {
-                i: protocol.format_observation(found[i].documents)
-                if i in found
-                else protocol.format_invalid_notice()
-                for i, action in actions.items()
-                if action.kind != "answer"
-            }
-            going = {i: going[i] + written[i] + text for i, text in shown.items()}
-            if not going:
+            queries = {i: action.text for i, action in actions.items() if action.kind == "search"}
+            requests = [SearchRequest(query, "", ("",)) for query in queries.values()]
+            found = dict(zip(queries, engine.search(requests, cfg.num_documents), strict=True))
+            searches += len(queries)
+            unfinished = {}
+            for i, action in actions.items():
+                if action.kind != "answer":
+                    observation = protocol.format_invalid_notice()
+                    if i in found:
+                        observation = protocol.format_observation(found[i].documents)
+                    unfinished[i] = texts[i] + written[i] + observation
+            texts = unfinished
+            if not texts:
                 break
         return {"sampled tokens": sampled, "searches": searches}
 
@@ -145,8 +141,9 @@ def _cut(text: str) -> str:
     return text[: min(ends)] if ends else text
 
 
-CHAT = """{% for message in messages %}{{ message.content }}{% for call in message.tool_calls or [] %}{{ call.function.name }}\
- {{ call.function.arguments }}{% endfor %}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"""
+CHAT = """{% for message in messages %}{{ message.content }}{% for call in message.tool_calls or [] %}\
+{{ call.function.name }} {{ call.function.arguments }}{% endfor %}\
+{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"""
 RESPONSE = {
     "defaults": {"role": "assistant"},
     "start_anchor_pattern": r"(?:Question: [^\n]*|</information>)\n",
@@ -164,11 +161,11 @@ RESPONSE = {
         "content": {"content": "text"},
     },
 }
-"""Our prompt and tags as a chat template and a response template that TRL accepts (it refuses SmolLM2's own)."""
+"""Our prompt and tags as templates of a chat and a response that TRL accepts (it refuses SmolLM2's own)."""
 
 
 def trl(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
-    """The tool loop of TRL's GRPOTrainer, with an environment whose one tool is the search engine."""
+    """Make the tool loop of TRL's GRPOTrainer, in an environment whose only tool is the search engine."""
     searches = []
 
     class Environment:
@@ -199,7 +196,7 @@ def trl(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
 
 
 def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence = ("",), **options):
-    """A GRPOTrainer of TRL that would train `model` in micro-batches of so many rows, without a KL term."""
+    """Make TRL's GRPOTrainer of a model, with `rows` rows per micro-batch and without a KL term."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -219,7 +216,7 @@ def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence =
         use_bias_correction_kl=False,
         report_to=[],
     )
-    made = GRPOTrainer(
+    built = GRPOTrainer(
         model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=args,
@@ -227,35 +224,34 @@ def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence =
         train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
         **options,
     )
-    # TRL's limit is one for the whole trajectory; without ours, a turn that misses its end goes on that far.
-    made.generation_config.max_new_tokens = cfg.max_turn_tokens
-    return made
+    # TRL's limit is for the whole trajectory; without ours, a turn without an end would be as long.
+    built.generation_config.max_new_tokens = cfg.max_turn_tokens
+    return built
 
 
-def taught(name: str, how: FormatSFT) -> Path:
-    """The folder of model `name` after a few lessons in the format; made if it is not there. Other than the study's
-    warm-up, only some layers learn, which is faster, and half of the turns end with EOS, which the peers' loops need."""
+def format_tuned(name: str, how: FormatSFT) -> Path:
+    """Find the folder of a model after the benchmark's short format SFT; it is made if it does not exist.
+
+    Unlike in the study's format SFT, only some layers are trained, which is faster, and half of the turns end
+    with EOS, which the peers' loops need.
+    """
     folder = SCRATCH / name.rpartition("/")[2]
     if (folder / "config.json").is_file():
         return folder
     loaded, engine = load_model(name), build_engine(how.engine, split="train")
-    questions = pick_questions(
-        [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if q.is_chain],
-        LESSONS * LESSON_EXAMPLES,
-        1,
-        1,
-    )
-    learning = [p for layer in loaded.model.base_model.layers[-TAUGHT_LAYERS:] for p in layer.parameters()]
+    chains = [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if q.is_chain]
+    questions = pick_questions(chains, SFT_STEPS * SFT_EXAMPLES, 1, 1)
+    trained = [p for layer in loaded.model.base_model.layers[-SFT_LAYERS:] for p in layer.parameters()]
     loaded.model.requires_grad_(False)
-    for parameter in learning:
+    for parameter in trained:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(learning, lr=LESSON_RATE)
-    for step in range(LESSONS):
-        for i, question in enumerate(questions[step * LESSON_EXAMPLES : (step + 1) * LESSON_EXAMPLES]):
+    optimizer = torch.optim.AdamW(trained, lr=SFT_RATE)
+    for step in range(SFT_STEPS):
+        for i, question in enumerate(questions[step * SFT_EXAMPLES : (step + 1) * SFT_EXAMPLES]):
             row = encode_lesson(lesson(question, engine, how), loaded.tokenizer, ended=i % 2 == 0)
-            ids, learnt = torch.tensor(row["input_ids"]), torch.tensor(row["completion_mask"]) == 1
-            labels = torch.where(learnt, ids, -100)
-            (loaded.model(input_ids=ids[None], labels=labels[None]).loss / LESSON_EXAMPLES).backward()
+            ids, mask = torch.tensor(row["input_ids"]), torch.tensor(row["completion_mask"]) == 1
+            labels = torch.where(mask, ids, -100)
+            (loaded.model(input_ids=ids[None], labels=labels[None]).loss / SFT_EXAMPLES).backward()
         optimizer.step()
         optimizer.zero_grad()
     unfinished = folder.with_suffix(".tmp")

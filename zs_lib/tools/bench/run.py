@@ -1,7 +1,7 @@
-"""`zs bench`: how fast it is, beside others in the same run; recorded in data/results/bench, shown in figures/benchmarks.md.
+"""Run the benchmarks of `zs bench`; recorded in data/results/bench, shown in figures/benchmarks.md.
 
-Each benchmark is a function that yields rows (case, who, measure, value, unit). Peers' loops are written here, beside what
-they are compared with; the library does not need them.
+Each benchmark is a function that yields rows (case, who, measure, value, unit), ours and those of peers in
+the same run. Peers' loops are written in this package, since the library does not need them.
 """
 
 from __future__ import annotations
@@ -30,65 +30,59 @@ BENCHMARKS: dict[str, Callable[[bool], Iterator[dict]]] = {
     "whole": start.whole,
     "vllm": vllm.measure,
 }
-"""Name -> what measures it: small sizes or not -> rows (case, who, measure, value, unit)."""
-ASKED_FOR = ("whole", "vllm")
-"""Twenty minutes, and what needs vLLM: only when asked for by name."""
+"""Name → function that measures it; its argument: whether the smallest sizes suffice."""
+BY_NAME_ONLY = ("whole", "vllm")
+"""Benchmarks that run only if they are named: they take twenty minutes, or need vLLM."""
 
 
 def run_benchmarks(names: list[str], small: bool = False) -> None:
-    """Measure and record these benchmarks; without names, those that have no record of this code and machine yet. `small`:
-    the smallest sizes, printed and not recorded.
+    """Measure and record these benchmarks, by default those without a record of this code and machine.
 
-    Several are measured in processes of their own, one after the other. Raises ConfigError for an unknown name.
+    Each is measured in its own process if there are several. `small`: the smallest sizes, printed and not
+    recorded.
+
+    Raises:
+        ConfigError: there is no such benchmark.
     """
     for name in names:
         pick("benchmark", name, BENCHMARKS)
     if len(names) == 1:
         _measure(names[0], small)
         return
-    for name in names or [
-        name for name in BENCHMARKS if name not in ASKED_FOR and not (_recorded(name) and not small)
-    ]:
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "zs_lib",
-            "bench",
-            name,
-            *(["--small"] if small else []),
-        ]
-        subprocess.run(command, check=True)
+    for name in names or _missing(small):
+        command = [sys.executable, "-W", "ignore", "-m", "zs_lib", "bench", name]
+        subprocess.run(command + (["--small"] if small else []), check=True)
+
+
+def _missing(small: bool) -> list[str]:
+    named = [name for name in BENCHMARKS if name not in BY_NAME_ONLY]
+    return named if small else [name for name in named if not _recorded(name)]
 
 
 def _measure(name: str, small: bool) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everybody on the same processor, whose peak is measured
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all on the same processor, whose peak is measured
     measured = []
     for row in BENCHMARKS[name](small):
-        print(
-            f"{name}: {row['case']}, {row['who']}: {row['measure']} {row['value']:.4g} {row['unit']}",
-            flush=True,
-        )
+        value = f"{row['measure']} {row['value']:.4g} {row['unit']}"
+        print(f"{name}: {row['case']}, {row['who']}: {value}", flush=True)
         measured.append(row)
     if small:
         return
     RECORDS.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(measured).assign(**_circumstances())
+    table = pd.DataFrame(measured).assign(**_conditions())
     write_text(RECORDS / f"{name}.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     page.write()
 
 
 def _recorded(name: str) -> bool:
     """Whether there is a record of this code and kind of machine."""
-    now, record = _circumstances(), load_records().get(name)
-    return record is not None and all(
-        (record[key] == now[key]).all() for key in ("sources", "machine", "threads")
-    )
+    now, record = _conditions(), load_records().get(name)
+    keys = ("sources", "machine", "threads")
+    return record is not None and all((record[key] == now[key]).all() for key in keys)
 
 
-def _circumstances() -> dict:
-    """What belongs beside a measured number; `load` is what the machine had to do in its last minute."""
+def _conditions() -> dict:
+    """The conditions of a measurement; `load` is the machine's load average of the last minute."""
     import torch
 
     made = provenance()

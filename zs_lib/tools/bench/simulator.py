@@ -1,4 +1,4 @@
-"""Documents a second of a simulator, in process, served, and by transformers' own generate; and who waits how long for it."""
+"""Benchmark a simulator: documents per second in process, served, and by transformers; and waiting times."""
 
 from __future__ import annotations
 
@@ -18,63 +18,52 @@ from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engi
 from zs_lib.engines.client import Limits, Service
 from zs_lib.engines.http import OpenAIEngine
 from zs_lib.engines.simulated import SimulatedEngine, simulator_prompt, stop_string
-from zs_lib.models.decode import TransformersGenerator
-from zs_lib.models.load import load_model
+from zs_lib.models.load import load_generator
 from zs_lib.rl.rollout import rollout
 from zs_lib.tools.bench.machine import forward_flops, peak_flops, seconds
 
 BACKBONE = "tiny-L"
 CONCURRENT = (1, 8, 32, 128)
 REPEATED = 4
-"""How often each of the greedy requests comes, as when the rollouts of a group ask alike."""
+"""Copies of each greedy request, as when the rollouts of a group send the same query."""
 RUNS, BURST = 2, 72
-"""Trainings that share a server, and rollouts of a step, which ask it all at once."""
+"""Training runs that share a server, and rollouts of a step, whose requests arrive at once."""
 
 
 def measure(small: bool = False) -> Iterator[dict]:
-    """Documents a second at so many queries at once; the share of rolling out that is waiting; the longest wait of runs that
-    share a server."""
+    """Measure documents per second by number of queries at once, and waiting times.
+
+    Waiting: the share of the rollouts' time, and the longest wait of runs that share a server.
+    """
     arm = replace(config.load_profile("tiny").simulators[0], backbone=BACKBONE)
     ours = build_engine("simulated", model=BACKBONE, simulator=arm)
     with _server() as address:
         limits = Limits(concurrency=max(CONCURRENT), attempt_s=120.0)
         served = OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens, limits=limits)
         for count in CONCURRENT[:2] if small else CONCURRENT:
-            for who, engine in (
-                ("ours", ours),
-                ("ours, served", served),
-                ("transformers", _Transformers(ours, arm)),
-            ):
+            theirs = _Transformers(ours, arm)
+            for who, engine in (("ours", ours), ("ours, served", served), ("transformers", theirs)):
                 yield from _speed(f"{count} queries at once", who, engine, _requests(count), arm)
         burst = 8 if small else BURST
         for who, engine in (("ours", ours), ("ours, served", served)):
             yield from _waiting(who, engine, burst)
         yield from _sharing(address, arm, burst)
     greedy = replace(arm, temperature=0.0)
-    alike, writes_once = _requests(8) * REPEATED, build_engine("simulated", model=BACKBONE, simulator=greedy)
-    for who, engine in (("ours", writes_once), ("transformers", _Transformers(ours, greedy))):
-        yield from _speed(
-            f"greedy, {len(alike)} queries, {len(alike) // REPEATED} of them different",
-            who,
-            engine,
-            alike,
-            arm,
-        )
+    requests, ours = _requests(8) * REPEATED, build_engine("simulated", model=BACKBONE, simulator=greedy)
+    case = f"greedy, {len(requests)} queries, {len(requests) // REPEATED} of them different"
+    for who, engine in (("ours", ours), ("transformers", _Transformers(ours, greedy))):
+        yield from _speed(case, who, engine, requests, arm)
 
 
 def _speed(
     case: str, who: str, engine: SearchEngine, requests: Sequence[SearchRequest], arm: SimulatorArm
 ) -> Iterator[dict]:
     before = engine.tokens
-    found = engine.search(requests, arm.num_documents)  # what a first call prepares is not measured
+    found = engine.search(requests, arm.num_documents)  # preparations of a first call are not measured
     written = engine.tokens - before
     took = seconds(lambda: engine.search(requests, arm.num_documents), 3)
-    row = {"case": case, "who": who}
-    yield row | {
-        "measure": "speed",
-        "value": sum(len(result.documents) for result in found) / took,
-        "unit": "documents/s",
-    }
+    row, documents = {"case": case, "who": who}, sum(len(result.documents) for result in found)
+    yield row | {"measure": "speed", "value": documents / took, "unit": "documents/s"}
     if isinstance(engine, SimulatedEngine):
         texts = {simulator_prompt(request, arm.num_documents, arm.template) for request in requests}
         read = sum(len(engine.generator.encode_prompt(text)) for text in texts)
@@ -83,7 +72,7 @@ def _speed(
 
 
 def _waiting(who: str, engine: SearchEngine, count: int) -> Iterator[dict]:
-    """Of a step's rollouts by `tiny`'s policy, as it begins: the share of the time in which they wait for documents."""
+    """The share of the time that a step's rollouts, of the untrained policy of `tiny`, wait for documents."""
     arm, searching = config.load_profile("tiny").policy("zerosearch"), 0.0
 
     class Timed(SearchEngine):
@@ -96,26 +85,16 @@ def _waiting(who: str, engine: SearchEngine, count: int) -> Iterator[dict]:
             searching += time.perf_counter() - started
             return found
 
-    loaded, questions = (
-        load_model(arm.backbone),
-        qa.load_questions(subset=arm.subsets, split="train")[:count],
-    )
-    generator = TransformersGenerator(loaded.model, loaded.tokenizer)
-    took = seconds(
-        lambda: rollout(questions, generator, Timed(), arm.rollout, [(0, i) for i in range(count)], 0.25)
-    )
-    yield {
-        "case": f"{count} rollouts",
-        "who": who,
-        "measure": "waiting for documents",
-        "value": searching / took,
-        "unit": "of the time",
-    }
+    questions = qa.load_questions(subset=arm.subsets, split="train")[:count]
+    generator, keys = load_generator(arm.backbone), [(0, i) for i in range(count)]
+    took = seconds(lambda: rollout(questions, generator, Timed(), arm.rollout, keys, 0.25))
+    row = {"case": f"{count} rollouts", "who": who, "measure": "waiting for documents"}
+    yield row | {"value": searching / took, "unit": "of the time"}
 
 
 @dataclass(frozen=True)
 class _Watched(Service):
-    """A service that knows how long each call took, from the search's beginning."""
+    """A service that records how long each call took, from the start of the search."""
 
     waits: list[float] = field(default_factory=list)
 
@@ -127,23 +106,19 @@ class _Watched(Service):
 
 
 def _sharing(address: str, arm: SimulatorArm, burst: int) -> Iterator[dict]:
-    """Runs that ask one server at the same moment, each for a burst: the longest wait over the mean. In order of arrival it is
-    below 2."""
+    """The longest wait over the mean when runs send their bursts to one server at the same time.
+
+    It is below 2 if requests are answered in order of arrival.
+    """
     engines = [OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens) for _ in range(RUNS)]
     for engine in engines:
-        engine.service = _Watched(
-            engine.service.name, engine.service.address, engine.service.limits, engine.service.headers
-        )
+        service = engine.service
+        engine.service = _Watched(service.name, service.address, service.limits, service.headers)
     with ThreadPoolExecutor(RUNS) as pool:
         list(pool.map(lambda engine: engine.search(_requests(burst), arm.num_documents), engines))
     waits = [wait for engine in engines for wait in engine.service.waits]
-    yield {
-        "case": f"{RUNS} runs, {burst} queries each",
-        "who": "ours, served",
-        "measure": "longest wait",
-        "value": max(waits) * len(waits) / sum(waits),
-        "unit": "times the mean",
-    }
+    row = {"case": f"{RUNS} runs, {burst} queries each", "who": "ours, served", "measure": "longest wait"}
+    yield row | {"value": max(waits) * len(waits) / sum(waits), "unit": "times the mean"}
 
 
 def _requests(count: int) -> list[SearchRequest]:
@@ -156,7 +131,7 @@ def _requests(count: int) -> list[SearchRequest]:
 
 
 class _Transformers(SearchEngine):
-    """The same simulator by `model.generate`: one batch, padded, to the end of its slowest row."""
+    """The same simulator by `model.generate`: one padded batch, until its slowest row ends."""
 
     name = "transformers"
 
@@ -169,11 +144,9 @@ class _Transformers(SearchEngine):
         torch.manual_seed(0)
         texts = [simulator_prompt(request, num_documents, arm.template) for request in requests]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
-        sampling = (
-            {"do_sample": True, "temperature": arm.temperature, "top_k": 0}
-            if arm.temperature
-            else {"do_sample": False}
-        )
+        sampling: dict = {"do_sample": False}
+        if arm.temperature:
+            sampling = {"do_sample": True, "temperature": arm.temperature, "top_k": 0}
         output = model.generate(
             inputs.input_ids,
             attention_mask=inputs.attention_mask,
@@ -188,7 +161,7 @@ class _Transformers(SearchEngine):
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """The address of `zs serve simulator`, in a process of its own."""
+    """Run `zs serve simulator` in another process; its address."""
     command = [sys.executable, "-m", "zs_lib", "serve", "simulator", "--model", BACKBONE, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -1,4 +1,4 @@
-"""What one waits for: imports, help, figures, a notebook whose runs are all there, and, asked for by name, the whole study."""
+"""Benchmark waiting times: imports, help, figures, a notebook with finished runs, and the whole study."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zs_lib.config import paths
 from zs_lib.tools.bench.machine import seconds
 
 NOTEBOOK = paths.ROOT / "notebooks" / "04_real_and_simulated.ipynb"
-"""It shows more runs than any other of the core."""
+"""The notebook of the core that shows most runs."""
 
 
 def measure(small: bool = False) -> Iterator[dict]:
-    """Wall seconds of new processes, the best of some. The notebook only where the store (ZS_RUNS) has all its runs."""
+    """Time new processes, the best of several; the notebook only if the store (ZS_RUNS) has all its runs."""
     yield _row("import zs_lib", seconds(lambda: _run([sys.executable, "-c", "import zs_lib"]), 5))
     yield _row("zs --help", seconds(lambda: zs("--help"), 5))
     if small:
@@ -26,28 +26,20 @@ def measure(small: bool = False) -> Iterator[dict]:
         yield _row("zs figures", seconds(lambda: zs("figures", "--out", folder)))
         if not _filled():
             return
-        run = [
-            sys.executable,
-            "-m",
-            "papermill",
-            "-p",
-            "profile",
-            "tiny",
-            str(NOTEBOOK),
-            f"{folder}/{NOTEBOOK.name}",
-        ]
-        yield _row(f"notebook {NOTEBOOK.stem[:2]} on a filled store", seconds(lambda: _run(run)))
+        papermill = [sys.executable, "-m", "papermill", "-p", "profile", "tiny"]
+        command = [*papermill, str(NOTEBOOK), f"{folder}/{NOTEBOOK.name}"]
+        yield _row(f"notebook {NOTEBOOK.stem[:2]} on a filled store", seconds(lambda: _run(command)))
 
 
 def whole(small: bool = False) -> Iterator[dict]:
-    """Wall seconds of the study on an empty store: the smoke run of all notebooks, and what `make reproduce` does. Both write
-    into outputs/."""
+    """Time the study on an empty store: the smoke run of all notebooks, and `make reproduce`.
+
+    Both write to outputs/.
+    """
     with tempfile.TemporaryDirectory(prefix="zs-bench-") as folder:
         settings = {"ZS_RUNS": folder, "OMP_NUM_THREADS": "1"}
-        yield _row(
-            "smoke run of all notebooks",
-            seconds(lambda: zs("reproduce", "--profile", "smoke", "--full", **settings)),
-        )
+        took = seconds(lambda: zs("reproduce", "--profile", "smoke", "--full", **settings))
+        yield _row("smoke run of all notebooks", took)
         if not small:
             yield _row("make reproduce, after set-up", seconds(lambda: zs("reproduce", **settings)))
 
@@ -61,7 +53,7 @@ def _filled() -> bool:
 
 
 def zs(*arguments: str, **environment: str) -> None:
-    """A command in a new process, its output thrown away."""
+    """Run a `zs` command in a new process, and discard its output."""
     _run([sys.executable, "-m", "zs_lib", *arguments], **environment)
 
 

@@ -1,4 +1,4 @@
-"""One update of a policy: ours and that of TRL's GRPOTrainer, on the same trajectories, rewards and weights."""
+"""Benchmark the update of a policy: ours and TRL's GRPOTrainer's, on the same trajectories and weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from accelerate import Accelerator
 from zs_lib import config, qa
 from zs_lib.config.arms import PolicyArm
 from zs_lib.engines import build_engine
-from zs_lib.models.decode import TransformersGenerator
-from zs_lib.models.load import LoadedModel, load_model
+from zs_lib.models.load import LoadedModel, build_generator, load_model
 from zs_lib.rl.batches import make_rows
 from zs_lib.rl.learner import Learner
 from zs_lib.rl.objectives import group_advantages
@@ -26,12 +25,15 @@ from zs_lib.tools.bench import rollouts
 from zs_lib.tools.bench.machine import forward_flops, peak_flops, seconds
 
 ROWS = 8
-"""Trajectories of TRL's micro-batch: its default."""
+"""Trajectories per micro-batch of TRL: its default."""
 
 
 def measure(small: bool = False) -> Iterator[dict]:
-    """Seconds from trajectories and advantages to new weights. At `tiny` with the profile's KL term and without it; and,
-    since trajectories without advantage are dropped by us and trained by TRL, with rewards that leave none idle."""
+    """Time the update from trajectories and advantages to new weights, with and without a KL term.
+
+    Also with rewards that leave no advantage at 0: such trajectories are idle, dropped by us and trained by
+    TRL.
+    """
     tiny = config.load_profile("tiny").policies[0]
     few = replace(tiny, prompts_per_step=2)
     yield from _compare(
@@ -41,7 +43,7 @@ def measure(small: bool = False) -> Iterator[dict]:
         smol = replace(
             config.load_profile("smol").policies[0], prompts_per_step=3, group_size=4, dtype="float32"
         )
-        yield from _compare(rollouts.taught(rollouts.MODEL, smol.format_sft), smol, (), 1)
+        yield from _compare(rollouts.format_tuned(rollouts.MODEL, smol.format_sft), smol, (), 1)
 
 
 def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries: int) -> Iterator[dict]:
@@ -52,25 +54,19 @@ def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries:
         ("without KL, none idle", 0.0, rewards + torch.linspace(0, 0.1, rewards.numel()).view_as(rewards))
     )
     for label, kl, given in cases:
-        # At rate 0 every try finds the weights that sampled, for the same work.
+        # At rate 0 the weights do not change, so every try does the same work.
         changed = replace(arm, learning_rate=0.0, objective=replace(arm.objective, kl_coef=kl))
         advantages = group_advantages(given, changed.objective).flatten().tolist()
-        if not kl and not any(advantages):  # nothing to learn from, and no time taken
+        if not kl and not any(advantages):  # our update has nothing to do
             continue
-        case = {
-            "case": f"{len(advantages)} trajectories, {loaded.model.num_parameters() / 1e6:.1f}M, {label}"
-        }
+        size = f"{loaded.model.num_parameters() / 1e6:.1f}M"
+        case = {"case": f"{len(advantages)} trajectories, {size}, {label}"}
         for who, make in (("ours", _ours), ("TRL", _trl)):
             took = seconds(make(loaded, changed, trajectories, advantages), tries)
             yield case | {"who": who, "measure": "time", "value": took, "unit": "s"}
             if who == "ours":
-                least = _least_work(loaded.model, changed, trajectories, advantages)
-                yield case | {
-                    "who": who,
-                    "measure": "of the peak",
-                    "value": least / took / peak_flops(),
-                    "unit": "share",
-                }
+                share = _least_work(loaded.model, changed, trajectories, advantages) / took / peak_flops()
+                yield case | {"who": who, "measure": "of the peak", "value": share, "unit": "share"}
         idle = sum(advantage == 0 for advantage in advantages) / len(advantages)
         yield case | {"who": "both", "measure": "idle trajectories", "value": idle, "unit": "share"}
 
@@ -80,25 +76,20 @@ def _batch(loaded: LoadedModel, arm: PolicyArm) -> tuple[list[Trajectory], torch
     questions = pick_questions(
         qa.load_questions(subset=arm.subsets, split="train"), arm.prompts_per_step, 0, 1
     )
-    asked = [question for question in questions for _ in range(arm.group_size)]
-    generator, engine = (
-        TransformersGenerator(loaded.model, loaded.tokenizer),
-        build_engine("bm25", split="train"),
-    )
-    done = rollout(asked, generator, engine, arm.rollout, [(0, i) for i in range(len(asked))])
+    repeated = [question for question in questions for _ in range(arm.group_size)]
+    generator = build_generator("transformers", loaded.model, loaded.tokenizer)
+    engine = build_engine("bm25", split="train")
+    done = rollout(repeated, generator, engine, arm.rollout, [(0, i) for i in range(len(repeated))])
     return done, torch.tensor([reward(t, "f1") for t in done], dtype=torch.float64).view(len(questions), -1)
 
 
 def _least_work(
     model, arm: PolicyArm, trajectories: Sequence[Trajectory], advantages: Sequence[float]
 ) -> float:
-    """Forward, twice as much backward, and the reference's forward, of the rows that have something to teach."""
+    """The least FLOPs: forward, backward (twice as many), reference forward, of rows with a gradient."""
     kl = arm.objective.kl_coef > 0
-    rows = [
-        row
-        for row in make_rows(trajectories, advantages, arm.objective.mask_documents)
-        if kl or row.advantage
-    ]
+    rows = make_rows(trajectories, advantages, arm.objective.mask_documents)
+    rows = [row for row in rows if kl or row.advantage]
     forward = forward_flops(model, sum(len(row.ids) for row in rows), sum(sum(row.loss_mask) for row in rows))
     return (4 if kl else 3) * forward
 
@@ -116,9 +107,8 @@ def _trl(
     from trl.trainer.utils import add_fused_lm_head
 
     model, reference = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
-    add_fused_lm_head(
-        reference, arm.rollout.temperature
-    )  # as the trainer does with its model and its reference
+    # As the trainer does with its model and its reference.
+    add_fused_lm_head(reference, arm.rollout.temperature)
     trainer = rollouts.trainer(model, loaded.tokenizer, arm.rollout, ROWS)
     trainer.beta, trainer.current_gradient_accumulation_steps = arm.objective.kl_coef, 1
     optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=arm.weight_decay)
@@ -135,17 +125,14 @@ def _trl(
     def update() -> None:
         model.train()
         for start in range(0, len(trajectories), ROWS):
-            part = {name: values[start : start + ROWS] for name, values in batch.items()} | {
-                "num_items_in_batch": mask.sum()
-            }
+            part = {name: values[start : start + ROWS] for name, values in batch.items()}
+            part["num_items_in_batch"] = mask.sum()
             if arm.objective.kl_coef:
-                ids, seen = (
-                    torch.cat([part[f"prompt_{kind}"], part[f"completion_{kind}"]], 1)
-                    for kind in ("ids", "mask")
-                )
+                ids = torch.cat([part["prompt_ids"], part["completion_ids"]], 1)
+                attention = torch.cat([part["prompt_mask"], part["completion_mask"]], 1)
                 with torch.no_grad():
-                    theirs = trainer._get_per_token_logps_and_entropies(reference, ids, seen, mask.shape[1])
-                part["ref_per_token_logps"] = theirs[0]
+                    logprobs = trainer._get_per_token_logps_and_entropies
+                    part["ref_per_token_logps"] = logprobs(reference, ids, attention, mask.shape[1])[0]
             trainer.compute_loss(model, part).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), arm.max_grad_norm)
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Rollouts with BM25 by vLLM, beside what vLLM itself writes on the same prompts."""
+"""Benchmark rollouts with BM25 by vLLM, beside vLLM alone on the same prompts."""
 
 from __future__ import annotations
 
@@ -7,59 +7,47 @@ from collections.abc import Iterator, Sequence
 
 from zs_lib import config, qa
 from zs_lib.engines import build_engine
-from zs_lib.models.load import build_generator, load_model
+from zs_lib.models.load import load_generator
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.train import pick_questions
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.tools.bench.machine import peak_flops
-from zs_lib.tools.bench.rollouts import GROUP, MODEL, least_work, taught
+from zs_lib.tools.bench.rollouts import GROUP, MODEL, format_tuned, least_work
 
 
 def measure(small: bool = False) -> Iterator[dict]:
-    """Tokens a second of the rollouts, and of vLLM told to write as many tokens at once: after the questions, with nothing to
-    read in between ("vLLM alone"), and after all that stood before each turn ("vLLM on the turns")."""
+    """Measure tokens per second of the rollouts, and of vLLM when it samples as many tokens in one batch.
+
+    "vLLM alone" continues the questions' prompts without reading documents, "vLLM on the turns" the context
+    of each turn.
+    """
     arm = config.load_profile("tiny" if small else "smol").policies[0]
     name, count = ("tiny-S-instruct", 8) if small else (MODEL, 64)
-    loaded = load_model(name if small else taught(name, arm.rollout), "float32" if small else "bfloat16")
-    generator, engine = (
-        build_generator("vllm", loaded.model, loaded.tokenizer),
-        build_engine("bm25", split="train"),
-    )
-    asked = pick_questions(qa.load_questions(subset=arm.subsets, split="train"), count // GROUP, 0, 1)
+    model, dtype = (name, "float32") if small else (format_tuned(name, arm.format_sft), "bfloat16")
+    generator, engine = load_generator(model, dtype, "vllm"), build_engine("bm25", split="train")
+    picked = pick_questions(qa.load_questions(subset=arm.subsets, split="train"), count // GROUP, 0, 1)
+    questions = [question for question in picked for _ in range(GROUP)]
     started = time.perf_counter()
-    done = rollout(
-        [question for question in asked for _ in range(GROUP)],
-        generator,
-        engine,
-        arm.rollout,
-        [(0, i) for i in range(count)],
-    )
+    done = rollout(questions, generator, engine, arm.rollout, [(0, i) for i in range(count)])
     took = {"ours": time.perf_counter() - started}
     took["vLLM alone"] = _seconds(generator, [(t.prompt_ids, sum(t.mask)) for t in done])
     took["vLLM on the turns"] = _seconds(generator, [turn for t in done for turn in _turns(t)])
-    written = sum(sum(t.mask) for t in done)
-    case = {"case": f"{count} rollouts, {name.rpartition('/')[2]}"}
-    for who, seconds in took.items():
-        yield case | {"who": who, "measure": "speed", "value": written / seconds, "unit": "tokens/s"}
+    written, length = sum(sum(t.mask) for t in done), sum(len(t.ids) for t in done)
     share = least_work(generator, done) / took["ours"] / peak_flops(generator.model.dtype)
-    yield case | {"who": "ours", "measure": "of the peak", "value": share, "unit": "share"}
-    yield case | {"who": "ours", "measure": "sampled tokens", "value": written / count, "unit": "a rollout"}
-    yield case | {
-        "who": "ours",
-        "measure": "read tokens",
-        "value": sum(len(t.ids) for t in done) / count - written / count,
-        "unit": "a rollout",
-    }
-    yield case | {
-        "who": "ours",
-        "measure": "searches",
-        "value": sum(t.num_searches for t in done) / count,
-        "unit": "a rollout",
-    }
+    rows = [(who, "speed", written / seconds, "tokens/s") for who, seconds in took.items()]
+    rows += [
+        ("ours", "of the peak", share, "share"),
+        ("ours", "sampled tokens", written / count, "a rollout"),
+        ("ours", "read tokens", length / count - written / count, "a rollout"),
+        ("ours", "searches", sum(t.num_searches for t in done) / count, "a rollout"),
+    ]
+    case = f"{count} rollouts, {name.rpartition('/')[2]}"
+    for who, measured, value, unit in rows:
+        yield {"case": case, "who": who, "measure": measured, "value": value, "unit": unit}
 
 
 def _turns(trajectory: Trajectory) -> Iterator[tuple[list[int], int]]:
-    """What stood before each of a trajectory's turns, and how many tokens the policy then wrote."""
+    """The context of each of a trajectory's turns, and the number of tokens that the policy then wrote."""
     mask, start = trajectory.mask, 0
     while start < len(mask):
         if mask[start]:
@@ -70,7 +58,7 @@ def _turns(trajectory: Trajectory) -> Iterator[tuple[list[int], int]]:
 
 
 def _seconds(generator, work: Sequence[tuple[list[int], int]]) -> float:
-    """For vLLM to write so many tokens after each of these prompts, its cache being empty."""
+    """Time vLLM, with an empty prefix cache, on these (prompt, number of tokens to sample)."""
     from vllm import SamplingParams
 
     params = [
