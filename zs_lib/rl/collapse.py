@@ -1,8 +1,9 @@
 """Early warnings of a collapsing training, as named conditions over its logged metrics.
 
 Users of the original code saw runs collapse (the reward falls to zero) and asked how to see it coming. Each
-condition reads a moving mean, so that one bad batch gives no warning; a metric that was not logged gives none
-either. To add one, add its row to CONDITIONS.
+condition reads a moving mean, so that one bad batch gives no warning, unless it tells of settings that do not
+fit, which the first step shows. A metric that was not logged gives no warning. To add a condition, add its
+row to CONDITIONS.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ class Condition:
     column: str
     message: str
     holds: Callable[[pd.Series], pd.Series]
+    at_once: bool = False
+    """Whether it reads each step by itself, from the first on."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,22 @@ CONDITIONS = (
         "The policy writes three times as many tokens as at the start.",
         lambda x: x > 3.0 * _first(x),
     ),
+    Condition(
+        "context_full",
+        "stop_length",
+        "Every second rollout ends because its context window is full: raise rollout.max_context_tokens, or "
+        "lower rollout.max_turn_tokens or max_searches.",
+        lambda x: x > 0.5,
+        at_once=True,
+    ),
+    Condition(
+        "documents_cut",
+        "cut_observations",
+        "In every second rollout documents are cut to fit the context window: raise "
+        "rollout.max_context_tokens, or lower rollout.num_documents.",
+        lambda x: x > 0.5,
+        at_once=True,
+    ),
 )
 
 
@@ -95,14 +114,14 @@ def collapse_warnings(metrics: pd.DataFrame, window: int = WINDOW) -> list[Colla
     """Find the conditions that held, ordered by the first step at which they did.
 
     `metrics` has one row per step: "step" and the columns that the conditions read, in the units that
-    `rl.train` logs. A run of fewer than `window` steps has no moving mean, and gets no warning.
+    `rl.train` logs. A run of fewer than `window` steps has no moving mean, and gets only warnings `at_once`.
     """
     found = []
     for condition in CONDITIONS:
         if condition.column not in metrics:
             continue
         values = pd.to_numeric(metrics[condition.column], errors="coerce")
-        held = condition.holds(values.rolling(window).mean()).to_numpy()
+        held = condition.holds(values if condition.at_once else values.rolling(window).mean()).to_numpy()
         if held.any():
             step = int(metrics["step"].iloc[int(held.argmax())])
             found.append(CollapseWarning(condition.name, step, condition.message))

@@ -6,8 +6,12 @@ tokenised on its own; the loss mask is built as they are appended. Only what the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from zs_lib import protocol
@@ -20,6 +24,10 @@ from zs_lib.rng import Key, uniform
 
 if TYPE_CHECKING:
     from zs_lib.models.generator import Generator
+
+
+CUTS = (r"""(?<=[.!?…]\s)|(?<=[.!?…]["')\]”’]\s)|(?<=[。！？])""", r"(?<=\s)(?=\S)", "")
+"""Where a document may be cut: after a sentence, a word, a character."""
 
 
 @dataclass
@@ -42,9 +50,9 @@ class _Rollout:
         self.mask += [logprobs is not None] * len(ids)
         self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
 
-    def fits(self, tokens: int, cfg: RolloutConfig) -> bool:
-        """Whether the context window can take so many more tokens."""
-        return len(self.prompt_ids) + len(self.ids) + tokens <= cfg.max_context_tokens
+    def room(self, cfg: RolloutConfig) -> int:
+        """Count the tokens that may still come before a last turn; negative if no turn fits."""
+        return cfg.max_context_tokens - len(self.prompt_ids) - len(self.ids) - cfg.max_turn_tokens
 
     def finish(self) -> Trajectory:
         tokens = self.prompt_ids, self.ids, self.mask, self.logprobs
@@ -81,7 +89,7 @@ def rollout(
     kv_cache = generator.new_cache()  # of this call only: before the next one, the weights may change
     for turn in range(last + 1):
         for rolling in _unfinished(rollouts):
-            if not rolling.fits(cfg.max_turn_tokens, cfg):
+            if rolling.room(cfg) < 0:
                 rolling.stop_reason = "length"
         going = _unfinished(rollouts)
         if not going:
@@ -124,7 +132,7 @@ def _act(rolling: _Rollout, text: str, generator: Generator, cfg: RolloutConfig,
     elif is_last:
         rolling.stop_reason = "max_turns" if action.kind == "search" else "invalid"
     elif action.kind == "invalid":
-        _show(rolling, protocol.format_invalid_notice(), generator, cfg)
+        _show(rolling, generator.encode(protocol.format_invalid_notice()), cfg)
 
 
 def _search(
@@ -150,19 +158,19 @@ def _search(
         for rolling in searching
     ]
     for rolling, request, result in zip(searching, requests, _ask(engine, requests, cfg), strict=True):
-        shown = result.status != "failed" and _show(
-            rolling, protocol.format_observation(result.documents), generator, cfg
-        )
+        if result.status == "failed":
+            rolling.stop_reason, shown = "engine_failed", ()
+        else:
+            shown = _observe(rolling, result.documents, cfg.max_searches - turn - 1, generator, cfg)
         rolling.turns[-1] = replace(
             rolling.turns[-1],
             query=request.query,
-            documents=result.documents if shown else (),
+            documents=shown,
             noisy=request.noisy,
             status=result.status,
             error=result.error,
+            cut=result.status == "ok" and shown != result.documents,
         )
-        if result.status == "failed":
-            rolling.stop_reason = "engine_failed"
 
 
 def _ask(engine: SearchEngine, requests: list[SearchRequest], cfg: RolloutConfig) -> list[SearchResult]:
@@ -178,11 +186,64 @@ def _ask(engine: SearchEngine, requests: list[SearchRequest], cfg: RolloutConfig
         return [SearchResult((), "failed", str(error))] * len(requests)
 
 
-def _show(rolling: _Rollout, observation: str, generator: Generator, cfg: RolloutConfig) -> bool:
-    """Append an observation whole, or end the rollout if no turn would fit after it; True if it was shown."""
-    ids = generator.encode(observation)
-    if not rolling.fits(len(ids) + cfg.max_turn_tokens, cfg):
+def _observe(
+    rolling: _Rollout, documents: tuple[str, ...], later: int, generator: Generator, cfg: RolloutConfig
+) -> tuple[str, ...]:
+    """Append documents as an observation, cut to what the context window can take; returns those shown.
+
+    Documents that fit before another turn are shown whole. Others are cut to an equal share of what is left,
+    for `later` searches may follow, or to all of it if a share does not hold a sentence.
+    """
+    room = rolling.room(cfg)
+    share = (room - later * cfg.max_turn_tokens) // (later + 1)
+    shown = cut_documents(documents, (share, room), generator.encode)
+    ids = generator.encode(protocol.format_observation(shown or documents))
+    return shown if _show(rolling, ids, cfg) else ()
+
+
+def _show(rolling: _Rollout, ids: list[int], cfg: RolloutConfig) -> bool:
+    """Append an observation, or end the rollout if no turn would fit after it; True if it was appended."""
+    if len(ids) > rolling.room(cfg):
         rolling.stop_reason = "length"
         return False
     rolling.append(ids)
     return True
+
+
+def cut_documents(
+    documents: tuple[str, ...], limits: Sequence[int], encode: Callable[[str], list[int]]
+) -> tuple[str, ...]:
+    """Cut documents so that their observation, tags included, has no more tokens than the limits allow.
+
+    Where the last limit is exceeded, their longest beginning of whole sentences is kept that is within the
+    first limit, or the next; where the first sentence is too long, of whole words, or of characters; empty if
+    nothing fits. Search-R1 and ZeroSearch cut the end of an observation, too, but between any two tokens, and
+    its closing tag with it.
+    """
+
+    def size(kept: tuple[str, ...]) -> int:
+        return len(encode(protocol.format_observation(kept)))
+
+    if size(documents) <= limits[-1]:
+        return documents
+    for cut in CUTS:
+        parts = [
+            (i, part) for i, text in enumerate(documents) for part in re.split(cut, text.strip()) if part
+        ]
+        for limit in limits:
+            if kept := _longest_beginning(parts, lambda kept, limit=limit: size(kept) > limit):
+                return kept
+    return ()
+
+
+def _longest_beginning(
+    parts: Sequence[tuple[int, str]], too_long: Callable[[tuple[str, ...]], bool]
+) -> tuple[str, ...]:
+    """Join the most of the first (document, part) again that are not too long; empty if one is."""
+
+    def beginning(count: int) -> tuple[str, ...]:
+        by_document = groupby(parts[:count], key=itemgetter(0))
+        return tuple("".join(part for _, part in mine).rstrip() for _, mine in by_document)
+
+    counts = range(len(parts) + 1)
+    return beginning(bisect_left(counts, True, 1, key=lambda count: too_long(beginning(count))) - 1)

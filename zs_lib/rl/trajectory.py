@@ -11,6 +11,8 @@ from zs_lib.protocol import Action
 from zs_lib.qa import Question, scoring
 
 StopReason = Literal["answer", "max_turns", "length", "invalid", "engine_failed"]
+STOPS: tuple[StopReason, ...] = ("answer", "max_turns", "length", "invalid")
+"""Stop reasons of trajectories that did not fail."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Turn:
 
     `query` is None unless a search was made (the last turn's search is not executed); `documents` are those
     that the policy was shown; `noisy` says whether noisy ones were requested; `status` and `error` are the
-    search result's.
+    search result's; `cut` says whether the documents found were shortened, or dropped, to fit the context.
     """
 
     text: str
@@ -29,6 +31,7 @@ class Turn:
     noisy: bool = False
     status: Literal["", "ok", "empty", "failed"] = ""
     error: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,13 @@ class Trajectory:
 def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
     """Compute means over trajectories (leave failed ones out); None where there is nothing to average.
 
-    - f1, em: of the final answer, 0 without one; in [0, 1] - turns, searches, invalid_actions: number per
-    trajectory - query_quality: share of all searches whose query is good (see `query_quality`); None if no
-    question states
-      its hops
+    - f1, em: of the final answer, 0 without one; in [0, 1]
+    - turns, searches, invalid_actions: number per trajectory
+    - query_quality: share of all searches whose query is good (see `query_quality`); None if no question
+      states its hops
     - answer_in_documents: share of trajectories that were shown a gold answer
+    - cut_observations: number per trajectory of observations that were cut to fit the context window
+    - stop_answer, stop_max_turns, stop_length, stop_invalid: share of trajectories by `stop_reason`
     - prompt_tokens, completion_tokens: number per trajectory; policy_tokens: those of the completion that the
       policy wrote
     - entropy: mean of -log p over the policy's tokens, in nats at the sampling temperature: an unbiased
@@ -83,6 +88,8 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | 
         "invalid_actions": _mean(sum(u.action.kind == "invalid" for u in t.turns) for t in trajectories),
         "query_quality": _mean(good for t in trajectories for good in query_quality(t)),
         "answer_in_documents": _mean(answer_in_documents(t) for t in trajectories),
+        "cut_observations": _mean(sum(turn.cut for turn in t.turns) for t in trajectories),
+        **{f"stop_{reason}": _mean(t.stop_reason == reason for t in trajectories) for reason in STOPS},
         "prompt_tokens": _mean(len(t.prompt_ids) for t in trajectories),
         "completion_tokens": _mean(len(t.ids) for t in trajectories),
         "policy_tokens": _mean(sum(t.mask) for t in trajectories),
