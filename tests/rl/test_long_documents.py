@@ -12,6 +12,7 @@ from zs_lib import config, protocol, qa
 from zs_lib.config.arms import RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.engines.bm25 import BM25Engine
+from zs_lib.evaluation.methods import METHODS
 from zs_lib.models.load import load_generator
 from zs_lib.qa import Question
 from zs_lib.qa.questions import load_passages
@@ -61,6 +62,31 @@ def searching(times):
 
 def roll(documents, times=1, cfg=CFG):
     return rollout([QUESTION], searching(times), Engine(*documents), cfg, [(0,)])[0]
+
+
+@pytest.mark.parametrize("method", ["rag", "search-o1"])
+def test_methods_that_read_documents_in_the_prompt_cut_them_too(method):
+    def write(context, key):
+        if context.endswith("<think>"):
+            return "land 1 has the capital city 1. </think>"
+        asked = method == "rag" or "<information>" in context
+        return "<answer> city 1 </answer>" if asked else "<search> land 1 </search>"
+
+    def answer(documents):
+        policy = ScriptedGenerator(write)
+        (trajectory,) = METHODS[method]([QUESTION], policy, Engine(*documents), CFG, [(0,)])
+        return trajectory, [policy.decode(prompt) for call in policy.calls for prompt in call["prompts"]]
+
+    trajectory, prompts = answer(LONG)
+    assert (trajectory.stop_reason, trajectory.answer) == ("answer", "city 1")
+    assert all(len(encode(prompt)) + CFG.max_turn_tokens <= CFG.max_context_tokens for prompt in prompts)
+    (read,) = {
+        prompt.split("Doc 1: ")[1].split("</information>")[0] for prompt in prompts if LONG[0][:40] in prompt
+    }
+    assert len(observed([read])) > 300 and read.rstrip().endswith(".")
+    short = (LONG[0][:90], LONG[1][:90])
+    _, prompts = answer(short)
+    assert any(protocol.format_observation(short) in prompt for prompt in prompts)
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])

@@ -16,7 +16,7 @@ from zs_lib.config.arms import RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.protocol import Action
 from zs_lib.qa import Question
-from zs_lib.rl.rollout import rollout
+from zs_lib.rl.rollout import cut_documents, rollout
 from zs_lib.rl.trajectory import Trajectory, Turn
 from zs_lib.rng import Key
 
@@ -51,11 +51,12 @@ def rag(questions, generator, engine, cfg, keys) -> list[Trajectory]:
         for question, key in zip(questions, keys, strict=True)
     ]
     results = engine.search(requests, cfg.num_documents)
-    contexts = [_search_text(request, result) for request, result in zip(requests, results, strict=True)]
+    shown = [_shorten(*found, generator, cfg, thoughts=1) for found in zip(requests, results, strict=True)]
+    contexts = [_search_text(request, result) for request, result in zip(requests, shown, strict=True)]
     answered = _think_and_answer(questions, generator, cfg, keys, contexts)
     return [
-        _after_search(trajectory, request, result)
-        for trajectory, request, result in zip(answered, requests, results, strict=True)
+        _after_search(trajectory, request, result, cut=result != found)
+        for trajectory, request, result, found in zip(answered, requests, shown, results, strict=True)
     ]
 
 
@@ -113,7 +114,24 @@ def _search_text(request: SearchRequest, result: SearchResult) -> str:
     return protocol.format_search(request.query) + protocol.format_observation(result.documents)
 
 
-def _after_search(trajectory: Trajectory, request: SearchRequest, result: SearchResult) -> Trajectory:
+def _shorten(
+    request: SearchRequest, result: SearchResult, generator: Generator, cfg: RolloutConfig, thoughts: int
+) -> SearchResult:
+    """Cut documents to the context window if not even one more turn fits after them.
+
+    What is cut leaves space for so many thoughts before that turn, where it can.
+    """
+    before = protocol.policy_prompt(request.question, cfg.template) + protocol.format_search(request.query)
+    tags = protocol.tag("think") + protocol.end_tag("think") + protocol.tag("answer")
+    taken = len(generator.encode_prompt(before)) + len(generator.encode(tags)) + cfg.max_turn_tokens
+    room = cfg.max_context_tokens - taken
+    limits = (room - thoughts * cfg.max_turn_tokens, room)
+    return replace(result, documents=cut_documents(result.documents, limits, generator.encode))
+
+
+def _after_search(
+    trajectory: Trajectory, request: SearchRequest, result: SearchResult, cut: bool
+) -> Trajectory:
     """Add the search that was made for the model as its first turn; failed if that search failed."""
     turn = Turn(
         protocol.format_search(request.query),
@@ -122,6 +140,7 @@ def _after_search(trajectory: Trajectory, request: SearchRequest, result: Search
         result.documents,
         status=result.status,
         error=result.error,
+        cut=cut,
     )
     trajectory = replace(trajectory, turns=(turn, *trajectory.turns))
     return (
@@ -140,7 +159,10 @@ class _Reader(SearchEngine):
         self.engine, self.generator, self.cfg = engine, generator, cfg
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        results = self.engine.search(requests, num_documents)
+        results = [
+            _shorten(request, result, self.generator, self.cfg, thoughts=0)
+            for request, result in zip(requests, self.engine.search(requests, num_documents), strict=True)
+        ]
         found = [place for place, result in enumerate(results) if result.status == "ok"]
         prompts = [
             protocol.policy_prompt(requests[i].question, self.cfg.template)
