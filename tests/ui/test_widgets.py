@@ -13,10 +13,10 @@ from jupyter_client.manager import start_new_kernel
 from log_fixtures import ARM, SMOKE, Tags, finished, log, record
 
 from zs_lib.analysis import cost, figures
+from zs_lib.analysis.trajectory_index import LOG, TrajectoryLog, groups, watched
 from zs_lib.config import paths
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import background, progress
-from zs_lib.rl.trajectory_log import LOG, TrajectoryLog, groups, watched
 from zs_lib.runs import RunStore
 from zs_lib.runs.files import write_json
 from zs_lib.ui import render, widgets

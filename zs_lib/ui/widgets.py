@@ -19,14 +19,13 @@ import ipywidgets
 from IPython.display import HTML
 
 from zs_lib import studies
-from zs_lib.analysis import cost, roofline
+from zs_lib.analysis import cost, roofline, trajectory_index
+from zs_lib.analysis.trajectory_index import Entry, TrajectoryLog
 from zs_lib.config import Profile
 from zs_lib.config.engines import simulates
 from zs_lib.config.values import reject_unknown
 from zs_lib.errors import RunError, ZeroSearchError
 from zs_lib.launch import background, progress
-from zs_lib.rl import trajectory_log
-from zs_lib.rl.trajectory_log import Entry, TrajectoryLog
 from zs_lib.runs import Run, RunStore
 from zs_lib.ui import render
 from zs_lib.ui.playground import Inputs, choices, compare
@@ -39,7 +38,7 @@ LONG = {"width": "604px", "max_width": "98%"}
 SETS = {"the group of a step": False, "a question through training": True}
 """Name → whether one watched question is shown through training."""
 NOISE = {"any": None, "noisy documents": True, "none noisy": False}
-"""Name → argument of `trajectory_log.select`. (A drop-down whose value is None shows nothing.)"""
+"""Name → argument of `trajectory_index.select`. (A drop-down whose value is None shows nothing.)"""
 NONE_LOGGED, NONE_LEFT, NONE_WATCHED = map(
     render.error,
     (
@@ -77,15 +76,15 @@ def explore(
         return Explorer(runs, run or runs[0], watch)
     index = TrajectoryLog(run or runs[0])
     if watch:
-        watched = trajectory_log.watched(index.entries)
+        watched = trajectory_index.watched(index.entries)
         pages = [_watched_page(index, entries) for entries in watched.values()]
         return HTML("".join(pages) or NONE_WATCHED)
-    groups = trajectory_log.groups(index.entries)
+    groups = trajectory_index.groups(index.entries)
     return HTML(_group_page(index, groups, list(groups)[-1]) if groups else NONE_LOGGED)
 
 
 def _has_trajectories(run: Run) -> bool:
-    logged = run.kind == "policy" and (run.path / trajectory_log.LOG).exists()
+    logged = run.kind == "policy" and (run.path / trajectory_index.LOG).exists()
     return logged and progress.run_state(run) != "damaged"
 
 
@@ -262,7 +261,7 @@ class Explorer(_Panel):
     def _render(self) -> str:
         if self.index.run is not self.run.value:
             self._open(self.run.value)
-        chosen = trajectory_log.select(
+        chosen = trajectory_index.select(
             self.index.entries, self.reward.value, self.turns.value, self.stop.value, NOISE[self.noise.value]
         )
         self.step.layout.display = "none" if self.what.value else None  # one question is shown at all steps
@@ -310,7 +309,7 @@ class Explorer(_Panel):
             self.turns.value = (self.turns.value[0], self.turns.max)
 
     def _group(self, chosen: list[Entry]) -> str:
-        groups = trajectory_log.groups(chosen)
+        groups = trajectory_index.groups(chosen)
         if not groups:
             return NONE_LEFT if self.index.entries else NONE_LOGGED
         steps = list(dict.fromkeys(step for step, *_ in groups))
@@ -320,16 +319,16 @@ class Explorer(_Panel):
         return _group_page(self.index, groups, (now, *self.question.value), self.shade.value)
 
     def _through_training(self, chosen: list[Entry]) -> str:
-        watched = trajectory_log.watched(chosen)
+        watched = trajectory_index.watched(chosen)
         if not watched:
-            return NONE_LEFT if trajectory_log.watched(self.index.entries) else NONE_WATCHED
+            return NONE_LEFT if trajectory_index.watched(self.index.entries) else NONE_WATCHED
         _offer(self.question, [(question, (0, question)) for question in watched], self.question.value)
         return _watched_page(self.index, watched[self.question.value[1]], self.shade.value)
 
 
 def _group_page(index: TrajectoryLog, groups: dict[tuple, list[Entry]], key: tuple, shade: str = "") -> str:
     """The chosen rollouts of a group side by side, numbered as in the whole group."""
-    whole = [entry.place for entry in trajectory_log.groups(index.entries)[key]]
+    whole = [entry.place for entry in trajectory_index.groups(index.entries)[key]]
     titles = [f"rollout {whole.index(entry.place) + 1} of {len(whole)}" for entry in groups[key]]
     return render.group(index.read(groups[key]), shade, _simulated(index.run), titles)
 

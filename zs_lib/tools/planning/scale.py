@@ -26,12 +26,12 @@ from zs_lib import config
 from zs_lib.analysis import roofline
 from zs_lib.analysis.roofline import BATCH, DATA, DECODING, Gpu, Shape, shape
 from zs_lib.analysis.tables import markdown
+from zs_lib.analysis.trajectory_index import TrajectoryLog
 from zs_lib.config import Profile, paths
 from zs_lib.config.arms import PolicyArm
 from zs_lib.config.engines import simulates
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.qa import scoring
-from zs_lib.rl.trajectory_log import TrajectoryLog
 from zs_lib.runs import Run, RunStore
 from zs_lib.runs.files import write_text
 from zs_lib.runs.provenance import provenance

@@ -1,0 +1,47 @@
+"""The index of logged trajectories: filters, groups, and logs that grow or are cut back."""
+
+import json
+
+from log_fixtures import finished, log, record
+
+from zs_lib.analysis.trajectory_index import LOG, TrajectoryLog, groups, select, watched
+
+
+def test_filters_and_groups(store):
+    found = TrajectoryLog(finished(store))
+    assert [entry.reward for entry in select(found.entries, reward=(0.5, 1.0))] == [1.0] * 6
+    assert (
+        len(select(found.entries, noisy=False)) == 6
+        and not select(found.entries, turns=(3, 9))
+        and not select(found.entries, stop_reason="length")
+    )
+    grouped = groups(found.entries)
+    assert list(grouped)[:2] == [(1, 0, "q0 of 1?"), (1, 0, "q1 of 1?")] and all(
+        len(part) == 2 for part in grouped.values()
+    )
+    assert [one["reward"] for one in found.read(grouped[2, 0, "q1 of 2?"])] == [0.0, 1.0]
+    failed = [entry for entry in found.entries[:1]]
+    failed[0] = type(failed[0])(**vars(failed[0]) | {"reward": None})
+    assert select(failed) and not select(failed, reward=(0.0, 0.5))  # it has no reward that could be low
+
+
+def test_a_log_that_grows_is_indexed_as_far_as_it_is_whole(store):
+    run = finished(store, steps=1)
+    found = TrajectoryLog(run)
+    line = json.dumps({"step": 2, **record(watched=True)})
+    with (run.path / LOG).open("a") as file:
+        file.write(line[:40])
+        file.flush()
+        assert not found.refresh() and len(found.entries) == 4
+        file.write(line[40:] + "\n")
+    assert found.refresh() and not found.refresh()
+    assert list(watched(found.entries)) == ["q?"] and found.read(found.entries[-1:])[0]["answer"] == "Oslo"
+
+
+def test_a_run_that_was_cut_back_is_indexed_anew(store):
+    run = finished(store, steps=3)
+    found = TrajectoryLog(run)
+    run.logged(LOG).cut(lambda row: row["step"] <= 1)  # as when a killed run goes on from its checkpoint
+    log(run, 1, first=2)
+    assert found.refresh() and [entry.step for entry in found.entries] == [1] * 4 + [2] * 4
+    assert found.read(found.entries[-1:])[0]["step"] == 2

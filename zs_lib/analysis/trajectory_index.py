@@ -1,0 +1,152 @@
+"""A run's log of trajectories, indexed once and read where asked for: filters, groups, watched questions."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from zs_lib.errors import RunError
+from zs_lib.runs import Run
+
+LOG = "trajectories.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One logged trajectory in the index."""
+
+    place: int
+    """Offset of its line in the log, in bytes."""
+    step: int
+    question: str
+    group: int
+    """See `rl.trajectory_log`; 0 if it was not logged."""
+    reward: float | None
+    """In [0, 1]; None if the engine failed."""
+    turns: int
+    stop_reason: str
+    noisy: bool
+    """Whether one of its searches requested noisy documents."""
+    watched: bool
+    """See `rl.trajectory_log`."""
+
+
+class TrajectoryLog:
+    """The trajectories of a policy run, finished or in progress: indexed once, each record read on demand.
+
+    Raises:
+        RunError: there is no such run, it is not a policy's, or a line is damaged (also from `refresh`).
+    """
+
+    def __init__(self, run: Run):
+        if run.kind != "policy" or not (run.path / "run.json").exists():
+            what = "is not there" if run.kind == "policy" else "is not a policy's"
+            raise RunError(
+                f"The run {run.path} {what}: choose a policy of `zs runs list`, or train one with "
+                "`zs reproduce`."
+            )
+        self.run, self.entries = run, []
+        self._file = self._inode = None
+        self._end = self._lines = 0
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Index what was logged since the last call; True if anything was. A restarted run is read anew."""
+        try:
+            found = (self.run.path / LOG).stat()
+        except FileNotFoundError:
+            if not self.run.path.is_dir():
+                raise RunError(f"The run's folder {self.run.path} is gone: choose another run.") from None
+            return False
+        if found.st_ino != self._inode or found.st_size < self._end:
+            self._open()
+        elif found.st_size == self._end:
+            return False
+        self._file.seek(self._end)
+        before = len(self.entries)
+        whole = self._file.read().rpartition(b"\n")[0]  # the last line may be half written
+        for line in whole.split(b"\n") if whole else ():
+            self.entries.append(self._entry(line))
+            self._end, self._lines = self._end + len(line) + 1, self._lines + 1
+        return len(self.entries) > before
+
+    def read(self, entries: Iterable[Entry]) -> list[dict]:
+        """Read the records of these entries."""
+        records = []
+        for entry in entries:
+            self._file.seek(entry.place)
+            records.append(json.loads(self._file.readline()))
+        return records
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+    def _open(self) -> None:
+        self.close()
+        # Kept open: the records read are those that were indexed, even if the file is replaced.
+        self._file = (self.run.path / LOG).open("rb")
+        self._inode = os.fstat(self._file.fileno()).st_ino
+        self.entries, self._end, self._lines = [], 0, 0
+
+    def _entry(self, line: bytes) -> Entry:
+        record = self.run.logged(LOG).parse(line, self._lines + 1)
+        try:
+            return Entry(
+                self._end,
+                record["step"],
+                record["question"],
+                record.get("group", 0),
+                record["reward"],
+                len(record["turns"]),
+                record["stop_reason"],
+                any(turn["noisy"] for turn in record["turns"]),
+                record.get("watched", False),
+            )
+        except (KeyError, TypeError) as error:
+            raise RunError(
+                f"{self.run.path / LOG}, line {self._lines + 1}, is no trajectory ({error}): {self.run.cure}."
+            ) from None
+
+
+def select(
+    entries: Iterable[Entry],
+    reward: tuple[float, float] = (0.0, 1.0),
+    turns: tuple[float, float] = (0, math.inf),
+    stop_reason: str = "",
+    noisy: bool | None = None,
+) -> list[Entry]:
+    """Select entries by reward, number of turns (limits included), stop reason and noisy documents.
+
+    `stop_reason` "" is any, `noisy` None either. An entry without a reward passes only if every reward does.
+    """
+    low, high = reward
+    return [
+        entry
+        for entry in entries
+        if (low <= 0 and high >= 1 if entry.reward is None else low <= entry.reward <= high)
+        and turns[0] <= entry.turns <= turns[1]
+        and stop_reason in ("", entry.stop_reason)
+        and noisy in (None, entry.noisy)
+    ]
+
+
+def groups(entries: Sequence[Entry]) -> dict[tuple[int, int, str], list[Entry]]:
+    """Group entries by (step, group, question), in the order of the log."""
+    found: dict[tuple[int, int, str], list[Entry]] = {}
+    for entry in entries:
+        if not entry.watched:
+            found.setdefault((entry.step, entry.group, entry.question), []).append(entry)
+    return found
+
+
+def watched(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Group the watched entries by question: its greedy trajectories by step; empty if none were logged."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.watched:
+            found.setdefault(entry.question, []).append(entry)
+    return found
