@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 Key = tuple[int | str, ...]
 """Identifies a draw: the rollout, question or request it is for."""
@@ -24,4 +26,6 @@ def uniform(key: Key, counter: int, purpose: str) -> float:
 @lru_cache(maxsize=4)
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     """Shuffle range(size) for one epoch of one seed; (size,) int."""
+    import numpy as np  # here: help and errors of the command line come without it
+
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
