@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zs_lib import config, protocol
 from zs_lib.config.arms import PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.config.values import from_identity, pick
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import EngineError, RunError
-from zs_lib.runs import Run, RunStore
+
+if TYPE_CHECKING:
+    from zs_lib.runs import Run
 
 UNKNOWN = ("unknown",)
 """Golden answers in a simulator's prompt for a question that the benchmark does not have."""
@@ -102,6 +105,7 @@ def _print_documents(result: SearchResult) -> None:
 def _engine(name: str, study: config.Profile) -> SearchEngine:
     """An engine by name; a simulated one has the simulator of the profile's first policy that has one."""
     from zs_lib import pipeline
+    from zs_lib.runs import RunStore
 
     arm = next(arm.simulator for arm in study.policies if arm.simulator)
     if name == "simulated":
@@ -113,6 +117,7 @@ def _engine(name: str, study: config.Profile) -> SearchEngine:
 def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, RolloutConfig]:
     """A policy's model, and its rollout settings: of its training, or of the profile's first policy."""
     from zs_lib.models.load import shipped
+    from zs_lib.runs import RunStore
 
     if name is None:
         return _finished(study.policies[0]).model_dir, study.policies[0].rollout
@@ -125,6 +130,8 @@ def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, Rollou
 
 
 def _finished(arm: PolicyArm | SimulatorArm) -> Run:
+    from zs_lib.runs import RunStore
+
     run = RunStore().get(arm, 0)
     if run is None or not run.finished:
         raise RunError(f"The run '{arm.name}' is not in the store: `zs reproduce` makes it.")
