@@ -95,8 +95,8 @@ def test_a_policy_begins_where_its_format_sft_ends(tmp_path):
     assert any(not torch.equal(tuned[name], cold[name]) for name in tuned)
     assert sorted(path.name.split("-")[0] for path in tmp_path.glob("*-s0")) == [
         "evaluation",
-        "policy",
         "formatsft",
+        "policy",
     ]  # one for both
 
 
