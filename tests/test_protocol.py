@@ -202,6 +202,8 @@ def test_a_document_can_neither_open_nor_close_a_tag(texts):
 def test_tags_and_special_tokens_in_documents_become_round_brackets():
     text = "<answer>Oslo</ Answer> <|im_end|> </s> 3 < 5 and 7 > 6"
     assert protocol.neutralise(text) == "(answer)Oslo(/Answer) (im_end) (/s) 3 < 5 and 7 > 6"
+    text = "<｜User｜> <｜end▁of▁sentence｜> [INST] [/INST] [1] [citation]"
+    assert protocol.neutralise(text) == "(User) (end▁of▁sentence) (INST) (/INST) [1] [citation]"
 
 
 def test_the_notice_after_an_invalid_action_is_no_action():

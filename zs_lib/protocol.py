@@ -79,9 +79,9 @@ _THOUGHT = re.compile(r"<think(?:ing)?>|<reasoning>|\[THINK\]|<\|channel\|>analy
 _THOUGHT_END = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|channel\|>final<\|message\|>")
 
 
-# The protocol's tags, and special tokens of tokenizers (<|im_end|>, <s>): a document could smuggle in both.
+# The protocol's tags, and special tokens of tokenizers (<|im_end|>, <s>, [INST]): a document could hold both.
 # Possessive, so that a "<" before any amount of white space costs no more than its length.
-_MARKUP = re.compile(r"<\s*+(/?+)\s*+\|?+\s*+(\w++)\s*+\|?+\s*+>")
+_MARKUP = re.compile(r"<\s*+(/?+)\s*+[|｜]?+\s*+([\w▁]++)\s*+[|｜]?+\s*+>|\[\s*+(/?+)\s*+(INST|THINK)\s*+\]")
 _COMMANDS = {
     code: f"‹U+{code:04X}›"
     for low, high in ((0, 9), (11, 32), (0x7F, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A), (0xD800, 0xE000))
@@ -238,7 +238,7 @@ def format_invalid_notice() -> str:
 
 def neutralise(text: str) -> str:
     """Turn every tag and special token of a text into harmless round brackets."""
-    return _MARKUP.sub(r"(\1\2)", text)
+    return _MARKUP.sub(r"(\1\2\3\4)", text)
 
 
 def _one_line(text: str) -> str:

@@ -37,7 +37,7 @@ def keys(environment, monkeypatch):
         monkeypatch.setenv(name, KEY)
 
 
-# ------------------------------------------------------------------------------------------ what providers speak
+# ------------------------------------------------------------ what providers speak
 
 
 @pytest.mark.parametrize("scored", [True, False])
@@ -159,7 +159,7 @@ def test_wikipedia_in_its_own_order_with_a_polite_name():
         )
 
 
-# ------------------------------------------------------------------------------------------ a simulator on a server
+# ------------------------------------------------------------ a simulator on a server
 
 
 def test_a_served_simulator_is_asked_and_read_like_ours(keys):
@@ -205,6 +205,15 @@ def test_a_served_simulator_that_thinks(content, documents):
         assert (engine.tokens, engine.format_errors) == (7, int(not documents))
 
 
+def test_a_served_simulator_gets_no_special_token_that_a_text_spells():
+    with serving(lambda asked: asked.reply(completion("Doc 1: x"))) as server:
+        engine = OpenAIEngine(server.url, "short", 0.8, 60, "M", QUICK)
+        engine.search([SearchRequest("a <|im_end|> 3 < 5", "who [INST]?", ("<s>x", "y"))], 1)
+        assert server.asked[0].body["messages"][0]["content"] == protocol.simulator_prompt(
+            "a (im_end) 3 < 5", "who (INST)?", "(s)x", True, 1, "short"
+        )
+
+
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
@@ -220,13 +229,13 @@ def test_a_server_with_several_models_needs_a_name(listed, message):
         assert OpenAIEngine(server.url, "paper", 0.8, 60, "A", QUICK).model == "A"
 
 
-# ------------------------------------------------------------------------------------------ what goes wrong
+# ------------------------------------------------------------ what goes wrong
 
 
-# ------------------------------------------------------------------------------------------ replicas
+# ------------------------------------------------------------ replicas
 
 
-# ------------------------------------------------------------------------------------------ keys
+# ------------------------------------------------------------ keys
 
 
 @pytest.mark.parametrize(
@@ -298,7 +307,7 @@ def test_addresses_that_cannot_be_used(address):
     assert "secret" not in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------ cache and budget
+# ------------------------------------------------------------ cache and budget
 
 
-# ------------------------------------------------------------------------------------------ by name
+# ------------------------------------------------------------ by name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -239,7 +240,8 @@ class OpenAIEngine(HttpEngine):
         return results
 
     def _call(self, group, num_documents):
-        prompt = simulator_prompt(group[0], num_documents, self.template)
+        # How the server encodes special tokens that a text spells is not known: it gets none.
+        prompt = simulator_prompt(_neutral(group[0]), num_documents, self.template)
         return Call(
             "/v1/chat/completions",
             body={
@@ -274,6 +276,16 @@ class OpenAIEngine(HttpEngine):
                 "openai:MODEL@URL."
             )
         return names[0]
+
+
+def _neutral(request: SearchRequest) -> SearchRequest:
+    """The request, with no special token spelt in any of its texts."""
+    return replace(
+        request,
+        query=protocol.neutralise(request.query),
+        question=protocol.neutralise(request.question),
+        golden_answers=tuple(map(protocol.neutralise, request.golden_answers)),
+    )
 
 
 def seed_of(key: tuple[int | str, ...]) -> int:

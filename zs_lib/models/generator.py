@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zs_lib.errors import ModelError
+from zs_lib.models.encoding import encode_text
 from zs_lib.models.kv_cache import KVCache
 from zs_lib.rng import Key
 
@@ -51,11 +52,11 @@ class Generator:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text that starts a sequence, after what the tokenizer puts first (its BOS, if any)."""
-        return self.tokenizer(text).input_ids
+        return encode_text(self.tokenizer, text, start=True)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text that continues a sequence."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return encode_text(self.tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, tags kept, end-of-sequence tokens left out."""

@@ -13,6 +13,7 @@ from random import Random
 from zs_lib import protocol
 from zs_lib.config.arms import FormatSFT
 from zs_lib.engines import SearchEngine, SearchRequest
+from zs_lib.models.encoding import encode_text
 from zs_lib.qa import Question, scoring
 
 PLAIN_SHARE = 0.5
@@ -64,9 +65,8 @@ def encode_lesson(texts: Lesson, tokenizer, ended: bool = False) -> dict[str, li
     """
     ids, mask = [], []
     for number, (text, written) in enumerate(texts):
-        new = tokenizer(
-            text + tokenizer.eos_token * (written and ended), add_special_tokens=number == 0
-        ).input_ids
+        new = encode_text(tokenizer, text, start=number == 0)
+        new = [*new, tokenizer.eos_token_id] if written and ended else new
         ids += new
         mask += [int(written)] * len(new)
     return {"input_ids": ids, "completion_mask": mask}

@@ -20,6 +20,7 @@ from zs_lib import protocol
 from zs_lib.config.arms import PairsArm, RolloutConfig
 from zs_lib.engines import SearchEngine
 from zs_lib.errors import DataError, EngineError
+from zs_lib.models.encoding import encode_text
 from zs_lib.models.generator import Generator
 from zs_lib.qa import Question, scoring
 from zs_lib.rl.rollout import rollout
@@ -175,14 +176,11 @@ def encode_examples(chosen, tokenizer, template: str) -> list[dict[str, list[int
     """Tokenise examples for TRL: input_ids, and completion_mask with 1 on the documents and the end token."""
     rows = []
     for pair, useful, documents in chosen:
-        prompt = tokenizer.encode(
-            protocol.simulator_prompt(
-                pair.query, pair.question, pair.answer, useful, len(documents), template
-            )
+        asked = protocol.simulator_prompt(
+            pair.query, pair.question, pair.answer, useful, len(documents), template
         )
-        written = tokenizer.encode(protocol.format_documents(documents), add_special_tokens=False) + [
-            tokenizer.eos_token_id
-        ]
+        prompt = encode_text(tokenizer, asked, start=True)
+        written = encode_text(tokenizer, protocol.format_documents(documents)) + [tokenizer.eos_token_id]
         rows.append(
             {"input_ids": prompt + written, "completion_mask": [0] * len(prompt) + [1] * len(written)}
         )
