@@ -1,6 +1,10 @@
-"""Scores against values worked out by hand, intervals against scipy and against what intervals promise."""
+"""Scores against values worked out by hand, and against SQuAD's own scorer where it decides."""
 
 from __future__ import annotations
+
+import collections
+import re
+import string
 
 import pytest
 from hypothesis import given
@@ -18,7 +22,17 @@ answers = st.text(alphabet="aen theXY.,'-09 ", max_size=20)
         ("an apple a day", "apple day"),
         ("U.S.A.", "usa"),
         ("Theatre of Anna", "theatre of anna"),  # articles go as whole words only
-        ("the", ""),
+        ("the", "the"),  # what would vanish keeps its articles,
+        ("The The!", "the the"),
+        ("A+", "a"),
+        (" % ", "%"),  # or else its punctuation
+        ("...", "..."),
+        ("", ""),
+        (" \n", ""),
+        ("O’Brien", "obrien"),  # as O'Brien
+        ("1914–18", "191418"),  # as 1914-18
+        ("“Zürich” — « Genève »", "zürich genève"),
+        ("—", "-"),
     ],
 )
 def test_squad_normalisation(text, normalized):
@@ -38,7 +52,21 @@ def test_squad_normalisation(text, normalized):
         ("", ["x"], 0, 0, 0.0),
         (None, ["x"], 0, 0, 0.0),
         ("x", [], 0, 0, 0.0),
-        ("anything", ["the"], 0, 0, 0.0),  # a gold answer that normalises to nothing covers nothing
+        ("banana", ["A"], 0, 0, 0.0),  # a gold answer that SQuAD reduces to nothing is in no other text
+        ("A", ["A"], 1, 1, 1.0),
+        ("a.", ["A"], 1, 1, 1.0),
+        ("the", ["A"], 0, 0, 0.0),
+        ("...", ["A"], 0, 0, 0.0),
+        ("The The", ["the the"], 1, 1, 1.0),
+        ("the", ["The The"], 0, 0, 2 / 3),  # P 1, R 1/2
+        ("%", ["%"], 1, 1, 1.0),
+        ("...", ["%", "$"], 0, 0, 0.0),
+        ("50 %", ["%"], 0, 0, 0.0),
+        ("", [""], 1, 1, 1.0),  # as SQuAD v2 has it
+        ("x", [""], 0, 0, 0.0),
+        ("", ["the"], 0, 0, 0.0),
+        ("O'Brien", ["O’Brien"], 1, 1, 1.0),
+        ("in 1914—18", ["1914-18"], 0, 1, 2 / 3),  # P 1/2, R 1
     ],
 )
 def test_scores_by_hand(prediction, golds, em, cover_em, f1):
@@ -47,13 +75,55 @@ def test_scores_by_hand(prediction, golds, em, cover_em, f1):
     assert scoring.f1(prediction, golds) == pytest.approx(f1)
 
 
+def squad_normalize(s):
+    """As evaluate-v2.0.py of SQuAD has it, line by line."""
+
+    def remove_articles(text):
+        regex = re.compile(r"\b(a|an|the)\b", re.UNICODE)
+        return re.sub(regex, " ", text)
+
+    def white_space_fix(text):
+        return " ".join(text.split())
+
+    def remove_punc(text):
+        exclude = set(string.punctuation)
+        return "".join(ch for ch in text if ch not in exclude)
+
+    def lower(text):
+        return text.lower()
+
+    return white_space_fix(remove_articles(remove_punc(lower(s))))
+
+
+def squad_f1(a_gold, a_pred):
+    gold_toks, pred_toks = squad_normalize(a_gold).split(), squad_normalize(a_pred).split()
+    common = collections.Counter(gold_toks) & collections.Counter(pred_toks)
+    num_same = sum(common.values())
+    if len(gold_toks) == 0 or len(pred_toks) == 0:
+        return int(gold_toks == pred_toks)
+    if num_same == 0:
+        return 0
+    precision, recall = 1.0 * num_same / len(pred_toks), 1.0 * num_same / len(gold_toks)
+    return (2 * precision * recall) / (precision + recall)
+
+
+@given(answers | st.text(st.characters(max_codepoint=127)), answers, st.booleans())
+def test_where_squad_leaves_something_its_scores_are_ours(prediction, golden, same):
+    golden = prediction if same else golden
+    if squad_normalize(prediction) and squad_normalize(golden):
+        assert scoring.normalize_answer(prediction) == squad_normalize(prediction)
+        assert scoring.em(prediction, [golden]) == int(squad_normalize(golden) == squad_normalize(prediction))
+        assert scoring.f1(prediction, [golden]) == pytest.approx(squad_f1(golden, prediction))
+
+
 @given(answers, st.lists(answers, max_size=3))
 def test_scores_are_ordered_and_ignore_what_normalisation_removes(prediction, golds):
     f1 = scoring.f1(prediction, golds)
     assert 0 <= f1 <= 1
-    if scoring.normalize_answer(prediction):
-        assert scoring.em(prediction, golds) <= min(scoring.cover_em(prediction, golds), f1 + 1e-12)
-    assert scoring.f1(f"The {prediction.upper()}", golds) == f1
+    assert scoring.em(prediction, golds) <= min(scoring.cover_em(prediction, golds), f1)
+    assert scoring.em(prediction, [prediction]) == scoring.f1(prediction, [prediction]) == 1
+    if squad_normalize(prediction):
+        assert scoring.f1(f"The {prediction.upper()}", golds) == f1
     assert scoring.f1(prediction, [*golds, "zzz"]) >= f1
 
 

@@ -1,7 +1,13 @@
 """Scores of an answer: EM, cover-EM and token F1 after SQuAD normalisation, best over the gold answers.
 
 The paper rewards F1 and reports EM; its released scorer computes cover-EM under the name of EM, so both are
-here by their own names.
+here by their own names. Two cases in which the references go wrong are decided otherwise:
+
+- An answer of which SQuAD's normalisation leaves nothing ("A", "The The", "%") keeps its articles, or else
+  its punctuation. SQuAD, Search-R1 and ZeroSearch compare nothing with nothing: there any other such answer
+  is right by EM, and the right one scores F1 0. Empty against empty scores 1, as in SQuAD v2.
+- Typographic quotes and dashes count as their ASCII counterparts, which are deleted ("O’Brien" is "O'Brien",
+  "1914–18" is "1914-18"). SQuAD keeps them; TriviaQA's scorer deletes such quotes, too.
 """
 
 from __future__ import annotations
@@ -13,11 +19,24 @@ from collections.abc import Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_TYPOGRAPHIC = str.maketrans(
+    dict.fromkeys("‘’‚‛‹›′´ʹʻʼ＇", "'") | dict.fromkeys("“”„‟«»″＂", '"') | dict.fromkeys("‐‑‒–—―−－", "-")
+)
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD normalisation: lower case, no ASCII punctuation, no articles, single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """SQuAD normalisation: lower case, no punctuation, no articles, single spaces.
+
+    What would vanish keeps its articles ("the the"), or else its punctuation ("%").
+    """
+    return next(filter(None, _forms(text)), "")
+
+
+def _forms(text: str) -> list[str]:
+    """A text without punctuation and articles, without punctuation, and with both."""
+    text = text.lower().translate(_TYPOGRAPHIC)
+    bare = text.translate(_PUNCTUATION)
+    return [" ".join(form.split()) for form in (_ARTICLES.sub(" ", bare), bare, text)]
 
 
 def em(prediction: str | None, golden_answers: Sequence[str]) -> float:
@@ -29,12 +48,14 @@ def em(prediction: str | None, golden_answers: Sequence[str]) -> float:
 
 
 def cover_em(prediction: str | None, golden_answers: Sequence[str]) -> float:
-    """1.0 if a gold answer is a substring of the prediction, else 0.0: what the released scorer calls EM."""
+    """1.0 if a gold answer is a substring of the prediction, else 0.0: what the released scorer calls EM.
+
+    A gold answer of articles or punctuation alone, which nearly every text holds, must be the prediction.
+    """
     if prediction is None:
         return 0.0
-    normalized = normalize_answer(prediction)
-    goldens = [normalize_answer(golden) for golden in golden_answers]
-    return float(any(golden and golden in normalized for golden in goldens))  # "" is in every prediction
+    normalized, goldens = normalize_answer(prediction), [_forms(golden)[0] for golden in golden_answers]
+    return float(any(golden and golden in normalized for golden in goldens) or em(prediction, golden_answers))
 
 
 def f1(prediction: str | None, golden_answers: Sequence[str]) -> float:
@@ -46,9 +67,11 @@ def f1(prediction: str | None, golden_answers: Sequence[str]) -> float:
 
 def _token_f1(prediction: str, golden: str) -> float:
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(golden).split()
+    if not predicted or not expected:
+        return float(predicted == expected)
     common = sum((Counter(predicted) & Counter(expected)).values())
     # 2PR / (P + R) with P = common / predicted and R = common / expected
-    return 2 * common / (len(predicted) + len(expected)) if common else 0.0
+    return 2 * common / (len(predicted) + len(expected))
 
 
 def contains(text: str, phrases: Sequence[str]) -> bool:
