@@ -1,11 +1,14 @@
 """The console script: exit codes, one error line, and what it prints."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 from run_fixtures import CountingArm
+from safetensors.torch import load_file, save_file
 
 from zs_lib import cli
 from zs_lib.config import paths
@@ -165,6 +168,64 @@ def test_questions_of_your_own_are_scored_or_refused(tmp_path, capsys):
     mine.write_text('{"question": "what is the capital of Norway?"}\n')
     code, _, error = zs(capsys, *ask)
     assert code == 1 and "mine.jsonl, line 1: no column golden_answers" in error
+
+
+def line(question: str, answer: str) -> str:
+    return json.dumps({"question": question, "golden_answers": [answer]}) + "\n"
+
+
+def test_results_of_eval_follow_question_answer_weights_and_profile(tmp_path, capsys, monkeypatch, store):
+    monkeypatch.chdir(tmp_path)  # predictions go to the default file
+    model = shutil.copytree(paths.BACKBONES / "tiny-S-instruct", tmp_path / "model")
+    norway, spain = "what is the capital of Norway?", "what is the capital of Spain?"
+    (tmp_path / "a.jsonl").write_text(line(norway, "Atlantis"))
+    (tmp_path / "c.jsonl").write_text(line(spain, "nothing that it answers"))
+
+    def score(data: str, *more: str) -> tuple[float, bool]:
+        """F1, and whether the question was answered now."""
+        before = len(lines()) if (tmp_path / "predictions.jsonl").exists() else 0
+        code, out, err = zs(capsys, "eval", "--data", data, "--policy", "./model", *more)
+        assert code == 0, err
+        return float(re.search(r"F1 ([\d.]+)", out)[1]), len(lines()) > before
+
+    def lines() -> list[str]:
+        return (tmp_path / "predictions.jsonl").read_text().splitlines()
+
+    assert score("a.jsonl") == (0.0, True) and score("a.jsonl") == (0.0, False)
+    (tmp_path / "a.jsonl").write_text(line(norway, json.loads(lines()[0])["prediction"]))
+    assert score("a.jsonl") == (1.0, True)
+    assert score("c.jsonl") == (0.0, True)
+    (tmp_path / "a.jsonl").write_text(line(norway, "Atlantis"))
+    assert score("a.jsonl", "--profile", "smol")[1]  # other rollout settings
+    assert score("a.jsonl") == (0.0, False)
+    weights = load_file(model / "model.safetensors")
+    save_file({n: t * 0 for n, t in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    assert score("a.jsonl")[1]
+
+
+def test_eval_takes_the_first_questions_only(tmp_path, capsys):
+    (tmp_path / "mine.jsonl").write_text("".join(line(f"what is number {i}?", str(i)) for i in range(5)))
+    ask = ("eval", "--data", str(tmp_path / "mine.jsonl"), "--policy", "tiny-S")
+    ask += ("--out", str(tmp_path / "out"))
+    code, out, _ = zs(capsys, *ask, "--limit", "2", "--engine", "none")
+    assert code == 0 and out.startswith("2 questions: F1") and "stopped by: " in out
+    assert [json.loads(row)["question"] for row in (tmp_path / "out").read_text().splitlines()] == [
+        "what is number 0?",
+        "what is number 1?",
+    ]
+    assert "at least one question" in zs(capsys, *ask, "--limit", "0")[2]
+
+
+@pytest.mark.parametrize(
+    "where", ["nowhere/out.jsonl", "file/out.jsonl", ".", "x" * 300, "loop", "loop/out.jsonl", "/dev/null"]
+)
+def test_eval_refuses_an_impossible_output_before_any_work(where, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr(ask.config, "load_profile", None)  # not even the profile is read
+    code, out, err = zs(capsys, "eval", "--data", "none.jsonl", "--out", where)
+    assert (code, out, err.count("\n")) == (1, "", 1) and err.startswith("zs: --out names no f")
 
 
 def test_a_simulator_is_asked_for_one_query(monkeypatch, capsys):

@@ -443,6 +443,7 @@ command(
         metavar="FILE",
         help="(default: predictions.jsonl)",
     ),
+    option("--limit", type=int, metavar="N", help="only the first N questions"),
     PROFILE,
     ENGINE,
 )(ask.evaluate_file)

@@ -19,6 +19,10 @@ class RunError(ZeroSearchError):
     """A run is unknown, unfinished where a finished one is needed, or damaged."""
 
 
+class UnreadableError(RunError):
+    """A file cannot be read for a fault of rights, disk or network; its content may be sound."""
+
+
 class EngineError(ZeroSearchError):
     """A search engine failed, or is unknown."""
 

@@ -1,10 +1,14 @@
 """Digests depend on what matters, and configurations survive the way to disk and back."""
 
 import dataclasses
+import hashlib
 import json
+import os
+import shutil
+import time
 
 from zs_lib import config
-from zs_lib.config import load_profile, paths
+from zs_lib.config import contents, load_profile, paths
 from zs_lib.config.arms import CurriculumConfig, PolicyArm, SimulatorArm
 from zs_lib.config.values import digest, from_identity, identity
 
@@ -35,3 +39,60 @@ def test_digests_of_recorded_arms_stay():
     rows = (paths.ROOT / "data" / "results" / "tiny" / "provenance.csv").read_text().splitlines()
     run = next(row for row in rows if row.startswith("policy,zerosearch,")).split(",")[3]
     assert digest(config.load_profile("tiny").policy("zerosearch")) in run
+
+
+def test_files_that_an_arm_names_count_by_their_content(tmp_path, monkeypatch):
+    arm = load_profile("tiny").policy("zerosearch")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / "mine.jsonl").write_text('{"question": "q", "golden_answers": ["a"]}\n')
+    own = dataclasses.replace(arm, benchmark="mine.jsonl")
+    monkeypatch.chdir(tmp_path)
+    missing = digest(own)
+    monkeypatch.chdir(one)
+    first = digest(own)
+    assert first not in (missing, digest(arm)) and identity(own)["benchmark"] == "mine.jsonl"
+    monkeypatch.chdir(two)
+    assert digest(own) == first == digest(dataclasses.replace(arm, benchmark=str(one / "mine.jsonl")))
+    (two / "mine.jsonl").write_text('{"question": "q", "golden_answers": ["b"]}\n')
+    assert digest(own) != first
+    (two / "mine.jsonl").write_bytes((one / "mine.jsonl").read_bytes())
+    assert digest(own) == first
+
+
+def test_model_folders_count_by_their_files(tmp_path, monkeypatch):
+    arm = load_profile("tiny").policy("zerosearch")
+    model = shutil.copytree(paths.BACKBONES / "tiny-S", tmp_path / "my-model")
+    monkeypatch.chdir(tmp_path)
+    own = dataclasses.replace(arm, backbone="my-model")
+    first = digest(own)
+    shutil.move(model, tmp_path / "moved")
+    assert digest(dataclasses.replace(arm, backbone=str(tmp_path / "moved"))) == first
+    shutil.move(tmp_path / "moved", model)
+    (model / "README.md").write_text("decides nothing")
+    assert digest(own) == first
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert digest(own) != first
+    simulator = dataclasses.replace(arm.simulator, backbone="my-model")
+    changed = digest(dataclasses.replace(arm, simulator=simulator))  # of parts, too
+    (model / "model.safetensors").write_bytes(weights)
+    assert digest(dataclasses.replace(arm, simulator=simulator)) != changed and digest(own) == first
+    plain = dataclasses.replace(arm, backbone="tiny-S")  # shipped: by name, as recorded
+    assert contents.contents_of(identity(plain)) == {}
+
+
+def test_a_file_is_read_once_while_it_does_not_change(tmp_path, monkeypatch):
+    path, read = tmp_path / "file", []
+    original = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: read.append(1) or original(*given))
+    path.write_bytes(b"one")
+    os.utime(path, ns=(0, 0))
+    first = contents.file_digest(path)
+    path.write_bytes(b"two")  # within one tick of the clock, and of the same size
+    os.utime(path, ns=(0, 0))
+    assert first == hashlib.sha256(b"one").hexdigest() and contents.file_digest(path) != first
+    time.sleep(2 * contents.SETTLED_NS / 1e9)
+    read.clear()
+    assert len({contents.file_digest(path) for _ in range(3)}) == len(read) == 1

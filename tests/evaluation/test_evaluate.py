@@ -1,6 +1,7 @@
 """Scores per question, their means, and the choice of questions."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
@@ -11,6 +12,7 @@ from zs_lib.engines import SearchResult, build_engine
 from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.evaluation import evaluate as evaluation
 from zs_lib.evaluation.evaluate import (
+    Setup,
     evaluate,
     evaluate_to_file,
     pick_questions,
@@ -135,7 +137,6 @@ POLICY = PolicyArm(
     prompts_per_step=1,
     group_size=1,
     learning_rate=0.0,
-    weight_decay=0.0,
     max_grad_norm=1.0,
     warmup_ratio=0.0,
     subsets=("natural",),
@@ -182,6 +183,9 @@ def test_a_policys_evaluation_ensures_the_policy_of_its_seed_and_takes_its_model
     assert run.seed == 3 and (read_scores(run)["searches"] == 0).all()
 
 
+ME = Setup("me", "search", CFG)
+
+
 def test_predictions_are_kept_batch_by_batch_and_not_made_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "BATCH", 2)
     path, asked = tmp_path / "out.jsonl", []
@@ -191,20 +195,57 @@ def test_predictions_are_kept_batch_by_batch_and_not_made_twice(tmp_path, monkey
         "evaluate",
         lambda g, questions, *rest: asked.append([q.id for q in questions]) or original(g, questions, *rest),
     )
-    whole = evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
+    whole = evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), ME)
     ids = [question.id for question in QUESTIONS]
     assert whole["id"].tolist() == ids and asked == [ids[:2], ids[2:]]
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:20])  # a kill in the middle of a write
     asked.clear()
-    again = evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
+    again = evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), ME)
     assert asked == [ids[1:]] and again["f1"].tolist() == whole["f1"].tolist()
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ids
     with pytest.raises(DataError, match="holds the answers of me, not of you"):
-        evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "you")
+        evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), Setup("you", "search", CFG))
     path.write_text("no JSON\n")
     with pytest.raises(RunError, match="out.jsonl is damaged in line 1.*name another file"):
-        evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), CFG, "search", "me")
+        evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), ME)
+
+
+def test_a_result_is_found_by_everything_that_it_depends_on(tmp_path, monkeypatch):
+    """Question, golden answers, weights, method, rollout and engine settings; not by its number in a file."""
+    path, asked = tmp_path / "out.jsonl", []
+    original = evaluate
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda g, some, *rest: asked.extend(some) or original(g, some, *rest)
+    )
+
+    def scores(questions, setup=ME):
+        asked.clear()
+        table = evaluate_to_file(path, questions, ScriptedGenerator(write), Engine(), setup)
+        return table["f1"].tolist(), len(asked)
+
+    paris = Question("1", "capital of France?", ("Paris",))
+    assert scores([paris]) == ([1.0], 1) and scores([paris]) == ([1.0], 0)
+    assert scores([Question("1", "capital of Spain?", ("Madrid",))]) == ([0.0], 1)  # the next file's number 1
+    assert scores([replace(paris, golden_answers=("Lutetia",))]) == ([0.0], 1)
+    assert scores([paris]) == ([1.0], 0)  # what was there is kept
+    others = [
+        replace(ME, weights="other"),
+        replace(ME, engine="other"),
+        replace(ME, rollout=replace(CFG, max_searches=1)),
+        replace(ME, generator="vllm"),
+        replace(ME, method="direct"),
+    ]
+    for setup in others:
+        assert scores([paris], setup)[1] == 1 and scores([paris], setup)[1] == 0
+    assert len(path.read_text().splitlines()) == 8
+
+
+def test_rows_of_a_version_without_keys_are_not_found_again(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"id": "a", "who": "me", "f1": 0.5}\n')
+    table = evaluate_to_file(path, QUESTIONS[:1], ScriptedGenerator(write), Engine(), ME)
+    assert table["f1"].tolist() == [1.0] and len(path.read_text().splitlines()) == 2
 
 
 def test_recall_counts_what_a_good_query_finds():

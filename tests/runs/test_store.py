@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,20 @@ def test_a_run_is_a_folder(store):
     assert not list(run.path.glob("checkpoint*")) and store.verify() == []
     assert store.complete(CountingArm(), 3, never).path == run.path
     assert [found.path for found in store.list()] == [run.path]
+
+
+def test_a_run_is_found_by_the_content_of_its_files(store, tmp_path, monkeypatch):
+    arm = replace(config.load_profile("smoke").policies[0], benchmark="mine.jsonl")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.jsonl").write_text("the same")
+    monkeypatch.chdir(tmp_path / "one")
+    run = store.complete(arm, 0, lambda run: {})
+    assert run.config["benchmark"] == "mine.jsonl" and list(run.contents) == ["mine.jsonl"]
+    monkeypatch.chdir(tmp_path / "two")
+    assert store.complete(arm, 0, never).path == run.path and store.verify() == []
+    (tmp_path / "two" / "mine.jsonl").write_text("another")
+    assert store.get(arm, 0) is None and store.verify() == []  # a run stays itself when its file is gone
 
 
 def test_find(store):

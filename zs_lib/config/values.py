@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from typing import Any
 
+from zs_lib.config.contents import contents_of, pinned
 from zs_lib.errors import ConfigError
 
 BEYOND = 2**63
@@ -52,9 +53,16 @@ def _tells(f: Field, value: Any, labels: bool) -> bool:
     return labels or not f.metadata.get("label")
 
 
-def digest(value: Any) -> str:
-    """Hash a configuration (a dataclass, or its `identity`) to 12 hex digits; field order does not matter."""
+def digest(value: Any, contents: dict[str, str] | None = None) -> str:
+    """Hash a configuration (a dataclass, or its `identity`) to 12 hex digits; field order does not matter.
+
+    Local files and model folders that it names count by their `contents`, wherever they lie; by default those
+    of a dataclass are taken now (`contents_of`), and an `identity` has none.
+    """
     plain = identity(value) if is_dataclass(value) else value
+    if contents is None and is_dataclass(value):
+        contents = contents_of(plain)
+    plain = pinned(plain, contents) if contents else plain
     return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()[:12]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from zs_lib.config.arms import EvaluationArm, RolloutConfig
-from zs_lib.config.values import pick
+from zs_lib.config.values import LABEL, digest, identity, pick
 from zs_lib.engines import SearchEngine, SearchRequest
 from zs_lib.errors import DataError, EngineError
 from zs_lib.evaluation.methods import METHODS
@@ -127,37 +127,57 @@ def evaluate_subsets(
     return pd.concat(tables, ignore_index=True)
 
 
+@dataclass(frozen=True)
+class Setup:
+    """Everything that the answers to a question depend on, besides the question itself."""
+
+    who: str = field(metadata=LABEL)
+    """Model, method and engine as people name them."""
+    method: str
+    rollout: RolloutConfig
+    weights: str = ""
+    """Digest of the model's files."""
+    engine: str = ""
+    """Digest of the engine's name, settings and corpus."""
+    generator: str = "transformers"
+    """One of `arms.GENERATORS`."""
+
+    def key(self, question: Question) -> str:
+        """The name of a result: a digest of the question, its golden answers, and this setup."""
+        return digest({"question": asdict(question), "setup": identity(self)})
+
+
 def evaluate_to_file(
-    path: Path,
-    questions: Sequence[Question],
-    generator: Generator,
-    engine: SearchEngine | None,
-    cfg: RolloutConfig,
-    method: str,
-    who: str,
+    path: Path, questions: Sequence[Question], generator: Generator, engine: SearchEngine | None, setup: Setup
 ) -> pd.DataFrame:
     """`evaluate`, appending each row to `path` as a JSON line as soon as its batch is scored.
 
-    Questions that the file has already are not asked again. `who` names model, method and engine.
+    Rows have three more columns: `question`, `who` and `key`. A result is found again by its key alone, so
+    another question, golden answer, model or setting under the same name is a new one. The file keeps rows
+    of other keys.
 
     Raises:
-        DataError: the file holds another model's answers.
+        DataError: the file holds answers of another `who`.
         RunError: it is damaged.
     """
     log = Log(path, "name another file, or delete it", id=str, who=str)
     log.cut()
-    known = {row["id"]: row for row in log.rows()}
-    if others := {row["who"] for row in known.values()} - {who}:
-        raise DataError(f"{path} holds the answers of {others.pop()}, not of {who}: name another file.")
-    missing = [question for question in questions if question.id not in known]
+    rows = log.rows()
+    if others := {row["who"] for row in rows} - {setup.who}:
+        raise DataError(f"{path} holds the answers of {others.pop()}, not of {setup.who}: name another file.")
+    known = {row.get("key"): row for row in rows}
+    keys = {question.id: setup.key(question) for question in questions}
+    missing = [question for question in questions if keys[question.id] not in known]
     with tqdm(total=len(questions), initial=len(questions) - len(missing), unit="question") as bar:
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
-            rows = evaluate(generator, part, engine, cfg, 0, method).assign(who=who).to_dict("records")
-            log.append(rows)
-            known |= {row["id"]: row for row in rows}
+            texts, names = [question.question for question in part], [keys[question.id] for question in part]
+            table = evaluate(generator, part, engine, setup.rollout, 0, setup.method)
+            new = table.assign(question=texts, who=setup.who, key=names).to_dict("records")
+            log.append(new)
+            known |= {row["key"]: row for row in new}
             bar.update(len(part))
-    return pd.DataFrame([known[question.id] for question in questions])
+    return pd.DataFrame([known[keys[question.id]] for question in questions])
 
 
 def pick_questions(questions: Sequence[Question], per_subset: int) -> list[Question]:

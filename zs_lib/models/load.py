@@ -17,6 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from zs_lib.config.contents import model_digest
 from zs_lib.config.paths import BACKBONES
 from zs_lib.errors import ModelError
 from zs_lib.models import packaged
@@ -57,6 +58,15 @@ def load_model(name: str | Path, dtype: str = "float32") -> LoadedModel:
     return LoadedModel(
         *_first_found(str(name), lambda source, local_only: _load(source, local_only, dtype)), str(name)
     )
+
+
+def weights_digest(name: str | Path) -> str:
+    """Hash the files of a model that was loaded: weights, settings, tokenizer (`model_digest`)."""
+    for folder in (BACKBONES / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return model_digest(folder)
+    cached = try_to_load_from_cache(str(name), "config.json")
+    return model_digest(Path(cached).parent if isinstance(cached, str) else packaged.folder(str(name)))
 
 
 def load_generator(name: str | Path, dtype: str = "float32", backend: str = "transformers") -> Generator:

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from zs_lib.config import paths
+from zs_lib.config.contents import contents_of
 from zs_lib.config.values import digest, from_dict, identity
 from zs_lib.errors import RunError, ZeroSearchError
 from zs_lib.runs import checkpoints, distributed
@@ -212,6 +213,12 @@ class Run:
     def config(self) -> dict:
         """The arm's `values.identity`."""
         return self.record["config"]
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Digests of the local files and model folders in `config`, as they were when it was begun."""
+        contents = self.record.get("contents", {})
+        return contents if isinstance(contents, dict) else {}
 
     @property
     def label(self) -> str:
@@ -396,6 +403,8 @@ class Run:
                 self.logged(name).cut(lambda row: row["step"] <= last)
             return
         record = {"label": getattr(arm, "name", ""), "seed": seed, "config": identity(arm)}
+        if contents := contents_of(record["config"]):
+            record["contents"] = contents
         write_json(self.path / "run.json", record | provenance())
 
     def _digest_of(self, name: str, step: int) -> str:
@@ -422,7 +431,7 @@ class Run:
 
     def _check_record(self) -> None:
         try:
-            found = digest(self.config)
+            found = digest(self.config, self.contents)
         except (ValueError, RecursionError):  # NaN, a thousand brackets
             found = ""
         if found != self.digest:

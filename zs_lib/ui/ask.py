@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zs_lib import config, protocol
+from zs_lib.config import paths
 from zs_lib.config.arms import PolicyArm, RolloutConfig, SimulatorArm
-from zs_lib.config.values import from_identity, pick
+from zs_lib.config.contents import contents_of, file_digest, model_digest
+from zs_lib.config.engines import from_store, simulates
+from zs_lib.config.values import digest, from_identity, pick
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
-from zs_lib.errors import EngineError, RunError
+from zs_lib.errors import ConfigError, EngineError, RunError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from zs_lib.runs import Run
 
 UNKNOWN = ("unknown",)
@@ -67,26 +72,51 @@ def simulate(arguments: argparse.Namespace) -> None:
 
 def evaluate_file(arguments: argparse.Namespace) -> None:
     """Answer the questions of a file with a policy, write its predictions, and print the mean scores."""
+    paths.check_file(arguments.out, "--out")
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit {arguments.limit}: at least one question is needed.")
     study = config.load_profile(arguments.profile)
     from zs_lib import qa
-    from zs_lib.evaluation.evaluate import evaluate_to_file
+    from zs_lib.evaluation.evaluate import Setup, evaluate_to_file
     from zs_lib.evaluation.methods import METHODS
-    from zs_lib.models.load import load_generator
+    from zs_lib.models.load import load_generator, weights_digest
 
     pick("method", arguments.method, METHODS)
-    questions = qa.load_questions(arguments.data)
+    questions = qa.load_questions(arguments.data)[: arguments.limit]
     engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
     model, cfg = _policy(arguments.policy, study)
     who = f"{arguments.policy or study.policies[0].name}, {arguments.method}, {arguments.engine}"
     generator = load_generator(model, backend=study.evaluation.generator)
-    table = evaluate_to_file(arguments.out, questions, generator, engine, cfg, arguments.method, who)
+    weights, asked = weights_digest(model), _engine_digest(arguments.engine, study)
+    setup = Setup(who, arguments.method, cfg, weights, asked, study.evaluation.generator)
+    table = evaluate_to_file(arguments.out, questions, generator, engine, setup)
     if table["subset"].any():
-        print(table.groupby("subset")[["f1", "em", "cover_em", "searches"]].mean().round(3).to_string())
+        means = table.groupby("subset")[["f1", "em", "cover_em", "searches"]].mean().round(3)
+        print(protocol.visible(means.to_string()))
     mean = table[["f1", "em", "cover_em", "searches"]].mean()
     print(
         f"{len(table)} questions: F1 {mean['f1']:.3f}, EM {mean['em']:.3f}, cover-EM {mean['cover_em']:.3f}, "
-        f"{mean['searches']:.2f} searches; predictions in {arguments.out}"
+        f"{mean['searches']:.2f} searches; predictions in {protocol.visible(str(arguments.out))}"
     )
+    print(f"stopped by: {_shares(table['stop_reason'])}")
+
+
+def _shares(reasons: pd.Series) -> str:
+    """Shares of the reasons why rollouts ended, most frequent first."""
+    shares = reasons.value_counts(normalize=True)
+    return ", ".join(f"{reason} {share:.0%}" for reason, share in shares.items())
+
+
+def _engine_digest(name: str, study: config.Profile) -> str:
+    """A digest of an engine's name, its simulator's settings and weights, and the benchmark's passages."""
+    settings: dict = {"engine": name}
+    if simulates(name):
+        arm = _simulator(study)
+        settings |= {"arm": digest(arm)}
+        settings |= {"run": model_digest(_finished(arm).model_dir)} if from_store(name) else {}
+    elif name != "none":
+        settings |= {"passages": file_digest(paths.BENCHMARK / "passages.jsonl")}
+    return digest(settings, contents_of(settings))
 
 
 def golden_answers(question: str) -> tuple[str, ...]:
@@ -107,11 +137,15 @@ def _engine(name: str, study: config.Profile) -> SearchEngine:
     from zs_lib import pipeline
     from zs_lib.runs import RunStore
 
-    arm = next(arm.simulator for arm in study.policies if arm.simulator)
+    arm = _simulator(study)
     if name == "simulated":
         _finished(arm)
         return pipeline.simulator_engine(arm, pipeline.SIMULATOR_SEED, RunStore())
     return build_engine(name, simulator=replace(arm, max_tokens=SERVER_MAX_TOKENS))
+
+
+def _simulator(study: config.Profile) -> SimulatorArm:
+    return next(arm.simulator for arm in study.policies if arm.simulator)
 
 
 def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, RolloutConfig]:
