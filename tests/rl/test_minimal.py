@@ -26,14 +26,7 @@ ADAPTIVE = CurriculumConfig(
 )
 PLAIN = arm().objective
 # Three steps, of which the learning rate rises over the first two.
-OWN = {
-    "engine": "bm25",
-    "curriculum": NOISY,
-    "steps": 3,
-    "warmup_ratio": 0.7,
-    "weight_decay": 0.01,
-    "max_grad_norm": 0.05,
-}
+OWN = {"engine": "bm25", "curriculum": NOISY, "steps": 3, "warmup_ratio": 0.7, "max_grad_norm": 0.05}
 ARMS = {
     "REINFORCE": arm(**OWN, objective=PLAIN),
     "KL, two updates": arm(**OWN, objective=replace(KL, kl_coef=0.1)),

@@ -55,7 +55,6 @@ def arm(**changes) -> PolicyArm:
         prompts_per_step=3,
         group_size=6,
         learning_rate=2e-3,
-        weight_decay=0.0,
         max_grad_norm=1.0,
         warmup_ratio=0.1,
         subsets=("natural",),

@@ -255,7 +255,8 @@ class ObjectiveConfig:
     baseline: str
     """Baseline of REINFORCE, a name of `rl.objectives.BASELINES`; the other algorithms have their own."""
     clip: float
-    """The ratio of new to old probability is clipped to 1 ± clip; the paper takes 0.2."""
+    """Clipping range 1 ± clip of the ratio of new to old probability, and of PPO's values; the paper takes
+    0.2."""
     kl_coef: float
     """Weight of KL(policy || reference) in the loss; the paper takes 0.001. 0: no reference model is kept."""
     updates_per_batch: int
@@ -269,8 +270,6 @@ class ObjectiveConfig:
     value_coef: float = added_later(0.1)
     """PPO: weight of the value loss. The paper's critic is a model of its own; ours is a head on the policy,
     and a larger weight would train the shared layers for the critic's sake."""
-    value_clip: float = added_later(0.2)
-    """PPO: largest change of a value from the one before the update; as `clip`."""
     critic_lr_multiplier: float = added_later(10.0)
     """PPO: the value head's learning rate over the policy's; the paper: 1e-5 over 1e-6."""
 
@@ -278,7 +277,7 @@ class ObjectiveConfig:
         within(
             self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100), gamma=(0, 1), gae_lambda=(0, 1)
         )
-        within(self, value_coef=(0, 10), value_clip=(0, math.inf), critic_lr_multiplier=(0, math.inf))
+        within(self, value_coef=(0, 10), critic_lr_multiplier=(0, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,8 +305,6 @@ class PolicyArm(WeightsConfig):
     """Trajectories of each question (a group)."""
     learning_rate: float
     """Peak learning rate, after its warm-up."""
-    weight_decay: float
-    """Weight decay of AdamW."""
     max_grad_norm: float
     """The gradient is clipped to this norm."""
     warmup_ratio: float
@@ -339,7 +336,6 @@ class PolicyArm(WeightsConfig):
             prompts_per_step=(1, math.inf),
             group_size=(1, math.inf),
             learning_rate=(0, 1),
-            weight_decay=(0, 1),
             max_grad_norm=(0, math.inf),
             warmup_ratio=(0, 1),
             checkpoint_every=(1, math.inf),

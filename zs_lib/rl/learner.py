@@ -23,6 +23,7 @@ from zs_lib.rl.trajectory import Trajectory
 from zs_lib.runs import distributed
 
 SAMPLER_GAP_LIMIT = 0.2  # nats a token: kernels and half precision differ by less, other weights by more
+WEIGHT_DECAY = 0.0  # the paper does not say; runs of so few steps need no pull towards zero
 
 
 def trained_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -72,7 +73,7 @@ class Learner:
             weights = {f"critic.{name}": weight for name, weight in self.critic.named_parameters()}
             self.parameters |= weights
             groups.append({"params": list(weights.values()), "factor": arm.objective.critic_lr_multiplier})
-        self.optimizer = torch.optim.AdamW(groups, lr=arm.learning_rate, weight_decay=arm.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=arm.learning_rate, weight_decay=WEIGHT_DECAY)
 
     def _new_critic(self) -> torch.nn.Linear:
         critic = torch.nn.Linear(self.model.config.hidden_size, 1, device=self.accelerator.device)
@@ -277,9 +278,7 @@ class Learner:
         )
         if self.critic:
             values = self.critic(states.float()).squeeze(-1)
-            stats["value_loss"] = value_loss(
-                values, batch.values, batch.returns, objective.value_clip, normalizer
-            )
+            stats["value_loss"] = value_loss(values, batch.values, batch.returns, objective.clip, normalizer)
             loss = loss + objective.value_coef * stats["value_loss"]
         return loss, stats
 

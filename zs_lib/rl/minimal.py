@@ -33,6 +33,7 @@ from zs_lib.models.decode import TransformersGenerator
 from zs_lib.models.load import LoadedModel
 from zs_lib.qa import Question
 from zs_lib.rl.curriculum import noise_probability
+from zs_lib.rl.learner import WEIGHT_DECAY
 from zs_lib.rl.objectives import algorithm, group_advantages, policy_loss
 from zs_lib.rl.rewards import reward
 from zs_lib.rl.rollout import rollout, token_budget
@@ -54,7 +55,7 @@ def train_minimal(
     model = policy.model.eval()  # no dropout: sampled and trained distribution must be the same
     reference = copy.deepcopy(model).requires_grad_(False) if arm.objective.kl_coef > 0 else None
     generator = TransformersGenerator(model, policy.tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=arm.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=WEIGHT_DECAY)
     warmup_steps = max(1, round(arm.warmup_ratio * arm.steps))
     history: list[dict[str, float]] = []
 

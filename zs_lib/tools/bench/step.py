@@ -15,7 +15,7 @@ from zs_lib.config.arms import PolicyArm
 from zs_lib.engines import build_engine
 from zs_lib.models.load import LoadedModel, build_generator, load_model
 from zs_lib.rl.batches import make_rows
-from zs_lib.rl.learner import Learner
+from zs_lib.rl.learner import WEIGHT_DECAY, Learner
 from zs_lib.rl.objectives import group_advantages
 from zs_lib.rl.rewards import reward
 from zs_lib.rl.rollout import rollout
@@ -111,7 +111,7 @@ def _trl(
     add_fused_lm_head(reference, arm.rollout.temperature)
     trainer = rollouts.trainer(model, loaded.tokenizer, arm.rollout, ROWS)
     trainer.beta, trainer.current_gradient_accumulation_steps = arm.objective.kl_coef, 1
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=arm.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=WEIGHT_DECAY)
     mask = _padded([t.mask for t in trajectories]).long()
     batch = {
         "prompt_ids": _padded([t.prompt_ids[::-1] for t in trajectories]).flip(1),
