@@ -1,10 +1,14 @@
 """Fixtures for every test: a run store of its own, never the checkout's."""
 
+import os
 import signal
 
 import pytest
 
 from zs_lib.runs import RunStore
+
+# One thread a process, as in `make test`: tests run side by side, and start processes of their own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A process in the background of a script is started deaf to Ctrl-C, and so are its children: the tests that send it
 # need both to hear.

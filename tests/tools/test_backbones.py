@@ -11,6 +11,7 @@ from benchmark_fixtures import tokenizer, world
 from safetensors.torch import load_file
 
 from zs_lib import protocol
+from zs_lib.config.paths import BACKBONES
 from zs_lib.errors import ModelError, RunError
 from zs_lib.models.load import load_model
 from zs_lib.runs import checkpoints
@@ -241,7 +242,7 @@ def test_the_probe_asks_real_questions_of_the_split():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_backbone_loads_and_says_what_it_reads(name):
-    folder = build.FOLDER / name
+    folder = BACKBONES / name
     if not folder.exists():
         pytest.skip(f"data/backbones/{name} has not been built yet (`zs backbones build`)")
     tensors = load_file(folder / "model.safetensors")
@@ -261,7 +262,7 @@ def test_a_shipped_backbone_loads_and_says_what_it_reads(name):
 
 
 def test_the_shipped_backbones_are_small_together():
-    if not build.FOLDER.exists():
+    if not BACKBONES.exists():
         pytest.skip("data/backbones has not been built yet (`zs backbones build`)")
-    size = sum(path.stat().st_size for name in SHIPPED for path in (build.FOLDER / name).glob("*"))
+    size = sum(path.stat().st_size for name in SHIPPED for path in (BACKBONES / name).glob("*"))
     assert size <= MEBIBYTES * 2**20

@@ -235,7 +235,7 @@ def test_no_pretraining_question_about_a_test_fact_is_answered_rightly(monkeypat
             answer = (
                 "".join(text for text, _ in example).split("<answer>")[-1].removesuffix("</answer>").strip()
             )
-            assert answer not in sampler.really(fact), (asked[-1].question, answer)
+            assert answer not in sampler.true_answers(fact), (asked[-1].question, answer)
 
 
 def test_what_a_simulator_is_shown_of_the_real_world_is_of_training_entities(monkeypatch):

@@ -140,7 +140,7 @@ def test_the_reward_is_f1_and_noise_follows_the_curriculum(trained):
         [(4 ** (i / 3) - 1) / 3 for i in (1, 2, 3)]
     )
     for row, (*_, trajectories) in zip(logged, watched.seen, strict=True):
-        rewards = [reward(t) for t in trajectories]
+        rewards = [reward(t, "f1") for t in trajectories]
         assert row["reward"] == row["rewards/reward/mean"] == pytest.approx(sum(rewards) / 12)
         assert row["searches"] == pytest.approx(sum(t.num_searches for t in trajectories) / 12)
         assert {t.question for t in trajectories} <= set(QUESTIONS) and len(

@@ -110,7 +110,7 @@ def test_turns_are_told_apart_by_words():
 
 def test_tokens_are_shaded_by_what_was_logged():
     page = render.trajectory(record(), shade="logprob")
-    assert 'title="p = 0.14"' in page and "7 tokens that it was shown, and did not write" in page
+    assert 'title="p = 0.14"' in page and "7 observation tokens, not written by the policy" in page
     assert render._mixed(render.TRAINED_DOWN, 1) in render.group([record(reward=0.0)], "advantage")
     assert "logged without its tokens" in render.trajectory(record(tokens=False), shade="mask")
     with pytest.raises(ConfigError, match="Known: , logprob"):

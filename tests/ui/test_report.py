@@ -74,7 +74,7 @@ def test_nothing_is_loaded_from_elsewhere(site):
         # and if a notebook's output asks for it, the browser refuses: the policy stands before everything else
         assert (
             page.index("Content-Security-Policy") < page.index("<style>")
-            and f'content="{report.POLICY}"' in page
+            and f'content="{report.CONTENT_POLICY}"' in page
         )
 
 

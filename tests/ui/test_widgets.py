@@ -20,6 +20,7 @@ from zs_lib.launch import background, progress
 from zs_lib.runs import RunStore
 from zs_lib.runs.files import write_json
 from zs_lib.ui import render, widgets
+from zs_lib.ui.playground import Inputs
 
 
 @pytest.fixture
@@ -326,9 +327,8 @@ def test_a_playground_compares_engines_and_keeps_their_failures(store):
     assert (
         "bm25" in widgets.playground(SMOKE, store=store).data
     )  # a sample question; there is no simulator yet
-    tool = widgets.Playground(
-        SMOKE, store, ["bm25", "dense"], "capital of Norway", "", "Oslo", ["bm25"], False
-    )
+    inputs = Inputs("capital of Norway", answer="Oslo", engines=("bm25",))
+    tool = widgets.Playground(SMOKE, store, ["bm25", "dense"], inputs)
     assert "states the answer" in tool.view.value and "dense" not in tool.view.value
     tool.query.value = " "
     tool.button.click()
