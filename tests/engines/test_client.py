@@ -1,4 +1,4 @@
-"""The HTTP client under failures: every one is a result that says why, in bounded time; replicas share the load."""
+"""The HTTP client under failures: each is a result that says why, in bounded time; replicas share load."""
 
 import asyncio
 import signal
@@ -15,7 +15,7 @@ from http_fixtures import QUICK, ask, completion, drip, drip_headers, half, hang
 from zs_lib.config import paths
 from zs_lib.engines import SearchResult, client
 from zs_lib.engines.client import Limits
-from zs_lib.engines.http import OpenAIEngine, WikiRetrieverEngine
+from zs_lib.engines.http import OpenAIEngine, SearchR1Engine, WikiRetrieverEngine
 from zs_lib.errors import EngineError
 
 
@@ -131,16 +131,94 @@ def test_it_works_where_an_event_loop_runs():
         assert asyncio.run(cell(WikiRetrieverEngine(server.url, QUICK))) == [SearchResult(("yes",), "ok")]
 
 
-def test_proxies_are_for_other_machines_only(monkeypatch):
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
+@pytest.fixture
+def no_proxies(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_proxies_are_for_other_machines_only(no_proxies, monkeypatch):
     with serving(lambda asked: asked.reply([{"text": asked.path}])) as server:
         monkeypatch.setenv("http_proxy", server.url)
         assert WikiRetrieverEngine("http://search.invalid", QUICK).search(ask("q"), 1)[0].documents == (
             "http://search.invalid/retrieve",
         )
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-        assert WikiRetrieverEngine(server.url, QUICK).search(ask("q"), 1)[0].documents == ("/retrieve",)
+        port = server.server_port
+        for here in (server.url, f"http://localhost:{port}", f"http://0.0.0.0:{port}"):
+            assert WikiRetrieverEngine(here, QUICK).search(ask("q"), 1)[0].documents == ("/retrieve",)
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
+def test_a_proxy_needs_no_scheme(no_proxies, monkeypatch, name):
+    with serving(lambda asked: asked.reply([{"text": asked.path}])) as server:
+        monkeypatch.setenv(name, f"127.0.0.1:{server.server_port}")
+        (result,) = WikiRetrieverEngine("http://search.invalid:81", QUICK).search(ask("q"), 1)
+        assert result.documents == ("http://search.invalid:81/retrieve",)
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "host", "direct"),
+    [
+        ("10.0.0.0/8", "10.1.2.3", True),
+        ("10.0.0.0/8", "11.1.2.3", False),
+        ("a.example, 10.1.2.3", "10.1.2.3", True),
+        ("10.1.2.3", "10.1.2.30", False),
+        ("example", "search.example", True),
+        (".example", "search.example", True),
+        ("example", "anexample", False),
+        ("search.example:81", "search.example", True),
+        ("search.example:82", "search.example", False),
+        ("*", "search.example", True),
+    ],
+)
+def test_no_proxy_is_read_as_requests_reads_it(no_proxies, monkeypatch, no_proxy, host, direct):
+    with serving(lambda asked: asked.reply([])) as server:
+        monkeypatch.setenv("http_proxy", server.url)
+        monkeypatch.setenv("no_proxy", no_proxy)
+        proxy = client._proxy(f"http://{host}:81")
+        assert proxy is None if direct else str(proxy.url) == server.url
+        if not direct:
+            assert WikiRetrieverEngine(f"http://{host}:81", QUICK).search(ask("q"), 1)[0].status == "empty"
+            assert server.asked[0].path == f"http://{host}:81/retrieve"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "message"),
+    [
+        ("socks5://me:secret@127.0.0.1:9", r"pip install 'httpx\[socks\]'"),
+        ("socks4://me:secret@127.0.0.1:9", "none that can be used: give http://HOST:PORT"),
+        ("ftp://me:secret@127.0.0.1", "none that can be used"),
+        ("http://me:secret@127.0.0.1:x", "none that can be used"),
+        ("http://[me", "none that can be used"),
+        ("http://", "none that can be used"),
+    ],
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        WikiRetrieverEngine,
+        SearchR1Engine,
+        lambda url, limits: OpenAIEngine(url, "paper", 0.8, 60, "", limits),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_one_error_without_its_password(
+    no_proxies, monkeypatch, proxy, message, make
+):
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(EngineError, match=message) as caught:
+        make("http://search.example", QUICK).search(ask("q"), 1)
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_proxy_that_is_down_is_named_without_its_password(no_proxies, monkeypatch):
+    with serving(hang) as server:
+        pass
+    monkeypatch.setenv("http_proxy", f"me:secret@127.0.0.1:{server.server_port}")
+    (result,) = WikiRetrieverEngine("http://search.example", QUICK).search(ask("q"), 1)
+    assert f"no answer through the proxy {server.url} (ConnectError) (2 attempts); check" in result.error
+    assert "secret" not in result.error
 
 
 def test_ctrl_c_ends_a_search_at_once():

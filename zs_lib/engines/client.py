@@ -1,5 +1,4 @@
-"""An HTTP client for services: many calls at once, each bounded in time, attempts and size, no key in any
-message.
+"""An HTTP client for services: many calls at once, bounded in time, attempts and size, no key in messages.
 
 A service may have several addresses. A call goes to the replica with the fewest calls in flight, its next
 attempt to another; a replica that does not answer is set aside for a while.
@@ -12,7 +11,6 @@ import ipaddress
 import json
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -26,6 +24,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 from anyio.from_thread import start_blocking_portal
+from requests.utils import get_environ_proxies, select_proxy
 
 from zs_lib.errors import EngineError
 
@@ -101,7 +100,7 @@ class _Replica:
 
     @property
     def rests(self) -> bool:
-        """Whether it is set aside: not asked for `rest_s`, and then by one call at a time, until it answers."""
+        """Whether it is set aside: not asked for `rest_s`, then by one call at a time until it answers."""
         return self.rest_s > 0 and (self.in_flight > 0 or time.monotonic() < self.until)
 
     @contextmanager
@@ -247,7 +246,9 @@ class Service:
         except TimeoutError:
             raise _Again(f"no whole answer within {self.limits.attempt_s:g} s", silent=True) from None
         except (httpx.RequestError, httpx.InvalidURL) as error:
-            raise _Again(f"no answer ({type(error).__name__})", silent=True) from None
+            proxy = _proxy(address)
+            through = f" through the proxy {proxy.url}" if proxy else ""
+            raise _Again(f"no answer{through} ({type(error).__name__})", silent=True) from None
         if answer.status_code in (401, 403):
             cure = (
                 f"put the right key into {self.key_names}"
@@ -290,9 +291,13 @@ class _KeyedTransport(httpx.AsyncHTTPTransport):
     it."""
 
     def __init__(self, service: Service, address: str):
-        url = httpx.URL(address)  # httpx looks for proxies only where it has its own transport
-        direct = is_loopback(url.host) or urllib.request.proxy_bypass(url.host)
-        super().__init__(proxy=None if direct else urllib.request.getproxies().get(url.scheme))
+        try:  # httpx looks for proxies only where it has its own transport
+            super().__init__(proxy=_proxy(address))
+        except ImportError:
+            raise EngineError(
+                "The environment's proxy speaks SOCKS, for which a package is missing: "
+                "`pip install 'httpx[socks]'`, name an http:// proxy, or except the server by no_proxy."
+            ) from None
         self.service = service
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -318,6 +323,32 @@ def _sound(address: str) -> bool:
         )
     except (httpx.InvalidURL, ValueError):
         return False
+
+
+def _proxy(address: str) -> httpx.Proxy | None:
+    """The environment's proxy for an address by the rules of `requests`; none where the server is here.
+
+    So all_proxy counts, a proxy without scheme is an http one, and no_proxy takes networks ("10.0.0.0/8").
+
+    Raises:
+        EngineError: the proxy cannot be used. It is not repeated, for it may hold a password.
+    """
+    host = httpx.URL(address).host
+    if is_loopback(host) or host in ("0.0.0.0", "::"):
+        return None
+    try:
+        named = select_proxy(address, get_environ_proxies(address))
+        if not named:
+            return None
+        url = named if "://" in named else f"http://{named}"
+        if not urlsplit(url).hostname:  # which raises on more than httpx does
+            raise ValueError
+        return httpx.Proxy(url)
+    except (ValueError, httpx.InvalidURL):
+        raise EngineError(
+            "The environment's http_proxy, https_proxy or all_proxy is none that can be used: give "
+            "http://HOST:PORT or socks5://HOST:PORT, or except the server by no_proxy."
+        ) from None
 
 
 def is_loopback(host: str) -> bool:
