@@ -67,6 +67,50 @@ def test_search_r1_in_both_forms_of_its_answer(scored):
         ] is True
 
 
+def spoilt(asked):
+    return "bad" in asked.body["queries"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda asked, found: asked.reply({"detail": "too long"}, 422), "HTTP 422"),
+        (lambda asked, found: asked.reply({}, 400), "HTTP 400"),
+        (lambda asked, found: asked.reply({}, 500), "HTTP 500 (2 attempts)"),
+        (lambda asked, found: asked.reply({"result": found[:-1]}), "another form than expected"),
+        (lambda asked, found: asked.reply({"result": [*found[:-1], None]}), "another form than expected"),
+        (lambda asked, found: asked.reply({"result": [*found[:-1], [{"contents": 5}]]}), "another form"),
+        (lambda asked, found: asked.reply(b"x" * 2**21), "longer than 1,048,576 bytes"),
+    ],
+)
+def test_a_query_that_fails_costs_its_neighbours_nothing(spoil, message):
+    sizes = []  # of calls without "bad"
+
+    def answer(asked):
+        found = [[{"document": {"contents": query}}] for query in asked.body["queries"]]
+        sizes.extend([] if spoilt(asked) else [len(found)])
+        spoil(asked, found) if spoilt(asked) else asked.reply({"result": found})
+
+    queries = [*map(str, range(13)), "bad", *map(str, range(14, 20))]
+    with serving(answer) as server:
+        results = SearchR1Engine(server.url, QUICK).search(ask(*queries), 1)
+        for query, result in zip(queries, results, strict=True):
+            if query == "bad":
+                assert result.status == "failed" and message in result.error
+            else:
+                assert result == SearchResult((query,), "ok")
+        assert sorted(sizes) == [1] * 7 + [4, 8]  # only the neighbours of "bad" were asked for again
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_service_that_is_overloaded_is_not_asked_for_each_query_alone(status):
+    with serving(lambda asked: asked.reply({}, status)) as server:
+        results = SearchR1Engine(server.url, QUICK).search(ask(*map(str, range(16))), 1)
+        assert {result.status for result in results} == {"failed"} and len(
+            server.asked
+        ) == 4  # 2 x 2 attempts
+
+
 def test_zerosearch_wiki():
     with serving(
         lambda asked: asked.reply([{"text": asked.body["query"]}, {"text": " "}][: asked.body["top_k"]])

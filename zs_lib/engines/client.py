@@ -79,15 +79,22 @@ class Call:
 
 
 class Failed(Exception):
-    """Why a call failed, with a cure, in one sentence for people."""
+    """Why a call failed, with a cure, in one sentence for people.
+
+    `by_content`: what was asked for may be the cause, so parts of it may fare better.
+    """
+
+    def __init__(self, sentence: str, by_content: bool = True):
+        super().__init__(sentence)
+        self.by_content = by_content
 
 
 class _Again(Exception):
     """An attempt that failed in a way that may pass; `silent`: there was no answer at all."""
 
-    def __init__(self, cause: str, wait_s: float = 0.0, silent: bool = False):
+    def __init__(self, cause: str, wait_s: float = 0.0, silent: bool = False, by_content: bool = False):
         super().__init__(cause)
-        self.wait_s, self.silent = wait_s, silent
+        self.wait_s, self.silent, self.by_content = wait_s, silent, by_content
 
 
 class _Replica:
@@ -166,8 +173,8 @@ class Service:
         with start_blocking_portal() as portal:  # a thread with a loop of its own, for Jupyter's is busy
             return portal.call(self._fetch, calls)
 
-    def failed(self, cause: str, cure: str) -> Failed:
-        return Failed(f"{self.name}: {cause}; {cure}.")
+    def failed(self, cause: str, cure: str, by_content: bool = True) -> Failed:
+        return Failed(f"{self.name}: {cause}; {cure}.", by_content)
 
     async def _fetch(self, calls: Sequence[Call]) -> list[Any]:
         slots = asyncio.Semaphore(self.limits.concurrency * len(self.replicas))
@@ -201,6 +208,7 @@ class Service:
             return self.failed(
                 f"the search was not over within {self.limits.search_s:g} s",
                 "ask for less at once, or look whether the service is overloaded",
+                by_content=False,
             )
         except Failed as failure:
             return failure
@@ -208,7 +216,7 @@ class Service:
     async def _try(self, clients: _Clients, call: Call) -> Any:
         """The answer of whichever replica has one; Failed, which names each, after all attempts at all of
         them."""
-        tries, due, failures = Counter(), {}, {}
+        tries, due, failures, by_content = Counter(), {}, {}, False
         now = asyncio.get_running_loop().time
         while left := [replica for replica in self.replicas if tries[replica] < self.limits.attempts]:
             replica = min(left, key=lambda one: (one.rests, tries[one], one.in_flight, one.asked))
@@ -218,6 +226,7 @@ class Service:
                     return await self._attempt(clients[replica], replica.address, call)
             except _Again as again:
                 tries[replica] += 1
+                by_content = by_content or again.by_content
                 cause = f"{again} ({tries[replica]} attempts)"
                 failures[replica] = self.failed(
                     cause, f"check that {replica.address} is up and can be reached, then go on"
@@ -227,7 +236,7 @@ class Service:
                     cause = f"{again}, and {replica.address} wants to be left alone for {again.wait_s:.0f} s"
                     failures[replica] = self.failed(cause, "go on later, or with fewer runs side by side")
                     tries[replica] = self.limits.attempts
-        raise Failed(" ".join(map(str, failures.values())))
+        raise Failed(" ".join(map(str, failures.values())), by_content)
 
     def _pause(self, call: Call, attempt: int) -> float:
         """Seconds to wait: doubled each time, and spread by a draw that depends on call and attempt alone."""
@@ -257,7 +266,8 @@ class Service:
             )
             raise EngineError(f"{self.name} refuses to answer (HTTP {answer.status_code}): {cure}.")
         if answer.status_code in PASSING:
-            raise _Again(f"HTTP {answer.status_code}", _retry_after(answer.headers.get("Retry-After", "")))
+            wait_s, broke = _retry_after(answer.headers.get("Retry-After", "")), answer.status_code == 500
+            raise _Again(f"HTTP {answer.status_code}", wait_s, by_content=broke)
         if not answer.is_success:
             said = self.quote(body.decode(errors="replace"))
             raise self.failed(

@@ -41,17 +41,37 @@ class HttpEngine(SearchEngine, ABC):
         self.name, self.service = name, service
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
+        """Where requests of one call fail together, perhaps because of one of them, each is made alone."""
         groups = [requests[start : start + self.together] for start in range(0, len(requests), self.together)]
-        answers = self.service.fetch([self._call(group, num_documents) for group in groups])
-        read = (
-            self._read(group, answer, num_documents) for group, answer in zip(groups, answers, strict=True)
-        )
-        return [result for results in read for result in results]
+        answers = self._ask(groups, num_documents)
+        parted = [
+            len(group) > 1 and isinstance(answer, Failed) and answer.by_content
+            for group, answer in zip(groups, answers, strict=True)
+        ]
+        alone = [[request] for group, part in zip(groups, parted, strict=True) if part for request in group]
+        again = iter(self._ask(alone, num_documents))
+        results = []
+        for group, answer, part in zip(groups, answers, parted, strict=True):
+            for one, size in [(next(again), 1) for _ in group] if part else [(answer, len(group))]:
+                failed = isinstance(one, Failed)
+                results += [SearchResult((), "failed", str(one))] * size if failed else one
+        return results
 
-    def _read(self, group: Sequence[SearchRequest], answer: Any, num_documents: int) -> list[SearchResult]:
+    def _ask(
+        self, groups: Sequence[Sequence[SearchRequest]], num_documents: int
+    ) -> list[list[SearchResult] | Failed]:
+        """Make one call for each group, and read its answer: a result for each request, or why it failed."""
+        answers = self.service.fetch([self._call(group, num_documents) for group in groups])
+        return [
+            self._read(group, answer, num_documents) for group, answer in zip(groups, answers, strict=True)
+        ]
+
+    def _read(
+        self, group: Sequence[SearchRequest], answer: Any, num_documents: int
+    ) -> list[SearchResult] | Failed:
         try:
             if isinstance(answer, Failed):
-                raise answer
+                return answer
             lists = self._documents(answer, num_documents)
             if len(lists) != len(group):
                 raise ValueError
@@ -60,13 +80,12 @@ class HttpEngine(SearchEngine, ABC):
                 for texts in lists
             ]
         except (LookupError, TypeError, AttributeError, ValueError):
-            failure = self.service.failed(
+            return self.service.failed(
                 "the answer has another form than expected",
                 f"check that the address is a server for '{self.name.partition(':')[0]}'",
             )
         except Failed as stated:
-            failure = stated
-        return [SearchResult((), "failed", str(failure))] * len(group)
+            return stated
 
     @abstractmethod
     def _call(self, group: Sequence[SearchRequest], num_documents: int) -> Call:
