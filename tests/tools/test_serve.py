@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 
@@ -16,96 +15,22 @@ import httpx
 import pytest
 from model_fixtures import tiny_model, tiny_tokenizer
 from run_fixtures import CountingArm
+from serve_fixtures import CORPUS, TOKEN, request, serving
 
 from zs_lib import cli, config, qa
-from zs_lib.config import paths
-from zs_lib.engines import SearchRequest, build_engine
+from zs_lib.engines import build_engine
 from zs_lib.engines.client import Limits
 from zs_lib.engines.http import OpenAIEngine, SearchR1Engine, seed_of
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.models.decode import TransformersGenerator
 from zs_lib.pipeline import ensure
-from zs_lib.tools.serving import completions, serve
-
-TOKEN = "planted-token-51c"
-CORPUS = [
-    {"id": "7", "contents": '"France"\nThe capital of France is Paris.'},
-    {"id": 8, "contents": '"Spain"\nThe capital of Spain is Madrid.'},
-    {"id": "9", "contents": '"Vigo"\nVigo is a city by the sea.'},
-]
-
-
-class Served:
-    """A `zs serve` process that said it is ready."""
-
-    def __init__(self, process, line):
-        self.process, self.line = process, line
-        self.url = re.search(r"http://[\w.:]+:\d+", line)[0]
-        self.port = int(self.url.rsplit(":", 1)[1])
-
-    def stop(self, by=signal.SIGTERM) -> int:
-        """The exit code; afterwards nobody listens."""
-        self.process.send_signal(by)
-        code = self.process.wait(20)
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", self.port)) != 0
-        return code
-
-
-@contextlib.contextmanager
-def serving(*arguments, **environment):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "zs_lib", "serve", *arguments, "--port", "0"],
-        cwd=paths.ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **environment},
-    )
-    try:
-        line = process.stdout.readline()
-        assert line, process.stderr.read()
-        yield Served(process, line)
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in CORPUS))
-    return path
-
-
-@pytest.fixture(scope="module")
-def retriever(corpus):
-    with serving("retriever", "--corpus", str(corpus), ZS_SERVE_TOKEN="") as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model().save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def simulator(folder):
-    with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN="") as served:
-        yield served
+from zs_lib.tools.serving import batches, serve
 
 
 @pytest.fixture(autouse=True)
 def no_token(monkeypatch):
     monkeypatch.delenv("ZS_SERVE_TOKEN", raising=False)
-
-
-def request(query, key=(0,), noisy=False):
-    return SearchRequest(query, "which?", ("Paris",), noisy, key)
 
 
 # ------------------------------------------------------------------------------------------ retriever
@@ -158,7 +83,7 @@ def test_the_example_of_the_ready_line_works(retriever):
         ({"queries": ["a"], "topk": True}, 400, "as int"),
         ({"queries": ["a"], "topk": 1e300}, 400, "as int"),
         ({"queries": ["a"], "return_scores": 1}, 400, "as bool"),
-        ([], 400, "no JSON object"),
+        ([], 400, "not a JSON object"),
         ({"queries": ["a" * 1_100_000]}, 413, "bytes"),
     ],
 )
@@ -223,9 +148,9 @@ def test_signals_end_it_cleanly(by, code, body):
     [
         (
             ["retriever", "--host", "0.0.0.0"],
-            "0.0.0.0 can be reached by others: put a secret into the environment's ZS_SERVE_TOKEN",
+            "Other machines can reach 0.0.0.0: put a secret into the environment variable ZS_SERVE_TOKEN",
         ),
-        (["retriever", "--host", "no.such.host.invalid"], "no.such.host.invalid can be reached"),
+        (["retriever", "--host", "no.such.host.invalid"], "Other machines can reach no.such.host.invalid"),
         (["retriever", "--port", "99999"], "Port 99999 of 127.0.0.1 cannot be used"),
         (["retriever", "--port", "TAKEN"], "cannot be used (Address already in use): choose another --port"),
         (
@@ -360,7 +285,7 @@ def test_a_burst_delays_another_s_request_by_no_more_than_what_is_before_it(simu
 
     asyncio.run(clients())
     before = answered[: answered.index("single")]
-    assert len(answered) == 121 and before.count("second") <= completions.BATCH
+    assert len(answered) == 121 and before.count("second") <= batches.BATCH
 
 
 def test_completions_have_openai_s_form(simulator):
@@ -394,19 +319,29 @@ def test_completions_have_openai_s_form(simulator):
         ({"model": "../../etc/passwd"}, 404, "no such model: this server has 'tiny'"),
         ({"messages": []}, 400, "'messages' must be"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "both texts"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "both texts"),
         ({"messages": [3]}, 400, "both texts"),
         ({"messages": [{"role": "user", "content": ""}]}, 400, "a prompt of 0 tokens"),
         ({"messages": None}, 400, "as list"),
-        ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "do not fit the model's 512"),
-        ({"max_tokens": 0}, 400, "from 1 to 1024"),
-        ({"max_tokens": 2000}, 400, "from 1 to 1024"),
+        ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "context of 512"),
+        ({"max_tokens": 0}, 400, "from 1 to 4096"),
+        ({"max_tokens": 5000}, 400, "from 1 to 4096"),
         ({"temperature": -1}, 400, "from 0 to 2"),
         ({"temperature": "hot"}, 400, "as float"),
-        ({"stop": ["a"] * 5}, 400, "at most 4"),
+        ({"stop": ["a"] * 65}, 400, "at most 64"),
         ({"stop": ""}, 400, "1 to 100 characters"),
-        ({"stream": True}, 400, "'stream' cannot be asked for"),
-        ({"n": 2}, 400, "'n' cannot"),
-        ({"tools": []}, 400, "'tools' cannot"),
+        ({"stream": 1}, 400, "as bool"),
+        ({"n": 0}, 400, "from 1 to 128"),
+        ({"n": 129}, 400, "from 1 to 128"),
+        ({"top_p": 1.5}, 400, "from 0 to 1"),
+        ({"top_k": -2}, 400, "from -1 to inf"),
+        ({"top_logprobs": 3}, 400, "needs 'logprobs'"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "from 0 to 20"),
+        ({"tools": [{"type": "function"}]}, 400, "'tools' is not supported"),
+        ({"response_format": {"type": "json_object"}}, 400, "'response_format' is not supported"),
+        ({"repetition_penalty": 1.1}, 400, "'repetition_penalty' is not supported"),
+        ({"store": True}, 400, "'store' is not supported"),
+        ({"unheard_of": 0}, 400, "'unheard_of' is not supported"),
         ({"seed": "x"}, 400, "as int"),
     ],
 )

@@ -1,201 +1,241 @@
-"""Serve a simulator by OpenAI's protocol: chat completions by a `models.generator.Generator`, in batches."""
+"""Serve a simulator by OpenAI's protocol: chat and text completions, whole or streamed, in batches.
+
+What a request may hold follows OpenAI's API, and vLLM's server for the fields that only it has (`top_k`,
+`repetition_penalty`, …). A field that we do not offer is accepted at the value without effect, which many
+clients send, and refused at any other, never ignored. A completion is a function of prompt, seed and
+settings, whatever else is in its batch.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from secrets import randbits
+from typing import Any
 
 from starlette.applications import Starlette
+from starlette.responses import StreamingResponse
 
 from zs_lib.errors import ModelError
-from zs_lib.models.generator import Generator
+from zs_lib.tools.serving.batches import Batches, Job, Sampling
+from zs_lib.tools.serving.replies import Chat, Text
 from zs_lib.tools.serving.web import Refused, json_application, take, within
 
-MAX_TOKENS, DEFAULT_TOKENS = 1024, 256
-"""Tokens of a completion: the largest number, and the number if a request sets none."""
-MAX_STOPS, MAX_STOP = 4, 100
+MAX_TOKENS, DEFAULT_TOKENS, DEFAULT_TEXT_TOKENS = 4096, 256, 16
+"""Tokens of a completion: the largest number, and the numbers if a chat or a text completion sets none."""
+MAX_STOPS, MAX_STOP = 64, 100
 """Stop strings of a request, and characters of each."""
+MAX_CHOICES, MAX_ALTERNATIVES = 128, 20
+"""Completions of a request, and alternatives reported for a token."""
 ANSWER_S = 300.0
-"""Seconds within which a completion must be made, waiting for its batch included."""
-BATCH, GATHER_S = 32, 0.01
-"""Largest number of completions in a batch, and seconds for which the first waits for others."""
+"""Seconds within which a request must be answered, waiting for its batch included."""
 SUPPORTED = {
-    "model",
-    "messages",
-    "temperature",
-    "max_tokens",
-    "max_completion_tokens",
-    "seed",
-    "stop",
-    "user",
+    *("model", "messages", "prompt", "temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens"),
+    *("seed", "stop", "n", "logprobs", "top_logprobs", "stream", "stream_options"),
+    # For the provider's own records: of no effect on the answer.
+    *("user", "metadata", "safety_identifier", "prompt_cache_key"),
 }
 NEUTRAL = {
-    "n": 1,
-    "top_p": 1,
-    "stream": False,
-    "logprobs": False,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_p", "min_tokens"), (0,)),
+    **dict.fromkeys(("repetition_penalty", "length_penalty", "typical_p", "best_of"), (1,)),
+    **dict.fromkeys(
+        ("store", "echo", "use_beam_search", "ignore_eos", "include_stop_str_in_output"), (False,)
+    ),
+    **dict.fromkeys(("tools", "functions", "stop_token_ids", "bad_words"), ([],)),
+    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
+    **dict.fromkeys(("logit_bias", "chat_template_kwargs"), ({},)),
+    **dict.fromkeys(("skip_special_tokens", "add_generation_prompt"), (True,)),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    "suffix": ("",),
 }
-"""Other fields of the protocol, at the values without effect: different values are refused, not ignored."""
+"""Other fields of the protocol, at the values without effect."""
 
 
 def application(batches: Batches, name: str, token: str = "") -> Starlette:
-    """Build the application: POST /v1/chat/completions for one model, without streaming; GET /v1/models."""
+    """Build the application: /v1/chat/completions, /v1/completions, /v1/models, /v1/models/NAME, /health."""
 
-    async def complete(fields: dict) -> dict:
-        if take(fields, "model", str, name) != name:
-            raise Refused(404, f"there is no such model: this server has '{name}'")
-        job = batches.job(fields)
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                text, reason, written = await batches.complete(job)
-        except TimeoutError:
-            raise Refused(503, f"no answer within {ANSWER_S:g} s: send fewer requests at once") from None
-        usage = {
-            "prompt_tokens": len(job.prompt),
-            "completion_tokens": written,
-            "total_tokens": len(job.prompt) + written,
-        }
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-        return {
-            "id": f"chatcmpl-{randbits(64):016x}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": name,
-            "choices": [choice],
-            "usage": usage,
-        }
+    def complete(form: type[Chat] | type[Text]):
+        async def answer(fields: dict) -> dict | StreamingResponse:
+            if take(fields, "model", str, "") not in ("", name):
+                raise Refused(404, f"there is no such model: this server has '{name}'")
+            asked = form(name, _jobs(batches, fields, form is Chat), _include_usage(fields))
+            if take(fields, "stream", bool, False):
+                return StreamingResponse(_events(batches, asked), media_type="text/event-stream")
+            await _complete(batches, asked.jobs)
+            return asked.whole()
 
-    models = {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "zs"}]}
-    return json_application(
-        {"/v1/chat/completions": complete}, {"/v1/models": models}, token, batches.running
+        return answer
+
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "zs"}
+    gets = {"/v1/models": {"object": "list", "data": [model]}, f"/v1/models/{name}": model, "/health": {}}
+    posts = {"/v1/chat/completions": complete(Chat), "/v1/completions": complete(Text)}
+    return json_application(posts, gets, token, batches.running)
+
+
+def _jobs(batches: Batches, fields: dict, chat: bool) -> list[Job]:
+    """Check a request and make it jobs: `n` for each prompt, the first with the request's own seed.
+
+    Raises:
+        Refused: a field is invalid or not supported.
+    """
+    for name, value in fields.items():
+        if value is not None and name not in SUPPORTED and value not in NEUTRAL.get(name, ()):
+            raise Refused(400, f"'{name}' is not supported")
+    prompts = [_chat(batches, fields)] if chat else _texts(batches, fields)
+    n = within("n", take(fields, "n", int, 1), 1, MAX_CHOICES)
+    if len(prompts) * n > MAX_CHOICES:
+        raise Refused(400, f"a request may have at most {MAX_CHOICES} completions")
+    seed = take(fields, "seed", int, randbits(31))
+    if not all(prompts):
+        raise Refused(400, "a prompt of 0 tokens cannot be continued")
+    longest, context = max(map(len, prompts)), batches.generator.context or math.inf
+    if longest >= context:
+        raise Refused(400, f"a prompt of {longest} tokens leaves no room in the model's context of {context}")
+    sampling = _sampling(fields, chat, context - longest)
+    places = [(prompt, i) for prompt in prompts for i in range(n)]
+    return [
+        Job(prompt=tuple(prompt), key=(seed, i) if i else (seed,), sampling=sampling) for prompt, i in places
+    ]
+
+
+def _sampling(fields: dict, chat: bool, room: float) -> Sampling:
+    """Sampling settings; a limit beyond the context's room is cut to it (finish_reason "length" tells)."""
+    default = DEFAULT_TOKENS if chat else DEFAULT_TEXT_TOKENS
+    tokens = take(fields, "max_completion_tokens", int, take(fields, "max_tokens", int, default))
+    within("max_tokens", tokens, 1, MAX_TOKENS)
+    stop = [fields["stop"]] if isinstance(fields.get("stop"), str) else take(fields, "stop", list, [])
+    valid = all(isinstance(text, str) and 0 < len(text) <= MAX_STOP for text in stop)
+    if len(stop) > MAX_STOPS or not valid:
+        raise Refused(400, f"'stop' must be at most {MAX_STOPS} texts of 1 to {MAX_STOP} characters")
+    if chat:
+        alternatives = take(fields, "top_logprobs", int, 0)
+        if not take(fields, "logprobs", bool, False):
+            if alternatives:
+                raise Refused(400, "'top_logprobs' needs 'logprobs': true")
+            alternatives = None
+    else:  # false: as some clients send for none
+        alternatives = None if fields.get("logprobs") in (None, False) else take(fields, "logprobs", int)
+    return Sampling(
+        int(min(tokens, room)),
+        within("temperature", take(fields, "temperature", float, 1.0), 0, 2),
+        max(0, within("top_k", take(fields, "top_k", int, 0), -1, math.inf)),
+        within("top_p", take(fields, "top_p", float, 1.0), 0, 1),
+        tuple(stop),
+        None if alternatives is None else within("logprobs", alternatives, 0, MAX_ALTERNATIVES),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A requested completion, which is a function of prompt, seed and settings."""
+def _chat(batches: Batches, fields: dict) -> list[int]:
+    """Ids of a chat; of the joined contents if the model has no chat template."""
+    chat = take(fields, "messages", list)
+    messages = [_message(message) for message in chat]
+    if not messages:
+        raise Refused(400, "'messages' must be a list of at least one message")
+    tokenizer = batches.generator.tokenizer
+    if tokenizer.chat_template is None:
+        return batches.generator.encode_prompt("".join(message["content"] for message in messages))
+    try:
+        return _templated(tokenizer, messages)
+    except Exception as error:  # a template is a program, and may raise any error
+        # ZeroSearch's client puts an empty one first, and some templates know no system message.
+        said = [message for message in messages if message != {"role": "system", "content": ""}]
+        if 0 < len(said) < len(messages):
+            return _chat(batches, {"messages": said})
+        raise Refused(400, f"the model's chat template refuses these messages ({error})") from None
 
-    prompt: list[int]
-    seed: int
-    settings: tuple[int, float, tuple[str, ...]]
-    """Token limit, temperature and stop strings; the jobs of a batch have the same."""
-    answer: asyncio.Future = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+def _templated(tokenizer: Any, messages: list[dict]) -> list[int]:
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
-class Batches:
-    """A queue of jobs, completed in batches of the same settings."""
-
-    def __init__(self, generator: Generator):
-        self.generator = generator
-        self._waiting: list[Job] = []
-        self._arrived, self._stopped = asyncio.Event(), False
-        generator.model.register_forward_pre_hook(self._check_running)
-
-    def job(self, fields: dict) -> Job:
-        """Check a request and make it a job.
-
-        Raises:
-            Refused: a field is invalid or not supported.
-        """
-        for name, value in fields.items():
-            if name in SUPPORTED or value is None:
-                continue
-            if name not in NEUTRAL or value != NEUTRAL[name]:
-                raise Refused(400, f"'{name}' is not supported")
-        tokens = take(fields, "max_tokens", int, take(fields, "max_completion_tokens", int, DEFAULT_TOKENS))
-        within("max_tokens", tokens, 1, MAX_TOKENS)
-        stop = [fields["stop"]] if isinstance(fields.get("stop"), str) else take(fields, "stop", list, [])
-        valid = all(isinstance(text, str) and 0 < len(text) <= MAX_STOP for text in stop)
-        if len(stop) > MAX_STOPS or not valid:
-            raise Refused(400, f"'stop' must be at most {MAX_STOPS} texts of 1 to {MAX_STOP} characters")
-        temperature = within("temperature", take(fields, "temperature", float, 1.0), 0, 2)
-        prompt, context = self._prompt(fields), self.generator.context or math.inf
-        if not 0 < len(prompt) <= context - tokens:
-            raise Refused(
-                400,
-                f"a prompt of {len(prompt)} tokens and {tokens} new ones do not fit the model's {context}",
-            )
-        return Job(prompt, take(fields, "seed", int, randbits(31)), (tokens, temperature, tuple(stop)))
-
-    def _prompt(self, fields: dict) -> list[int]:
-        """Ids of a chat; of the joined contents if the model has no chat template."""
-        chat = take(fields, "messages", list)
+def _message(message: Any) -> dict:
+    """A message with its content as one text: text parts are joined by line breaks, as vLLM does."""
+    role, content = (
+        (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+    )
+    if isinstance(content, list):
         parts = [
-            (part.get("role"), part.get("content")) if isinstance(part, dict) else (None, None)
-            for part in chat
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else 0
+            for part in content
         ]
-        if not chat or not all(isinstance(text, str) for part in parts for text in part):
-            raise Refused(400, '\'messages\' must be a list of {"role": …, "content": …}, both texts')
-        tokenizer = self.generator.tokenizer
-        if tokenizer.chat_template is None:
-            return self.generator.encode_prompt("".join(content for _, content in parts))
-        messages = [{"role": role, "content": content} for role, content in parts]
-        try:
-            chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            return chat["input_ids"]
-        except Exception as error:  # a template is a program, and may raise any error
-            raise Refused(400, f"the model's chat template refuses these messages ({error})") from None
+        content = "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise Refused(
+            400, 'each message must be {"role": …, "content": …}, both texts; content may be text parts'
+        )
+    return {"role": role, "content": content}
 
-    async def complete(self, job: Job) -> tuple[str, str, int]:
-        """Complete a job: its text without the stop string, "stop" or "length", and the number of tokens."""
-        self._waiting.append(job)
-        self._arrived.set()
-        return await job.answer
 
-    @asynccontextmanager
-    async def running(self, _: Starlette) -> AsyncIterator[None]:
-        """Complete jobs within this context; leaving it aborts unfinished ones."""
-        worker = asyncio.create_task(self._work())
-        try:
-            yield
-        finally:
-            self._stopped = True
-            worker.cancel()
+def _texts(batches: Batches, fields: dict) -> list[list[int]]:
+    """Ids of the prompts of a text completion: one or several, each a text or a list of ids."""
+    prompt = [] if fields.get("prompt") is None else fields["prompt"]
+    prompts = prompt if isinstance(prompt, list) and prompt and type(prompt[0]) is not int else [prompt]
+    if len(prompts) > MAX_CHOICES:
+        raise Refused(400, f"a request may have at most {MAX_CHOICES} completions")
+    size = len(batches.generator.tokenizer)
+    encoded = []
+    for text in prompts:
+        ids = batches.generator.encode_prompt(text) if isinstance(text, str) else text
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < size for i in ids):
+            raise Refused(400, "'prompt' must be a text, a list of the model's token ids, or a list of these")
+        encoded.append(ids)
+    return encoded
 
-    def _check_running(self, *_) -> None:
-        if self._stopped:
-            raise ModelError("The server is stopping.")
 
-    async def _work(self) -> None:
-        while True:
-            await self._arrived.wait()
-            await asyncio.sleep(GATHER_S)
-            jobs = [job for job in self._waiting if job.settings == self._waiting[0].settings][:BATCH]
-            self._waiting = [job for job in self._waiting if job not in jobs]
-            if not self._waiting:
-                self._arrived.clear()
-            await self._answer([job for job in jobs if not job.answer.done()])  # done: the client has left
+def _include_usage(fields: dict) -> bool:
+    options = take(fields, "stream_options", dict, {})
+    return take(options, "include_usage", bool, False)
 
-    async def _answer(self, jobs: list[Job]) -> None:
-        try:
-            answers = await asyncio.to_thread(self._generate, jobs)
-        except Exception as error:  # reported to the clients of this batch; other batches go on
-            answers = [error] * len(jobs)
-        for job, answer in zip(jobs, answers, strict=True):
-            if job.answer.done():
-                continue
-            if isinstance(answer, Exception):
-                job.answer.set_exception(answer)
-            else:
-                job.answer.set_result(answer)
 
-    def _generate(self, jobs: list[Job]) -> list[tuple[str, str, int]]:
-        if not jobs:
-            return []
-        tokens, temperature, stop = jobs[0].settings
-        prompts, keys = [job.prompt for job in jobs], [(job.seed,) for job in jobs]
-        answers = []
-        for completion in self.generator.generate(prompts, keys, tokens, temperature, stop):
-            text = self.generator.decode(completion.ids)
-            for string in stop:
-                text = text.partition(string)[0]
-            reason = "length" if completion.stop_reason == "length" else "stop"
-            answers.append((text, reason, len(completion.ids)))
-        return answers
+async def _complete(batches: Batches, jobs: list[Job]) -> None:
+    """Wait until jobs are complete; leaving earlier, by an error or a cancellation, gives them up."""
+    batches.add(jobs)
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            await asyncio.gather(*(job.done for job in jobs))
+    except TimeoutError:
+        raise Refused(503, f"no answer within {ANSWER_S:g} s: send fewer requests at once") from None
+    finally:
+        for job in jobs:
+            job.done.cancel()
+
+
+async def _events(batches: Batches, asked: Chat) -> AsyncIterator[str]:
+    """Server-sent events of a stream: pieces of each choice as they come, usage if asked for, "[DONE]"."""
+    grown: asyncio.Queue[int | None] = asyncio.Queue()  # numbers of choices
+    for i, job in enumerate(asked.jobs):
+        job.listener = partial(grown.put_nowait, i)
+    work = asyncio.ensure_future(_complete(batches, asked.jobs))
+    work.add_done_callback(lambda _: grown.put_nowait(None))
+    sent = [(0, 0)] * len(asked.jobs)  # characters and entries
+    try:
+        for choice in asked.first():
+            yield _event(asked.chunk(choice))
+        while (i := await grown.get()) is not None:
+            job, (characters, entries) = asked.jobs[i], sent[i]
+            text, more = job.text[characters:], job.entries[entries:]
+            if text and not job.done.done():
+                yield _event(asked.chunk(asked.piece(i, text, more, None)))
+                sent[i] = characters + len(text), entries + len(more)
+        work.result()
+        for i, job in enumerate(asked.jobs):
+            characters, entries = sent[i]
+            last = asked.piece(i, job.text[characters:], job.entries[entries:], job.finish_reason)
+            yield _event(asked.chunk(last))
+        if asked.include_usage:
+            yield _event(asked.chunk() | {"usage": asked.usage()})
+        yield "data: [DONE]\n\n"
+    except (Refused, ModelError) as error:
+        yield _event({"error": {"message": str(error)}})
+    finally:
+        work.cancel()
+
+
+def _event(value: dict) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

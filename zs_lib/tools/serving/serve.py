@@ -1,6 +1,6 @@
 """Serve a retriever by Search-R1's protocol, or a simulator by OpenAI's, over HTTP.
 
-vLLM serves the simulator if it is installed, else `completions` does, with our own `Generator`. `transformers
+vLLM serves the simulator if it is installed, else `completions` does, with our own sampler. `transformers
 serve` would need fastapi and openai, serves no chats to models without a chat template (the tiny simulators),
 and has one global seed, so that an answer would depend on other requests.
 
@@ -78,10 +78,13 @@ def simulator(model: str, host: str, port: int) -> None:
         if find_spec("vllm"):
             _run_vllm(weights, name, address, example)
             return
-        from zs_lib.models.load import load_generator
-        from zs_lib.tools.serving.completions import Batches, application
+        from zs_lib.models.load import load_model
+        from zs_lib.tools.serving.batches import Batches, BatchGenerator
+        from zs_lib.tools.serving.completions import application
 
-        _run(application(Batches(load_generator(weights)), name, address.token), address, example)
+        loaded = load_model(weights)
+        batches = Batches(BatchGenerator(loaded.model, loaded.tokenizer))
+        _run(application(batches, name, address.token), address, example)
 
 
 def _weights(name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""JSON over HTTP: an application that checks whatever it is sent."""
+"""Answer requests with JSON over HTTP, and check whatever is sent."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import anyio
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 MAX_BODY, READ_S = 1 << 20, 10.0
@@ -26,34 +27,39 @@ class Refused(Exception):
         self.status = status
 
 
+Answer = dict | list | Response
+"""What an endpoint gives: JSON, or a response of its own, such as a stream."""
+
+
 def json_application(
-    posts: dict[str, Callable[[dict], Awaitable[dict]]],
+    posts: dict[str, Callable[[dict], Awaitable[Answer]]],
     gets: dict[str, dict],
     token: str,
     lifespan: Callable | None = None,
 ) -> Starlette:
-    """Build an application that answers with JSON objects.
+    """Build an application that answers with JSON.
 
     `posts` maps paths to functions of the request's object, `gets` maps paths to the answers themselves.
     If `token` is not empty, requests must have it as their bearer token.
     """
 
-    def endpoint(answer: Callable[[Request], Awaitable[dict]]) -> Callable:
-        async def guarded(request: Request) -> JSONResponse:
+    def endpoint(answer: Callable[[Request], Awaitable[Answer]]) -> Callable:
+        async def guarded(request: Request) -> Response:
             try:
                 sent = request.headers.get("Authorization", "")
                 if token and not hmac.compare_digest(sent.encode(), f"Bearer {token}".encode()):
                     raise Refused(401, "send the server's token with the request: 'Authorization: Bearer …'")
-                return JSONResponse(await answer(request))
+                given = await answer(request)
+                return given if isinstance(given, Response) else JSONResponse(given)
             except Refused as refused:
-                return JSONResponse({"error": {"message": str(refused)}}, refused.status)
+                return _error(refused.status, str(refused))
             except asyncio.CancelledError:
-                return JSONResponse({"error": {"message": "the server is stopping"}}, 503)
+                return _error(503, "the server is stopping")
 
         return guarded
 
-    def post(answer: Callable[[dict], Awaitable[dict]]) -> Callable:
-        async def read(request: Request) -> dict:
+    def post(answer: Callable[[dict], Awaitable[Answer]]) -> Callable:
+        async def read(request: Request) -> Answer:
             return await answer(await _body(request))
 
         return endpoint(read)
@@ -66,7 +72,17 @@ def json_application(
 
     routes = [Route(path, post(answer), methods=["POST"]) for path, answer in posts.items()]
     routes += [Route(path, get(value)) for path, value in gets.items()]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error}, lifespan=lifespan)
+
+
+def _error(status: int, reason: str) -> JSONResponse:
+    """A refusal in OpenAI's form."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": reason, "type": kind, "param": None, "code": status}}, status)
+
+
+async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
+    return _error(error.status_code, error.detail)
 
 
 async def _body(request: Request) -> dict:
