@@ -1,10 +1,14 @@
 """Engines: each result belongs to its request, ties are settled, a simulator's text is read tolerantly."""
 
+import bm25s
 import pytest
 from engine_fixtures import TEXTS, ask
 
+from zs_lib import qa
 from zs_lib.engines import SearchResult
-from zs_lib.engines.bm25 import BM25Engine
+from zs_lib.engines.bm25 import BM25Engine, _pattern, _words
+from zs_lib.engines.dense import DenseEngine
+from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
 
 
@@ -30,3 +34,67 @@ def test_bm25_breaks_ties_by_order_and_returns_no_strangers(bm25):
 
 def test_bm25_takes_no_notice_of_the_noise_flag(bm25):
     assert bm25.search([ask("Lyon", noisy=True)], 2) == bm25.search([ask("Lyon")], 2)
+
+
+# ------------------------------------------------------------------------------------------ other scripts
+
+
+def corpus(*texts):
+    return [Passage(str(i), text, "") for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("query", "right", "wrong"),
+    [
+        ("法国首都", "法国的首都是巴黎。", "北京是中华人民共和国的城市。"),
+        ("フランス", "パリはフランスの首都です", "東京は日本の首都です"),
+        ("ญี่ปุ่น", "โตเกียวเป็นเมืองหลวงของญี่ปุ่น", "กรุงเทพเป็นเมืองหลวงของไทย"),
+        ("ភ្នំពេញ", "រាជធានីគឺភ្នំពេញ", "ទន្លេមេគង្គ"),
+        ("फ्रांस राजधानी", "पेरिस फ्रांस की राजधानी है", "हिन्दी भारत की भाषा है"),  # with spaces, and vowel signs
+        ("프랑스의", "파리는 프랑스의 수도", "서울은 한국의 수도"),
+        ("فرنسا", "باريس عاصمة فرنسا", "الرياض مدينة"),
+        ("𠀋𠀌", "𠀋𠀌 x", "𠀌𠀋 y"),
+        ("Paris 法国", "法国Paris", "London 英国"),
+    ],
+)
+@pytest.mark.parametrize("engine", [BM25Engine, DenseEngine])
+def test_scripts_without_spaces_are_searched(engine, query, right, wrong):
+    (result,) = engine(corpus(wrong, right)).search([ask(query)], 1)
+    assert result.documents == (right,)
+
+
+def test_words_and_pairs_of_characters():
+    texts = ["北京市 a Paris的 日 x2", "हिन्दी, plain words"]
+    assert _words(texts, 2) == [["北京", "京市", "paris", "的", "日", "x2"], ["हिन्दी", "plain", "words"]]
+
+
+def test_words_of_the_benchmark_are_bm25s_s_by_either_pattern():
+    texts = [passage.text for passage in qa.load_passages()[::5]]
+    plain = bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
+    wide = bm25s.tokenize(
+        texts, stopwords="en", token_pattern=_pattern(2), return_ids=False, show_progress=False
+    )
+    assert plain == wide == _words(texts, 2)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("engine", [BM25Engine, DenseEngine])
+@pytest.mark.parametrize(
+    "texts", [["a", "b", "c"], ["x"], ["人", "山"], ["", "x y"], ["the", "of"], ["same"] * 3]
+)
+def test_poor_corpora_are_searched(engine, texts):
+    found = engine(corpus(*texts))
+    assert found.search([ask(texts[-1])], 1)[0].documents == (texts[-1],)
+    assert found.search([ask("")], 1)[0].status in ("ok", "empty")
+
+
+@pytest.mark.parametrize("engine", [BM25Engine, DenseEngine])
+@pytest.mark.parametrize("texts", [[""], ["", " \n"]])
+def test_empty_corpora_are_one_clear_error(engine, texts):
+    with pytest.raises(EngineError, match=f"None of the {len(texts)} passages has a word"):
+        engine(corpus(*texts))
+
+
+def test_marks_alone_are_no_words_of_bm25():
+    with pytest.raises(EngineError, match="None of the 2 passages has a word"):
+        BM25Engine(corpus("...", "?!"))

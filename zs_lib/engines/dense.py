@@ -55,12 +55,22 @@ def _latent_semantic(texts: list[str]) -> tuple[np.ndarray, Encode]:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import Normalizer
+    from sklearn.preprocessing import FunctionTransformer, Normalizer
 
     words = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
-    dimensions = min(DIMENSIONS, len(texts), len(words.fit(texts).vocabulary_) - 1)
-    pipeline = make_pipeline(words, TruncatedSVD(dimensions, random_state=0), Normalizer(copy=False))
-    return pipeline.fit_transform(texts), pipeline.transform
+    try:
+        parts = len(words.fit(texts).vocabulary_)
+    except ValueError:  # an empty vocabulary
+        raise EngineError(f"None of the {len(texts)} passages has a word to search for.") from None
+    dimensions = min(DIMENSIONS, len(texts))
+    svd = TruncatedSVD(dimensions, random_state=0) if dimensions < parts else FunctionTransformer(_to_array)
+    pipeline = make_pipeline(words, svd, Normalizer(copy=False))
+    with np.errstate(invalid="ignore"):  # of equal passages sklearn tells the variance, which nobody asks for
+        return pipeline.fit_transform(texts), pipeline.transform
+
+
+def _to_array(matrix) -> np.ndarray:
+    return matrix.toarray()
 
 
 def _embedding(texts: list[str], name: str) -> tuple[np.ndarray, Encode]:
