@@ -1,4 +1,4 @@
-"""Serve a retriever by Search-R1's protocol, or a simulator by OpenAI's, over HTTP.
+"""Serve a retriever by Search-R1's and ZeroSearch's protocols, or a simulator by OpenAI's, over HTTP.
 
 vLLM serves the simulator if it is installed, else `completions` does, with our own sampler. `transformers
 serve` would need fastapi and openai, serves no chats to models without a chat template (the tiny simulators),
@@ -30,14 +30,21 @@ from starlette.concurrency import run_in_threadpool
 from zs_lib import qa
 from zs_lib.config.engines import engine_names, find_engine
 from zs_lib.engines import build_engine
+from zs_lib.engines.base import Ranking
 from zs_lib.engines.client import is_loopback
 from zs_lib.engines.http import TOKENS, environment
 from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
 from zs_lib.qa import Passage
 from zs_lib.tools.serving.web import Refused, json_application, take, within
 
-MAX_QUERIES, MAX_QUERY, MAX_TOPK = 256, 2000, 100
-"""Queries of one request, characters of a query, documents for each."""
+MAX_TOPK, MAX_DOCUMENTS = 100, 200_000
+"""Documents for one query, and for all queries of a request."""
+MAX_RETRIEVE_BODY = 16 << 20
+"""Bytes of a request: all queries of a training step come in one."""
+MAX_QUERY, TOGETHER = 2000, 256
+"""Characters of a query that are read, and queries ranked at once before another request has its turn."""
+DEFAULT_TOPK, DEFAULT_WIKI_TOPK = 3, 5
+"""Documents where a request names no number or 0, by Search-R1's and by ZeroSearch's protocol."""
 MAX_CONNECTIONS = 128
 """Connections at once; further ones are refused (503)."""
 GRACE_S, READY_S = 3, 600.0
@@ -103,24 +110,38 @@ def _weights(name: str) -> tuple[str, str]:
 
 
 def retriever_application(engine: Any, token: str = "") -> Starlette:
-    """Build the application: POST /retrieve by Search-R1's protocol, for an engine that ranks."""
+    """Build the application: POST /retrieve by Search-R1's or ZeroSearch's protocol, by an engine that ranks.
+
+    Search-R1's: {"queries", "topk", "return_scores"} to {"result"}, a list for each query. As on its server,
+    any number of queries is answered, none too, a `topk` of 0 is the default, and a long query is cut, so
+    that no query costs the others their documents. ZeroSearch's: {"query", "top_k"} to [{"text"}].
+    """
     one_at_a_time = anyio.Lock()
 
-    async def retrieve(fields: dict) -> dict:
-        queries = take(fields, "queries", list)
-        if not 1 <= len(queries) <= MAX_QUERIES or not all(isinstance(query, str) for query in queries):
-            raise Refused(400, f"'queries' must be a list of 1 to {MAX_QUERIES} texts")
-        if max(map(len, queries)) > MAX_QUERY:
-            raise Refused(400, f"a query may have at most {MAX_QUERY} characters")
-        topk = within("topk", take(fields, "topk", int, 3), 1, MAX_TOPK)
-        scored = take(fields, "return_scores", bool, False)
-        async with one_at_a_time:
-            rankings = await run_in_threadpool(engine.rank, queries, topk)
-        return {
-            "result": [[_hit(passage, score, scored) for passage, score in ranking] for ranking in rankings]
-        }
+    async def rank(queries: list[str], topk: int) -> list[Ranking]:
+        if len(queries) * topk > MAX_DOCUMENTS:
+            raise Refused(400, f"a request may ask for at most {MAX_DOCUMENTS:,} documents")
+        queries, rankings = [query[:MAX_QUERY] for query in queries], []
+        for start in range(0, len(queries), TOGETHER):
+            async with one_at_a_time:
+                some = queries[start : start + TOGETHER]
+                rankings += await run_in_threadpool(engine.rank, some, topk)
+        return rankings
 
-    return json_application({"/retrieve": retrieve}, {}, token)
+    async def retrieve(fields: dict) -> dict | list:
+        if "query" in fields and "queries" not in fields:
+            topk = within("top_k", take(fields, "top_k", int, 0), 0, MAX_TOPK) or DEFAULT_WIKI_TOPK
+            [ranking] = await rank([take(fields, "query", str)], topk)
+            return [{"text": passage.text} for passage, _ in ranking]
+        queries = take(fields, "queries", list)
+        if not all(isinstance(query, str) for query in queries):
+            raise Refused(400, "'queries' must be a list of texts")
+        topk = within("topk", take(fields, "topk", int, 0), 0, MAX_TOPK) or DEFAULT_TOPK
+        scored = take(fields, "return_scores", bool, False)
+        rankings = await rank(queries, topk)
+        return {"result": [[_hit(*place, scored) for place in ranking] for ranking in rankings]}
+
+    return json_application({"/retrieve": retrieve}, {"/health": {}}, token, max_body=MAX_RETRIEVE_BODY)
 
 
 def _hit(passage: Passage, score: float, scored: bool) -> dict:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 MAX_BODY, READ_S = 1 << 20, 10.0
-"""Bytes of a request, and seconds within which it must arrive."""
+"""Bytes of a request, where an application sets no other limit, and seconds within which it must arrive."""
 
 
 class Refused(Exception):
@@ -36,10 +36,12 @@ def json_application(
     gets: dict[str, dict],
     token: str,
     lifespan: Callable | None = None,
+    max_body: int = MAX_BODY,
 ) -> Starlette:
     """Build an application that answers with JSON.
 
-    `posts` maps paths to functions of the request's object, `gets` maps paths to the answers themselves.
+    `posts` maps paths to functions of the request's object, `gets` maps paths to the answers themselves,
+    `max_body` limits the bytes of a request.
     If `token` is not empty, requests must have it as their bearer token.
     """
 
@@ -60,7 +62,7 @@ def json_application(
 
     def post(answer: Callable[[dict], Awaitable[Answer]]) -> Callable:
         async def read(request: Request) -> Answer:
-            return await answer(await _body(request))
+            return await answer(await _body(request, max_body))
 
         return endpoint(read)
 
@@ -85,15 +87,15 @@ async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
     return _error(error.status_code, error.detail)
 
 
-async def _body(request: Request) -> dict:
-    """The JSON object of a request, at most MAX_BODY bytes within READ_S seconds."""
+async def _body(request: Request, max_body: int) -> dict:
+    """The JSON object of a request, at most `max_body` bytes within READ_S seconds."""
     body = bytearray()
     try:
         with anyio.fail_after(READ_S):
             async for part in request.stream():
                 body += part
-                if len(body) > MAX_BODY:
-                    raise Refused(413, f"a request may have at most {MAX_BODY:,} bytes")
+                if len(body) > max_body:
+                    raise Refused(413, f"a request may have at most {max_body:,} bytes")
     except TimeoutError:
         raise Refused(408, f"the request did not arrive within {READ_S:g} s") from None
     except ClientDisconnect:
