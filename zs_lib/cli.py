@@ -317,7 +317,7 @@ def _runs_list(arguments: argparse.Namespace) -> None:
     runs = store.list()
     for run in runs:
         state = run_state(run)
-        print(f"{run.path.name:<32} {state:<10} {run.label if state != 'damaged' else '?'}")
+        print(f"{run.path.name:<32} {state:<10} {'?' if state in ('damaged', 'unreadable') else run.label}")
     if not runs:
         print(f"No runs in {store.root}.")
 

@@ -2,7 +2,7 @@
 
 import json
 
-from log_fixtures import finished, log, record
+from log_fixtures import finished, log, record, unfinished
 
 from zs_lib.analysis.trajectory_index import LOG, TrajectoryLog, groups, select, watched
 
@@ -26,7 +26,7 @@ def test_filters_and_groups(store):
 
 
 def test_a_log_that_grows_is_indexed_as_far_as_it_is_whole(store):
-    run = finished(store, steps=1)
+    run = unfinished(store, steps=1)
     found = TrajectoryLog(run)
     line = json.dumps({"step": 2, **record(watched=True)})
     with (run.path / LOG).open("a") as file:
@@ -39,7 +39,7 @@ def test_a_log_that_grows_is_indexed_as_far_as_it_is_whole(store):
 
 
 def test_a_run_that_was_cut_back_is_indexed_anew(store):
-    run = finished(store, steps=3)
+    run = unfinished(store, steps=3)
     found = TrajectoryLog(run)
     run.logged(LOG).cut(lambda row: row["step"] <= 1)  # as when a killed run goes on from its checkpoint
     log(run, 1, first=2)

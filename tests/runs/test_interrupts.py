@@ -112,7 +112,7 @@ def test_an_interrupted_cell_ends_with_one_line(store, monkeypatch):
             answer = client.get_shell_msg(timeout=30)["content"]
         assert answer["status"] == "error" and answer["ename"] == "Stopped"
         assert answer["traceback"] == [
-            "Stopped. Finished runs and checkpoints are kept: run the cell again to go on."
+            "Stopped. Finished runs and checkpoints are kept: run the cell again to resume."
         ]
         assert family and psutil.wait_procs(family, timeout=15)[1] == []
     finally:

@@ -1,14 +1,16 @@
 """The run store under accidents: kill -9, two processes, damaged and half-written files."""
 
+import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,17 @@ import torch
 from run_fixtures import PATHS, CountingArm
 
 from zs_lib import config, runs
+from zs_lib.config import contents, paths
 from zs_lib.config.arms import PolicyArm
 from zs_lib.config.values import digest, from_identity, identity
 from zs_lib.errors import ConfigError, RunError
+from zs_lib.evaluation.evaluate import read_scores
+from zs_lib.models.load import load_model
 from zs_lib.pipeline import ensure
 from zs_lib.runs import RunStore
 from zs_lib.runs import store as store_module
 from zs_lib.runs.files import hashes
+from zs_lib.simulator.pairs import Pair, read_pairs
 
 HERE = str(Path(__file__).parent)
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([PATHS, HERE]), "OMP_NUM_THREADS": "1"}
@@ -230,6 +236,89 @@ def test_a_changed_or_lost_file_of_a_finished_run_is_found(store):
     assert "metrics.jsonl is damaged (its sha256" in store.verify()[0].what
     (run.path / "metrics.jsonl").unlink()
     assert "metrics.jsonl is missing" in store.verify()[0].what
+
+
+FILES = {
+    "run.json": lambda run: run.config,
+    "summary.json": lambda run: run.summary,
+    "metrics.jsonl": lambda run: run.metrics(),
+    "timing.jsonl": lambda run: run.timing(),
+    "trajectories.jsonl": lambda run: run.trajectories(),
+    "rows.csv": read_scores,
+    "pairs.jsonl": read_pairs,
+    "model/model.safetensors": lambda run: load_model(run.model_dir),
+    "model/generation_config.json": lambda run: load_model(run.model_dir),
+    "model/tokenizer.json": lambda run: load_model(run.model_dir),
+    "sha256.json": lambda run: run.summary,
+}
+"""File of a finished run -> what reads it."""
+DAMAGE = {
+    "flipped": lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+    "cut": lambda content: content[:-1],
+    "appended": lambda content: content + b" ",
+    "emptied": lambda content: b"",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run that has every kind of file."""
+    store = RunStore(tmp_path_factory.mktemp("whole"))
+
+    def work(run):
+        run.log(1, x=0.5)
+        run.log_timing(1, seconds=1.0)
+        run.log_trajectories(1, [{"text": "π"}])
+        pairs = [Pair("q", "q?", "a", ("a",), ("d",), ("c",), True, True)]
+        (run.path / "pairs.jsonl").write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
+        (run.path / "rows.csv").write_text("id,prediction,query_quality,f1\n1,Oslo,,0.5\n2,Rome,,0.25\n")
+        shutil.copytree(paths.BACKBONES / "tiny-S", run.model_dir)
+        return {"total": 0.5}
+
+    return store.complete(CountingArm(), 0, work).path
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_no_reader_takes_a_damaged_file_of_a_finished_run(whole, store, name, damage):
+    run = runs.Run(shutil.copytree(whole, store.root / whole.name))
+    FILES[name](run)
+    (run.path / name).write_bytes(DAMAGE[damage]((run.path / name).read_bytes()))
+    with pytest.raises(RunError, match=r"(damaged|has changed|missing).*delete the folder"):
+        FILES[name](run)
+    assert store.verify()
+    (run.path / name).write_bytes((whole / name).read_bytes())
+    FILES[name](run)
+    assert store.verify() == []
+
+
+def test_a_file_that_was_added_to_a_finished_model_is_not_used(whole, store):
+    run = runs.Run(shutil.copytree(whole, store.root / whole.name))
+    (run.model_dir / "adapter_config.json").write_text("{}")
+    with pytest.raises(RunError, match="adapter_config.json is damaged"):
+        _ = run.model_dir
+
+
+def test_files_of_a_finished_run_are_hashed_once(whole, monkeypatch):
+    run, hashed = runs.Run(whole), []
+    time.sleep(2 * contents.SETTLED_NS / 1e9)
+    run.model_dir, run.summary, run.metrics()
+    original = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: hashed.append(1) or original(*given))
+    for _ in range(3):
+        run.model_dir, run.summary, run.metrics()
+    assert not hashed and run.verify() == [] and hashed  # who verifies reads everything
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_without_its_record_is_refused_and_kept(store, finished):
+    run = ensure(CountingArm(), 0, store) if finished else interrupted(store)
+    (run.path / "run.json").unlink()
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match="run.json is missing.*delete the folder"):
+        store.complete(CountingArm(), 0, never)
+    assert (run.path / "metrics.jsonl").read_bytes() == before and not (run.path / "run.json").exists()
+    assert store.verify() and store.get(CountingArm(), 0) is not None
 
 
 def test_a_damaged_log_of_an_unfinished_run_stops_the_resume(store):

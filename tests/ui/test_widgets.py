@@ -10,7 +10,7 @@ import time
 
 import pytest
 from jupyter_client.manager import start_new_kernel
-from log_fixtures import ARM, SMOKE, Tags, finished, log, record
+from log_fixtures import ARM, SMOKE, Tags, finished, log, record, unfinished
 
 from zs_lib.analysis import cost, figures
 from zs_lib.analysis.trajectory_index import LOG, TrajectoryLog, groups, watched
@@ -67,7 +67,7 @@ def test_an_old_run_without_the_new_fields(store):
     ],
 )
 def test_a_damaged_line_is_named(store, line, message):
-    run = finished(store)
+    run = unfinished(store)
     with (run.path / LOG).open("a") as file:
         file.write(line + "\n")
     for look in (TrajectoryLog, lambda run: widgets.explore(run, store=store)):
@@ -76,10 +76,8 @@ def test_a_damaged_line_is_named(store, line, message):
 
 
 def test_a_missing_run_is_told(store):
-    with pytest.raises(RunError, match="No policy in .* has logged trajectories"):
-        widgets.explore(store=store)
-    with pytest.raises(RunError, match="No policy trains now in"):
-        widgets.monitor(store=store)
+    assert "No policy in the run store has logged trajectories" in widgets.explore(store=store).data
+    assert "No policy trains now" in widgets.monitor(store=store).data
     with pytest.raises(RunError, match="No run is called 'policy-x'"):
         widgets.monitor("policy-x", store=store)
     run = finished(store)
@@ -96,7 +94,7 @@ def test_a_missing_run_is_told(store):
 def test_ten_thousand_trajectories_are_browsed_without_a_pause(store):
     """In seconds of this process alone: others may work beside it."""
     run, lines = (
-        finished(store),
+        unfinished(store),
         [
             json.dumps(record(question=f"q{number // 4} of 7?", reward=number % 4 / 4))
             for number in range(100)
@@ -118,7 +116,7 @@ def test_ten_thousand_trajectories_are_browsed_without_a_pause(store):
 
 
 def test_the_explorer_follows_its_controls(store):
-    other = finished(store, seed=1, steps=1)
+    other = unfinished(store, seed=1, steps=1)
     with store.get(ARM, 1).path.joinpath(LOG).open("a") as file:
         file.writelines(
             json.dumps({"step": step, **record(watched=True, question=f"w{n}?")}) + "\n"

@@ -88,7 +88,7 @@ class TrajectoryLog:
     def _open(self) -> None:
         self.close()
         # Kept open: the records read are those that were indexed, even if the file is replaced.
-        self._file = (self.run.path / LOG).open("rb")
+        self._file = self.run.file(LOG).open("rb")
         self._inode = os.fstat(self._file.fileno()).st_ino
         self.entries, self._end, self._lines = [], 0, 0
 

@@ -18,30 +18,41 @@ READ_OF_MODELS = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """Endings of the files of a model folder that decide what it generates: weights, settings, tokenizer."""
 MODELS = ("backbone", "collector", "judge")
 """Fields of arms that name a model."""
-_known: dict[Path, tuple[tuple[int, ...], str]] = {}
+_Known = tuple[tuple[int, ...], str]
+"""Device, inode, size and two times of a file, and its digest then."""
+_known: dict[Path, _Known] = {}
 
 
-def file_digest(path: Path) -> str:
-    """Hash a file (sha256 in hex); it is read again only if its size, inode or times have changed.
+def read_digest(path: Path) -> str:
+    """Hash a file (sha256 in hex).
 
     Raises:
         FileNotFoundError: there is no such file. UnreadableError: it cannot be read.
     """
+    return _stamp_and_digest(path, None)[1]
+
+
+def file_digest(path: Path) -> str:
+    """As `read_digest`, but the file is read again only if its size, inode or times have changed."""
     path = Path(os.path.abspath(path))
+    stamp, digest = _stamp_and_digest(path, _known.get(path))
+    if time.time_ns() - max(stamp[-2:]) > SETTLED_NS:
+        _known[path] = stamp, digest
+    return digest
+
+
+def _stamp_and_digest(path: Path, known: _Known | None) -> _Known:
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
             stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            if _known.get(path, (None,))[0] == stamp:
-                return _known[path][1]
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if known and known[0] == stamp:
+                return known
+            return stamp, hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise UnreadableError(unreadable(path, error)) from error
-    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > SETTLED_NS:
-        _known[path] = stamp, digest
-    return digest
 
 
 def unreadable(path: Path, error: Exception) -> str:

@@ -13,9 +13,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from zs_lib.config.arms import EvaluationArm, RolloutConfig
+from zs_lib.config.contents import unreadable
 from zs_lib.config.values import LABEL, digest, identity, pick
 from zs_lib.engines import SearchEngine, SearchRequest
-from zs_lib.errors import DataError, EngineError
+from zs_lib.errors import DataError, EngineError, UnreadableError
 from zs_lib.evaluation.methods import METHODS
 from zs_lib.qa import Question, scoring
 from zs_lib.rl.trajectory import Trajectory, answer_in_documents, query_quality
@@ -56,20 +57,22 @@ SCORES = ("em", "cover_em", "f1", "searches", "turns", "query_quality", "answer_
 
 
 def read_scores(run: Run) -> pd.DataFrame:
-    """Read the table of `evaluate` from a finished evaluation's folder; DataError if it is not there."""
+    """Read the table of `evaluate` from a finished evaluation's folder.
+
+    Raises:
+        DataError: it is not there, or no such table. RunError: it is not as it was stored, or unreadable.
+    """
     empty = {"prediction": [""], "query_quality": [""]}  # nothing else is: Nan is a city, NA a country code
+    path = run.file(SCORES_FILE)
     try:
-        return pd.read_csv(
-            run.path / SCORES_FILE,
-            dtype={"id": str, "prediction": str},
-            keep_default_na=False,
-            na_values=empty,
-        )
-    except (OSError, ValueError) as error:
+        return pd.read_csv(path, dtype={"id": str, "prediction": str}, keep_default_na=False, na_values=empty)
+    except (FileNotFoundError, ValueError) as error:
         raise DataError(
-            f"{run.path.name}/{SCORES_FILE} cannot be read ({error}): delete the run's folder, evaluate "
-            "again."
+            f"{run.path.name}/{SCORES_FILE} is no table of scores ({error}): delete the run's folder, "
+            "evaluate again."
         ) from error
+    except OSError as error:
+        raise UnreadableError(unreadable(path, error)) from error
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from zs_lib.config.values import digest
-from zs_lib.errors import RunError
+from zs_lib.errors import RunError, UnreadableError
 from zs_lib.runs import Progress, Run, RunStore, kind_of
 
 REFRESH_S = 1.0
@@ -103,7 +103,7 @@ SCORES = {
 """Kind of run → name of its score, and its key in the summary (an evaluation's is nested)."""
 RECENT = 10
 """Number of last steps over which a running policy's score and pace are averaged."""
-UNFINISHED_STATES = ("running", "damaged", "unfinished", "missing")
+UNFINISHED_STATES = ("running", "damaged", "unreadable", "unfinished", "missing")
 """States of an arm that is not finished, most telling first."""
 
 
@@ -120,7 +120,7 @@ def _arm_state(arm: Any, runs: list[Run | None]) -> ArmState:
     state = next((state for state in UNFINISHED_STATES if state in states), "finished")
     found = [(run, state) for run, state in zip(runs, states, strict=True) if run]
     current = next((run for run, state in found if state in ("running", "unfinished")), None)
-    scores = [_score(run) for run, state in found if state != "damaged"]
+    scores = [_score(run) for run, state in found if state not in ("damaged", "unreadable")]
     kind = kind_of(arm)
     return ArmState(
         kind=kind,
@@ -136,9 +136,11 @@ def _arm_state(arm: Any, runs: list[Run | None]) -> ArmState:
 
 
 def run_state(run: Run) -> str:
-    """Return "finished", "running", "unfinished", or "damaged" if the run's record or logs cannot be read."""
+    """Return "finished", "running", "unfinished", "damaged", or "unreadable" (a fault of rights or disk)."""
     try:
         _ = run.record, run.summary if run.finished else (run.metrics(), run.timing())
+    except UnreadableError:
+        return "unreadable"
     except RunError:
         return "damaged"
     if run.finished:

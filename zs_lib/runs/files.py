@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -10,7 +9,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from zs_lib.errors import RunError
+from zs_lib.config.contents import read_digest, unreadable
+from zs_lib.errors import RunError, UnreadableError
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -59,27 +59,36 @@ def plain(value: Any) -> Any:
 
 
 def read_json(path: Path, cure: str) -> dict:
-    """Read a JSON object; RunError, which names the file and `cure`, if there is none."""
+    """Read a JSON object.
+
+    Raises:
+        RunError: it is missing or damaged; names the file and `cure`. UnreadableError: it cannot be read.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path} is missing: {cure}.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UnreadableError(unreadable(path, error)) from error
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}): {cure}.") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} is damaged (no JSON object): {cure}.")
     return value
 
 
-def hash_file(path: Path, cure: str) -> str:
-    """The sha256 of a file in hex; RunError, which names the file and `cure`, if it cannot be read."""
+def hash_file(path: Path, cure: str, read: Callable[[Path], str] = read_digest) -> str:
+    """The sha256 of a file in hex, read now, or once while it does not change (`file_digest` as `read`).
+
+    Raises:
+        RunError: it is missing; names the file and `cure`. UnreadableError: it cannot be read.
+    """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return read(path)
     except FileNotFoundError:
         raise RunError(f"{path} is missing: {cure}.") from None
-    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
-        raise RunError(f"{path} cannot be read ({error}): {cure}.") from error
+    except ValueError as error:  # no name that a file can have
+        raise RunError(f"{path} cannot be a file ({error}): {cure}.") from error
 
 
 def hashes(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:
@@ -102,7 +111,7 @@ class Log:
 
     Whole however often the writer is killed: a last line without its end was being written, and does not
     count. Each object has a value of this type under each key of `kinds`. Reading a damaged line is a
-    RunError, which names the line and `cure`.
+    RunError, which names the line and `cure`; a file that may not be read is an UnreadableError.
     """
 
     def __init__(self, path: Path, cure: str, **kinds: type):
@@ -140,6 +149,11 @@ class Log:
         return row
 
     def _lines(self) -> Iterator[tuple[dict, str]]:
-        whole = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        try:
+            whole = self.path.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UnreadableError(unreadable(self.path, error)) from error
         for number, line in enumerate(whole, 1):
             yield self.parse(line, number), line.decode() + "\n"

@@ -7,7 +7,7 @@
         timing.jsonl        seconds: the only thing that two equal runs differ in
         checkpoint-…/       the last checkpoint: tensors.safetensors, state.json, sha256.json
         model/              what a finished run leaves: a transformers folder
-        sha256.json         the digests of the files above, for `verify`
+        sha256.json         the digests of all other files: whoever reads one of them checks it
         summary.json        written last, atomically: a run is finished when it has one
 
 Whoever works on a run holds a lock on its folder; when the process dies, however it dies, the lock is gone.
@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from zs_lib.config import paths
-from zs_lib.config.contents import contents_of
+from zs_lib.config.contents import contents_of, file_digest, read_digest
 from zs_lib.config.values import digest, from_dict, identity
-from zs_lib.errors import RunError, ZeroSearchError
+from zs_lib.errors import RunError, UnreadableError, ZeroSearchError
 from zs_lib.runs import checkpoints, distributed
 from zs_lib.runs.checkpoints import Checkpoint
 from zs_lib.runs.files import Log, hash_file, hashes, read_json, sync, to_json, write_json, write_text
@@ -55,6 +55,8 @@ FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
 LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
 PASSING = ("lock", "progress.json", "worker.log")
 """Files about a run's progress, not its content; `verify` ignores them."""
+RIGHTS = "check the rights of the file, its disk and the network, then look again"
+"""The cure where a file cannot be read; it may be sound."""
 OF_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 """Errors of a disk that is full, read-only or failing; others are raised as they are."""
 
@@ -78,10 +80,16 @@ class Problem:
 
 
 class RunStore:
-    """All runs under one folder: `root`, else the environment's ZS_RUNS, else data/runs."""
+    """All runs under one folder: `root`, else the environment's ZS_RUNS, else data/runs.
+
+    Raises:
+        ConfigError: that is no folder, and cannot become one.
+    """
 
     def __init__(self, root: Path | str | None = None):
-        self.root = Path(root or os.environ.get("ZS_RUNS") or paths.ROOT / "data" / "runs").resolve()
+        named = os.environ.get("ZS_RUNS")
+        what = "The run store's folder" if root or not named else "ZS_RUNS"
+        self.root = paths.check_folder(root or named or paths.ROOT / "data" / "runs", what).resolve()
 
     def path(self, arm: Any, seed: int) -> Path:
         """The folder of the run of this arm and seed, existing or not."""
@@ -90,7 +98,7 @@ class RunStore:
     def get(self, arm: Any, seed: int) -> Run | None:
         """The run of this arm and seed, finished or not; None if it was never begun."""
         run = Run(self.path(arm, seed))
-        return run if (run.path / "run.json").exists() else None
+        return run if _begun(run.path) else None
 
     def complete(self, arm: Any, seed: int, work: Callable[[Run], dict], together: bool = False) -> Run:
         """Find the finished run of this arm and seed, or finish it by `work(run)`, which returns its summary.
@@ -113,6 +121,7 @@ class RunStore:
         """
         run = Run(self.path(arm, seed))
         if distributed.all_gather(run.finished)[0]:
+            run._check_record()
             return run
         if not distributed.is_main():
             return _work_along(run, work if together else None)
@@ -130,8 +139,8 @@ class RunStore:
             if getattr(error, "errno", errno.EIO) not in OF_DISK:
                 raise
             raise RunError(
-                f"{run.path} cannot be written ({error}): make room, or point ZS_RUNS to a folder that can "
-                "be written, and start again; it goes on from its last checkpoint."
+                f"{run.path} cannot be read or written ({error}): make room, mend its rights, or point "
+                "ZS_RUNS to another folder, and start again; it goes on from its last checkpoint."
             ) from error
         distributed.all_gather("finished")
         return run
@@ -146,9 +155,7 @@ class RunStore:
         """All runs that were begun, by folder name, damaged ones included (reading their parts raises
         RunError)."""
         folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
-        return [
-            Run(path) for path in folders if FOLDER.fullmatch(path.name) and path.is_dir() and _begun(path)
-        ]
+        return [Run(path) for path in folders if FOLDER.fullmatch(path.name) and _begun(path)]
 
     def find(self, prefix: str) -> Run:
         """The one run whose folder name or digest begins with `prefix`; RunError if none or several do."""
@@ -207,6 +214,7 @@ class Run:
                 f"{self.path / 'run.json'} lacks label or config (damaged, or of another version): "
                 f"{self.cure}."
             )
+        self.file("run.json")
         return record
 
     @property
@@ -227,21 +235,19 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "summary.json").exists()
+        return os.path.exists(self.path / "summary.json")
 
     @property
     def running(self) -> bool:
         """Whether a process works on it at this moment."""
         try:
             with (self.path / "lock").open() as file:
-                fcntl.flock(
-                    file, fcntl.LOCK_SH | fcntl.LOCK_NB
-                )  # shared: those who ask do not see each other
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who asks is not seen by others
                 return False
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except (FileNotFoundError, PermissionError):
+            return False
 
     @property
     def summary(self) -> dict:
@@ -250,12 +256,29 @@ class Run:
             raise RunError(
                 f"The run {self.path.name} is not finished: run its notebook or `zs reproduce` again."
             )
-        return read_json(self.path / "summary.json", self.cure)
+        return read_json(self.file("summary.json"), self.cure)
 
     @property
     def model_dir(self) -> Path:
-        """The finished run's transformers folder (not every kind of run leaves one)."""
-        return self.path / "model"
+        """The finished run's transformers folder, checked (not every kind of run leaves one)."""
+        folder = self.path / "model"
+        if self.finished:
+            listed = [name for name in self._digests() if name.startswith("model/")]
+            found = (str(path.relative_to(self.path)) for path in folder.rglob("*") if path.is_file())
+            for name in {*listed, *found}:
+                self.file(name)
+        return folder
+
+    def file(self, name: str) -> Path:
+        """The path of one of the run's files, to be read; of a finished run, only with its stored content.
+
+        Raises:
+            RunError: it is damaged or missing; names file and cure. UnreadableError: it cannot be read.
+        """
+        path = self.path / name
+        if self.finished:
+            self._compare(name, self._digests().get(name), file_digest)
+        return path
 
     # -------------------------------------------------------------------------------- what it writes
 
@@ -337,6 +360,7 @@ class Run:
 
     def trajectories(self) -> list[dict]:
         """Logged trajectories, each with its `step`."""
+        self.file("trajectories.jsonl")
         return self.logged("trajectories.jsonl").rows()
 
     def read_progress(self) -> Progress | None:
@@ -354,7 +378,8 @@ class Run:
             try:
                 part()
             except RunError as error:
-                problems.append(Problem(path, str(error), self.cure))
+                cure = RIGHTS if isinstance(error, UnreadableError) else self.cure
+                problems.append(Problem(path, str(error), cure))
 
         check(self.path / "run.json", self._check_record)
         for name in LOGS:
@@ -402,6 +427,8 @@ class Run:
             for name in LOGS:
                 self.logged(name).cut(lambda row: row["step"] <= last)
             return
+        if _begun(self.path):
+            raise RunError(f"{self.path / 'run.json'} is missing beside the run's other files: {self.cure}.")
         record = {"label": getattr(arm, "name", ""), "seed": seed, "config": identity(arm)}
         if contents := contents_of(record["config"]):
             record["contents"] = contents
@@ -421,6 +448,7 @@ class Run:
     def _frame(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
+        self.file(name)
         rows = self.logged(name).rows()
         frame = pd.DataFrame(rows) if rows else pd.DataFrame({"step": []}, dtype=int)
         return frame.apply(lambda c: pd.to_numeric(c) if c.isna().all() else c)  # all null: NaN, not objects
@@ -440,10 +468,25 @@ class Run:
             )
 
     def _check_files(self) -> None:
-        digests = read_json(self.path / "sha256.json", self.cure)
-        for name in {"run.json", *digests}:  # a list that lacks even that is none
-            if hash_file(self.path / name, self.cure) != digests.get(name):
-                raise RunError(f"{self.path / name} is damaged (its sha256 has changed): {self.cure}.")
+        digests = self._digests()
+        for name in {"run.json", "summary.json", *digests}:  # a list that lacks even these is none
+            self._compare(name, digests.get(name), read_digest)
+
+    def _digests(self) -> dict[str, str]:
+        """The digests of a finished run's files; RunError if a byte of them was cut, added or changed."""
+        path = self.path / "sha256.json"
+        digests = read_json(path, self.cure)
+        if path.read_text(encoding="utf-8") != to_json(digests, indent=1):
+            raise RunError(f"{path} is damaged (not as it was written): {self.cure}.")
+        return digests
+
+    def _compare(self, name: str, expected: str | None, read: Callable[[Path], str]) -> None:
+        """RunError if a file has another digest than expected; None: it should not be there."""
+        path = self.path / name
+        if expected is None and not path.exists():
+            return
+        if hash_file(path, self.cure, read) != expected:
+            raise RunError(f"{path} is damaged (its sha256 has changed): {self.cure}.")
 
 
 def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:
@@ -462,7 +505,12 @@ def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:
 
 def _begun(path: Path) -> bool:
     """Whether a folder holds more than a process leaves that was killed before it wrote run.json."""
-    return not {file.name for file in path.iterdir()} <= {*PASSING, "run.json.tmp"}
+    try:
+        return not set(os.listdir(path)) <= {*PASSING, "run.json.tmp"}
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # something that cannot be looked into: reading its parts tells why
+        return True
 
 
 def _sha256(text: str) -> str:

@@ -188,14 +188,19 @@ def encode_examples(chosen, tokenizer, template: str) -> list[dict[str, list[int
 
 
 def read_pairs(run: Run) -> list[Pair]:
-    """The pairs of a finished `PairsArm` run; DataError if they are damaged."""
+    """The pairs of a finished `PairsArm` run.
+
+    Raises:
+        DataError: they are no pairs. RunError: they are not as they were stored, or unreadable.
+    """
+    path = run.file(PAIRS)
     try:
-        rows = [json.loads(line) for line in (run.path / PAIRS).read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [
             Pair(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
             for row in rows
         ]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{run.path.name}/{PAIRS} cannot be read ({error}): delete the run's folder, and the pairs are "
             "collected again."
