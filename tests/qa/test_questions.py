@@ -1,6 +1,7 @@
-"""The embedded benchmark: what is in it, that the builder reproduces it, and that nothing of the test leaks."""
+"""The embedded benchmark: what is in it, that the builder reproduces it, that nothing of the test leaks."""
 
 import csv
+import gzip
 import json
 from collections import Counter
 
@@ -12,6 +13,7 @@ from hub_fixtures import write_hub
 from zs_lib import qa
 from zs_lib.config.paths import BENCHMARK
 from zs_lib.errors import DataError
+from zs_lib.qa import files
 from zs_lib.qa import questions as questions_module
 from zs_lib.qa.world import statement
 
@@ -28,7 +30,7 @@ HOPS = {
 }
 
 
-# the files ----------------------------------------------------------------------------------------------------------
+# the files ------------------------------------------------------------------------------------------------
 
 
 def test_seven_subsets_with_the_paper_s_splits_and_hops():
@@ -99,7 +101,7 @@ def test_every_string_survives_the_tokenizer():
     assert [(text, b) for text, b in zip(texts, back) if text != b] == []
 
 
-# the hand check -----------------------------------------------------------------------------------------------------
+# the hand check -------------------------------------------------------------------------------------------
 
 
 def hand_check() -> dict[str, dict]:
@@ -128,7 +130,7 @@ def test_the_checked_questions_are_a_mix():
     assert len({question.hops[0].entity for question in checked}) == 125
 
 
-# nothing of the test in any training text ---------------------------------------------------------------------------
+# nothing of the test in any training text -----------------------------------------------------------------
 
 
 def test_the_search_for_leaks_finds_one():
@@ -171,10 +173,10 @@ def test_no_training_passage_or_question_states_a_test_fact():
     }
 
 
-# recall -------------------------------------------------------------------------------------------------------------
+# recall ---------------------------------------------------------------------------------------------------
 
 
-# files of one's own -------------------------------------------------------------------------------------------------
+# files of one's own ---------------------------------------------------------------------------------------
 
 
 def test_a_question_file_of_one_s_own(tmp_path):
@@ -189,7 +191,21 @@ def test_a_question_file_of_one_s_own(tmp_path):
         ('{"question": "Who?"}', "mine.jsonl, line 2: no column golden_answers"),
         ('{"golden_answers": ["I"]}', "no column question"),
         ('{"question": "Who?", "golden_answers": []}', "golden_answers must be a list of at least one text"),
-        ('{"question": "Who?", "golden_answers": "I"}', "golden_answers must be a list"),
+        ('{"question": "Who?", "golden_answers": " "}', "golden_answers must be .*none of them empty"),
+        ('{"question": "Who?", "golden_answers": null}', "no golden_answers in None"),
+        ('{"question": "Who?", "golden_answers": [true]}', "no golden_answers in True"),
+        ('{"question": "Who?", "golden_answers": [["I"]]}', "no golden_answers in"),
+        ('{"question": " ", "golden_answers": ["I"]}', "line 2: the question is empty"),
+        ('{"question": "", "answer": "I"}', "line 2: the question is empty"),
+        (
+            '{"id": 1, "prompt": "Who?", "label": "I", "data_source": "x", "split": "y"}',
+            r"no column question and golden_answers \(there are: id, prompt, label, data_source, split\);",
+        ),
+        (
+            '{"question": "Who?", "answer": "I", "answers": ["me"]}',
+            "which answers are right, answers or answer",
+        ),
+        ('{"question": "Who?", "answer": "I", "answerable": false}', "is not answerable"),
         ('{"question": "Who?", "golden_answers": ["I", " "]}', "golden_answers must be .*none of them empty"),
         ('{"question": ', "mine.jsonl, line 2 is not JSON.*golden_answers"),
         ('["Who?", "I"]', "mine.jsonl, line 2 is no JSON object"),
@@ -205,6 +221,173 @@ def test_a_bad_line_is_one_clear_error(tmp_path, line, message):
     path.write_text('{"question": "Who?", "golden_answers": ["I"]}\n' + line + "\n")
     with pytest.raises(DataError, match=message):
         qa.load_questions(path)
+
+
+ROWS = [{"question": "Où?", "answer": "a\u2028b"}, {"question": "Who?", "answer": "me"}]
+READ = [qa.Question("1", "Où?", ("a\u2028b",)), qa.Question("2", "Who?", ("me",))]
+LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plain.jsonl", LINES),
+        ("ended.json", LINES + b"\n"),
+        ("bom.jsonl", b"\xef\xbb\xbf" + LINES),
+        ("crlf.jsonl", LINES.replace(b"\n", b"\r\n") + b"\r\n"),
+        ("blank.jsonl", b"\n  \n" + LINES.replace(b"\n", b"\n\n\t\n") + b"\n\n"),
+        ("packed.jsonl.gz", gzip.compress(LINES)),
+        ("named_otherwise", gzip.compress(LINES)),
+        ("array.json", json.dumps(ROWS).encode()),
+        ("indented.json", b"\xef\xbb\xbf\r\n " + json.dumps(ROWS, indent=1).encode()),
+        ("array.json.gz", gzip.compress(json.dumps(ROWS, indent=1).encode())),
+        ("table.csv", "\ufeffquestion,answer\r\nOù?,a\u2028b\r\n\r\nWho?,me\r\n".encode()),
+        ("table.tsv", "question\tanswer\nOù?\ta\u2028b\nWho?\tme\n".encode()),
+        ("table.tsv.gz", gzip.compress("answer\tquestion\na\u2028b\tOù?\nme\tWho?\n".encode())),
+        ("dpr.tsv", "Où?\t[\"a\u2028b\"]\nWho?\t['me']\n".encode()),
+    ],
+)
+def test_files_in_every_common_form(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert qa.load_questions(tmp_path / name) == READ
+    assert qa.load_questions(str(tmp_path / name)) == READ
+
+
+@pytest.mark.parametrize(
+    ("row", "answers"),
+    [
+        ({"golden_answers": "I"}, ["I"]),
+        ({"answers": ["I", "me"]}, ["I", "me"]),
+        ({"answer": ["I"]}, ["I"]),  # NQ-open
+        ({"answer": 42}, ["42"]),
+        ({"answers": [1945, 2.5, "x"]}, ["1945", "2.5", "x"]),
+        ({"Answer": "I"}, ["I"]),  # Bamboogle
+        ({"possible_answers": '["I", "me"]', "obj": "x"}, ["I", "me"]),  # PopQA
+        ({"answer": "I", "answers": ["I", "me"]}, ["I", "me"]),
+        ({"answer": {"value": "I", "aliases": ["me", "I"], "type": "x"}}, ["I", "me"]),  # TriviaQA
+        ({"answers": {"text": ["I", "me"], "answer_start": [1, 2]}}, ["I", "me"]),  # SQuAD
+        ({"answer": "I", "answer_aliases": ["me"], "answerable": True}, ["I", "me"]),  # MuSiQue
+        (
+            {"reward_model": {"style": "rule", "ground_truth": {"target": ["I", "me"]}}},
+            ["I", "me"],
+        ),  # Search-R1
+        ({"reward_model": {"style": "rule", "ground_truth": "72"}}, ["72"]),  # verl
+        ({"golden_answers": ["I"], "answer": "other", "answers": 5}, ["I"]),
+        ({"answer": "[sic] I"}, ["[sic] I"]),
+        ({"answer": "[]"}, ["[]"]),
+    ],
+)
+def test_answers_in_every_common_column(tmp_path, row, answers):
+    (tmp_path / "own.jsonl").write_text(json.dumps({"question": "Who?"} | row))
+    assert qa.load_questions(tmp_path / "own.jsonl") == [qa.Question("1", "Who?", tuple(answers))]
+    if row != {"answers": [1945, 2.5, "x"]}:  # parquet has one type a column
+        pd.DataFrame([{"question": "Who?"} | row]).to_parquet(tmp_path / "own.parquet")
+        assert qa.load_questions(tmp_path / "own.parquet") == [qa.Question("1", "Who?", tuple(answers))]
+
+
+def test_hotpotqa_and_musique_as_they_are_published(tmp_path):
+    hotpot = {"_id": "5a8b", "question": "Who?", "answer": "yes", "type": "comparison", "level": "hard"}
+    hotpot |= {"supporting_facts": [["A", 0]], "context": [["A", ["one.", "two."]]]}
+    (tmp_path / "hotpot_dev_distractor_v1.json").write_text(json.dumps([hotpot]))
+    assert qa.load_questions(tmp_path / "hotpot_dev_distractor_v1.json") == [
+        qa.Question("5a8b", "Who?", ("yes",))
+    ]
+    musique = {
+        "id": "2hop__1_2",
+        "question": "Who?",
+        "answer": "I",
+        "answer_aliases": ["me"],
+        "answerable": True,
+    }
+    musique |= {
+        "paragraphs": [{"idx": 0, "title": "A"}],
+        "question_decomposition": [{"id": 1, "answer": "x"}],
+    }
+    (tmp_path / "musique.jsonl").write_text(json.dumps(musique))
+    assert qa.load_questions(tmp_path / "musique.jsonl") == [qa.Question("2hop__1_2", "Who?", ("I", "me"))]
+    verl = {"data_source": "gsm8k", "prompt": [{"role": "user", "content": "Who? Think!"}], "ability": "math"}
+    verl |= {"reward_model": {"style": "rule", "ground_truth": "72"}, "extra_info": {"question": "Who?"}}
+    pd.DataFrame([verl]).to_parquet(tmp_path / "verl.parquet")
+    assert qa.load_questions(tmp_path / "verl.parquet") == [qa.Question("gsm8k/1", "Who?", ("72",), "gsm8k")]
+
+
+def test_columns_of_other_names_are_mapped(tmp_path):
+    (tmp_path / "own.jsonl").write_text(
+        '{"prompt": "Who?", "meta": {"label": ["I"]}, "key": 7, "answer": "no"}\n'
+    )
+    columns = {"question": "prompt", "golden_answers": "meta.label", "id": "key"}
+    assert qa.load_questions(tmp_path / "own.jsonl", columns=columns) == [qa.Question("7", "Who?", ("I",))]
+    with pytest.raises(DataError, match=r"line 1: no column label \(there are: prompt, meta, key, answer\)"):
+        qa.load_questions(tmp_path / "own.jsonl", columns={"golden_answers": "label"})
+
+
+def test_a_parquet_file_s_columns_are_all_told(tmp_path):
+    pd.DataFrame(
+        [{"data_source": "x", "prompt": "q", "ability": "a", "metadata": "m", "gold": "I"}]
+    ).to_parquet(tmp_path / "five.parquet")
+    with pytest.raises(DataError, match="there are: data_source, prompt, ability, metadata, gold"):
+        qa.load_questions(tmp_path / "five.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cut.jsonl.gz", gzip.compress(LINES * 50)[:60], "cannot be read as UTF-8"),
+        ("spoilt.jsonl.gz", gzip.compress(LINES)[:12] + b"\xff" * 40, "cannot be read as UTF-8"),
+        ("bomb.jsonl.gz", gzip.compress(b" " * (files.LONGEST_LINE + 1)), "line 1 is longer than"),
+        ("array.json", b'[{"question": "Who?", "answer": "I"}, 5]', "line 2 is no JSON object"),
+        ("array.json", b'[{"question": "Who?", "answer": "I"}', "is not JSON"),
+        ("none.json", b"[]", "is empty"),
+        ("none.jsonl", b"\xef\xbb\xbf\n \n", "is empty"),
+        ("none.csv", b"", "is empty"),
+        ("none.tsv", b"question\tanswer\n", "no rows"),
+        ("latin.csv", "question,answer\noù?,x\n".encode("latin-1"), "cannot be read as a table of UTF-8"),
+        ("wide.csv", b"question,answer\na,b,c,d\ne\n", "wide.csv"),
+        ("cells.csv", b"question,answer\nWho?,\n", "none of them empty"),
+    ],
+)
+def test_damaged_files_of_every_form_are_one_clear_error(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        qa.load_questions(tmp_path / name)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("wiki18.jsonl", '{"id": "7", "contents": "Oslo\\nA city."}\n{"id": 8, "contents": "Rome"}'),
+        (
+            "titles.jsonl",
+            '{"id": "7", "title": "Oslo", "text": "A city."}\n\n{"id": 8, "title": "", "text": "Rome"}',
+        ),
+        (
+            "beir.jsonl",
+            '{"_id": "7", "title": "Oslo", "text": "A city.", "metadata": {}}\n{"_id": 8, "text": "Rome"}',
+        ),
+        ("psgs.tsv", "id\ttext\ttitle\n7\tA city.\tOslo\n8\tRome\t\n"),
+        ("array.json", '[{"id": "7", "title": "Oslo", "text": "A city."}, {"id": 8, "text": "Rome"}]'),
+        ("table.csv", 'doc_id,title,text\r\n7,Oslo,A city.\r\n8,,"Rome"\r\n'),
+    ],
+)
+def test_corpora_in_every_common_form(tmp_path, name, content):
+    expected = [qa.Passage("7", "Oslo\nA city.", ""), qa.Passage("8", "Rome", "")]
+    (tmp_path / name).write_text("\ufeff" + content, newline="")
+    assert qa.load_corpus(tmp_path / name) == expected
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    assert qa.load_corpus(tmp_path / f"{name}.gz") == expected
+
+
+def test_corpora_without_header_or_ids_and_with_other_columns(tmp_path):
+    (tmp_path / "collection.tsv").write_text("0\tOslo is a city.\n1\tRome, too.\n")
+    assert [p.id for p in qa.load_corpus(tmp_path / "collection.tsv")] == ["0", "1"]
+    (tmp_path / "own.jsonl").write_text('{"body": "Oslo"}\n\n{"body": "Rome"}\n')
+    with pytest.raises(DataError, match=r"own.jsonl, line 1 is no passage .*there are: body\).*--columns"):
+        qa.load_corpus(tmp_path / "own.jsonl")
+    assert qa.load_corpus(tmp_path / "own.jsonl", {"contents": "body"}) == [
+        qa.Passage("1", "Oslo", ""),
+        qa.Passage("2", "Rome", ""),
+    ]
 
 
 def test_a_missing_file_is_one_clear_error(tmp_path):
@@ -256,7 +439,7 @@ def test_a_set_that_the_hub_does_not_have_is_one_error(monkeypatch):
         qa.load_questions("nobody/nothing:all:test")
 
 
-# the hub's sets, from a folder --------------------------------------------------------------------------------------
+# the hub's sets, from a folder ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -332,7 +515,7 @@ def test_what_is_wrong_with_a_hub_set_is_told(hub):
         match=r"train.parquet, line 2: golden_answers must be a list of at least one text, none of them empty, not \[\]",
     ):
         qa.load_benchmark("hub", "train")
-    frame.drop(columns="golden_answers").to_parquet(train)
+    frame.drop(columns=["golden_answers", "reward_model"]).to_parquet(train)
     with pytest.raises(DataError, match="train.parquet, line 1: no column golden_answers"):
         qa.load_benchmark("hub", "train")
 

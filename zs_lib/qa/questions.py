@@ -1,6 +1,6 @@
 """Questions and passages: the embedded benchmark, and questions of your own from a file or a hub.
 
-The benchmark mirrors the paper's seven sets with subsets made from real facts (`world`; built by `zs benchmark build`):
+The benchmark mirrors the paper's seven sets with subsets made from real facts (`zs benchmark build`):
 
     natural        NQ          one hop, as typed into a search engine      train, dev, test
     trivia         TriviaQA    one hop, as a quiz asks                      test
@@ -13,19 +13,19 @@ The benchmark mirrors the paper's seven sets with subsets made from real facts (
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import reprlib
 import types
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zs_lib.config.paths import BENCHMARK
 from zs_lib.errors import DataError
 from zs_lib.qa import wording
+from zs_lib.qa.files import read_rows
+from zs_lib.qa.forms import Columns, Unclear, passage_row, question_row
 
 SUBSETS = {
     "natural": "NQ",
@@ -38,9 +38,12 @@ SUBSETS = {
 }
 """Subset -> the paper's set that it mirrors."""
 REBUILD = "run `zs benchmark build`"
+COLUMNS = "name yours by columns={'golden_answers': 'label'}, or --columns golden_answers=label"
 QUESTION_LINE = 'give a file with one JSON object a line, {"question": "…", "golden_answers": ["…"]}'
-CORPUS_LINE = 'each line must be a JSON object {"id": "…", "contents": "…"}: mend or remove it'
-"""The cures for a file that cannot be read: of the benchmark, with questions, with passages."""
+CORPUS_LINE = (
+    'each line must be a JSON object {"id": "…", "contents": "…"}, or have title and text: mend or remove it'
+)
+"""The cures for a file that cannot be read: of the benchmark, with other columns, of questions, passages."""
 TRAINED_ON = ("natural", "bridge")
 """The paper trains on NQ and HotpotQA only; the other five are out of domain."""
 HUB_TRAIN = "Alibaba-NLP/ZeroSearch_dataset"
@@ -112,14 +115,18 @@ class Passage:
 
 
 def load_questions(
-    source: Path | str | None = None, subset: str | tuple[str, ...] | None = None, split: str | None = None
+    source: Path | str | None = None,
+    subset: str | tuple[str, ...] | None = None,
+    split: str | None = None,
+    columns: Columns | None = None,
 ) -> list[Question]:
     """Load questions in the order of their source.
 
-    The source is None (the embedded benchmark), a JSON-lines or parquet file, or a set of the hub:
+    The source is None (the embedded benchmark), a file (`files.read_rows`), or a set of the hub:
     "owner/name", or "owner/name:config:split" (by default its test split). Your own need `question` and
-    `golden_answers` in each row, as in FlashRAG's and ZeroSearch's sets; a missing `id` is made from the
-    row's number, after `data_source` where that is given, which is the `subset` too.
+    `golden_answers` in each row, or the columns of a set that `forms` knows; `columns` maps others, our name
+    to yours. A missing `id` is made from the row's number, after `data_source` where that is given, which is
+    the `subset` too.
 
     Raises:
         DataError: the source cannot be read or is empty, a column is missing or of another type, or two rows
@@ -128,7 +135,11 @@ def load_questions(
     source = BENCHMARK / "questions.jsonl" if source is None else source
     name = source.name if isinstance(source, Path) else source
     wanted = (subset,) if isinstance(subset, str) else subset
-    questions = [_question(row, name, number) for number, row in enumerate(_rows(source), 1)]
+    cure = REBUILD if Path(source).parent == BENCHMARK else QUESTION_LINE
+    questions = [
+        _question(row, f"{name}, line {line}", number, columns)
+        for number, (line, row) in enumerate(read_rows(source, cure), 1)
+    ]
     ids = Counter(question.id for question in questions)
     if len(ids) < len(questions):  # all randomness hangs on the id, and tables are joined by it
         raise DataError(
@@ -172,7 +183,8 @@ def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None)
     known = dict.fromkeys(question.subset for question in questions)
     if lacking := [one for one in subset or () if one not in known]:
         raise DataError(
-            f"The benchmark '{name}' has no {split} questions of {', '.join(lacking)}, only of {', '.join(known)}: "
+            f"The benchmark '{name}' has no {split} questions of {', '.join(lacking)}, only of "
+            f"{', '.join(known)}: "
             "correct policy.subsets, or the files."
         )
     return [
@@ -191,24 +203,30 @@ def _hub_source(name: str, config: str, split: str) -> Path | str:
     if found := next(filter(Path.exists, files), None):
         return found
     raise DataError(
-        f"{files[0]} is missing (or .jsonl): get it by `hf download --repo-type dataset {name}`, or unset ZS_HUB_DATA"
+        f"{files[0]} is missing (or .jsonl): get it by `hf download --repo-type dataset {name}`, or unset "
+        "ZS_HUB_DATA"
     )
 
 
 def load_passages(split: str | None = None) -> list[Passage]:
     """Load the embedded corpus, or the passages of one split (training searches only those of "train")."""
     path = BENCHMARK / "passages.jsonl"
-    passages = (_passage(row, path, number) for number, row in enumerate(_lines(path, REBUILD), 1))
+    passages = (_passage(row, path, number) for number, row in read_rows(path, REBUILD))
     return [passage for passage in passages if split in (None, passage.split)]
 
 
-def load_corpus(path: Path) -> list[Passage]:
-    """Load your own corpus: JSON lines like wiki-18's, {"id", "contents"}; DataError if a line is not one."""
-    return [_contents(row, path, number) for number, row in enumerate(_lines(path, CORPUS_LINE), 1)]
+def load_corpus(path: Path, columns: Columns | None = None) -> list[Passage]:
+    """Load your own corpus: contents like wiki-18's, or title and text, in a file of `files.read_rows`.
+
+    Passages without an id get their number. `columns` maps other columns: our name -> yours.
+
+    Raises:
+        DataError: the file cannot be read, or a row is no passage.
+    """
+    rows = enumerate(read_rows(path, CORPUS_LINE), 1)
+    return [_contents(row, f"{path.name}, line {line}", number, columns) for number, (line, row) in rows]
 
 
-UNUSED = ("prompt", "reward_model", "extra_info", "ability", "metadata")
-"""Columns of the hub's sets that repeat the others, or are large."""
 KINDS = {
     "question": (str, "a text"),
     "id": ((str, int, types.NoneType), "a text or a number"),
@@ -220,23 +238,27 @@ KINDS = {
 }
 
 
-def _question(row: dict, name: str, number: int) -> Question:
-    missing = [column for column in ("question", "golden_answers") if column not in row]
-    if missing:
+def _question(row: dict, where: str, number: int, columns: Columns | None) -> Question:
+    given = row
+    try:
+        row = question_row(row, columns)
+    except Unclear as problem:
+        raise DataError(f"{where}: {problem}; {COLUMNS}") from None
+    if missing := [column for column in ("question", "golden_answers") if column not in row]:
         raise DataError(
-            f"{name}, line {number}: no column {' and '.join(missing)} (found: {', '.join(row)}); "
-            "each line needs 'question' (text) and 'golden_answers' (list of texts)"
+            f"{where}: no column {' and '.join(missing)} (there are: {', '.join(given) or 'none'}); each "
+            f"line needs 'question' (text) and 'golden_answers' (list of texts); {COLUMNS}"
         )
     if not _are_texts(row["golden_answers"]) or not all(map(str.strip, row["golden_answers"])):
         raise DataError(
-            f"{name}, line {number}: golden_answers must be a list of at least one text, none of them empty, "
+            f"{where}: golden_answers must be a list of at least one text, none of them empty, "
             f"not {reprlib.repr(row['golden_answers'])}"
         )
     for column, (kind, what) in KINDS.items():
         if column in row and not (isinstance(row[column], kind) and _is_sound(row[column])):
-            raise DataError(
-                f"{name}, line {number}: {column} must be {what}, not {reprlib.repr(row[column])}"
-            )
+            raise DataError(f"{where}: {column} must be {what}, not {reprlib.repr(row[column])}")
+    if not row["question"].strip():
+        raise DataError(f"{where}: the question is empty; give it, or leave the line out")
     hops = []
     for hop in row.get("hops", ()):
         if not (
@@ -245,7 +267,7 @@ def _question(row: dict, name: str, number: int) -> Question:
             and _are_texts(hop.get("answers"))
         ):
             raise DataError(
-                f"{name}, line {number}: each of its hops needs 'entity', 'relation' and 'answers', "
+                f"{where}: each of its hops needs 'entity', 'relation' and 'answers', "
                 f"not {reprlib.repr(hop)}; leave the column out if they are not known"
             )
         hops.append(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])))
@@ -283,63 +305,14 @@ def _passage(row: dict, path: Path, number: int) -> Passage:
         raise DataError(f"{path.name}, line {number} is no passage ({error}): {REBUILD}") from None
 
 
-def _contents(row: dict, path: Path, number: int) -> Passage:
-    known, text = row.get("id"), row.get("contents")
+def _contents(row: dict, where: str, number: int, columns: Columns | None) -> Passage:
+    try:
+        known, text = passage_row(row, columns)
+    except Unclear as problem:
+        raise DataError(f"{where}: {problem}; {COLUMNS}") from None
     if not isinstance(known, (str, int)) or not isinstance(text, str):
         raise DataError(
-            f"{path.name}, line {number} is no passage (id or contents are missing, or no text): {CORPUS_LINE}"
+            f"{where} is no passage (id or contents are missing, or no text; there are: "
+            f"{', '.join(row) or 'none'}): {CORPUS_LINE}; {COLUMNS}"
         )
-    return Passage(str(known), text, "")
-
-
-def _rows(source: Path | str) -> Iterable[dict]:
-    path = Path(source)
-    if path.suffix == ".parquet":
-        return _tables_rows(path.name, "parquet", data_files=str(path), split="train")
-    if isinstance(source, str) and source.count("/") == 1 and not path.exists() and not path.suffix:
-        name, config, split = (*source.split(":"), "", "")[:3]
-        return _tables_rows(source, name, config or None, split=split or "test")
-    return _lines(path, REBUILD if path.parent == BENCHMARK else QUESTION_LINE)
-
-
-def _tables_rows(name: str, *which: str | None, **more: str) -> list[dict]:
-    """Rows of a data set as `datasets` reads it."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        rows = datasets.load_dataset(*which, **more)
-        return rows.remove_columns([name for name in UNUSED if name in rows.column_names]).to_list()
-    except Exception as error:  # of the library's own, the hub's, arrow's and the network's, by source
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{name} cannot be read ({cause}): name a file, or a set of the hub as owner/name:config:split"
-        ) from error
-
-
-def _lines(path: Path, cure: str) -> Iterator[dict]:
-    """Objects of a JSON-lines file."""
-    number = 0
-    try:
-        with path.open(encoding="utf-8", newline="\n") as lines:  # JSON may hold other line ends in texts
-            for number, line in enumerate(lines, 1):
-                yield _object(line, path, number, cure)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: {cure}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text ({error}): {cure}") from None
-    if not number:
-        raise DataError(f"{path.name} is empty: {cure}")
-
-
-def _object(line: str, path: Path, number: int, cure: str) -> dict:
-    try:
-        row = json.loads(line)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not JSON, a number of thousands of digits, endless brackets
-        raise DataError(f"{path.name}, line {number} is not JSON ({error}): {cure}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{path.name}, line {number} is no JSON object: {cure}")
-    return row
+    return Passage(str(number if known == "" else known), text, "")

@@ -1,0 +1,103 @@
+"""Columns of questions and passages as the data sets in use name them.
+
+Questions: FlashRAG, Search-R1, verl, HotpotQA, 2WikiMultiHopQA, MuSiQue, NQ-open, TriviaQA, PopQA, SQuAD.
+Passages: wiki-18, title and text, BEIR, DPR, MS MARCO. What is not unambiguous is not guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from zs_lib.qa.files import as_list
+
+ANSWERS = ("answers", "answer", "possible_answers")
+"""Columns of golden answers, where there is no `golden_answers`."""
+IDS = ("id", "_id", "docid", "doc_id", "pid")
+Columns = Mapping[str, str]
+"""Our column -> theirs, with dots into nested ones: {"golden_answers": "extra_info.answer"}."""
+
+
+class Unclear(ValueError):
+    """What is wrong with a row's columns, for the message of a DataError."""
+
+
+def question_row(row: dict, columns: Columns | None = None) -> dict:
+    """The row with our columns `question`, `golden_answers` (a list of texts) and `id` where it has them.
+
+    Raises:
+        Unclear: an answer is no text or number, there are several columns of answers, or `columns` names one
+            that is not there.
+    """
+    row = _renamed(row, columns)
+    if row.get("answerable") is False:  # MuSiQue's other half
+        raise Unclear("it is not answerable, so no answer is right: leave it out")
+    found = dict(row)
+    for name in ("question", *ANSWERS):
+        if name not in row and len(same := [known for known in row if known.lower() == name]) == 1:
+            found[name] = row[same[0]]
+    if "question" not in found and isinstance(asked := _at(row, "extra_info.question"), str):
+        found["question"] = asked
+    if "id" not in found and "_id" in found:
+        found["id"] = found["_id"]
+    answers = found["golden_answers"] if "golden_answers" in found else _answers(found)
+    if answers is not None or "golden_answers" in found:
+        found["golden_answers"] = _texts(answers)
+    return found
+
+
+def passage_row(row: dict, columns: Columns | None = None) -> tuple[object, object]:
+    """Id and contents of a passage, None where there is none; a title stands on a line before the text."""
+    row = _renamed(row, columns)
+    known = next((row[name] for name in IDS if name in row), "")
+    text = row.get("contents", row.get("text"))
+    if "contents" not in row and isinstance(text, str) and isinstance(title := row.get("title"), str):
+        text = "\n".join(filter(None, (title, text)))
+    return known, text
+
+
+def _renamed(row: dict, columns: Columns | None) -> dict:
+    found = dict(row)
+    for ours, theirs in (columns or {}).items():
+        if (value := row.get(theirs, _at(row, theirs))) is None:
+            raise Unclear(f"no column {theirs} (there are: {', '.join(row)})")
+        found[ours] = value
+    return found
+
+
+def _at(row: object, path: str) -> object:
+    """The value at a dotted path; None if there is none."""
+    for name in path.split("."):
+        row = row.get(name) if isinstance(row, dict) else None
+    return row
+
+
+def _answers(row: dict) -> object:
+    """The answers of a row without `golden_answers`: of several columns, the one that holds all of them."""
+    found = {name: _texts(row[name]) for name in ANSWERS if row.get(name) is not None}
+    if "answer" in found and row.get("answer_aliases"):  # MuSiQue's
+        found["answer"] = list(dict.fromkeys([*found["answer"], *_texts(row["answer_aliases"])]))
+    if not found:
+        return _at(row, "reward_model.ground_truth")
+    every = {text for texts in found.values() for text in texts}
+    if whole := [texts for texts in found.values() if set(texts) == every]:
+        return whole[0]
+    raise Unclear(f"which answers are right, {' or '.join(found)}?")
+
+
+def _texts(value: object) -> list[str]:
+    """Golden answers as texts, from a text, a number, a list of them, or an object that holds such a list."""
+    if isinstance(value, dict):
+        for name in ("target", "text"):  # Search-R1's ground truth, SQuAD's answers
+            if name in value:
+                return _texts(value[name])
+        if isinstance(value.get("value"), str):  # TriviaQA's
+            return list(dict.fromkeys([value["value"], *_texts(value.get("aliases") or [])]))
+    elif isinstance(value, str):
+        spelt = as_list(value)
+        return [value] if not spelt else _texts(spelt)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return [str(int(value)) if value == int(value) else str(value)]
+    elif isinstance(value, list) and all(isinstance(one, (str, int, float)) for one in value):
+        return [text for one in value for text in ([one] if isinstance(one, str) else _texts(one))]
+    raise Unclear(f"no golden_answers in {value!r:.100}: they are a text, a number or a list of these")
