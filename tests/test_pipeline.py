@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import pty
+import re
+import sys
+import termios
+from contextlib import suppress
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 from run_fixtures import CountingArm
@@ -157,3 +163,33 @@ def test_known_names_pass():
     for study in map(config.load_profile, config.profiles()):
         for arm in (*study.policies, *study.simulators):
             pipeline.check(arm)
+
+
+def test_a_run_that_is_made_in_a_terminal_shows_its_progress_from_the_first_step(store, monkeypatch):
+    """A real terminal (a pty): the run and each of its needs by name, and the bar is gone at the end."""
+    arm = config.load_profile("smoke", {"policy.steps": 2, "simulator.steps": 2}).policy("zerosearch")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (24, 100))
+    with open(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        pipeline.ensure(arm, 0, store)
+    shown = ""
+    with open(ours, newline="") as screen, suppress(OSError):  # the end of a terminal that was closed
+        while part := screen.read(1):
+            shown += part
+    lines = [line for line in re.split(r"[\r\n]+", shown) if line.strip()]
+    assert [name for name, _ in groupby(line.split(":")[0] for line in lines)] == [
+        f"pairs {arm.simulator.pairs.name} s0",
+        f"simulator {arm.simulator.name} s0",
+        "policy zerosearch s0",
+    ]
+    policy = [line for line in lines if line.startswith("policy")]
+    assert "1/2" in policy[1] and "reward 0." in policy[1] and "2/2" in policy[-1]
+
+
+def test_nothing_is_shown_where_stderr_is_no_terminal_or_the_caller_is_told(store, capsys):
+    told = []
+    arm = config.load_profile("smoke", {"policy.steps": 2}).policy("r1")
+    pipeline.ensure(arm, 0, store, lambda *step: told.append(step[:2]))
+    pipeline.ensure(arm, 1, store)
+    assert told == [(1, 2), (2, 2)] and "policy r1" not in capsys.readouterr().err

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
 import sys
 
 import pytest
+from IPython.display import HTML
 
 from zs_lib import cli
 from zs_lib.analysis.tables import README
@@ -15,17 +17,15 @@ from zs_lib.config import paths
 
 LINES = 10
 OWN = ["data", "corpus", "engine", "model", "curriculum"]
-SECTIONS = dict(
-    re.findall(r"^### (.+?)\n+(.*?)(?=^##|\Z)", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-)
+TEXT = README.read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^### (.+?)\n+(.*?)(?=^##|\Z)", TEXT, re.MULTILINE | re.DOTALL))
 
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch, store):
-    """A working directory as README takes it: the checkout's data, and files of one's own."""
+    """A working directory with files of one's own: the snippets need no checkout around them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
-    (tmp_path / "data").symlink_to(paths.ROOT / "data")
     (tmp_path / "my-model").symlink_to(paths.BACKBONES / "tiny-S-instruct")
     questions = [
         {"question": f"what is the capital of {country}?", "golden_answers": [city]}
@@ -95,3 +95,17 @@ def test_inside_trl(desk):
     trainer = run_snippets("Inside TRL", desk)["trainer"]
     assert trainer.state.global_step == 2 and trainer.rollout_func.trajectories
     assert any(turn.documents for t in trainer.rollout_func.trajectories for turn in t.turns)
+
+
+def test_the_block_of_widgets_shows_something_before_anything_is_trained(store, monkeypatch):
+    """Each of its calls, in one namespace: none fails on an empty store, and each shows a view."""
+    block = re.search(r"^## Explore in JupyterLab\n.*?```python\n(.*?)```", TEXT, re.M | re.DOTALL)[1]
+    defined: dict = {}
+    shown = []
+    for statement in ast.parse(block).body:
+        if isinstance(statement, ast.Expr):
+            shown.append(eval(compile(ast.Expression(statement.value), "README", "eval"), defined))
+        else:
+            exec(compile(ast.Module([statement], []), "README", "exec"), defined)
+    assert len(shown) == 5 and all(isinstance(view, HTML) and view.data for view in shown)
+    assert "No policy trains now" in shown[1].data and "has logged trajectories" in shown[2].data

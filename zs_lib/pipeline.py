@@ -9,10 +9,13 @@ Modules that import torch are imported inside: who only reads results need not w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
+
+from tqdm import tqdm
 
 from zs_lib import qa
 from zs_lib.config import (
@@ -28,7 +31,7 @@ from zs_lib.config.engines import from_store
 from zs_lib.config.values import pick
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.errors import ConfigError, DataError
-from zs_lib.runs import Run, RunStore, distributed
+from zs_lib.runs import Run, RunStore, distributed, kind_of
 
 Progress = Callable[[int, int, dict], None]
 """Called after each training step with its number, the number of steps, and the step's metrics."""
@@ -40,7 +43,8 @@ def ensure(arm: Any, seed: int, store: RunStore, progress: Progress | None = Non
     """The finished run of this arm and seed: found in the store, resumed from its checkpoint, or made now.
 
     What the arm needs is ensured first. For the evaluation of a policy, `seed` names the policy's run; for
-    that of a backbone it makes no difference.
+    that of a backbone it makes no difference. Without `progress`, a run that is made in a terminal shows a
+    progress bar on stderr.
 
     Raises:
         ConfigError: a name in the arm stands in no table.
@@ -52,9 +56,26 @@ def ensure(arm: Any, seed: int, store: RunStore, progress: Progress | None = Non
         check(arm)
         for needed in needs(arm, seed):
             ensure(*needed, store)
-        return maker.make(run, arm, store, progress)
+        with _bar(f"{kind_of(arm)} {arm.name} s{seed}", hidden=progress is not None) as shown:
+            return maker.make(run, arm, store, progress or shown)
 
     return store.complete(arm, seed, work, maker.together)
+
+
+@contextmanager
+def _bar(title: str, hidden: bool) -> Iterator[Progress]:
+    """A progress bar of training steps; only in a terminal, and only of the main process."""
+    hidden = hidden or not distributed.is_main()
+    with tqdm(desc=title, unit=" steps", leave=False, disable=hidden or None) as bar:  # None: by the terminal
+
+        def step(number: int, steps: int, metrics: dict) -> None:
+            if "reward" in metrics:
+                bar.set_postfix_str(f"reward {metrics['reward']:.3f}", refresh=False)
+            bar.total = steps
+            bar.update(number - bar.n)
+            bar.refresh()
+
+        yield step
 
 
 def check(arm: Any) -> None:

@@ -17,3 +17,10 @@ def test_a_record_of_another_version_is_told(tmp_path):
     (tmp_path / "tiny" / "training.csv.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="training.csv.gz"):
         results.load_tables("tiny", tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("profile", ["smoke", "bench"])
+def test_what_is_recorded_is_listed_by_profile_without_the_benchmarks_beside_it(profile):
+    assert results.recorded_profiles() == ["smol", "tiny"] and (results.RECORDS / "bench").is_dir()
+    with pytest.raises(DataError, match=rf"the profile '{profile}' \(recorded: smol, tiny\)"):
+        results.load_tables(profile)

@@ -4,11 +4,14 @@ import json
 
 import nbformat
 import pytest
+from log_fixtures import ARM
 
 from zs_lib.config import paths
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import notebooks, reproduce
 from zs_lib.launch.notebooks import Notebook, run_notebook, store_outputs
+from zs_lib.launch.progress import Board
+from zs_lib.runs.files import write_json
 
 
 @pytest.fixture
@@ -81,7 +84,7 @@ def test_reproduce(notebook, tmp_path, monkeypatch, store, capsys):
     assert json.loads((tmp_path / "outputs/smoke/durations.json").read_text())["03_example"] > 0
     told = capsys.readouterr().err
     assert (
-        "0 of 1 notebooks done; 03_example 00:00; first time here" in told and "1 of 1 notebooks done" in told
+        "0 of 1 notebooks done; 03_example 00:00; no estimate yet" in told and "1 of 1 notebooks done" in told
     )
     with pytest.raises(ConfigError, match="'04'. Known: 03, 03_example"):
         reproduce.reproduce("smoke", ["04"])
@@ -115,3 +118,26 @@ def test_notebooks_run_side_by_side_when_all_runs_are_made_and_none_begins_after
     assert (tmp_path / "outputs/smoke/01_one.ipynb").exists() and not (
         tmp_path / "outputs/smoke/03_example.ipynb"
     ).exists()
+
+
+def test_the_time_left_is_told_once_and_only_where_it_is_known(notebook, tmp_path, store, capsys):
+    """With its runs in the store the notebook took 8 s before; a run that is made has a line of its own."""
+    write_json(tmp_path / "durations.json", {notebook.stem: 8.0})
+    queue = reproduce._NotebookQueue([notebook], tmp_path, {"profile": "smoke"})
+    task = queue.next()
+    assert queue.headline() == "0 of 1 notebooks done; 03_example 00:00; about 00:07 left in all"
+    queue.started[notebook.stem] -= 9.0
+    assert queue.headline() == "0 of 1 notebooks done; 03_example 00:09; longer than last time"
+
+    def work(run):
+        run.log(1, reward=0.5)
+        Board(store, queue.headline).refresh()
+        return {"last_reward": 0.5}
+
+    store.complete(ARM, 0, work)
+    headline, line = capsys.readouterr().err.splitlines()
+    assert headline == "0 of 1 notebooks done; 03_example 00:09"
+    assert line.startswith(f"  policy {ARM.name} s0, training") and line.endswith("left")
+    queue.finished(task, None)
+    assert queue.headline() == "1 of 1 notebooks done"
+    assert json.loads((tmp_path / "durations.json").read_text()) == {notebook.stem: 8.0}

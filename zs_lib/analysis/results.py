@@ -274,13 +274,22 @@ def load_tables(profile: str, folder: Path | None = None) -> Tables:
         DataError: nothing is recorded for this profile, or a file is damaged.
     """
     folder = folder or RECORDS / profile
-    if not folder.is_dir():
-        recorded = ", ".join(sorted(path.name for path in RECORDS.glob("*") if path.is_dir())) or "none"
+    if not _has_tables(folder):
+        recorded = ", ".join(recorded_profiles()) or "none"
         raise DataError(
             f"No results are recorded for the profile {profile!r} (recorded: {recorded}): "
             f"run `zs reproduce --profile {profile}`, then `zs runs record --profile {profile}`."
         )
     return {name: _read(folder / _file(name), NEEDED.get(name, ())) for name in TABLES}
+
+
+def recorded_profiles() -> list[str]:
+    """List the profiles with recorded tables (benchmarks are recorded beside them)."""
+    return sorted(path.name for path in RECORDS.glob("*") if _has_tables(path))
+
+
+def _has_tables(folder: Path) -> bool:
+    return any((folder / _file(name)).exists() for name in TABLES)
 
 
 def _file(name: str) -> str:

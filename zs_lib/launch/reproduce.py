@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zs_lib import config, studies
+from zs_lib.config.paths import check_folder
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import executors
 from zs_lib.launch.notebooks import OUTPUTS, Notebook, choose, known_parameters
@@ -44,6 +45,7 @@ def reproduce(
     """
     overrides = {} if seeds is None else {"seeds": seeds}
     study = config.load_profile(profile, overrides)  # an invalid name or value fails here, not in a notebook
+    folder = check_folder(OUTPUTS / profile, "ZS_OUTPUTS", write=True)
     chosen = [path for path in choose(only) if full or only is not None or path.stem[:2] <= LAST_OF_CORE]
     if only is None:
         runs = studies.study_runs(studies.full(study) if full else study)
@@ -56,7 +58,6 @@ def reproduce(
     if only is None and full:
         study = studies.full(study)
     values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
-    folder = OUTPUTS / profile
     folder.mkdir(parents=True, exist_ok=True)
     notebooks = _NotebookQueue(chosen, folder, values)
     # A notebook that may have runs to make uses all cores for them.
@@ -77,6 +78,7 @@ class _NotebookQueue(Queue):
         ]
         self.total, self.durations = len(chosen), _read_durations(folder)
         self.started: dict[str, float] = {}  # running notebook → when it was started
+        self.trained: set[str] = set()  # notebooks beside which runs were made: their times predict nothing
         self.lock = threading.Lock()
 
     def next(self) -> Notebook | None:
@@ -94,14 +96,17 @@ class _NotebookQueue(Queue):
     def finished(self, notebook: Notebook, error: str | None) -> None:
         with self.lock:
             self.failed = self.failed or error or ""
-            self.durations[notebook.name] = round(time.monotonic() - self.started.pop(notebook.name), 1)
-            write_json(self.folder / "durations.json", self.durations)
+            seconds = round(time.monotonic() - self.started.pop(notebook.name), 1)
+            if notebook.name not in self.trained:
+                write_json(self.folder / "durations.json", self.durations | {notebook.name: seconds})
+                self.durations[notebook.name] = seconds
 
     def close(self) -> None:
         with self.lock:
             self.waiting.clear()
 
     def headline(self) -> str:
+        training = any(run.running for run in self.store.list() if not run.finished)
         with self.lock:
             done = self.total - len(self.waiting) - len(self.started)
             text = f"{done} of {self.total} notebooks done"
@@ -109,16 +114,23 @@ class _NotebookQueue(Queue):
                 return text
             now = time.monotonic()
             running = [f"{name} {clock(now - since)}" for name, since in self.started.items()]
-            return f"{text}; {', '.join(running)}; {self._time_left(now)}"
+            if training:
+                self.trained.update(self.started)
+            return "; ".join([text, ", ".join(running), *([] if training else [self._time_left(now)])])
 
     def _time_left(self, now: float) -> str:
-        """Estimate by the times that these notebooks took on this machine before."""
-        seconds = 0.0
-        for name in (*self.started, *(notebook.name for notebook in self.waiting)):
-            if name not in self.durations:
-                return "first time here"
-            seconds += max(0.0, self.durations[name] - (now - self.started.get(name, now)))
-        return f"about {clock(seconds / len(self.started))} left in all"
+        """Estimate by the times that these notebooks took on this machine with their runs in the store.
+
+        None while runs are made: the board then has a line with the time left for each run.
+        """
+        running = {name: now - since for name, since in self.started.items()}
+        names = (*running, *(notebook.name for notebook in self.waiting))
+        if not self.durations.keys() >= set(names):
+            return "no estimate yet"
+        left = [self.durations[name] - running.get(name, 0.0) for name in names]
+        if min(left) < 0:
+            return "longer than last time"
+        return f"about {clock(max(sum(left) / len(running), *left[: len(running)]))} left in all"
 
 
 def _read_durations(folder: Path) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import html
+import json
 import math
 import sys
 import time
@@ -21,9 +22,10 @@ from IPython.display import HTML, display
 from zs_lib import config, studies
 from zs_lib.analysis import figures, results
 from zs_lib.config import Profile
-from zs_lib.config.values import reject_unknown
+from zs_lib.config.paths import check_folder
+from zs_lib.config.values import digest, reject_unknown
 from zs_lib.engines import SearchResult
-from zs_lib.errors import RunError
+from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import notebooks, scheduler
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.rl.trajectory_log import to_record
@@ -40,16 +42,30 @@ pd.options.display.max_colwidth = None  # warnings and claims are sentences
 
 
 def open_study(
-    profile: str, seeds: int | None = None, overrides: dict[str, Any] | None = None, *names: str
+    profile: str, seeds: int | None = None, overrides: dict[str, Any] | str | None = None, *names: str
 ) -> Profile:
     """Load a profile with the parameters cell's overrides, and the arms of the studies of these `names`.
 
+    `overrides` may be JSON, as `papermill -p overrides '{"policy.steps": 3}'` passes it.
+
     Raises:
-        ConfigError: an unknown parameter, profile or override; it lists the known ones.
+        ConfigError: an unknown parameter, profile or override (it lists the known ones), or no such JSON.
     """
     check_parameters(PARAMETERS)
-    loaded = config.load_profile(profile, dict(overrides or {}) | ({} if seeds is None else {"seeds": seeds}))
+    changed = _decoded(overrides) if isinstance(overrides, str) else dict(overrides or {})
+    loaded = config.load_profile(profile, changed | ({} if seeds is None else {"seeds": seeds}))
     return studies.select(loaded, *names)
+
+
+def _decoded(overrides: str) -> dict[str, Any]:
+    try:
+        decoded = json.loads(overrides or "{}")
+    except (ValueError, RecursionError):
+        decoded = None
+    if not isinstance(decoded, dict):
+        example = """papermill -p overrides '{"policy.steps": 3}'"""
+        raise ConfigError(f"overrides = {overrides!r} is no JSON object: give one, as in {example}.")
+    return decoded
 
 
 def check_parameters(known: Iterable[str]) -> None:
@@ -160,7 +176,8 @@ def recorded_or_stored(study: Profile) -> results.Tables:
         RunError: nothing is recorded, and the store has none of the runs.
     """
     plain = studies.full(config.load_profile(study.name))
-    recorded = (results.RECORDS / study.name).is_dir() and set(study.policies) <= set(plain.policies)
+    arms, known = ({digest(arm) for arm, _ in studies.study_runs(each)} for each in (study, plain))
+    recorded = study.name in results.recorded_profiles() and arms <= known
     found = results.load_tables(study.name) if recorded else results.collect_tables(study, RunStore())
     if found["provenance"].empty:
         raise RunError(
@@ -177,7 +194,7 @@ def show(name: str, study: Profile, made: results.Tables | None = None) -> None:
     """
     made = made or tables(study, *figures.FIGURES[name].needs, "provenance")
     figure = figures.draw(name, made, figures.provenance_of(made, study.name))
-    folder = notebooks.OUTPUTS / study.name / "figures"
+    folder = check_folder(notebooks.OUTPUTS / study.name / "figures", "ZS_OUTPUTS", write=True)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png")
     display(figure)

@@ -39,12 +39,15 @@ SETS = {"the group of a step": False, "a question through training": True}
 """Name → whether one watched question is shown through training."""
 NOISE = {"any": None, "noisy documents": True, "none noisy": False}
 """Name → argument of `trajectory_index.select`. (A drop-down whose value is None shows nothing.)"""
-NONE_LOGGED, NONE_LEFT, NONE_WATCHED = map(
+NONE_LOGGED, NONE_LEFT, NONE_WATCHED, NONE_STORED, NONE_TRAINS = map(
     render.error,
     (
         "Nothing is logged yet.",
         "No trajectory of this run passes the filters.",
         "This run has asked no question again: it has only just started, or its code was older.",
+        "No policy in the run store has logged trajectories: notebook 03 trains one.",
+        "No policy trains now. Start one (notebook 03, or a board's button), then run this cell again; or "
+        "name a finished run (`zs runs list`).",
     ),
 )
 
@@ -61,17 +64,17 @@ def explore(
 ) -> Explorer | HTML:
     """Explore the trajectories of policy runs by step and question, a group side by side, with filters.
 
-    `run`: the one to show first (a run, or the beginning of its name); by default the first of the store.
-    `watch`: show one question through training first.
+    `run`: the one to show first (a run, or the beginning of its name); by default the first of the store. If
+    none has logged trajectories, the view says so. `watch`: show one question through training first.
 
     Raises:
-        RunError: there is no such run, none has logged trajectories, or its log is damaged.
+        RunError: there is no such run, or its log is damaged.
     """
     store = store or RunStore()
     runs = [one for one in store.list() if _has_trajectories(one)]
     run = store.find(run) if isinstance(run, str) else run
     if run is None and not runs:
-        raise RunError(f"No policy in {store.root} has logged trajectories: notebook 03 trains one.")
+        return HTML(NONE_STORED)
     if attended():
         return Explorer(runs, run or runs[0], watch)
     index = TrajectoryLog(run or runs[0])
@@ -125,17 +128,19 @@ def playground(
 def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
     """Show curves and early warnings of training runs, updated while they train.
 
-    `runs`: runs of policies, or the beginnings of their names; by default all that train now, by any process.
+    `runs`: runs of policies, or the beginnings of their names; by default all that train now, by any process;
+    if none does, the view says so.
 
     Raises:
-        RunError: there is no such run, it is not a policy's, or its log is damaged; no policy trains now.
+        RunError: there is no such run, it is not a policy's, or its log is damaged.
     """
     store = store or RunStore()
     found = [store.find(run) if isinstance(run, str) else run for run in runs]
     found = found or [run for run in store.list() if run.kind == "policy" and run.running]
-    if not found or any(run.kind != "policy" for run in found):
-        what = "One of these runs is not a policy's" if found else f"No policy trains now in {store.root}"
-        raise RunError(f"{what}: name a run of a policy (`zs runs list`).")
+    if not found:
+        return HTML(NONE_TRAINS)
+    if any(run.kind != "policy" for run in found):
+        raise RunError("One of these runs is not a policy's: name a run of a policy (`zs runs list`).")
     return Monitor(found) if attended() else HTML(render.training(found))
 
 
