@@ -87,6 +87,14 @@ def option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any
     return names, settings
 
 
+def _columns(text: str) -> dict[str, str]:
+    """Read --columns: our names to the file's."""
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    if not all(ours.strip() and theirs.strip() for ours, theirs in pairs):
+        raise argparse.ArgumentTypeError("give OURS=YOURS, like golden_answers=label")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="zs", description="ZeroSearch workbench (arXiv 2505.04588).")
     commands = {(): parser.add_subparsers(required=True, metavar="COMMAND")}
@@ -127,6 +135,12 @@ POLICY = option(
     "--policy",
     metavar="RUN|PATH|MODEL",
     help="a run, a model folder, a backbone or a hub id (default: the profile's first policy)",
+)
+COLUMNS = option(
+    "--columns",
+    type=_columns,
+    metavar="OURS=YOURS,...",
+    help="columns of other names: golden_answers=label, or contents=body",
 )
 RUN = option("run", metavar="RUN", help="the beginning of a run's name or digest")
 PORT = option("--port", type=int, default=8000, metavar="P", help="(default: 8000; 0: any free one)")
@@ -427,8 +441,9 @@ command(
         "--data",
         required=True,
         metavar="FILE|HUB-ID",
-        help="JSON lines or parquet with question and golden_answers, or owner/name:config:split",
+        help="JSON, CSV, TSV or parquet with question and golden_answers, or owner/name:config:split",
     ),
+    COLUMNS,
     POLICY,
     option(
         "--method",
@@ -462,15 +477,18 @@ command(
         "--corpus",
         type=Path,
         metavar="FILE",
-        help='JSON lines {"id", "contents"} like wiki-18 (default: the benchmark\'s)',
+        help="JSON, CSV, TSV or parquet with contents, or title and text (default: the benchmark's)",
     ),
+    COLUMNS,
     PORT,
     HOST,
 )
 def _serve_retriever(arguments: argparse.Namespace) -> None:
     from zs_lib.tools.serving import serve
 
-    serve.retriever(arguments.engine, arguments.corpus, arguments.host, arguments.port)
+    serve.retriever(
+        arguments.engine, arguments.corpus, arguments.host, arguments.port, columns=arguments.columns
+    )
 
 
 @command(

@@ -10,7 +10,7 @@ import pytest
 from benchmark_fixtures import stated, tokenizer, true_sentences, world
 from hub_fixtures import write_hub
 
-from zs_lib import qa
+from zs_lib import cli, qa
 from zs_lib.config.paths import BENCHMARK
 from zs_lib.errors import DataError
 from zs_lib.qa import files
@@ -319,6 +319,20 @@ def test_columns_of_other_names_are_mapped(tmp_path):
     assert qa.load_questions(tmp_path / "own.jsonl", columns=columns) == [qa.Question("7", "Who?", ("I",))]
     with pytest.raises(DataError, match=r"line 1: no column label \(there are: prompt, meta, key, answer\)"):
         qa.load_questions(tmp_path / "own.jsonl", columns={"golden_answers": "label"})
+
+
+def test_the_command_line_maps_columns(tmp_path, capsys):
+    (tmp_path / "own.jsonl").write_text('{"q": "Who?", "label": "I"}\n')
+    assert cli.main(["eval", "--data", str(tmp_path / "own.jsonl"), "--out", str(tmp_path / "out")]) == 1
+    assert (
+        "(there are: q, label)" in (told := capsys.readouterr().err)
+        and "--columns golden_answers=label" in told
+    )
+    for command in (["eval", "--data", "x"], ["serve", "retriever", "--corpus", "x"]):
+        read = cli._parser().parse_args([*command, "--columns", "question=q, golden_answers=label"])
+        assert read.columns == {"question": "q", "golden_answers": "label"}
+        with pytest.raises(SystemExit):
+            cli._parser().parse_args([*command, "--columns", "question"])
 
 
 def test_a_parquet_file_s_columns_are_all_told(tmp_path):

@@ -125,7 +125,7 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _values(lines: IO[str], path: Path, cure: str) -> Iterator[tuple[int, object]]:
-    """The JSON value of each line that is not blank, or of each item of the array that the first one opens."""
+    """The JSON value of each line that is not blank, or of each item of an array that the first opens."""
     number, begun = 0, False
     while line := lines.readline(LONGEST_LINE):
         number += 1

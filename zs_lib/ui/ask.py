@@ -82,7 +82,7 @@ def evaluate_file(arguments: argparse.Namespace) -> None:
     from zs_lib.models.load import load_generator, weights_digest
 
     pick("method", arguments.method, METHODS)
-    questions = qa.load_questions(arguments.data)[: arguments.limit]
+    questions = qa.load_questions(arguments.data, columns=arguments.columns)[: arguments.limit]
     engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
     model, cfg = _policy(arguments.policy, study)
     who = f"{arguments.policy or study.policies[0].name}, {arguments.method}, {arguments.engine}"

@@ -53,10 +53,13 @@ CONTENTS = "{% for message in messages %}{{ message.content }}{% endfor %}"
 """Chat template for models that have none, which vLLM requires: the joined contents."""
 
 
-def retriever(engine: str, corpus: Path | None, host: str, port: int) -> None:
+def retriever(
+    engine: str, corpus: Path | None, host: str, port: int, columns: dict[str, str] | None = None
+) -> None:
     """Serve "bm25", "dense" or "dense:MODEL" over a corpus until the process is stopped.
 
-    `corpus`: a file in wiki-18's format; None: the embedded benchmark's passages. Port 0 is any free one.
+    `corpus`: a file for `qa.load_corpus`, with its `columns`; None: the embedded benchmark's passages. Port 0
+    is any free one.
 
     Raises:
         ConfigError: host or port cannot be used. DataError: the corpus is invalid. EngineError, ModelError:
@@ -65,7 +68,8 @@ def retriever(engine: str, corpus: Path | None, host: str, port: int) -> None:
     if not ((row := find_engine(engine)) and row.ranks):
         raise EngineError(f"No retriever '{engine}'. Known: {', '.join(engine_names(ranks=True))}.")
     with _Address(host, port) as address:
-        ranking = build_engine(engine, passages=None if corpus is None else qa.load_corpus(corpus))
+        passages = None if corpus is None else qa.load_corpus(corpus, columns)
+        ranking = build_engine(engine, passages=passages)
         example = {"queries": ["capital of France"], "topk": 3, "return_scores": True}
         _run(retriever_application(ranking, address.token), address, address.curl("/retrieve", example))
 
