@@ -101,8 +101,13 @@ def test_find(store):
         store.find(one.digest[:5])
     other = ensure(CountingArm(steps=5), 0, store)
     assert store.find(other.digest[:8]).path == other.path
-    for wrong in ("zzz", ""):
-        with pytest.raises(RunError, match=two.path.name):
+    assert store.find("counting-10").path == two.path  # by its arm's name: the newest seed
+    later = time.time() + 7200
+    os.utime(one.path / "summary.json", (later, later))
+    assert store.find("counting-10").path == one.path
+    (other.path / "run.json").write_text("{")
+    for wrong in ("zzz", "", "counting-5"):
+        with pytest.raises(RunError, match="Known: counting-10; or the beginning of a folder's name"):
             store.find(wrong)
 
 

@@ -26,7 +26,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,24 +158,42 @@ class RunStore:
         return [Run(path) for path in folders if FOLDER.fullmatch(path.name) and _begun(path)]
 
     def find(self, prefix: str) -> Run:
-        """The one run whose folder name or digest begins with `prefix`; RunError if none or several do."""
+        """The one run whose folder name or digest begins with `prefix`; else the newest of this label.
+
+        Of finished runs with the same label, one that left a model goes before others.
+
+        Raises:
+            RunError: there is none, or several folders begin so.
+        """
+        runs = self.list()
         found = [
             run
-            for run in self.list()
+            for run in runs
             if prefix and (run.path.name.startswith(prefix) or run.digest.startswith(prefix))
         ]
         exact = [run for run in found if run.path.name == prefix]
         if len(exact or found) == 1:
             return (exact or found)[0]
-        names = ", ".join(run.path.name for run in found or self.list()) or "none (run `zs reproduce`)"
+        if found:
+            raise RunError(
+                f"Several runs are called {prefix!r}. They are: {', '.join(run.path.name for run in found)}."
+            )
+        labels = {run: run.sound_label for run in runs if run.finished}
+        if named := [run for run, label in labels.items() if label == prefix]:
+            return max(named, key=_model_and_age)
+        known = ", ".join(sorted(filter(None, set(labels.values())))) or "none (run `zs reproduce`)"
         raise RunError(
-            f"{'Several runs are' if found else 'No run is'} called {prefix!r}. "
-            f"{'They are' if found else 'Known'}: {names}."
+            f"No run is called {prefix!r}. Known: {known}; or the beginning of a folder's name "
+            "(`zs runs list`)."
         )
 
     def verify(self) -> list[Problem]:
         """Damage found in the store. Unfinished runs are not errors; they resume."""
         return [problem for run in self.list() for problem in run.verify()]
+
+
+def _model_and_age(run: Run) -> tuple[bool, int]:
+    return (run.path / "model").is_dir(), (run.path / "summary.json").stat().st_mtime_ns
 
 
 def _by_main(write: Callable[..., None]) -> Callable[..., None]:
@@ -232,6 +250,12 @@ class Run:
     def label(self) -> str:
         """The arm's name when the run was begun."""
         return self.record["label"]
+
+    @property
+    def sound_label(self) -> str | None:
+        """The label, or None where the run's record is damaged or cannot be read."""
+        with suppress(RunError):
+            return self.label
 
     @property
     def finished(self) -> bool:
