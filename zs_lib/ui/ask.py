@@ -6,6 +6,7 @@ Heavy imports are made inside functions, as in `cli`.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,6 +159,8 @@ def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, Rollou
     if (Path(name) / "config.json").is_file() or name in shipped() or "/" in name:
         return name, study.policies[0].rollout
     run = RunStore().find(name)
+    if run.label == name:  # which of its seeds
+        print(f"policy: {run.path.name}", file=sys.stderr)
     if run.kind != "policy" or not run.finished:
         raise RunError(f"{run.path.name} is no finished policy: choose another (`zs runs list`).")
     return run.model_dir, from_identity(PolicyArm, run.config).rollout
