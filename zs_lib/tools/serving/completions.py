@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
 
 from zs_lib.errors import ModelError
+from zs_lib.models.encoding import encode_chat
 from zs_lib.tools.serving.batches import Batches, Job, Sampling
 from zs_lib.tools.serving.replies import Chat, Text
 from zs_lib.tools.serving.web import Refused, json_application, take, within
@@ -141,17 +142,13 @@ def _chat(batches: Batches, fields: dict) -> list[int]:
     if tokenizer.chat_template is None:
         return batches.generator.encode_prompt("".join(message["content"] for message in messages))
     try:
-        return _templated(tokenizer, messages)
+        return encode_chat(tokenizer, messages)
     except Exception as error:  # a template is a program, and may raise any error
         # ZeroSearch's client puts an empty one first, and some templates know no system message.
         said = [message for message in messages if message != {"role": "system", "content": ""}]
         if 0 < len(said) < len(messages):
             return _chat(batches, {"messages": said})
         raise Refused(400, f"the model's chat template refuses these messages ({error})") from None
-
-
-def _templated(tokenizer: Any, messages: list[dict]) -> list[int]:
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
 def _message(message: Any) -> dict:
