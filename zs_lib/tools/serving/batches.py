@@ -164,6 +164,7 @@ class Batches:
     def __init__(self, generator: BatchGenerator):
         self.generator = generator
         self._waiting: list[Job] = []
+        self._running: list[Job] = []
         self._arrived, self._stopped = asyncio.Event(), False
         generator.model.register_forward_pre_hook(self._check_running)
 
@@ -183,8 +184,9 @@ class Batches:
             worker.cancel()
 
     def _check_running(self, *_) -> None:
-        if self._stopped:
-            raise ModelError("The server is stopping.")
+        """Break off a batch that nobody waits for, between two forward passes."""
+        if self._stopped or all(job.done.done() for job in self._running):
+            raise ModelError("The server is stopping, or all clients of a batch have left.")
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -197,11 +199,11 @@ class Batches:
             await self._arrived.wait()
             await asyncio.sleep(GATHER_S)
             waiting = [job for job in self._waiting if not job.done.done()]  # done: the client has left
-            jobs, self._waiting = waiting[:BATCH], waiting[BATCH:]
+            self._running, self._waiting = waiting[:BATCH], waiting[BATCH:]
             if not self._waiting:
                 self._arrived.clear()
-            if jobs:
-                await self._complete(jobs, progress)
+            if self._running:
+                await self._complete(self._running, progress)
 
     async def _complete(self, jobs: list[Job], progress: Callable[[Job], None]) -> None:
         try:

@@ -35,6 +35,7 @@ from zs_lib.engines.client import is_loopback
 from zs_lib.engines.http import TOKENS, environment
 from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
 from zs_lib.qa import Passage
+from zs_lib.tools.serving.connections import Connection
 from zs_lib.tools.serving.web import Refused, json_application, take, within
 
 MAX_TOPK, MAX_DOCUMENTS = 100, 200_000
@@ -45,8 +46,6 @@ MAX_QUERY, TOGETHER = 2000, 256
 """Characters of a query that are read, and queries ranked at once before another request has its turn."""
 DEFAULT_TOPK, DEFAULT_WIKI_TOPK = 3, 5
 """Documents where a request names no number or 0, by Search-R1's and by ZeroSearch's protocol."""
-MAX_CONNECTIONS = 128
-"""Connections at once; further ones are refused (503)."""
 GRACE_S, READY_S = 3, 600.0
 """Seconds for open requests when a server is stopped, and for vLLM to start."""
 CONTENTS = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -209,7 +208,7 @@ def _run(application: Starlette, address: _Address, example: str) -> None:
         access_log=False,
         ws="none",
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        http=Connection,
         timeout_graceful_shutdown=GRACE_S,
     )
     try:

@@ -15,8 +15,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-MAX_BODY, READ_S = 1 << 20, 10.0
-"""Bytes of a request, where an application sets no other limit, and seconds within which it must arrive."""
+from zs_lib.tools.serving.connections import READ_S
+
+MAX_BODY = 1 << 20
+"""Bytes of a request, where an application sets no other limit."""
+MAX_REQUESTS = 512
+"""Requests that are being answered, or wait for it; further ones are refused (503)."""
 
 
 class Refused(Exception):
@@ -45,42 +49,77 @@ def json_application(
     If `token` is not empty, requests must have it as their bearer token.
     """
 
-    def endpoint(answer: Callable[[Request], Awaitable[Answer]]) -> Callable:
-        async def guarded(request: Request) -> Response:
-            try:
-                sent = request.headers.get("Authorization", "")
-                if token and not hmac.compare_digest(sent.encode(), f"Bearer {token}".encode()):
-                    raise Refused(401, "send the server's token with the request: 'Authorization: Bearer …'")
-                given = await answer(request)
-                return given if isinstance(given, Response) else JSONResponse(given)
-            except Refused as refused:
-                return _error(refused.status, str(refused))
-            except asyncio.CancelledError:
-                return _error(503, "the server is stopping")
-
-        return guarded
-
-    def post(answer: Callable[[dict], Awaitable[Answer]]) -> Callable:
-        async def read(request: Request) -> Answer:
-            return await answer(await _body(request, max_body))
-
-        return endpoint(read)
+    active = 0
 
     def get(value: dict) -> Callable:
-        async def read(request: Request) -> dict:
+        async def answer(_: Request) -> Answer:
             return value
 
-        return endpoint(read)
+        return _guarded(answer, token)
 
-    routes = [Route(path, post(answer), methods=["POST"]) for path, answer in posts.items()]
+    def post(make: Callable[[dict], Awaitable[Answer]]) -> Callable:
+        async def answer(request: Request) -> Answer:
+            nonlocal active
+            fields = await _body(request, max_body)
+            if active >= MAX_REQUESTS:
+                raise Refused(503, f"{MAX_REQUESTS} requests are being answered: send it again later")
+            active += 1
+            try:
+                return await _while_connected(request, make(fields))
+            finally:
+                active -= 1
+
+        return _guarded(answer, token)
+
+    routes = [Route(path, post(make), methods=["POST"]) for path, make in posts.items()]
     routes += [Route(path, get(value)) for path, value in gets.items()]
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_error}, lifespan=lifespan)
+
+
+def _guarded(answer: Callable[[Request], Awaitable[Answer]], token: str) -> Callable:
+    """Build an endpoint: check the token, then answer; a refusal is an answer too."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            sent = request.headers.get("Authorization", "")
+            if token and not hmac.compare_digest(sent.encode(), f"Bearer {token}".encode()):
+                raise Refused(401, "send the server's token with the request: 'Authorization: Bearer …'")
+            given = await answer(request)
+            return given if isinstance(given, Response) else JSONResponse(given)
+        except Refused as refused:
+            return _error(refused.status, str(refused))
+        except asyncio.CancelledError:
+            return _error(503, "the server is stopping")
+
+    return guarded
+
+
+async def _while_connected(request: Request, answer: Awaitable[Answer]) -> Answer:
+    """Await an answer; cancel it when the client leaves."""
+    given: Answer | Exception = Refused(503, "the client has left")
+    async with anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        group.start_soon(watch)
+        try:
+            given = await answer
+        except Exception as error:  # raised outside of the group, which would wrap it
+            given = error
+        group.cancel_scope.cancel()
+    if isinstance(given, Exception):
+        raise given
+    return given
 
 
 def _error(status: int, reason: str) -> JSONResponse:
     """A refusal in OpenAI's form."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": reason, "type": kind, "param": None, "code": status}}, status)
+    error = {"message": reason, "type": kind, "param": None, "code": status}
+    return JSONResponse({"error": error}, status, {"Retry-After": "1"} if status == 503 else None)
 
 
 async def _http_error(_: Request, error: HTTPException) -> JSONResponse:

@@ -1,0 +1,238 @@
+"""Clients that send nothing, leave, come all at once, or do not read: what they cost the others."""
+
+import asyncio
+import contextlib
+import json
+import resource
+import select
+import socket
+import time
+
+import httpx
+import pytest
+from model_fixtures import tiny_model, tiny_tokenizer
+from serve_fixtures import serving
+
+from zs_lib.tools.serving import connections, web
+from zs_lib.tools.serving.batches import BATCH, Batches, BatchGenerator, Job, Sampling
+
+USER = [{"role": "user", "content": "Doc 1: the capital"}]
+
+
+@pytest.fixture
+def opened():
+    """Opens raw connections to a server, and closes them all at the end."""
+    with contextlib.ExitStack() as stack:
+        yield lambda served: stack.enter_context(
+            socket.create_connection(("127.0.0.1", served.port), timeout=20)
+        )
+
+
+def head(served, length, path="/v1/chat/completions"):
+    host = served.url.removeprefix("http://")
+    return f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def whole(served, **asked):
+    body = json.dumps({"messages": USER} | asked).encode()
+    return head(served, len(body)) + body
+
+
+def short(served):
+    """Seconds that a request of five tokens takes."""
+    started = time.monotonic()
+    body = {"messages": USER, "max_tokens": 5}
+    assert httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60).is_success
+    return time.monotonic() - started
+
+
+def closed(raw):
+    try:
+        return raw.recv(4096) == b""
+    except ConnectionError:
+        return True
+
+
+def test_unfinished_requests_lock_nobody_out_and_are_closed(simulator, opened):
+    """Silent connections, half a head, a head byte by byte, half a body: each for 50 connections."""
+    begun = [b"", b"POST /v1/chat/comp", head(simulator, 100)[:-2], head(simulator, 100) + b'{"mess']
+    raws = [[opened(simulator) for _ in range(50)] for _ in begun]
+    for some, sent in zip(raws, begun, strict=True):
+        for raw in some:
+            raw.sendall(sent)
+    started = time.monotonic()
+    assert short(simulator) < 5
+    for _ in range(12):  # one byte a second does not keep a head alive
+        time.sleep(1)
+        for raw in raws[2]:
+            with contextlib.suppress(OSError):
+                raw.sendall(b"x")
+    assert all(closed(raw) for some in raws[:3] for raw in some)
+    assert all(b" 408 " in raw.recv(4096)[:20] for raw in raws[3])
+    assert all(closed(raw) for raw in raws[3]) and time.monotonic() - started < 20
+
+
+def test_more_silent_connections_than_the_server_keeps(simulator, opened):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    busy = opened(simulator)
+    busy.sendall(whole(simulator, max_tokens=400, temperature=2))
+    raws = [opened(simulator) for _ in range(connections.MAX_CONNECTIONS + 50)]
+    assert short(simulator) < 5
+    assert b" 200 " in busy.recv(4096)[:20]  # one that waits for its answer is not closed for others
+    assert sum(closed(raw) for raw in raws[:40]) == 40
+
+
+def test_a_connection_serves_request_after_request(simulator):
+    """Also pipelined ones, and after more than the time that a request may take in all."""
+    with socket.create_connection(("127.0.0.1", simulator.port), timeout=20) as raw:
+        raw.sendall(whole(simulator, max_tokens=2) * 3)
+        received = b""
+        while received.count(b"chat.completion") < 3:
+            received += raw.recv(65536)
+        for _ in range(4):
+            time.sleep(3)
+            raw.sendall(whole(simulator, max_tokens=2))
+            assert b" 200 " in raw.recv(65536)[:20]
+
+
+def test_two_hundred_requests_at_once_are_queued(simulator):
+    async def ask(client, i):
+        body = {"messages": USER, "max_tokens": 10 + i % 7, "temperature": 0.5 + i % 2, "seed": i}
+        return (await client.post(f"{simulator.url}/v1/chat/completions", json=body)).status_code
+
+    async def all_at_once():
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+            return await asyncio.gather(*(ask(client, i) for i in range(200)))
+
+    assert asyncio.run(all_at_once()) == [200] * 200
+
+
+def test_requests_beyond_the_stated_bound_are_told_to_come_again(folder, opened):
+    with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN="") as served:
+        asked = whole(served, max_tokens=450, temperature=2)
+        raws = [opened(served) for _ in range(web.MAX_REQUESTS + 150)]
+        for raw in raws:
+            raw.sendall(asked)
+        time.sleep(3)
+        answered, _, _ = select.select(raws, [], [], 0)
+        answers = [raw.recv(4096).lower() for raw in answered]
+        refused = [answer for answer in answers if b" 503 " in answer[:20]]
+        assert 0 < len(refused) <= 150 and all(b"retry-after: 1" in answer for answer in refused)
+        assert all(b" 200 " in answer[:20] for answer in answers if answer not in refused)
+        for raw in raws:
+            raw.close()
+        time.sleep(1)
+        assert short(served) < 5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_generation_stops_for_clients_that_left(simulator, opened, stream):
+    for _ in range(100):
+        raw = opened(simulator)
+        raw.sendall(whole(simulator, max_tokens=450, temperature=2, stream=stream))
+        if stream:
+            assert b" 200 " in raw.recv(4096)[:20]
+        raw.close()
+    assert short(simulator) < 3  # four batches of 450 steps would take longer
+
+
+def test_a_client_that_does_not_read_is_cut_off(corpus):
+    """Its answer, of some 18 MB, does not stay in the server."""
+    body = json.dumps({"queries": ["capital of Spain"] * 66_000, "topk": 3}).encode()
+    with serving("retriever", "--corpus", str(corpus), ZS_SERVE_TOKEN="") as served, socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", served.port))
+        raw.settimeout(60)
+        raw.sendall(head(served, len(body), "/retrieve") + body)
+        assert b" 200 " in raw.recv(64)[:20]
+        time.sleep(connections.WRITE_S + 3)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while part := raw.recv(1 << 20):
+                received += len(part)
+        assert received < 8 << 20
+        assert httpx.get(f"{served.url}/health").is_success
+
+
+# --------------------------------------------------------------------------------------- in one process
+
+
+class Counted(BatchGenerator):
+    """Counts its batches and their steps."""
+
+    batches = steps = 0
+
+    def complete(self, jobs, *progress):
+        self.batches += 1
+        return super().complete(jobs, *progress)
+
+    def _choose(self, *row):
+        self.steps += 1
+        return super()._choose(*row)
+
+
+async def completed(generator, jobs):
+    queue = Batches(generator)
+    async with queue.running(None):
+        queue.add(jobs)
+        await asyncio.gather(*(job.done for job in jobs))
+
+
+def job(i, **settings):
+    prompt = tiny_tokenizer()("Doc 1: the capital").input_ids
+    return Job(prompt=tuple(prompt), key=(i,), sampling=Sampling(**{"max_tokens": 8} | settings))
+
+
+def test_requests_of_different_settings_share_a_batch():
+    async def run():
+        settings = [
+            {"max_tokens": 4 + i, "temperature": i / 10, "top_k": i, "stop": ("q" * (i + 1),)}
+            for i in range(BATCH)
+        ]
+        jobs = [job(i, **one) for i, one in enumerate(settings)]
+        await completed(generator, jobs)
+        return jobs
+
+    generator = Counted(tiny_model(), tiny_tokenizer())
+    jobs = asyncio.run(run())
+    assert generator.batches == 1 and all(0 < len(one.ids) <= one.sampling.max_tokens for one in jobs)
+
+
+def test_a_short_request_does_not_wait_for_the_long_ones_of_its_batch():
+    async def run():
+        long, brief = job(0, max_tokens=400, temperature=0), job(1, max_tokens=2)
+        queue = Batches(generator)
+        async with queue.running(None):
+            queue.add([long, brief])
+            await brief.done
+            steps = generator.steps
+            long.done.cancel()
+            await asyncio.sleep(1)
+        return steps, generator.steps
+
+    generator = Counted(tiny_model(), tiny_tokenizer())
+    generator._eos = set()
+    steps, last = asyncio.run(run())
+    assert steps < 100 and last < 200  # and the cancelled one was not completed
+
+
+def test_a_failed_batch_fails_its_own_requests_alone():
+    class Failing(Counted):
+        def complete(self, jobs, *progress):
+            super().complete(jobs, *progress)
+            if self.batches == 1:
+                raise MemoryError("no more")
+
+    async def run():
+        queue, first = Batches(generator), [job(0, max_tokens=300), job(1, max_tokens=300)]
+        async with queue.running(None):
+            queue.add(first)
+            await asyncio.sleep(0.1)
+            second = job(2)
+            queue.add([second])
+            await asyncio.wait_for(second.done, 20)
+        return second
+
+    generator = Failing(tiny_model(), tiny_tokenizer())
+    assert 0 < len(asyncio.run(run()).ids) <= 8
