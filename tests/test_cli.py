@@ -1,21 +1,25 @@
 """The console script: exit codes, one error line, and what it prints."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from run_fixtures import CountingArm
 from safetensors.torch import load_file, save_file
 
 from zs_lib import cli
+from zs_lib.analysis import figures
 from zs_lib.config import paths
 from zs_lib.engines import SearchResult
 from zs_lib.launch import reproduce
 from zs_lib.pipeline import ensure
-from zs_lib.ui import ask
+from zs_lib.ui import ask, report
 
 
 def zs(capsys, *arguments) -> tuple[int, str, str]:
@@ -214,6 +218,112 @@ def test_eval_takes_the_first_questions_only(tmp_path, capsys):
         "what is number 1?",
     ]
     assert "at least one question" in zs(capsys, *ask, "--limit", "0")[2]
+
+
+def bad_paths(folder) -> list[str]:
+    """Paths below `folder` that can be no folder: a file, below it, a loop, a device, too long."""
+    (folder / "file").touch()
+    (folder / "loop").symlink_to("loop")
+    names = ("file", "file/below", "loop", "loop/below", "x" * 300, "new/" + "x" * 300, "long/" * 2000)
+    return [str(folder / name) for name in names] + ["/dev/null", "/dev/null/below"]
+
+
+def test_an_impossible_store_or_output_is_one_error_before_any_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "make_runs", None)
+    monkeypatch.setattr(figures, "draw_all", None)
+    monkeypatch.setattr(report, "write_report", None)
+
+    def refused(what: str, *command: str):
+        code, out, err = zs(capsys, *command)
+        assert (code, out, err.count("\n")) == (1, "", 1) and err.startswith(f"zs: {what} names no folder"), (
+            err
+        )
+
+    for path in bad_paths(tmp_path):
+        with monkeypatch.context() as change:
+            change.setenv("ZS_RUNS", path)
+            for command in (
+                ["runs", "list"],
+                ["runs", "verify"],
+                ["train", "zerosearch", "--profile", "smoke"],
+            ):
+                refused("ZS_RUNS", *command)
+        with monkeypatch.context() as change:
+            change.setattr(reproduce, "OUTPUTS", Path(path))
+            refused("ZS_OUTPUTS", "reproduce", "--profile", "smoke")
+        refused("--out", "figures", "--out", path)
+        refused("--out", "report", "--out", path)
+        refused("DIR", "runs", "export", "0123", path)
+
+
+def test_faults_of_a_disk_are_one_line(capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere")
+
+    monkeypatch.setattr(reproduce, "reproduce", full)
+    code, _, err = zs(capsys, "reproduce")
+    assert code == 1 and "No space left on device: '/somewhere'" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_a_terminal_cannot_encode_is_escaped(encoding, tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "ZS_RUNS": str(tmp_path / "東京")}
+    command = [sys.executable, "-m", "zs_lib", "runs", "list"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT, env=environment)
+    assert shown.returncode == 0 and r"\u6771\u4eac." in shown.stdout and not shown.stderr
+
+
+ESCAPE = "\x1b]0;owned\x07\x9b2J"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [ESCAPE],
+        ["runs", ESCAPE],
+        ["search", "x", ESCAPE],
+        ["plan", "--gpus", ESCAPE],
+        ["ask", "x", "--policy", ESCAPE],
+        ["ask", "x", "--policy", f"a{ESCAPE}/b"],
+        ["ask", "x", "--policy", f"./{ESCAPE}"],
+        ["search", "x", "--engine", ESCAPE],
+        ["eval", "--data", ESCAPE],
+        ["eval", "--data", "x", "--out", f"{ESCAPE}/x"],
+        ["eval", "--data", "x", "--method", ESCAPE],
+        ["runs", "show", ESCAPE],
+        ["models", "fetch", ESCAPE],
+        ["reproduce", "--profile", ESCAPE],
+        ["report", "--out", f"/dev/null/{ESCAPE}"],
+        ["train", ESCAPE, "--profile", "smoke"],
+    ],
+)
+def test_arguments_reach_the_terminal_as_text(arguments, capsys, store):
+    try:
+        assert cli.main(arguments) == 1
+    except SystemExit as usage:
+        assert usage.code == 2
+    shown = capsys.readouterr()
+    assert not set(shown.out + shown.err) & {"\x1b", "\x07", "\x9b"} and shown.err
+
+
+def test_results_reach_the_terminal_as_text(tmp_path, capsys, store):
+    row = {"question": f"who? {ESCAPE}", "golden_answers": [ESCAPE], "data_source": ESCAPE}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row))
+    out = tmp_path / f"out{ESCAPE.replace('/', '')}"
+    data = ("--data", str(tmp_path / "mine.jsonl"), "--policy", "tiny-S", "--engine", "none")
+    code, shown, err = zs(capsys, "eval", *data, "--out", str(out))
+    assert code == 0 and "‹U+001B›]0;owned‹U+0007›‹U+009B›2J" in shown
+    run = ensure(CountingArm(), 0, store)
+    record = json.loads((run.path / "run.json").read_text())
+    (run.path / "summary.json").unlink()  # so that what is stored may change
+    (run.path / "run.json").write_text(json.dumps(record | {"label": ESCAPE}))
+    shown += zs(capsys, "runs", "list")[1]
+    as_json = zs(capsys, "runs", "show", run.path.name)[1]
+    assert json.loads(as_json)["label"] == ESCAPE and not set(shown + err + as_json) & {
+        "\x1b",
+        "\x07",
+        "\x9b",
+    }
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,25 @@ Imports of weight happen inside the commands, so that help appears at once.
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from zs_lib import config, protocol
 from zs_lib.config.engines import engine_names
+from zs_lib.config.paths import check_folder
 from zs_lib.config.values import pick
 from zs_lib.errors import ConfigError, ZeroSearchError
 from zs_lib.runs import interrupts
+from zs_lib.runs.store import OF_DISK
 from zs_lib.ui import ask
 
 MAIN = "tiny"
@@ -31,20 +36,58 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0; 1: an error, in one line on stderr; 2: usage; 130: Ctrl-C; 143: SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):  # what their encoding (ascii, cp1252) lacks is escaped
+        stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, interrupts.end)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the error line stands alone
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        return arguments.command(arguments) or 0
+        with redirect_stdout(_Visible(sys.stdout)):
+            return arguments.command(arguments) or 0
     except ZeroSearchError as error:
-        print(f"zs: {protocol.visible(' '.join(str(error).split()))}", file=sys.stderr)
-        return 1
+        return _failed(str(error))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `zs runs list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (*OF_DISK, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        return _failed(f"{error}: check the path, its rights and its disk.")
+
+
+def _failed(message: str) -> int:
+    print(f"zs: {protocol.visible(' '.join(message.split()))}", file=sys.stderr)
+    return 1
+
+
+class _Visible(io.TextIOBase):
+    """Standard output that shows control characters instead of sending them to the terminal."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(protocol.visible(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose usage errors show control characters of the arguments, too."""
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        super()._print_message(protocol.visible(message), file)
 
 
 Function = Callable[[argparse.Namespace], int | None]
@@ -96,7 +139,7 @@ def _columns(text: str) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="zs", description="ZeroSearch workbench (arXiv 2505.04588).")
+    parser = _Parser(prog="zs", description="ZeroSearch workbench (arXiv 2505.04588).")
     commands = {(): parser.add_subparsers(required=True, metavar="COMMAND")}
     for one in COMMANDS:
         *group, name = one.words
@@ -269,11 +312,12 @@ def _plan(arguments: argparse.Namespace) -> None:
 )
 def _figures(arguments: argparse.Namespace) -> None:
     config.load_profile(arguments.profile)
+    if arguments.out:
+        check_folder(arguments.out, "--out", write=True)
     from zs_lib.analysis import figures, tables
 
-    folder = arguments.out or (
-        figures.FOLDER if arguments.profile == MAIN else figures.FOLDER / arguments.profile
-    )
+    own = figures.FOLDER if arguments.profile == MAIN else figures.FOLDER / arguments.profile
+    folder = arguments.out or check_folder(own, "Without --out, zs figures", write=True)
     for written, lacking in (
         figures.draw_all(arguments.profile, folder),
         tables.write_all(arguments.profile, folder / "tables"),
@@ -291,6 +335,7 @@ def _figures(arguments: argparse.Namespace) -> None:
     option("--out", type=Path, required=True, metavar="DIR", help="where to write it"),
 )
 def _report(arguments: argparse.Namespace) -> None:
+    check_folder(arguments.out, "--out", write=True)
     from zs_lib.ui import report
 
     print(report.write_report(arguments.profile, arguments.out)[0])
@@ -342,9 +387,11 @@ def _runs_show(arguments: argparse.Namespace) -> None:
 
     run = RunStore().find(arguments.run)
     shown = {"run": run.path.name, "path": str(run.path)} | run.record
-    print(
-        json.dumps(shown | {"summary": run.summary if run.finished else None}, indent=1, ensure_ascii=False)
+    text = json.dumps(
+        shown | {"summary": run.summary if run.finished else None}, indent=1, ensure_ascii=False
     )
+    # Within JSON's strings, control characters are named as JSON names them.
+    print("".join(c if protocol.visible(c) == c else json.dumps(c)[1:-1] for c in text))
 
 
 @command("runs verify", "look for damage")
@@ -367,6 +414,7 @@ def _runs_verify(arguments: argparse.Namespace) -> int:
     option("folder", type=Path, metavar="DIR", help="a new folder"),
 )
 def _runs_export(arguments: argparse.Namespace) -> None:
+    check_folder(arguments.folder, "DIR", write=True)
     from zs_lib.runs import RunStore
     from zs_lib.tools.export import export
 

@@ -13,7 +13,8 @@ from zs_lib.config.values import reject_unknown
 from zs_lib.errors import DataError, RunError
 
 NOTEBOOKS = paths.ROOT / "notebooks"
-OUTPUTS = Path(os.environ.get("ZS_OUTPUTS") or paths.ROOT / "outputs")
+OUTPUTS = Path(os.path.abspath(os.environ.get("ZS_OUTPUTS") or paths.ROOT / "outputs"))
+"""Where executed notebooks, their figures and logs go."""
 KERNEL_START_S = 120
 """Seconds within which a notebook's kernel must start."""
 
@@ -45,7 +46,7 @@ def parameters(notebook: Path) -> list[str]:
 
 
 def run_notebook(notebook: Notebook) -> None:
-    """Execute a notebook with the running Python.
+    """Execute a notebook with the running Python, in this process's working directory.
 
     Raises:
         ConfigError: it has no parameter of a given name. RunError: a cell failed.
@@ -61,7 +62,8 @@ def run_notebook(notebook: Notebook) -> None:
             notebook.output,
             notebook.values,
             kernel_name="python3",
-            cwd=str(source.parent),
+            # Files that a profile, ZS_RUNS or ZS_OUTPUTS names by relative paths are those of the caller.
+            cwd=os.getcwd(),
             progress_bar=False,
             start_timeout=KERNEL_START_S,
         )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -168,7 +170,7 @@ def _sources(name: str) -> list[tuple[str, bool]]:
         raise ModelError(
             f"'{name}' is no transformers folder: it has no config.json. Name the folder that has one."
         )
-    if name.startswith("tiny-") or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if name.startswith("tiny-") or not _may_be_on_hub(name):
         known = ", ".join(shipped()) or "none (run `zs backbones build`)"
         raise ModelError(
             f"Unknown model '{name}'. Shipped backbones: {known}; also possible: a transformers folder, or "
@@ -177,6 +179,14 @@ def _sources(name: str) -> list[tuple[str, bool]]:
     unpacked = packaged.folder(name)
     cached = [(name, True)] if isinstance(try_to_load_from_cache(name, "config.json"), str) else []
     return cached + ([(str(unpacked), True)] if unpacked.is_dir() else [(name, False)])
+
+
+def _may_be_on_hub(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
 
 
 def _explain(name: str, local: bool, error: Exception) -> str:
