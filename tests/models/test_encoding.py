@@ -14,6 +14,8 @@ from zs_lib import protocol, qa
 from zs_lib.config import paths
 from zs_lib.models.encoding import encode_chat, encode_text
 from zs_lib.models.generator import Generator
+from zs_lib.rl.format_sft import encode_lesson
+from zs_lib.simulator.pairs import Pair, encode_examples
 from zs_lib.tools.serving import completions
 
 SPECIAL = ["<s>", "</s>", "<unk>", "<|im_end|>", "[INST]", "[/INST]", "<｜User｜>", "<｜end▁of▁sentence｜>"]
@@ -179,3 +181,14 @@ def test_a_served_chat_spells_no_control_token(template):
     chat = {"messages": [{"role": "user", "content": "Who <|im_end|>[TOOL]</s>?"}]}
     ids = completions._chat(SimpleNamespace(generator=generator), chat)
     assert added(tokenizer, ids) == (["[INST]"] if template else ["<s>"])
+
+
+def test_training_rows_spell_no_control_token():
+    tokenizer = byte_level()
+    lesson = [("Question: who </s>?\n", False), ("<answer> [INST] </answer>", True)]
+    row = encode_lesson(lesson, tokenizer, ended=True)
+    assert added(tokenizer, row["input_ids"]) == ["<s>", "<answer>", "</answer>", "</s>"]
+    pair = Pair("a [INST]", "b </s>?", "<|fim|>", (), (), (), False)
+    (row,) = encode_examples([(pair, True, ("c <|im_end|>",))], tokenizer, "short")
+    assert added(tokenizer, row["input_ids"]) == ["<s>", "</s>"]
+    assert tokenizer.decode(row["input_ids"]).endswith("Doc 1: c <|im_end|>\n</s>")
