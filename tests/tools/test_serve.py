@@ -93,14 +93,21 @@ def test_wrong_requests_are_refused(retriever, asked, status, message):
 
 
 def test_rubbish_is_refused_and_nothing_is_served_from_the_disk(retriever):
-    for body in (b"", b"{", b"\xff", b"[" * 100_000):
+    for body in (
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"queries": ["\xed\xa0\x80"]}',
+        '{"queries": []}'.encode("utf-16"),
+    ):
         assert httpx.post(f"{retriever.url}/retrieve", content=body).status_code == 400
     for path in ("/", "/../pyproject.toml", "/retrieve/../../etc/passwd", "/retrieve%00", "/docs"):
         assert httpx.get(retriever.url + path).status_code in (404, 405)
     with socket.create_connection(
         ("127.0.0.1", retriever.port), timeout=5
     ) as raw:  # chunks beyond the limit, no length
-        raw.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        raw.sendall(b"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         try:
             for _ in range(300):
                 raw.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
@@ -135,7 +142,7 @@ def test_signals_end_it_cleanly(by, code, body):
         serving("retriever", ZS_SERVE_TOKEN="") as served,
         socket.create_connection(("127.0.0.1", served.port)) as raw,
     ):
-        raw.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n" + body)
+        raw.sendall(b"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n" + body)
         found = SearchR1Engine(served.url).search([request("capital of Norway")], 3)[0].documents
         assert found == build_engine("bm25").search([request("capital of Norway")], 3)[0].documents
         started = time.monotonic()
@@ -357,7 +364,8 @@ def test_sigterm_breaks_off_a_long_completion(simulator):
         for _ in range(100):  # batches of 32, one after the other
             raw = clients.enter_context(socket.create_connection(("127.0.0.1", simulator.port)))
             raw.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(asked)
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+                % len(asked)
                 + asked
             )
         started = time.monotonic()
@@ -395,6 +403,7 @@ def test_vllm_serves_where_it_is_installed(vllm, folder):
     with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN=TOKEN) as served:
         shown = httpx.get(f"{served.url}/x").text
         assert f"'--model': '{folder}', '--served-model-name': 'tiny'" in shown and "message.content" in shown
+        assert "'--middleware': 'zs_lib.tools.serving.web.LoopbackOnly'" in shown
         assert TOKEN in shown.partition("}")[2]  # in its environment, not among its arguments
         assert served.stop() == 0
 

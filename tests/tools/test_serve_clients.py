@@ -155,6 +155,113 @@ def test_a_client_that_does_not_read_is_cut_off(corpus):
         assert httpx.get(f"{served.url}/health").is_success
 
 
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": f"a{HALF}b"}]}),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]},
+        ),
+        ("/v1/chat/completions", {"messages": USER, "stop": [HALF]}),
+        ("/v1/chat/completions", {"messages": USER, "model": HALF}),
+        ("/v1/chat/completions", {"messages": USER, HALF: None}),
+        ("/v1/completions", {"prompt": HALF}),
+        ("/v1/completions", {"prompt": ["a", "\udfff"]}),
+    ],
+)
+def test_half_a_surrogate_is_refused(simulator, path, body):
+    answer = httpx.post(simulator.url + path, content=json.dumps(body), timeout=20)
+    assert answer.status_code == 400 and "surrogate" in answer.json()["error"]["message"]
+
+
+def test_half_a_surrogate_is_refused_by_the_retriever(retriever):
+    for body in ({"queries": ["a", HALF]}, {"query": HALF}):
+        assert httpx.post(f"{retriever.url}/retrieve", content=json.dumps(body)).status_code == 400
+
+
+def test_whole_surrogate_pairs_and_escaped_backslashes_are_texts(retriever, simulator):
+    for text in ("\N{GRINNING FACE}", "\\ud83d", "\N{REPLACEMENT CHARACTER}"):
+        content = json.dumps({"queries": [text]})
+        assert httpx.post(f"{retriever.url}/retrieve", content=content).json() == {"result": [[]]}
+        content = json.dumps({"messages": [{"role": "user", "content": text}], "max_tokens": 2})
+        assert httpx.post(f"{simulator.url}/v1/chat/completions", content=content).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example:8000"}, 403),
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "192.168.0.5:8000"}, 403),
+        ({"Host": "evil.example@127.0.0.1"}, 200),  # a user name: the host is this machine
+        ({"Host": "127.0.0.1@evil.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "localhost:80"}, 200),
+        ({"Host": "LOCALHOST"}, 200),
+        ({"Host": "127.0.0.2"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1.evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "file://"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Origin": "http://localhost:8888"}, 200),
+        ({"Origin": "http://127.0.0.1:8888"}, 200),
+        ({}, 200),
+    ],
+)
+def test_web_pages_do_not_reach_a_server_on_loopback(retriever, simulator, headers, status):
+    for address, path, body in (
+        (retriever.url, "/retrieve", {"queries": ["sea"]}),
+        (simulator.url, "/v1/completions", {"prompt": "a", "max_tokens": 1}),
+    ):
+        answer = httpx.post(address + path, json=body, headers=headers)
+        assert answer.status_code == status
+        assert httpx.get(f"{address}/health", headers=headers).status_code == status
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_server_for_others_is_guarded_by_its_token_instead(corpus):
+    arguments = ("retriever", "--corpus", str(corpus), "--host", "0.0.0.0")
+    with serving(*arguments, ZS_SERVE_TOKEN="planted-51c") as served:
+        url, body = f"http://127.0.0.1:{served.port}/retrieve", {"queries": ["sea"]}
+        own = {"Host": "gpu7.cluster", "Authorization": "Bearer planted-51c"}
+        assert httpx.post(url, json=body, headers=own).status_code == 200
+        foreign = {"Origin": "https://evil.example"}
+        assert httpx.post(url, json=body, headers=foreign).status_code == 401
+
+
+@pytest.mark.parametrize("text", ["word " * 200_000, "a" * 1_000_000, "\N{GRINNING FACE}" * 80_000])
+def test_prompts_far_too_long_hold_nobody_up(simulator, text):
+    async def ask(client, path, **body):
+        return await client.post(simulator.url + path, json=body | {"max_tokens": 2})
+
+    async def clients():
+        async with httpx.AsyncClient(timeout=60) as client:
+            long = [asyncio.create_task(ask(client, "/v1/completions", prompt=text)) for _ in range(5)]
+            chat = [{"role": "user", "content": text}]
+            long += [
+                asyncio.create_task(ask(client, "/v1/chat/completions", messages=chat)) for _ in range(5)
+            ]
+            await asyncio.sleep(0.05)
+            started = time.monotonic()
+            brief = await ask(client, "/v1/completions", prompt="Query:")
+            return (
+                time.monotonic() - started,
+                brief.status_code,
+                [one.status_code for one in await asyncio.gather(*long)],
+            )
+
+    waited, status, refused = asyncio.run(clients())
+    assert status == 200 and refused == [400] * 10 and waited < 1.5
+
+
 # --------------------------------------------------------------------------------------- in one process
 
 

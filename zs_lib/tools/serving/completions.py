@@ -17,6 +17,7 @@ from secrets import randbits
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from zs_lib.errors import ModelError
@@ -31,6 +32,8 @@ MAX_STOPS, MAX_STOP = 64, 100
 """Stop strings of a request, and characters of each."""
 MAX_CHOICES, MAX_ALTERNATIVES = 128, 20
 """Completions of a request, and alternatives reported for a token."""
+TOKEN_CHARACTERS, CUT_WORD = 16, 64
+"""Characters that hardly any text has for a token, and more tokens than a word that is cut can add."""
 ANSWER_S = 300.0
 """Seconds within which a request must be answered, waiting for its batch included."""
 SUPPORTED = {
@@ -65,7 +68,7 @@ def application(batches: Batches, name: str, token: str = "") -> Starlette:
         async def answer(fields: dict) -> dict | StreamingResponse:
             if take(fields, "model", str, "") not in ("", name):
                 raise Refused(404, f"there is no such model: this server has '{name}'")
-            asked = form(name, _jobs(batches, fields, form is Chat), _include_usage(fields))
+            asked = form(name, await _jobs(batches, fields, form is Chat), _include_usage(fields))
             if take(fields, "stream", bool, False):
                 return StreamingResponse(_events(batches, asked), media_type="text/event-stream")
             await _complete(batches, asked.jobs)
@@ -79,7 +82,7 @@ def application(batches: Batches, name: str, token: str = "") -> Starlette:
     return json_application(posts, gets, token, batches.running)
 
 
-def _jobs(batches: Batches, fields: dict, chat: bool) -> list[Job]:
+async def _jobs(batches: Batches, fields: dict, chat: bool) -> list[Job]:
     """Check a request and make it jobs: `n` for each prompt, the first with the request's own seed.
 
     Raises:
@@ -88,8 +91,9 @@ def _jobs(batches: Batches, fields: dict, chat: bool) -> list[Job]:
     for name, value in fields.items():
         if value is not None and name not in SUPPORTED and value not in NEUTRAL.get(name, ()):
             raise Refused(400, f"'{name}' is not supported")
-    prompts = [_chat(batches, fields)] if chat else _texts(batches, fields)
     n = within("n", take(fields, "n", int, 1), 1, MAX_CHOICES)
+    # In a thread: the other requests go on meanwhile.
+    prompts = await run_in_threadpool(lambda: [_chat(batches, fields)] if chat else _texts(batches, fields))
     if len(prompts) * n > MAX_CHOICES:
         raise Refused(400, f"a request may have at most {MAX_CHOICES} completions")
     seed = take(fields, "seed", int, randbits(31))
@@ -138,9 +142,10 @@ def _chat(batches: Batches, fields: dict) -> list[int]:
     messages = [_message(message) for message in chat]
     if not messages:
         raise Refused(400, "'messages' must be a list of at least one message")
-    tokenizer = batches.generator.tokenizer
+    tokenizer, text = batches.generator.tokenizer, "".join(message["content"] for message in messages)
+    _check_length(batches, text)
     if tokenizer.chat_template is None:
-        return batches.generator.encode_prompt("".join(message["content"] for message in messages))
+        return batches.generator.encode_prompt(text)
     try:
         return encode_chat(tokenizer, messages)
     except Exception as error:  # a template is a program, and may raise any error
@@ -178,11 +183,23 @@ def _texts(batches: Batches, fields: dict) -> list[list[int]]:
     size = len(batches.generator.tokenizer)
     encoded = []
     for text in prompts:
-        ids = batches.generator.encode_prompt(text) if isinstance(text, str) else text
+        ids = text
+        if isinstance(text, str):
+            _check_length(batches, text)
+            ids = batches.generator.encode_prompt(text)
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < size for i in ids):
             raise Refused(400, "'prompt' must be a text, a list of the model's token ids, or a list of these")
         encoded.append(ids)
     return encoded
+
+
+def _check_length(batches: Batches, text: str) -> None:
+    """Refuse a text that is far too long by its beginning's number of tokens, without encoding the rest."""
+    context = batches.generator.context or math.inf
+    if len(text) > context * TOKEN_CHARACTERS:
+        tokens = len(batches.generator.encode(text[: context * TOKEN_CHARACTERS]))
+        if tokens > context + CUT_WORD:
+            raise Refused(400, f"a prompt of more than {context} tokens does not fit the model's context")
 
 
 def _include_usage(fields: dict) -> bool:

@@ -36,7 +36,7 @@ from zs_lib.engines.http import TOKENS, environment
 from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
 from zs_lib.qa import Passage
 from zs_lib.tools.serving.connections import Connection
-from zs_lib.tools.serving.web import Refused, json_application, take, within
+from zs_lib.tools.serving.web import LoopbackOnly, Refused, json_application, take, within
 
 MAX_TOPK, MAX_DOCUMENTS = 100, 200_000
 """Documents for one query, and for all queries of a request."""
@@ -202,6 +202,8 @@ def _unusable(host: str, port: int, error: Exception) -> ConfigError:
 
 def _run(application: Starlette, address: _Address, example: str) -> None:
     """Serve until a signal; open requests then have GRACE_S seconds."""
+    if is_loopback(address.host):
+        application.add_middleware(LoopbackOnly)
     config = uvicorn.Config(
         application,
         log_level="warning",
@@ -237,6 +239,8 @@ def _run_vllm(weights: str, name: str, address: _Address, example: str) -> None:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", weights, "--served-model-name", name]
     command += ["--host", address.host, "--port", str(address.port)]
+    if is_loopback(address.host):
+        command += ["--middleware", f"{LoopbackOnly.__module__}.{LoopbackOnly.__name__}"]
     if AutoTokenizer.from_pretrained(weights, trust_remote_code=False).chat_template is None:
         command += ["--chat-template", CONTENTS]
     address.socket.close()

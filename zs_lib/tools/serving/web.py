@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from zs_lib.engines.client import is_loopback
 from zs_lib.tools.serving.connections import READ_S
 
 MAX_BODY = 1 << 20
 """Bytes of a request, where an application sets no other limit."""
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""JSON's escape for a half of a surrogate pair."""
 MAX_REQUESTS = 512
 """Requests that are being answered, or wait for it; further ones are refused (503)."""
 
@@ -122,6 +129,35 @@ def _error(status: int, reason: str) -> JSONResponse:
     return JSONResponse({"error": error}, status, {"Retry-After": "1"} if status == 503 else None)
 
 
+class LoopbackOnly:
+    """ASGI middleware for a server on a loopback address: only programs of this machine are answered.
+
+    A web page can send requests to it by the user's browser: under a host name of its own (DNS rebinding), or
+    as a foreign origin. Both are refused; pages of this machine, such as notebooks, are answered.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            places = [f"//{headers.get('Host', '')}", *headers.getlist("Origin")]
+            if not all(map(_is_loopback_url, places)):
+                app = _error(
+                    403, "only loopback hosts and origins are answered here: ask 127.0.0.1 or localhost"
+                )
+        await app(scope, receive, send)
+
+
+def _is_loopback_url(url: str) -> bool:
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+
+
 async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
     return _error(error.status_code, error.detail)
 
@@ -140,12 +176,24 @@ async def _body(request: Request, max_body: int) -> dict:
     except ClientDisconnect:
         raise Refused(400, "the request was cut off") from None
     try:
-        request_body = json.loads(body)
+        text = body.decode()
+        fields = json.loads(text)
     except (ValueError, RecursionError):
-        raise Refused(400, "the body is not JSON") from None
-    if not isinstance(request_body, dict):
+        raise Refused(400, "the body is not JSON in UTF-8") from None
+    if not isinstance(fields, dict):
         raise Refused(400, "the body is not a JSON object")
-    return request_body
+    if SURROGATE.search(text) and not _is_unicode(fields):
+        raise Refused(400, "a text has half a surrogate pair, which is no character")
+    return fields
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all texts of a JSON value can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def take(fields: dict, name: str, kind: type, default: Any = None) -> Any:
