@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -480,6 +481,74 @@ def told_of_a_store_that_cannot_be_written(store):
     told = shown.stdout.splitlines()
     assert told[0] == f"{finished.summary['total']} []", shown.stderr
     assert "Permission denied" in told[1] and "ZS_RUNS" in told[1] and len(told) == 2
+
+
+def as_nobody(code: str) -> str:
+    """What code prints in a process of a user without rights; `FILES` and its readers are there."""
+    if os.geteuid():
+        pytest.skip("needs root, to become another user")
+    before = """
+import os
+from test_store import *
+from zs_lib.errors import ModelError
+from zs_lib.launch.progress import run_state
+os.setgid(65534); os.setuid(65534)
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", before + code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    assert not shown.stderr, shown.stderr
+    return shown.stdout
+
+
+def test_what_may_not_be_read_is_not_called_damaged(whole):
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is closed to other users
+        os.chmod(folder, 0o755)
+        run = Path(shutil.copytree(whole, Path(folder, whole.name)))
+        code = f"""
+run = runs.Run(Path({str(run)!r}))
+for name, read in FILES.items():
+    try:
+        print(name, "was read", read(run) is not None)
+    except RunError as error:
+        print(name, error)
+print(*(problem.cure for problem in RunStore({folder!r}).verify()))
+print(run_state(run))"""
+        assert as_nobody(code).count("was read") == len(FILES)
+        for name in FILES:
+            (run / name).chmod(0)
+        told = as_nobody(code)
+        assert told.count("Permission denied") == len(FILES) and told.splitlines()[-1] == "unreadable"
+        assert not re.search("delete|damaged|made again|build", told)
+        run.chmod(0)  # the whole folder
+        told = as_nobody(f"print(run_state(RunStore({folder!r}).list()[0]))" + code)
+        assert told.startswith("unreadable") and not re.search("delete|damaged|made again|build", told)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_kept():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        run = interrupted(RunStore(folder))
+        for name in ("tensors.safetensors", "state.json", "sha256.json"):
+            path = run.path / "checkpoint-00000004" / name
+            path.chmod(0)
+            told = as_nobody(
+                f"run = runs.Run(Path({str(run.path)!r}))\n"
+                "try:\n    run.checkpoint()\nexcept RunError as error:\n    print(error)"
+            )
+            assert "Permission denied" in told and "delete" not in told, name
+            path.chmod(0o644)
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        model = Path(shutil.copytree(paths.BACKBONES / "tiny-S", Path(folder, "model")))
+        for name in ("model.safetensors", "config.json", "tokenizer.json"):
+            (model / name).chmod(0)
+            told = as_nobody(f"try:\n    load_model({str(model)!r})\nexcept ModelError as e:\n    print(e)")
+            assert "Permission denied" in told and not re.search("damaged|build", told), name
+            (model / name).chmod(0o644)
 
 
 def test_a_clock_that_jumps_back_changes_nothing(store, monkeypatch, tmp_path):

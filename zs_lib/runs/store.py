@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from zs_lib.config import paths
-from zs_lib.config.contents import contents_of, file_digest, read_digest
+from zs_lib.config.contents import contents_of, file_digest, read_digest, unreadable
 from zs_lib.config.values import digest, from_dict, identity
 from zs_lib.errors import RunError, UnreadableError, ZeroSearchError
 from zs_lib.runs import checkpoints, distributed
@@ -276,21 +276,23 @@ class Run:
     @property
     def summary(self) -> dict:
         """The summary that the work returned; RunError if the run is not finished."""
+        path = self.file("summary.json")
         if not self.finished:
             raise RunError(
                 f"The run {self.path.name} is not finished: run its notebook or `zs reproduce` again."
             )
-        return read_json(self.file("summary.json"), self.cure)
+        return read_json(path, self.cure)
 
     @property
     def model_dir(self) -> Path:
         """The finished run's transformers folder, checked (not every kind of run leaves one)."""
+        if not self.finished:
+            return self.file("model")
         folder = self.path / "model"
-        if self.finished:
-            listed = [name for name in self._digests() if name.startswith("model/")]
-            found = (str(path.relative_to(self.path)) for path in folder.rglob("*") if path.is_file())
-            for name in {*listed, *found}:
-                self.file(name)
+        listed = (name for name in self._digests() if name.startswith("model/"))
+        found = (str(path.relative_to(self.path)) for path in folder.rglob("*") if path.is_file())
+        for name in {*listed, *found}:
+            self.file(name)
         return folder
 
     def file(self, name: str) -> Path:
@@ -300,6 +302,12 @@ class Run:
             RunError: it is damaged or missing; names file and cure. UnreadableError: it cannot be read.
         """
         path = self.path / name
+        try:
+            path.stat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UnreadableError(unreadable(path, error)) from error
         if self.finished:
             self._compare(name, self._digests().get(name), file_digest)
         return path
