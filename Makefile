@@ -44,8 +44,9 @@ $(STAMP): pyproject.toml constraints.txt
 reproduce: $(STAMP)  ## run the study (PROFILE=tiny): notebooks, tables and figures, into outputs/
 	$(ZS) reproduce --profile $(PROFILE)
 
+# Two processes, a file at a time each; the slowest files begin (tests/conftest.py).
 test: $(STAMP)  ## all tests, the smoke run of every notebook included
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## formatting, style, and the order of imports (ruff, import-linter)
 	$(VENV)/bin/ruff format --check .
@@ -85,13 +86,13 @@ test-ray: $(STAMP)  ## a study on two Ray nodes of this machine, one of them kil
 	$(VENV)/bin/python -m pytest tests/drills/cluster.py
 
 fuzz: $(STAMP)  ## 100,000 hostile inputs for parsers, loaders and the run store, recorded in data/results
-	$(VENV)/bin/python tests/drills/fuzz.py
+	PYTHONPATH=tests:tests/support $(VENV)/bin/python tests/drills/fuzz.py
 
 chaos: $(STAMP)  ## kill -9 at 50 random moments, start again, compare; recorded in data/results
 	$(VENV)/bin/python tests/drills/chaos.py
 
 faults: $(STAMP)  ## engines that fail, at rates of 1% to 100%, and training with one; recorded in data/results
-	$(VENV)/bin/python tests/drills/faults.py
+	PYTHONPATH=tests/support $(VENV)/bin/python tests/drills/faults.py
 
 audit: $(STAMP)  ## known vulnerabilities of what requirements.lock installs (pip-audit; asks PyPI)
 	$(VENV)/bin/python -m venv $(VENV)/audit

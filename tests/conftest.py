@@ -15,6 +15,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOWEST = ("test_notebooks", "test_bench", "test_train", "test_trl_plugin", "test_serve", "test_figures")
+"""Files that take longest, first: one of them at the end would leave the other process of `make test` idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> RunStore:
     """An empty run store, which child processes and the console script find too."""

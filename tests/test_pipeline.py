@@ -85,7 +85,8 @@ def test_needs_by_hand(arm, needed):
 
 
 def test_every_kind_of_arm_has_its_maker():
-    assert {type(arm) for arm, _ in NEEDS.values()} == set(pipeline.MAKERS)
+    own = {kind for kind in pipeline.MAKERS if kind.__module__.startswith("zs_lib.")}
+    assert {type(arm) for arm, _ in NEEDS.values()} == own | {CountingArm}
 
 
 @pytest.fixture

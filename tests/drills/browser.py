@@ -42,7 +42,7 @@ SETTINGS = {
 }  # cells out of sight are found too
 CONTROLS = "select, input, button, [role=slider]"
 LOOK_AROUND = [
-    "from zs_lib import config, notebook, widgets\nstudy = config.load_profile('smoke')",
+    "from zs_lib import config\nfrom zs_lib.ui import notebook, widgets\nstudy = config.load_profile('smoke')",
     "runs = notebook.run([(study.policy('zerosearch'), 0)])\nwidgets.monitor(*runs)",
     "widgets.board(study)",
 ]

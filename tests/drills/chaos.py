@@ -1,6 +1,6 @@
 """`make chaos`: kill -9 at random moments, start again, and compare with what was never killed.
 
-    python tests/chaos.py [KILLS [MINUTES]]        writes data/results/chaos.csv
+    python tests/drills/chaos.py [KILLS [MINUTES]]        writes data/results/chaos.csv
 
 For each phase of the work (PHASES) one whole run is the measure. A kill ends the phase's process and its group at a
 moment drawn from SEED, between the end of its imports and its usual end; then the same command is given again. It has
@@ -73,10 +73,11 @@ def evaluation(folder: Path) -> Callable[[], object]:
 
 def notebook(folder: Path) -> Callable[[], object]:
     """Notebook 03 by papermill: a kernel, which has a worker train three policies, and draws."""
-    from zs_lib.launch.notebooks import NOTEBOOKS, run_notebook
+    from zs_lib.launch.notebooks import NOTEBOOKS, Notebook, run_notebook
 
     source = next(NOTEBOOKS.glob("03_*.ipynb"))
-    return lambda: run_notebook(source, folder / "out.ipynb", {"profile": "smoke", "jobs": 1})
+    executed = Notebook(str(source), str(folder / "out.ipynb"), {"profile": "smoke", "jobs": 1})
+    return lambda: run_notebook(executed)
 
 
 def figures(folder: Path) -> Callable[[], object]:

@@ -10,22 +10,20 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
 from chaos import outcome
-from run_fixtures import CountingArm
+from run_fixtures import PATHS, CountingArm
 
 from zs_lib import config
-from zs_lib.config import Resources, Share, paths
+from zs_lib.config import Resources, Share
 from zs_lib.config.arms import EvaluationArm, PolicyArm
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import executors, scheduler
-from zs_lib.launch.executors import Executor, _SlurmJob, opened
+from zs_lib.launch.executors import Executor, _SlurmSlot, opened
 from zs_lib.runs import Run, RunStore
 
-PATHS = os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])
 WAIT_S = 900
 """A busy machine takes its time."""
 
@@ -140,15 +138,15 @@ def test_ctrl_c_keeps_what_was_done_and_needs_that_no_node_meets_are_told(cluste
         with opened("ray", cluster.address, Resources(policy=Share(gpus=2))):
             pytest.fail("it was opened")
     code = (
-        "from run_fixtures import CountingArm; from zs_lib import executors, reproduce\n"
-        "reproduce.WORK['CountingArm'] = 'run_fixtures:ensure'\n"
+        "from run_fixtures import CountingArm; from zs_lib.launch import executors, scheduler\n"
         f"with executors.opened('ray', '{cluster.address}') as executor:\n"
-        "    reproduce.ensure_arms([(CountingArm(sleep=0.2, steps=5000), seed) for seed in range(4)], executor=executor)"
+        "    scheduler.make_runs([(CountingArm(sleep=0.2, steps=5000), seed) for seed in range(4)], executor=executor)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    begun = lambda run: (
-        run.running and (run.path / "metrics.jsonl").exists()
-    )  # so that there is a step to keep
+
+    def begun(run: Run) -> bool:
+        return run.running and (run.path / "metrics.jsonl").exists()  # so that there is a step to keep
+
     wait_for(lambda: sum(map(begun, store.list())) == 2)  # two nodes of one core
     driver.send_signal(signal.SIGINT)
     _, told = driver.communicate(timeout=WAIT_S)
@@ -174,13 +172,13 @@ def test_failures_on_ray_are_told_by_name(cluster, store):
 
 
 def slurm_here(made: list) -> Executor:
-    """Real processes of submitit's, without SLURM; the place that is made comes into `made`."""
+    """Real processes of submitit's, without SLURM; the slot that is made comes into `made`."""
 
-    def place():
-        made.append(_SlurmJob(Resources(), cluster="local"))
+    def new_slot():
+        made.append(_SlurmSlot(Resources(), cluster="local"))
         return made[-1]
 
-    return Executor(place, 1)
+    return Executor(new_slot, 1)
 
 
 def test_a_lost_job_is_submitted_again(store):
@@ -236,12 +234,12 @@ def test_slurm_is_asked_for_what_the_profile_says_and_cancels(store, tmp_path, m
         assert run.finished and all(
             line in script for line in ("--cpus-per-task=2", "--gpus-per-node=1", "export OMP_NUM_THREADS=2")
         )
-        place, slow = executor.place(), CountingArm(sleep=0.2, steps=5000)
+        slot, slow = executor.new_slot(), CountingArm(sleep=0.2, steps=5000)
         queue = scheduler._Queue(store, [(slow, 0)])
         ending = threading.Thread(
-            target=lambda: (wait_for((store.path(slow, 0) / "metrics.jsonl").exists), place.ask_to_end())
+            target=lambda: (wait_for((store.path(slow, 0) / "metrics.jsonl").exists), slot.ask_to_end())
         )
         ending.start()
-        assert place.do(queue.job(queue.next())) == executors.STOPPED
+        assert slot.do(queue.job(queue.next())) == executors.STOPPED
     wait_for(lambda: not store.get(slow, 0).running)
     assert store.get(slow, 0).checkpoint().step == store.get(slow, 0).metrics()["step"].iloc[-1]

@@ -25,11 +25,11 @@ from safetensors.torch import load_file
 from zs_lib import config
 from zs_lib.models.load import LoadedModel
 from zs_lib.models.sft import fine_tune
-from zs_lib.rl.batches import MICRO_BATCH_TOKENS
+from zs_lib.rl import batches
 from zs_lib.rl.train import train
 from zs_lib.runs import Run, RunStore, distributed
 
-MICRO_BATCH_TOKENS = 96  # several micro-batches a step, so that there is something to share
+batches.MICRO_BATCH_TOKENS = 96  # several micro-batches a step, so that there is something to share
 LIMIT_S = 600
 """For processes that are done, or have lost one another: a bound for machines that do much else, too."""
 NORMALISED = replace(arm().objective, algorithm="reinforce++", kl_coef=0.01)

@@ -1,6 +1,6 @@
 """`make faults`: engines that fail, at rates from 1% to 100%, over real sockets; and training with an engine that does.
 
-    python tests/faults.py        writes data/results/faults.csv and data/results/faults_training.csv
+    PYTHONPATH=tests/support python tests/drills/faults.py        writes data/results/faults.csv and data/results/faults_training.csv
 
 Every attempt at a server draws anew (from SEED) whether it is spoilt and how, so that retries help as they would in
 life. Each search must end within its bound; what comes back is the right documents, or "failed" with a cause, and
@@ -179,8 +179,8 @@ def training(seed: int) -> dict:
     questions, loaded = qa.load_questions(subset=arm.subsets, split="train"), load_model(arm.backbone)
     engine = FailingEngine(build_engine(arm.engine, split="train"), FAILING)
     with tempfile.TemporaryDirectory() as folder:
-        run = RunStore(Path(folder)).ensure(
-            arm, seed, lambda run: train(run, arm, seed, questions, loaded.model, loaded.tokenizer, engine)
+        run = RunStore(Path(folder)).complete(
+            arm, seed, lambda run: train(run, arm, questions, loaded, engine)
         )
         log, reward = run.metrics(), run.summary["last_reward"]
     recorded = load_tables("tiny")["training"].query("arm == @arm.name and seed == @seed")["reward"]

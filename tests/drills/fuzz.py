@@ -1,6 +1,6 @@
 """`make fuzz`: the properties of test_properties.py with thousands of examples each, and a record of them.
 
-    python tests/fuzz.py [EXAMPLES]        writes data/results/fuzz.csv
+    PYTHONPATH=tests:tests/support python tests/drills/fuzz.py [EXAMPLES]        writes data/results/fuzz.csv
 
 One row a property: cases tried, failures (1: the property does not hold; its smallest counter-example is printed),
 seconds, and the versions that were tried. Draws are new ones in each session.

@@ -1,4 +1,4 @@
-"""One kill of `make chaos` in the suite, and that its comparison can fail. The rest: tests/chaos.py."""
+"""One kill of `make chaos` in the suite, and that its comparison can fail. The rest: chaos.py."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_an_interrupted_cell_ends_with_one_line(store, monkeypatch):
         family = [
             child
             for child in psutil.Process().children(recursive=True)
-            if "zs_lib.launch.worker" in child.cmdline()
+            if child.status() != psutil.STATUS_ZOMBIE and "zs_lib.launch.worker" in child.cmdline()
         ]
         manager.interrupt_kernel()
         answer = client.get_shell_msg(timeout=30)["content"]
