@@ -11,7 +11,8 @@ import sys
 import pytest
 from IPython.display import HTML
 
-from zs_lib import cli
+from zs_lib import cli, config, studies
+from zs_lib.analysis import claims, results, summaries
 from zs_lib.analysis.tables import README
 from zs_lib.config import paths
 
@@ -109,3 +110,82 @@ def test_the_block_of_widgets_shows_something_before_anything_is_trained(store, 
             exec(compile(ast.Module([statement], []), "README", "exec"), defined)
     assert len(shown) == 5 and all(isinstance(view, HTML) and view.data for view in shown)
     assert "No policy trains now" in shown[1].data and "has logged trajectories" in shown[2].data
+
+
+# ------------------------------------------------------------------------------------- figures in its prose
+
+TINY, SMOL = (results.load_tables(profile) for profile in ("tiny", "smol"))
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+SIZES = "SML"
+
+
+def start(name: str) -> float:
+    evaluation = TINY["evaluation"]
+    arm = "start" if name == "tiny-S" else f"start/backbone={name}"
+    return evaluation.loc[evaluation["arm"] == arm, "f1"].mean()
+
+
+def reading(name: str) -> str:
+    read = json.loads((paths.BACKBONES / name / "build.json").read_text())["read"]["test"]
+    return f"{read['one_hop']:.2f}/{read['chain']:.2f}"
+
+
+def test_scores_of_the_models_before_rl():
+    base, instruct = ([start(f"tiny-{size}{kind}") for size in SIZES] for kind in ("", "-instruct"))
+    assert "F1 {:.2f}, {:.2f} and {:.2f} (S, M, L), ".format(*base) in TEXT
+    assert "the instruct ones {:.2f}, {:.2f} and {:.2f}.".format(*instruct) in TEXT
+    base, instruct = ([reading(f"tiny-{size}{kind}") for size in SIZES] for kind in ("", "-instruct"))
+    assert "S {}, M {}, L {}; ".format(*base) + "instruct {}, {}, {}.".format(*instruct) in TEXT
+
+
+def test_scores_over_all_arms_and_the_engines_recall():
+    evaluation = TINY["evaluation"]
+    hops = evaluation[evaluation["subset"] == "hops"]
+    assert (hops["hops"] > 2).mean() > 0.8  # "mostly"
+    f1 = hops.groupby("arm")["f1"].mean()
+    assert f"`tiny`: F1 {f1.min():.2f} to {f1.max():.2f} over all arms" in TEXT
+    assert f"(recall {TINY['retrieval']['recall@3'].min():.2f})" in TEXT
+
+
+def test_verdicts_on_the_papers_claims():
+    found = claims.verdicts(claims.paper_claims(TINY))["here"]
+    holds, fails, open_ = (WORDS[(found == v).sum()] for v in ("holds", "does not hold", "undecided"))
+    assert f"twelve claims {holds} hold here, {fails} does not" in TEXT and len(found) == 12
+    assert found[6] == "does not hold" and f"and {open_} are undecided with five seeds" in TEXT
+    naive = "ZeroSearch grounded minus naive simulator: F1"
+    assert claims.heldout_statements(TINY)["verdict"][naive] == "undecided"  # "does no harm here"
+
+
+def test_the_study_with_a_real_llm():
+    arm = config.load_profile("smol").policy("zerosearch")
+    assert f"{arm.steps} RL steps of {arm.prompts_per_step * arm.group_size} rollouts" in TEXT
+    scores = summaries.heldout_table(SMOL["evaluation"])
+    parts = [f"{row.f1:.2f} ({row.low:.2f} to {row.high:.2f})" for row in scores.itertuples()]
+    before, zerosearch, real = (parts[scores.index.get_loc(n)] for n in ("start", "zerosearch", "search-r1"))
+    assert f"goes from {before} before RL to {zerosearch} with ZeroSearch and {real} with Search-R1" in TEXT
+    assert f"F1 on {scores['questions'].max()} held-out questions" in TEXT
+    assert "learns nothing (0.00)" in TEXT and scores.f1["zerosearch-no-sft"] == 0
+
+
+def test_the_sizes_of_the_study_and_the_minutes_of_the_tour():
+    """Minutes of training with one seed, as medians over seeds; from 05 on after those of 04."""
+    study = config.load_profile("tiny")
+    assert f"The others train {len(studies.full(study).policies) - len(study.policies)} more policies" in TEXT
+    tour = (paths.ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    seconds = TINY["seconds"].groupby(["arm", "seed"])["seconds"].sum().groupby("arm").median()
+    names = {
+        "05": ["simulators"],
+        "06": ["algorithms", "curricula", "masks", "engines", "lengths", "methods"],
+        "07": ["methods", "simulators", "lengths"],
+        "08": ["engines"],
+    }
+    core = {arm.name for arm in study.policies}
+    wanted = {
+        number: {arm.name for arm in studies.select(study, *of).policies} for number, of in names.items()
+    }
+    wanted = {"00": {"zerosearch"}, "04": core} | {number: arms - core for number, arms in wanted.items()}
+    for number, arms in wanted.items():
+        row = re.search(rf"^\| \[{number} .*$", tour, re.M)[0].split(" | ")
+        assert row[3].split(",")[0].split(" ")[0] == f"{seconds[sorted(arms)].sum() / 60:.0f}", row
+    smol = SMOL["seconds"][lambda table: table["arm"] == "zerosearch"]["seconds"].sum() / 60
+    assert f"32 steps of ZeroSearch took {smol:.0f} minutes" in tour

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from zs_lib import pipeline, qa
-from zs_lib.config.arms import EvaluationConfig, PolicyArm, RolloutConfig, SimulatorArm
+from zs_lib.config.arms import EvaluationArm, EvaluationConfig, PolicyArm, SimulatorArm
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.errors import ConfigError
 from zs_lib.evaluation.evaluate import pick_questions
@@ -39,8 +38,8 @@ def training_questions(each: int) -> list[Question]:
 def before_and_after(
     arm: PolicyArm, run: Run, questions: Sequence[Question], evaluation: EvaluationConfig
 ) -> dict[str, list[Trajectory]]:
-    """Roll out greedily before training, after it, and after it without an engine."""
-    engine, cfg = build_engine(evaluation.engine), replace(arm.rollout, temperature=0.0)
+    """Roll out greedily before training, after it, and after it without an engine, as an evaluation does."""
+    engine, cfg = build_engine(evaluation.engine), EvaluationArm.of_policy(arm, evaluation).rollout
 
     def ask(model: str | Path, engine: SearchEngine | None) -> list[Trajectory]:
         keys = [("example", question.id) for question in questions]
@@ -82,10 +81,8 @@ def documents_for(
     }
 
 
-def cases(
-    model: str | Path, engine: SearchEngine | None, cfg: RolloutConfig, count: int = 40
-) -> dict[str, Trajectory]:
-    """Find the first trajectory of each kind among `count` held-out questions of two hops.
+def cases(arm: PolicyArm, run: Run, evaluation: EvaluationConfig, count: int = 40) -> dict[str, Trajectory]:
+    """Find the first trajectory of each kind among `count` held-out questions of two hops, as evaluated.
 
     - "success": the right answer (EM)
     - "failure": a wrong answer, or none, though a document stated the right one
@@ -96,7 +93,9 @@ def cases(
     chains = [q for q in qa.load_questions(subset=("bridge", "compositional"), split="test") if q.is_chain]
     questions = sorted(chains, key=lambda question: uniform((question.id,), 0, "case"))[:count]
     keys = [("case", question.id) for question in questions]
-    trajectories = rollout(questions, load_generator(model), engine, replace(cfg, temperature=0.0), keys)
+    evaluated = EvaluationArm.of_policy(arm, evaluation)
+    engine = pipeline.engine_for(evaluated, RunStore())
+    trajectories = rollout(questions, load_generator(run.model_dir), engine, evaluated.rollout, keys)
     found: dict[str, Trajectory] = {}
     for trajectory in trajectories:
         for kind in _kinds(trajectory):

@@ -1,0 +1,98 @@
+"""Sentences of the notebooks that depend on results: computed from the tables beside them, and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from zs_lib.analysis import results, summaries
+from zs_lib.analysis.results import START
+from zs_lib.qa import scoring
+from zs_lib.rl.trajectory import Trajectory
+
+
+def outcomes(shown: Mapping[str, Sequence[Trajectory]]) -> str:
+    """Count searches, answers and right answers (EM) under each title of trajectories, one line each."""
+    lines = []
+    for title, trajectories in shown.items():
+        answers = [t.answer is not None for t in trajectories]
+        right = [scoring.em(t.answer, t.question.golden_answers) == 1 for t in trajectories]
+        searches = sum(t.num_searches for t in trajectories)
+        lines.append(
+            f"{title} {sum(right)} of {len(right)} questions answered right, {sum(answers)} answered at all, "
+            f"{searches} searches."
+        )
+    return "\n".join(lines)
+
+
+def gains(evaluation: pd.DataFrame) -> str:
+    """Compare core arms with the start on held-out questions: F1, its extremes by subset, searches."""
+    core = summaries.core(evaluation)
+    scores = summaries.heldout_table(core)
+    subsets = core.pivot_table(index="arm", columns="subset", values="f1", sort=False)
+    if START not in scores.index:
+        return "There is no start to compare with."
+    lines = []
+    for arm in scores.index.drop(START):
+        change = (subsets.loc[arm] - subsets.loc[START]).dropna()
+        lines.append(
+            f"{arm}: F1 {scores.f1[arm] - scores.f1[START]:+.3f} over {START}, from "
+            f"{change.min():+.3f} ({change.idxmin()}) to {change.max():+.3f} ({change.idxmax()}) by subset, "
+            f"with {scores.searches[arm]:.2f} searches per question instead of {scores.searches[START]:.2f}."
+        )
+    return "\n".join(lines)
+
+
+def savings(table: pd.DataFrame) -> str:
+    """Give for each engine the share of its price that simulators save: on the paper's GPUs, and shared.
+
+    `table`: of `cost.savings`; below 0 the engine is cheaper.
+    """
+    lines = []
+    for engine in table.columns:
+        ways = [
+            f"{way} {_range(part)}"
+            for way, part in table[engine].groupby(level="way", sort=False)
+            if way.startswith(("as many", "shared"))
+        ]
+        lines.append(f"Saved against {engine}: {', '.join(ways)}.")
+    return "\n".join(lines)
+
+
+def _range(shares: pd.Series) -> str:
+    ends = dict.fromkeys(f"{share:.0%}" for share in (shares.min(), shares.max()))
+    return " to ".join(ends)
+
+
+def training_reward(training: pd.DataFrame, arm: str) -> str:
+    """Give the steps of an arm, its highest mean reward of a step, and its invalid actions per rollout."""
+    table = training[training["arm"] == arm]
+    if table.empty:
+        return f"{arm} has no run here."
+    return (
+        f"{arm}: {table['step'].max()} steps, highest mean reward of a step {table['reward'].max():.3f}, "
+        f"{table['invalid_actions'].mean():.1f} invalid actions per rollout."
+    )
+
+
+def beside_recorded(evaluation: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Held-out F1 of the core arms here beside the profile's recorded one, and whether it is in its interval.
+
+    Nothing stands beside a profile without recorded results.
+    """
+    here = summaries.heldout_table(summaries.core(evaluation))
+    there = pd.DataFrame(index=here.index, columns=["f1", "low", "high", "seeds"], dtype=float)
+    if profile in results.recorded_profiles():
+        table = summaries.core(results.load_tables(profile)["evaluation"])
+        there = summaries.heldout_table(table).reindex(here.index)
+    return pd.DataFrame(
+        {
+            "f1": here["f1"],
+            "seeds": here["seeds"],
+            "recorded": there["f1"],
+            "recorded seeds": there["seeds"],
+            "difference": here["f1"] - there["f1"],
+            "inside": here["f1"].between(there["low"], there["high"]),
+        }
+    )
