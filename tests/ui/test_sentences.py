@@ -42,8 +42,8 @@ def test_outcomes_are_counted_by_title():
 def test_gains_are_told_with_their_extremes():
     table = evaluation(start=(0.5, 0.0, 1.0), zerosearch=(0.25, 0.75, 2.0))
     assert sentences.gains(table) == (
-        "zerosearch: F1 +0.250 over start, from -0.250 (natural) to +0.750 (bridge) by subset, "
-        "with 2.00 searches per question instead of 1.00."
+        "zerosearch: F1 +0.250 over start, -0.250 (natural) to +0.750 (bridge) by subset; "
+        "2.00 searches instead of 1.00."
     )
     assert "no start" in sentences.gains(table[table["arm"] != "start"])
 

@@ -27,7 +27,7 @@ def outcomes(shown: Mapping[str, Sequence[Trajectory]]) -> str:
 
 
 def gains(evaluation: pd.DataFrame) -> str:
-    """Compare core arms with the start on held-out questions: F1, its extremes by subset, searches."""
+    """Compare core arms with the start on held-out questions: F1 and its extremes by subset, searches."""
     core = summaries.core(evaluation)
     scores = summaries.heldout_table(core)
     subsets = core.pivot_table(index="arm", columns="subset", values="f1", sort=False)
@@ -37,9 +37,9 @@ def gains(evaluation: pd.DataFrame) -> str:
     for arm in scores.index.drop(START):
         change = (subsets.loc[arm] - subsets.loc[START]).dropna()
         lines.append(
-            f"{arm}: F1 {scores.f1[arm] - scores.f1[START]:+.3f} over {START}, from "
-            f"{change.min():+.3f} ({change.idxmin()}) to {change.max():+.3f} ({change.idxmax()}) by subset, "
-            f"with {scores.searches[arm]:.2f} searches per question instead of {scores.searches[START]:.2f}."
+            f"{arm}: F1 {scores.f1[arm] - scores.f1[START]:+.3f} over {START}, "
+            f"{change.min():+.3f} ({change.idxmin()}) to {change.max():+.3f} ({change.idxmax()}) by subset; "
+            f"{scores.searches[arm]:.2f} searches instead of {scores.searches[START]:.2f}."
         )
     return "\n".join(lines)
 
