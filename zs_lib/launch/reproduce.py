@@ -116,12 +116,13 @@ class _NotebookQueue(Queue):
             running = [f"{name} {clock(now - since)}" for name, since in self.started.items()]
             if training:
                 self.trained.update(self.started)
-            return "; ".join([text, ", ".join(running), *([] if training else [self._time_left(now)])])
+            left = [] if self.trained & self.started.keys() else [self._time_left(now)]
+            return "; ".join([text, ", ".join(running), *left])
 
     def _time_left(self, now: float) -> str:
         """Estimate by the times that these notebooks took on this machine with their runs in the store.
 
-        None while runs are made: the board then has a line with the time left for each run.
+        Not asked for where runs are made: the board then has a line with the time left for each run.
         """
         running = {name: now - since for name, since in self.started.items()}
         names = (*running, *(notebook.name for notebook in self.waiting))
