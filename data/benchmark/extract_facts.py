@@ -28,7 +28,14 @@ reset_tzpath(to=())  # the tzdata package, not this machine's zone files
 HERE = Path(__file__).resolve().parent
 EN = Locale("en")
 NAME = re.compile(r"[A-Za-z][A-Za-z' .-]*")
-CONTINENTS = dict(AF="Africa", AS="Asia", EU="Europe", NA="North America", SA="South America", OC="Oceania")
+CONTINENTS = {
+    "AF": "Africa",
+    "AS": "Asia",
+    "EU": "Europe",
+    "NA": "North America",
+    "SA": "South America",
+    "OC": "Oceania",
+}
 
 # ---- documented corrections: everything below overrides or removes package data ----
 # Not UN members or observers (free association, disputed), or no name of at most four words (VC).
@@ -310,8 +317,10 @@ NOT_CITIES = {
 NOT_AIRPORTS = {"TXL", "ISL", "DIA", "ECN", "DOK", "GND", "SXF", "THF", "SIP", "HEW"}
 # Military, executive, training or closed fields, or a name that points to another place.
 SMALL_AIRPORTS = re.compile(
-    "Bykovo|Chkalov|Nanyuan|Escuela|Virginia|Malvinas|Southdowns|Nova Lisboa|Executive|Biggin|Hooks|West Houston|Whiteman"
-    "|Finkenwerder|Zabrat|Hastings|Deer Valley|Sugar Land|Rodelillo|Playa Baracoa|Torrejon|Pietermaritz|Rand A|Pochentong"
+    "Bykovo|Chkalov|Nanyuan|Escuela|Virginia|Malvinas|Southdowns|Nova Lisboa|Executive|Biggin|Hooks|West "
+    "Houston|Whiteman"
+    "|Finkenwerder|Zabrat|Hastings|Deer Valley|Sugar Land|Rodelillo|Playa Baracoa|Torrejon|Pietermaritz|Rand "
+    "A|Pochentong"
 )
 # The airport list's city -> our display name.
 AIRPORT_CITIES = {"new york": "new york city", "washington": "washington dc"}
@@ -423,11 +432,15 @@ NO_PLACE = {
 PLACES = {"England": "GB", "Scotland": "GB", "Great Britain": "GB", "United States": "US"}
 # Serial sites in several countries that this factbook edition happens to list once, or too general a name.
 NOT_SITES = re.compile(
-    r"^(Historic|Old Town|Silk Road|Historical|Ancient and)\b|Primeval|Struve|Roman Empire|Wadden|Le Corbusier"
+    r"^(Historic|Old Town|Silk Road|Historical|Ancient and)\b|Primeval|Struve|Roman Empire|Wadden"
+    r"|Le Corbusier"
     r"|Great Spa|Mercury|Beech|Venetian|Tien.Shan|Stecci|Qhapaq|Caves and|Moravian|Kvarken|Pile D|Belfries"
-    r"|Prehistoric Pile|Fossil|Curonian|Neusiedl|Muskau|Rhaetian|Cold Winter|Mosi|Maloti|Sangha|Arly|Koutammakou|Mount Nimba"
-    r"|Senegambia|Ohrid|Lower Valley|Victoria Falls|Bernina|La Amistad|Kluane|Waterton|Jesuit|Sundarbans|Igua[cz]u"
-    r"|San Giorgio|Benevolence|Danube|Dauria|Hyrcanian|Grand Canal|Uvs|Swiss|Dutch|Canadian|English|Persian|Tajik|Portuguese|Mongolian|Caribbean|Baden bei"
+    r"|Prehistoric Pile|Fossil|Curonian|Neusiedl|Muskau|Rhaetian|Cold Winter|Mosi|Maloti|Sangha|Arly"
+    r"|Koutammakou|Mount Nimba"
+    r"|Senegambia|Ohrid|Lower Valley|Victoria Falls|Bernina|La Amistad|Kluane|Waterton|Jesuit|Sundarbans"
+    r"|Igua[cz]u"
+    r"|San Giorgio|Benevolence|Danube|Dauria|Hyrcanian|Grand Canal|Uvs|Swiss|Dutch|Canadian|English"
+    r"|Persian|Tajik|Portuguese|Mongolian|Caribbean|Baden bei"
 )
 SITE_FIXES = {
     "Ancient Ancient City of Ping Yao": "Ancient City of Pingyao",
@@ -494,15 +507,15 @@ def entity(id_, name, type_, aliases, popularity, cluster, source, words=4):
     if id_ in entities or name.lower() in by_name or not ok(name, words):
         return False
     by_name[name.lower()] = id_
-    entities[id_] = dict(
-        id=id_,
-        name=name,
-        type=type_,
-        aliases=aliases,
-        popularity=int(popularity),
-        cluster=cluster,
-        source=source,
-    )
+    entities[id_] = {
+        "id": id_,
+        "name": name,
+        "type": type_,
+        "aliases": aliases,
+        "popularity": int(popularity),
+        "cluster": cluster,
+        "source": source,
+    }
     return True
 
 
@@ -739,7 +752,7 @@ def airports(found):
                     country,
                 )
             )
-    for _, gives_away, popularity, iata, name, bare, city, country in sorted(rows):
+    for _, _, popularity, iata, name, bare, city, country in sorted(rows):
         aliases = [f"{bare} Airport", iata] + ([] if bare.lower() in by_name else [bare])
         if sum(e["type"] == "airport" for e in entities.values()) < 400 and entity(
             f"airport:{iata.lower()}", name, "airport", aliases, -popularity, country, source, words=5
@@ -753,7 +766,8 @@ def airports(found):
 def elements(found):
     source = version("mendeleev")
     base = sqlite3.connect(f"file:{site_packages('mendeleev') / 'elements.db'}?mode=ro", uri=True)
-    query = "select atomic_number, name, symbol, discoverers, discovery_year, discovery_location from elements order by 1"
+    columns = "atomic_number, name, symbol, discoverers, discovery_year, discovery_location"
+    query = f"select {columns} from elements order by 1"
     for number, name, symbol, who, year, place in base.execute(query):
         id_ = f"element:{name.lower()}"
         spelled = {"Aluminum": ["Aluminium"], "Cesium": ["Caesium"], "Sulfur": ["Sulphur"]}.get(name, [])
@@ -842,7 +856,11 @@ def states(data):
             continue
         literal = call.keywords[0].value
         row = (
-            {k.value: v.value for k, v in zip(literal.keys, literal.values) if isinstance(v, ast.Constant)}
+            {
+                k.value: v.value
+                for k, v in zip(literal.keys, literal.values, strict=True)
+                if isinstance(v, ast.Constant)
+            }
             if isinstance(literal, ast.Dict)
             else {}
         )
