@@ -356,21 +356,21 @@ def test_wrong_chats_are_refused(simulator, asked, status, message):
     assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True), answer.text
 
 
-def test_sigterm_breaks_off_a_long_completion(simulator):
-    asked = json.dumps(
-        {"messages": [{"role": "user", "content": "word"}], "max_tokens": 500, "temperature": 2}
-    ).encode()
-    with contextlib.ExitStack() as clients:
+@pytest.mark.parametrize("stream", [False, True])
+def test_sigterm_breaks_off_a_long_completion(folder, stream):
+    asked = {"messages": [{"role": "user", "content": "word"}], "max_tokens": 500, "temperature": 2}
+    body = json.dumps(asked | {"stream": stream}).encode()
+    with (
+        serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN="") as served,
+        contextlib.ExitStack() as clients,
+    ):
         for _ in range(100):  # batches of 32, one after the other
-            raw = clients.enter_context(socket.create_connection(("127.0.0.1", simulator.port)))
-            raw.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
-                % len(asked)
-                + asked
-            )
+            raw = clients.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            raw.sendall(head.encode() + body)
         started = time.monotonic()
-        assert simulator.stop() == 0 and time.monotonic() - started < 15
-    assert "Traceback" not in simulator.process.stderr.read()
+        assert served.stop() == 0 and time.monotonic() - started < 15
+        assert "Traceback" not in served.process.stderr.read()
 
 
 VLLM = """

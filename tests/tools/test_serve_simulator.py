@@ -296,3 +296,23 @@ async def test_settings_do_not_leak_to_other_rows(generator):
         assert (ours.ids, ours.stop_reason) == (job.ids, job.stop_reason)
     assert jobs[4].ids == generator.generate([prompt], [(7,)], 7, 0.0)[0].ids  # top_p 0: the best id alone
     assert "e" not in jobs[3].text
+
+
+@pytest.mark.anyio
+async def test_stop_strings_end_a_completion_whatever_tokens_they_are_made_of(generator):
+    """Also one whose last character is made of several tokens; the ids are those of our own sampler."""
+    prompt = tuple(generator.encode_prompt("Doc 1: The capital of"))
+    free = Job(prompt=prompt, key=(3,), sampling=Sampling(60, 1.0))
+    generator.complete([free])
+    for start, width in ((3, 1), (10, 5), (20, 12)):
+        stop = free.text[start : start + width]
+        job = Job(prompt=prompt, key=(3,), sampling=Sampling(60, 1.0, stop=("\x00", stop)))
+        generator.complete([job])
+        assert job.text == free.text.partition(stop)[0] and job.stop_reason == "stop"
+        assert job.ids == generator.generate([prompt], [(3,)], 60, 1.0, ("\x00", stop))[0].ids
+    parts = generator.encode("Ω")
+    job = Job(prompt=prompt, key=(3,), sampling=Sampling(60, 1.0, stop=("Ω",)))
+    job.ids = [*free.ids[:4], *parts]
+    assert len(parts) > 1 and generator._completes_stop(job)
+    job.ids.pop()
+    assert not generator._completes_stop(job)

@@ -9,7 +9,6 @@ settings, whatever else is in its batch.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import AsyncIterator
 from functools import partial
@@ -18,13 +17,12 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
 
 from zs_lib.errors import ModelError
 from zs_lib.models.encoding import encode_chat
 from zs_lib.tools.serving.batches import Batches, Job, Sampling
 from zs_lib.tools.serving.replies import Chat, Text
-from zs_lib.tools.serving.web import Refused, json_application, take, within
+from zs_lib.tools.serving.web import EventStream, Refused, event, json_application, take, within
 
 MAX_TOKENS, DEFAULT_TOKENS, DEFAULT_TEXT_TOKENS = 4096, 256, 16
 """Tokens of a completion: the largest number, and the numbers if a chat or a text completion sets none."""
@@ -62,22 +60,22 @@ NEUTRAL = {
 
 
 def application(batches: Batches, name: str, token: str = "") -> Starlette:
-    """Build the application: /v1/chat/completions, /v1/completions, /v1/models, /v1/models/NAME, /health."""
+    """Build the application: /v1/chat/completions, /v1/completions, /v1/models, /v1/models/NAME."""
 
     def complete(form: type[Chat] | type[Text]):
-        async def answer(fields: dict) -> dict | StreamingResponse:
+        async def answer(fields: dict) -> dict | EventStream:
             if take(fields, "model", str, "") not in ("", name):
                 raise Refused(404, f"there is no such model: this server has '{name}'")
             asked = form(name, await _jobs(batches, fields, form is Chat), _include_usage(fields))
             if take(fields, "stream", bool, False):
-                return StreamingResponse(_events(batches, asked), media_type="text/event-stream")
+                return EventStream(_events(batches, asked))
             await _complete(batches, asked.jobs)
             return asked.whole()
 
         return answer
 
     model = {"id": name, "object": "model", "created": 0, "owned_by": "zs"}
-    gets = {"/v1/models": {"object": "list", "data": [model]}, f"/v1/models/{name}": model, "/health": {}}
+    gets = {"/v1/models": {"object": "list", "data": [model]}, f"/v1/models/{name}": model}
     posts = {"/v1/chat/completions": complete(Chat), "/v1/completions": complete(Text)}
     return json_application(posts, gets, token, batches.running)
 
@@ -230,26 +228,22 @@ async def _events(batches: Batches, asked: Chat) -> AsyncIterator[str]:
     sent = [(0, 0)] * len(asked.jobs)  # characters and entries
     try:
         for choice in asked.first():
-            yield _event(asked.chunk(choice))
+            yield event(asked.chunk(choice))
         while (i := await grown.get()) is not None:
             job, (characters, entries) = asked.jobs[i], sent[i]
             text, more = job.text[characters:], job.entries[entries:]
             if text and not job.done.done():
-                yield _event(asked.chunk(asked.piece(i, text, more, None)))
+                yield event(asked.chunk(asked.piece(i, text, more, None)))
                 sent[i] = characters + len(text), entries + len(more)
         work.result()
         for i, job in enumerate(asked.jobs):
             characters, entries = sent[i]
             last = asked.piece(i, job.text[characters:], job.entries[entries:], job.finish_reason)
-            yield _event(asked.chunk(last))
+            yield event(asked.chunk(last))
         if asked.include_usage:
-            yield _event(asked.chunk() | {"usage": asked.usage()})
+            yield event(asked.chunk() | {"usage": asked.usage()})
         yield "data: [DONE]\n\n"
     except (Refused, ModelError) as error:
-        yield _event({"error": {"message": str(error)}})
+        yield event({"error": {"message": str(error)}})
     finally:
         work.cancel()
-
-
-def _event(value: dict) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -144,7 +144,7 @@ def retriever_application(engine: Any, token: str = "") -> Starlette:
         rankings = await rank(queries, topk)
         return {"result": [[_hit(*place, scored) for place in ranking] for ranking in rankings]}
 
-    return json_application({"/retrieve": retrieve}, {"/health": {}}, token, max_body=MAX_RETRIEVE_BODY)
+    return json_application({"/retrieve": retrieve}, {}, token, max_body=MAX_RETRIEVE_BODY)
 
 
 def _hit(passage: Passage, score: float, scored: bool) -> dict:

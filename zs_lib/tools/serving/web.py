@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,13 +15,14 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from zs_lib.engines.client import is_loopback
 from zs_lib.tools.serving.connections import READ_S
 
+HEALTH = "/health"
 MAX_BODY = 1 << 20
 """Bytes of a request, where an application sets no other limit."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -52,17 +53,17 @@ def json_application(
     """Build an application that answers with JSON.
 
     `posts` maps paths to functions of the request's object, `gets` maps paths to the answers themselves,
-    `max_body` limits the bytes of a request.
-    If `token` is not empty, requests must have it as their bearer token.
+    `max_body` limits the bytes of a request. If `token` is not empty, requests must have it as their bearer
+    token, but for GET /health, which what watches servers asks without (as with vLLM).
     """
 
     active = 0
 
-    def get(value: dict) -> Callable:
+    def get(path: str, value: dict) -> Callable:
         async def answer(_: Request) -> Answer:
             return value
 
-        return _guarded(answer, token)
+        return _guarded(answer, "" if path == HEALTH else token)
 
     def post(make: Callable[[dict], Awaitable[Answer]]) -> Callable:
         async def answer(request: Request) -> Answer:
@@ -79,7 +80,7 @@ def json_application(
         return _guarded(answer, token)
 
     routes = [Route(path, post(make), methods=["POST"]) for path, make in posts.items()]
-    routes += [Route(path, get(value)) for path, value in gets.items()]
+    routes += [Route(path, get(path, value)) for path, value in ({HEALTH: {}} | gets).items()]
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_error}, lifespan=lifespan)
 
 
@@ -99,6 +100,25 @@ def _guarded(answer: Callable[[Request], Awaitable[Answer]], token: str) -> Call
             return _error(503, "the server is stopping")
 
     return guarded
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; a server that stops ends them with an error."""
+
+    def __init__(self, events: AsyncIterator[str]):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            last = event({"error": {"message": "the server is stopping"}}).encode()
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def event(value: dict) -> str:
+    """Write a JSON value as a server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 async def _while_connected(request: Request, answer: Awaitable[Answer]) -> Answer:
