@@ -10,13 +10,13 @@ from zs_lib.runs import RunStore
 # One thread a process, as in `make test`: tests run side by side, and start processes of their own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A process in the background of a script is started deaf to Ctrl-C, and so are its children: the tests that send it
-# need both to hear.
+# A process in the background of a script is started deaf to Ctrl-C, and so are its children: the tests that
+# send it need both to hear.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SLOWEST = ("test_notebooks", "test_bench", "test_train", "test_trl_plugin", "test_serve", "test_figures")
-"""Files that take longest, first: one of them at the end would leave the other process of `make test` idle."""
+"""Files that take longest, first: one of them at the end would leave a process of `make test` idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

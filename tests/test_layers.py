@@ -1,4 +1,5 @@
-"""The order of the house: import-linter's contracts in pyproject.toml hold, and would be broken by what they forbid."""
+"""The order of the house: import-linter's contracts in pyproject.toml hold, and would be broken by what they
+forbid."""
 
 from __future__ import annotations
 

@@ -141,8 +141,8 @@ def test_make_help_lists_the_commands():
 def test_who_only_reads_results_waits_for_no_torch():
     """It takes seconds to import, which notebooks and figures of stored runs would wait for."""
     readers = (
-        "import zs_lib.analysis.results, zs_lib.analysis.figures, zs_lib.analysis.claims, zs_lib.launch.reproduce, "
-        "zs_lib.ui.notebook, zs_lib.ui.render, zs_lib.ui.widgets, zs_lib.ui.report"
+        "import zs_lib.analysis.results, zs_lib.analysis.figures, zs_lib.analysis.claims, "
+        "zs_lib.launch.reproduce, zs_lib.ui.notebook, zs_lib.ui.render, zs_lib.ui.widgets, zs_lib.ui.report"
     )
     code = f"import sys; {readers}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     assert (

@@ -1,4 +1,5 @@
-"""The pipeline: what each kind of arm needs, in which order runs are made, and names that are refused before any work."""
+"""The pipeline: what each kind of arm needs, in which order runs are made, and names that are refused before
+any work."""
 
 from __future__ import annotations
 
@@ -91,7 +92,8 @@ def test_every_kind_of_arm_has_its_maker():
 
 @pytest.fixture
 def made(monkeypatch) -> list:
-    """The (arm, seed) of the runs that are made, in order; every maker only notes them, once their needs are there."""
+    """The (arm, seed) of the runs that are made, in order; every maker only notes them, once their needs are
+    there."""
     noted = []
 
     def note(run, arm, store, progress) -> dict:

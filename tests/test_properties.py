@@ -1,7 +1,7 @@
 """Properties that hold for every input: hostile texts, files of any bytes, configurations of any content.
 
-Whatever comes in, what comes out is a value that the docstring promises, or one of the project's errors. The suite
-tries a few examples of each; `make fuzz` (tests/drills/fuzz.py) tries thousands, and records how many.
+Whatever comes in, what comes out is a value that the docstring promises, or one of the project's errors. The
+suite tries a few examples of each; `make fuzz` (tests/drills/fuzz.py) tries thousands, and records how many.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def no_tags(text: str) -> bool:
     return not any(f"<{slash}{tag}>" in text for tag in TAGS for slash in ("", "/"))
 
 
-# ------------------------------------------------------------------------------------------ protocol and tokenizer
+# protocol and tokenizer
 
 
 @prop(turn=hostile)
@@ -215,7 +215,7 @@ def test_a_megabyte_in_one_line_takes_no_time_to_speak_of(text):
     assert tokenizer().decode(tokenizer()(observation, add_special_tokens=False).input_ids) == observation
 
 
-# ------------------------------------------------------------------------------------------ metrics and advantages
+# metrics and advantages
 
 numbers = st.one_of(st.floats(-1e100, 1e100), st.floats(), st.integers(), st.just(10**400))
 
@@ -272,7 +272,7 @@ def test_failed_rollouts_get_no_advantage_and_spoil_none(rewards, algorithm, bas
     assert not torch.isnan(advantages[~torch.isnan(torch.tensor(rewards, dtype=torch.float64))]).any()
 
 
-# ------------------------------------------------------------------------------------------ files of questions
+# files of questions
 
 leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), hostile, half_characters, st.just(10**30)
@@ -373,7 +373,7 @@ def test_a_recorded_table_of_any_bytes_is_read_or_refused(data, compressed):
     assert table.empty or {"arm", "f1"} <= set(table)
 
 
-# ------------------------------------------------------------------------------------------ configurations
+# configurations
 
 SMOKE = (paths.PROFILES / "smoke.toml").read_text()
 LINES = SMOKE.splitlines()
@@ -460,7 +460,8 @@ FORMAT_SFT = FormatSFT(
 
 
 def fields_of(cls):
-    """A strategy for each field of a configuration: numbers from all over their type, names among the known ones."""
+    """A strategy for each field of a configuration: numbers from all over their type, names among the known
+    ones."""
     named = {
         "schedule": ["exponential", "constant", "adaptive"],
         "recipe": ["naive", "grounded", "prompted", "published"],
@@ -522,7 +523,7 @@ def test_a_foreign_identity_is_refused(plain):
         values.from_identity(SimulatorArm, plain)
 
 
-# ------------------------------------------------------------------------------------------ files of the run store
+# files of the run store
 
 
 @cache

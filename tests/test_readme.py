@@ -112,7 +112,7 @@ def test_the_block_of_widgets_shows_something_before_anything_is_trained(store, 
     assert "No policy trains now" in shown[1].data and "has logged trajectories" in shown[2].data
 
 
-# ------------------------------------------------------------------------------------- figures in its prose
+# figures in its prose
 
 TINY, SMOL = (results.load_tables(profile) for profile in ("tiny", "smol"))
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -102,13 +102,14 @@ def test_fidelity_bounds_and_order():
     )
 
 
-# the paper's claims, on tables whose every answer is known ------------------------------------------------------------
+# the paper's claims, on tables whose every answer is known
 
 UNTRAINED = ("start", "direct", "cot", "rag", "search-o1")
 
 
 def whole_study(f1=None, rewards=None, seeds=3):
-    """Every arm of the full study: constant F1 (0.5; untrained 0.1) and rewards that rise evenly from 0.1, but for those given."""
+    """Every arm of the full study: constant F1 (0.5; untrained 0.1) and rewards that rise evenly from 0.1,
+    but for those given."""
     arms = list(dict.fromkeys([*UNTRAINED, *ROWS["arm"]]))
     scores = {arm: 0.1 if arm in UNTRAINED else 0.5 for arm in arms} | (f1 or {})
     evaluation = [

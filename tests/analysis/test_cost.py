@@ -65,12 +65,13 @@ def test_what_is_assumed_of_rollouts_was_measured():
     ] == pytest.approx(cost.WRITING, abs=0.05)
 
 
-# the paper's table ---------------------------------------------------------------------------------------------------
+# the paper's table
 
 
 def test_table_8_line_by_line():
     table = cost.recomputed_table8()
-    # Every printed total follows from queries, hours and cards, at one price a query and one price an hour of a card.
+    # Every printed total follows from queries, hours and cards, at one price a query and one price an hour of
+    # a card.
     assert (table["usd"] - table["printed"]).abs().max() < 0.05
     assert table["gpu_hours"].tolist() == [0, 12, 24, 48] and table["printed"].tolist() == [
         586.7,
@@ -80,7 +81,8 @@ def test_table_8_line_by_line():
     ]
     # The 88% is the dearest simulator's; the others' lines say more.
     assert table["saved"].round(3).tolist() == [0, 0.970, 0.940, 0.879]
-    # What the total does not equal: five searches for each rollout, which the configuration allows, or the packages sold.
+    # What the total does not equal: five searches for each rollout, which the configuration allows, or the
+    # packages sold.
     assert (table["searches_a_rollout"] == 1).all() and PAPER.rollouts == 64000
     assert (
         cost.engine_prices(PAPER.queries).loc["SerpAPI Big Data", "bought"]
@@ -92,7 +94,7 @@ def test_table_8_line_by_line():
     )
 
 
-# quotes --------------------------------------------------------------------------------------------------------------
+# quotes
 
 
 def test_every_quote_has_its_source_and_date():
@@ -117,7 +119,7 @@ def test_the_engines_budgets_are_the_quotes():
     assert plans.loc["Serper Starter", "usd"] == pytest.approx(1000 * SerperEngine.usd_per_query)
 
 
-# the roofline --------------------------------------------------------------------------------------------------------
+# the roofline
 
 
 def test_published_speeds_reach_what_is_assumed():
@@ -127,7 +129,7 @@ def test_published_speeds_reach_what_is_assumed():
     )
 
 
-# dollars of a simulator ----------------------------------------------------------------------------------------------
+# dollars of a simulator
 
 
 def busy(hours: float, model: str = "14B") -> cost.TrainingLoad:

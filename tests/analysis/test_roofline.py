@@ -7,7 +7,8 @@ from zs_lib.errors import ConfigError
 
 
 def test_one_query_at_a_time_is_bound_by_memory():
-    # 7.615e9 parameters of 2 bytes, and 232.5 tokens of 28 layers x 4 heads x 128 x 2 x 2 bytes, at 2.039 TB/s: 7.4764 ms a token
+    # 7.615e9 parameters of 2 bytes, and 232.5 tokens of 28 layers x 4 heads x 128 x 2 x 2 bytes, at 2.039
+    # TB/s: 7.4764 ms a token
     held = 2 * 7615487488 + 232.5 * 57344
     reading, prompt = 225 * held / 2.039e12, 120 * 2 * 7615487488 / 312e12
     assert roofline.queries_per_second("7B", "A100-80GB", batch=1, reached=1) == pytest.approx(
@@ -17,7 +18,8 @@ def test_one_query_at_a_time_is_bound_by_memory():
 
 
 def test_many_at_once_are_bound_by_arithmetic():
-    # 1,000 tokens a step: 1000 x 15.23e9 operations take 48.8 ms, reading 15.23e9 + 1000 x 13.3e6 bytes 14.0 ms
+    # 1,000 tokens a step: 1000 x 15.23e9 operations take 48.8 ms, reading 15.23e9 + 1000 x 13.3e6 bytes 14.0
+    # ms
     assert roofline.queries_per_second("7B", "A100-80GB", batch=1000, reached=1) == pytest.approx(
         312e12 / 2 / 7615487488 / (120 + 225)
     )

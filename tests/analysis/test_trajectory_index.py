@@ -20,7 +20,7 @@ def test_filters_and_groups(store):
         len(part) == 2 for part in grouped.values()
     )
     assert [one["reward"] for one in found.read(grouped[2, 0, "q1 of 2?"])] == [0.0, 1.0]
-    failed = [entry for entry in found.entries[:1]]
+    failed = list(found.entries[:1])
     failed[0] = type(failed[0])(**vars(failed[0]) | {"reward": None})
     assert select(failed) and not select(failed, reward=(0.0, 0.5))  # it has no reward that could be low
 

@@ -1,8 +1,9 @@
-"""`make test-browser`: notebooks 00, 03 and 09 at `smoke` in JupyterLab and Chromium, used by mouse and by keys alone.
+"""`make test-browser`: notebooks 00, 03 and 09 at `smoke` in JupyterLab and Chromium, used by mouse and by
+keys alone.
 
-Screenshots come to lie in outputs/browser/, for people to look at. A test fails on an output that is an error, on an error
-in the browser's console, on a control that keys do not reach or move, and on text that is hard to read. With ZS_RUNS set,
-runs are kept there, and found the next time.
+Screenshots come to lie in outputs/browser/, for people to look at. A test fails on an output that is an
+error, on an error in the browser's console, on a control that keys do not reach or move, and on text that is
+hard to read. With ZS_RUNS set, runs are kept there, and found the next time.
 """
 
 import json
@@ -42,7 +43,8 @@ SETTINGS = {
 }  # cells out of sight are found too
 CONTROLS = "select, input, button, [role=slider]"
 LOOK_AROUND = [
-    "from zs_lib import config\nfrom zs_lib.ui import notebook, widgets\nstudy = config.load_profile('smoke')",
+    "from zs_lib import config\nfrom zs_lib.ui import notebook, widgets\n"
+    "study = config.load_profile('smoke')",
     "runs = notebook.run([(study.policy('zerosearch'), 0)])\nwidgets.monitor(*runs)",
     "widgets.board(study)",
 ]
@@ -64,23 +66,25 @@ const ground = element => {
 const found = [], texts = document.createTreeWalker(arguments[0], NodeFilter.SHOW_TEXT);
 while (texts.nextNode()) {
     const element = texts.currentNode.parentElement, said = texts.currentNode.data.trim();
-    if (!/[\\p{L}\\p{N}]/u.test(said) || !element.checkVisibility({visibilityProperty: true}) || element.closest(':disabled')) continue;
+    if (!/[\\p{L}\\p{N}]/u.test(said) || !element.checkVisibility({visibilityProperty: true})
+        || element.closest(':disabled')) continue;
     const colors = [getComputedStyle(element).color, ground(element)];
     const [low, high] = colors.map(light).sort((one, other) => one - other);
     found.push([(high + 0.05) / (low + 0.05), said, ...colors]);
 }
 return found;
 """
-"""Every text under an element, with the contrast of its colour over the nearest ground that is not transparent. A square in
-the colour of a curve is no text: the arm's name stands beside it."""
+"""Every text under an element, with the contrast of its colour over the nearest ground that is not
+transparent. A square in the colour of a curve is no text: the arm's name stands beside it."""
 
 
-# JupyterLab and the browser ------------------------------------------------------------------------------------------
+# JupyterLab and the browser
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A folder with notebooks and settings, and the address at which a JupyterLab of its own shows a notebook of it."""
+    """A folder with notebooks and settings, and the address at which a JupyterLab of its own shows a notebook
+    of it."""
     folder = tmp_path_factory.mktemp("lab")
     for path in choose(["00", "03", "09"]):
         _write(folder / "notebooks" / path.name, nbformat.writes(_at_smoke(path)))
@@ -242,8 +246,8 @@ class Page:
         return shown
 
     def choose(self, control, position: int) -> str:
-        """Open a drop-down by a key and go down or up to an option: its name. (To one that is closed JupyterLab grants no
-        arrow keys.)"""
+        """Open a drop-down by a key and go down or up to an option: its name. (To one that is closed
+        JupyterLab grants no arrow keys.)"""
         chosen, now = (
             Select(control),
             [option.is_selected() for option in Select(control).options].index(True),
@@ -261,7 +265,8 @@ class Page:
         self.browser.execute_script("arguments[0].focus()", control)
 
     def tabbed(self, panel) -> None:
-        """Fail unless the Tab key, from the first of its controls on, comes to each in order, and goes out again."""
+        """Fail unless the Tab key, from the first of its controls on, comes to each in order, and goes out
+        again."""
         wanted = [
             one
             for one in panel.find_elements(By.CSS_SELECTOR, CONTROLS)
@@ -296,7 +301,7 @@ def view(panel) -> str:
     return panel.find_element(By.XPATH, "./*[last()]").text
 
 
-# what a person does --------------------------------------------------------------------------------------------------
+# what a person does
 
 
 def test_engines_are_asked_in_the_playground(browser, lab):

@@ -2,10 +2,10 @@
 
     python tests/drills/chaos.py [KILLS [MINUTES]]        writes data/results/chaos.csv
 
-For each phase of the work (PHASES) one whole run is the measure. A kill ends the phase's process and its group at a
-moment drawn from SEED, between the end of its imports and its usual end; then the same command is given again. It has
-survived if it ends with the same files (timings aside: `outcome`), nothing damaged in the store, and no process left
-over. Phases take turns, till KILLS or MINUTES are spent.
+For each phase of the work (PHASES) one whole run is the measure. A kill ends the phase's process and its
+group at a moment drawn from SEED, between the end of its imports and its usual end; then the same command is
+given again. It has survived if it ends with the same files (timings aside: `outcome`), nothing damaged in the
+store, and no process left over. Phases take turns, till KILLS or MINUTES are spent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ORPHAN_S = 15
 """So long a kernel or worker may take to notice that whoever started it is gone."""
 
 
-# ------------------------------------------------------------------------------------------ what is killed
+# what is killed
 
 
 def simulator(folder: Path) -> Callable[[], object]:
@@ -112,7 +112,7 @@ def work(phase: str, folder: Path) -> None:
     do()
 
 
-# ------------------------------------------------------------------------------------------ killing it
+# killing it
 
 
 def start(phase: str, folder: Path) -> subprocess.Popen:
@@ -184,9 +184,9 @@ def state(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """One kill. `moment`: the share of the phase's usual time after which it came; `killed`: whether the phase was
-    still at work then; `left`: what was there to go on
-    from; `differs`: names that ended otherwise than without a kill; `orphans`: processes that did not end."""
+    """One kill. `moment`: the share of the phase's usual time after which it came; `killed`: whether the
+    phase was still at work then; `left`: what was there to go on from; `differs`: names that ended otherwise
+    than without a kill; `orphans`: processes that did not end."""
 
     phase: str
     moment: float
@@ -261,7 +261,8 @@ def main(kills: int, minutes: float) -> int:
     )
     table.to_csv(RECORD, index=False, lineterminator="\n")
     print(
-        f"{table['killed'].sum()} kills ({(~table['killed']).sum()} came too late), {(~table['survived']).sum()} lost: "
+        f"{table['killed'].sum()} kills ({(~table['killed']).sum()} came too late), "
+        f"{(~table['survived']).sum()} lost: "
         f"{RECORD.relative_to(paths.ROOT)}"
     )
     return int(not table["survived"].all())

@@ -1,4 +1,5 @@
-"""`make test-ray`: a study on a real Ray cluster of two nodes, one of which is killed; and SLURM's jobs, by submitit."""
+"""`make test-ray`: a study on a real Ray cluster of two nodes, one of which is killed; and SLURM's jobs, by
+submitit."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def wait_for(what):
     return found
 
 
-# ------------------------------------------------------------------------------------------ Ray
+# Ray
 
 
 class Cluster:
@@ -140,7 +141,8 @@ def test_ctrl_c_keeps_what_was_done_and_needs_that_no_node_meets_are_told(cluste
     code = (
         "from run_fixtures import CountingArm; from zs_lib.launch import executors, scheduler\n"
         f"with executors.opened('ray', '{cluster.address}') as executor:\n"
-        "    scheduler.make_runs([(CountingArm(sleep=0.2, steps=5000), seed) for seed in range(4)], executor=executor)"
+        "    arms = [(CountingArm(sleep=0.2, steps=5000), seed) for seed in range(4)]\n"
+        "    scheduler.make_runs(arms, executor=executor)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
@@ -168,7 +170,7 @@ def test_failures_on_ray_are_told_by_name(cluster, store):
     assert store.get(CountingArm(), 0).finished
 
 
-# ------------------------------------------------------------------------------------------ SLURM
+# SLURM
 
 
 def slurm_here(made: list) -> Executor:

@@ -1,7 +1,8 @@
-"""`make test-distributed`: one run by two processes for real (torchrun's variables, gloo, a core each), against one process.
+"""`make test-distributed`: one run by two processes for real (torchrun's variables, gloo, a core each),
+against one process.
 
-As a script it is one of the processes: `distributed.py ARM[,ARM…] BACKBONE STORE [STEP RANK SIGNAL]`; the process of that
-rank sends itself the signal after that step.
+As a script it is one of the processes: `distributed.py ARM[,ARM…] BACKBONE STORE [STEP RANK SIGNAL]`; the
+process of that rank sends itself the signal after that step.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ARMS = {
     "fine-tuning": replace(config.load_profile("smoke").simulators[0], steps=14, batch_size=4),
 }
 ROWS = 26  # seven batches an epoch, of which the last is half a one
-ROUNDING = dict(rtol=1e-4, atol=1e-6)
+ROUNDING = {"rtol": 1e-4, "atol": 1e-6}
 """Float32's, after a few steps of Adam, which divides small gradients by small numbers."""
 
 
@@ -112,7 +113,7 @@ def assert_same(ours: Run, theirs: Run) -> None:
     assert list(mine) == list(other) and len(mine) == len(other) > 0
     for name in mine.drop(columns="sampler_gap", errors="ignore"):  # that is nothing but rounding
         one, two = (torch.tensor(log[name].astype(float).to_numpy()) for log in (mine, other))
-        torch.testing.assert_close(one, two, **ROUNDING, equal_nan=True, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(one, two, **ROUNDING, equal_nan=True, msg=(name + ": {}").format)
     for name, weights in load_file(theirs.model_dir / "model.safetensors").items():
         torch.testing.assert_close(load_file(ours.model_dir / "model.safetensors")[name], weights, **ROUNDING)
     assert ours.summary.keys() == theirs.summary.keys()
@@ -163,7 +164,7 @@ def test_a_signal_to_one_stops_both_and_another_number_goes_on(backbone, whole, 
 def test_a_process_that_is_killed_ends_the_other_and_one_goes_on(rank, backbone, whole, store):
     codes, said = run(2, "ppo", backbone, store, 5, rank, signal.SIGKILL)
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 1, said
-    assert "has lost another one of its run" in said[1 - rank]
+    assert "has lost another process of its run" in said[1 - rank]
     assert store.get(ARMS["ppo"], 0).checkpoint().step == 4
     assert_same(make("ppo", backbone, store), whole("ppo"))
 

@@ -1,10 +1,14 @@
-"""`make faults`: engines that fail, at rates from 1% to 100%, over real sockets; and training with an engine that does.
+"""`make faults`: engines that fail, at rates from 1% to 100%, over real sockets; and training with an engine
+that does.
 
-    PYTHONPATH=tests/support python tests/drills/faults.py        writes data/results/faults.csv and data/results/faults_training.csv
+    PYTHONPATH=tests/support python tests/drills/faults.py
 
-Every attempt at a server draws anew (from SEED) whether it is spoilt and how, so that retries help as they would in
-life. Each search must end within its bound; what comes back is the right documents, or "failed" with a cause, and
-never a document made of an error. Training: `search-r1` of `tiny`, with a tenth of the requests failing for good.
+writes faults.csv and faults_training.csv in data/results/.
+
+Every attempt at a server draws anew (from SEED) whether it is spoilt and how, so that retries help as they
+would in life. Each search must end within its bound; what comes back is the right documents, or "failed" with
+a cause, and never a document made of an error. Training: `search-r1` of `tiny`, with a tenth of the requests
+failing for good.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests:tests/support python tests/drills/fuzz.py [EXAMPLES]        writes data/results/fuzz.csv
 
-One row a property: cases tried, failures (1: the property does not hold; its smallest counter-example is printed),
-seconds, and the versions that were tried. Draws are new ones in each session.
+One row a property: cases tried, failures (1: the property does not hold; its smallest counter-example is
+printed), seconds, and the versions that were tried. Draws are new ones in each session.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def main() -> int:
     table = pd.DataFrame(rows)
     table.to_csv(RECORD, index=False, lineterminator="\n")
     print(
-        f"{table['cases'].sum()} cases, {table['failures'].sum()} properties failed: {RECORD.relative_to(paths.ROOT)}"
+        f"{table['cases'].sum()} cases, {table['failures'].sum()} properties failed: "
+        f"{RECORD.relative_to(paths.ROOT)}"
     )
     return int(table["failures"].any())
 

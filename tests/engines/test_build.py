@@ -14,7 +14,8 @@ from zs_lib.errors import EngineError
 def test_unknown_engines_are_refused_with_the_known_ones():
     with pytest.raises(
         EngineError,
-        match="'google'.*bm25, bm25.factbook, dense, dense:MODEL, serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL",
+        match="'google'.*bm25, bm25.factbook, dense, dense:MODEL, serpapi, serper, wikipedia, "
+        "search-r1:URL, zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL",
     ):
         build_engine("google")
     with pytest.raises(EngineError, match="needs a simulator"):
@@ -70,6 +71,7 @@ def test_engines_by_name(keys, monkeypatch, tmp_path):
     for name in ("search-r1", "serpapi:http://x", "bing:http://x"):
         with pytest.raises(
             EngineError,
-            match="Unknown search engine .*serpapi, serper, wikipedia, search-r1:URL, zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL",
+            match="Unknown search engine .*serpapi, serper, wikipedia, search-r1:URL, "
+            "zerosearch-wiki:URL, python:MODULE.FUNCTION, simulated, openai:URL",
         ):
             build_engine(name)

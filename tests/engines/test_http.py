@@ -37,7 +37,7 @@ def keys(environment, monkeypatch):
         monkeypatch.setenv(name, KEY)
 
 
-# ------------------------------------------------------------ what providers speak
+# what providers speak
 
 
 @pytest.mark.parametrize("scored", [True, False])
@@ -203,7 +203,7 @@ def test_wikipedia_in_its_own_order_with_a_polite_name():
         )
 
 
-# ------------------------------------------------------------ a simulator on a server
+# a simulator on a server
 
 
 def test_a_served_simulator_is_asked_and_read_like_ours(keys):
@@ -273,13 +273,7 @@ def test_a_server_with_several_models_needs_a_name(listed, message):
         assert OpenAIEngine(server.url, "paper", 0.8, 60, "A", QUICK).model == "A"
 
 
-# ------------------------------------------------------------ what goes wrong
-
-
-# ------------------------------------------------------------ replicas
-
-
-# ------------------------------------------------------------ keys
+# keys
 
 
 @pytest.mark.parametrize(
@@ -349,9 +343,3 @@ def test_addresses_that_cannot_be_used(address):
     with pytest.raises(EngineError, match="give http://HOST:PORT") as caught:
         SearchR1Engine(address)
     assert "secret" not in str(caught.value)
-
-
-# ------------------------------------------------------------ cache and budget
-
-
-# ------------------------------------------------------------ by name

@@ -89,7 +89,7 @@ def test_nodes_get_settings_and_no_secrets(monkeypatch):
 
 
 class Elsewhere:
-    """A place in this process, to which jobs go as text. `blind`: what it makes does not come into the store."""
+    """A slot in this process, which gets jobs as text. `blind`: what it makes is not in the store."""
 
     def __init__(self, blind: bool = False):
         self.blind, self.asked, self.ended = blind, threading.Event(), None

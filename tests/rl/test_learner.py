@@ -1,4 +1,5 @@
-"""The update: gradients that do not depend on how a batch is split, log-probabilities, the critic, precision, LoRA."""
+"""The update: gradients that do not depend on how a batch is split, log-probabilities, the critic, precision,
+LoRA."""
 
 from __future__ import annotations
 
@@ -212,7 +213,8 @@ def test_the_critic_sees_policy_tokens_only_and_learns_the_reward(backbone, batc
 
 
 def test_a_document_moves_no_weight_of_ppo_but_through_attention(backbone):
-    """The first turn's tokens come before the document: with no token trained after it, nothing it says matters."""
+    """The first turn's tokens come before the document: with no token trained after it, nothing it says
+    matters."""
 
     def moved(document):
         trajectory = written([2, 3], [4, 5, 6, *document], [True] * 3 + [False] * len(document))
@@ -299,7 +301,7 @@ def test_gradient_checkpointing_keeps_the_gradient_and_runs_layers_again(
     lora_rank, backbone, batch, monkeypatch
 ):
     def gradients(on):
-        values = dict(gradient_checkpointing=on, lora_rank=lora_rank, max_grad_norm=1e9)
+        values = {"gradient_checkpointing": on, "lora_rank": lora_rank, "max_grad_norm": 1e9}
         learn = Learner(load(backbone).model, arm(**values), Accelerator(cpu=True))
         ran = []
         learn.model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: ran.append(1))

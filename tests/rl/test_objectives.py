@@ -31,7 +31,13 @@ REWARDS = tensor([[1.0, 0.0, 0.0, 1.0], [0.2, 0.2, 0.2, 0.2]], dtype=torch.float
 
 
 def objective(**changes) -> ObjectiveConfig:
-    values = dict(algorithm="reinforce", baseline="group_mean", clip=0.2, kl_coef=0.0, updates_per_batch=1)
+    values = {
+        "algorithm": "reinforce",
+        "baseline": "group_mean",
+        "clip": 0.2,
+        "kl_coef": 0.0,
+        "updates_per_batch": 1,
+    }
     return ObjectiveConfig(**(values | changes))
 
 
@@ -48,7 +54,8 @@ def by(kind: str) -> ObjectiveConfig:
         ("group_mean", [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0]]),
         ("leave_one_out", [[2 / 3, -2 / 3, -2 / 3, 2 / 3], [0, 0, 0, 0]]),  # 1 - 1/3 and 0 - 2/3
         ("grpo", [[0.86587, -0.86587, -0.86587, 0.86587], [0, 0, 0, 0]]),  # 0.5 / (sqrt(1/3) + 1e-4)
-        # mean 0.35; squares 2 * 0.65^2 + 2 * 0.35^2 + 4 * 0.15^2 = 1.18; deviation sqrt(1.18 / 7) + 1e-4 = 0.41067
+        # mean 0.35; squares 2 * 0.65^2 + 2 * 0.35^2 + 4 * 0.15^2 = 1.18; deviation sqrt(1.18 / 7) + 1e-4 =
+        # 0.41067
         ("reinforce++", [[1.58276, -0.85226, -0.85226, 1.58276], [-0.36525] * 4]),
         ("ppo", [[1, 0, 0, 1], [0.2, 0.2, 0.2, 0.2]]),
     ],

@@ -1,7 +1,8 @@
 """The fast paths against plain ones: the same tokens, greedy and sampled, and the same gradients.
 
-The plain paths are what one would write first: every token from a forward pass over the whole text of one row, with no
-cache and no batch; every gradient from full logits of one trajectory at a time, with nothing dropped.
+The plain paths are what one would write first: every token from a forward pass over the whole text of one
+row, with no cache and no batch; every gradient from full logits of one trajectory at a time, with nothing
+dropped.
 """
 
 from dataclasses import replace

@@ -37,16 +37,16 @@ KILLED = {
     ),
 }
 NOISY = CurriculumConfig(schedule="exponential", p_start=0.0, p_end=0.75)
-LEAN = dict(dtype="bfloat16", gradient_checkpointing=True)
+LEAN = {"dtype": "bfloat16", "gradient_checkpointing": True}
 KILLED |= {
     "full, bfloat16": arm(engine="bm25", curriculum=NOISY, objective=KL, **LEAN),
     "lora, bfloat16": arm(engine="bm25", curriculum=NOISY, objective=KL, lora_rank=4, **LEAN),
 }
 
 
-LOGGED = """reward f1 em turns searches query_quality answer_in_documents invalid_actions zero_variance_groups entropy
-kl clip_fraction grad_norm prompt_tokens completion_tokens noise_probability learning_rate rollout_tokens
-search_tokens update_tokens"""
+LOGGED = """reward f1 em turns searches query_quality answer_in_documents invalid_actions
+zero_variance_groups entropy kl clip_fraction grad_norm prompt_tokens completion_tokens noise_probability
+learning_rate rollout_tokens search_tokens update_tokens"""
 
 
 def trained(backbone, store: Path, arm: PolicyArm, engine=None, questions=QUESTIONS, **kwargs):
@@ -231,18 +231,6 @@ def test_every_question_once_before_any_again():
     assert ids[:10] != ids[10:]
     assert pick_questions(questions, 4, seed=3, step=4) == steps[3]
     assert pick_questions(questions, 4, seed=4, step=4) != steps[3]
-
-
-# --- the update
-# ---------------------------------------------------------------------------------------------------
-
-
-# --- how the weights are held
-# ---------------------------------------------------------------------------------------
-
-
-# --- what is logged
-# -----------------------------------------------------------------------------------------------
 
 
 def at_six(number: int):

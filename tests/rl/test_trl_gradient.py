@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     """A tiny random Llama with its tokenizer on disk: TRL wants a path to make its reference model from."""
     path = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(
         vocab_size=VOCABULARY, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, **sizes
     )

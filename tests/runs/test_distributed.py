@@ -34,7 +34,7 @@ def test_shards_come_back_in_order(count, size, monkeypatch):
     items, shares = list(range(size)), []
     monkeypatch.setattr(distributed, "world_size", lambda: count)
     for rank in range(count):
-        monkeypatch.setattr(distributed, "_state", lambda: type("State", (), {"process_index": rank}))
+        monkeypatch.setattr(distributed, "_state", lambda rank=rank: SimpleNamespace(process_index=rank))
         shares.append(distributed.shard(items))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     monkeypatch.setattr(distributed, "all_gather", lambda mine: shares)

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: for the whole study, and for a notebook's cell. (Trainings: test_train; workers: test_scheduler.)"""
+"""Ctrl-C and SIGTERM: for the whole study, and for a notebook's cell. (Trainings: test_train; workers:
+test_scheduler.)"""
 
 from __future__ import annotations
 

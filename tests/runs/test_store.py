@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import run_fixtures
 import torch
 from run_fixtures import PATHS, CountingArm
 
-from zs_lib import config, runs
+from zs_lib import cli, config, runs
 from zs_lib.config import contents, paths
 from zs_lib.config.arms import PolicyArm
 from zs_lib.config.values import digest, from_identity, identity
@@ -316,6 +317,37 @@ def test_files_of_a_finished_run_are_hashed_once(whole, monkeypatch):
     assert not hashed and run.verify() == [] and hashed  # who verifies reads everything
 
 
+@pytest.mark.parametrize("name", ["", "metrics.jsonl", "summary.json", "lock", "run.json", "model"])
+def test_a_link_in_the_place_of_a_run_is_refused_and_not_followed(store, tmp_path, name):
+    """A store that others can write must not make us write elsewhere."""
+    outside = tmp_path / "outside"
+    path = store.path(CountingArm(), 0)
+    if name:
+        path.mkdir()
+        (path / name).symlink_to(outside)
+    else:
+        outside.mkdir()
+        path.symlink_to(outside)
+    with pytest.raises(RunError, match="is a link: put what it names into its place"):
+        ensure(CountingArm(), 0, store)
+    assert not outside.exists() or not any(outside.iterdir())
+    assert store.verify() or store.list() == []
+
+
+def test_ten_thousand_runs_are_listed_in_seconds_and_little_memory(store, capsys):
+    run = ensure(CountingArm(), 0, store)
+    for seed in range(1, 10_000):
+        (other := store.path(CountingArm(), seed)).mkdir()
+        for name in ("run.json", "summary.json", "sha256.json"):
+            os.link(run.path / name, other / name)
+    started = time.process_time()
+    tracemalloc.start()
+    assert cli.main(["runs", "list"]) == 0 and len(capsys.readouterr().out.splitlines()) == 10_000
+    assert tracemalloc.get_traced_memory()[1] < 50 << 20 and time.process_time() - started < 60
+    tracemalloc.stop()
+    assert store.find(f"counting-{run.digest}-s77").seed == 77
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_run_without_its_record_is_refused_and_kept(store, finished):
     run = ensure(CountingArm(), 0, store) if finished else interrupted(store)
@@ -398,7 +430,7 @@ def test_eight_processes_fill_one_store_and_lose_nothing(store):
     )
 
 
-# ------------------------------------------------------------------------------------------ disks and clocks
+# disks and clocks
 
 
 def filling(store: RunStore, size: int = 4000):
@@ -447,7 +479,8 @@ def test_a_file_that_may_not_grow_is_one_error(store):
     """The same where nothing can be mounted: the system refuses to let a file grow."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "from pathlib import Path; from test_store import filling; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
+        "from pathlib import Path; from test_store import filling\n"
+        "from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
         f"try:\n    filling(RunStore({str(store.root)!r}))\nexcept RunError as error:\n    print(error)"
     )
     shown = subprocess.run(
@@ -469,7 +502,8 @@ def test_a_store_that_cannot_be_written_is_read_and_told():
 def told_of_a_store_that_cannot_be_written(store):
     finished = ensure(CountingArm(), 0, store)
     code = (
-        "import os; from run_fixtures import CountingArm; from zs_lib.pipeline import ensure; from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
+        "import os; from run_fixtures import CountingArm; from zs_lib.pipeline import ensure\n"
+        "from zs_lib.errors import RunError; from zs_lib.runs import RunStore\n"
         "os.setgid(65534); os.setuid(65534)\n"
         f"store = RunStore({str(store.root)!r})\n"
         "print(ensure(CountingArm(), 0, store).summary['total'], store.verify())\n"
@@ -562,7 +596,7 @@ def test_a_clock_that_jumps_back_changes_nothing(store, monkeypatch, tmp_path):
     assert finished.summary == {"from": 4} and store.verify() == []
 
 
-# ------------------------------------------------------------------------------------------ records of other versions
+# records of other versions
 
 
 def test_a_checkpoint_of_the_version_before_is_used(store):
@@ -611,6 +645,3 @@ def test_a_changed_line_before_the_checkpoint_stops_the_resume(store):
     assert "its lines up to step 4 have changed" in store.verify()[0].what
     with pytest.raises(RunError, match="its lines up to step 4 have changed.*delete the folder"):
         store.complete(CountingArm(), 0, never)
-
-
-# ------------------------------------------------------------------------------------------ workers

@@ -1,4 +1,5 @@
-"""How a simulator is compared with the engine that it stands for, on simulators that are known to be good or bad."""
+"""How a simulator is compared with the engine that it stands for, on simulators that are known to be good or
+bad."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The simulator's pure parts: pairs, examples, their encoding, and what fidelity says of engines that we know."""
+"""The simulator's pure parts: pairs, examples, their encoding, and what fidelity says of engines that we
+know."""
 
 import pytest
 from model_fixtures import tiny_tokenizer
@@ -158,9 +159,6 @@ def test_agreement_of_the_judges_by_hand():
     report = judge_agreement(pairs)
     assert report["agreement"] == 0.75 and report["useful"] == 0.75 and report["contained"] == 0.5
     assert report["kappa"] == pytest.approx((0.75 - 0.5) / (1 - 0.5))  # chance: .75 × .5 + .25 × .5
-
-
-# fidelity of engines that we know -----------------------------------------------------------------------------------
 
 
 def test_damaged_pairs_are_one_clear_error(tmp_path):

@@ -64,7 +64,8 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving(script: Callable[[Asked], None]) -> Iterator[_Server]:
-    """Within it, `script` answers at `server.url`; `server.asked` are the requests, `server.over` is set at the end."""
+    """Within it, `script` answers at `server.url`; `server.asked` are the requests, `server.over` is set at
+    the end."""
     server = _Server(("127.0.0.1", 0), Asked)
     server.script, server.asked, server.lock, server.over = script, [], threading.Lock(), threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}"

@@ -12,8 +12,8 @@ from zs_lib.qa import questions
 def write_hub(
     folder: Path, train: list[tuple[str, str, list[str]]], test: dict[str, list[tuple[str, list[str]]]]
 ) -> None:
-    """`train`: (data_source, question, golden answers), as ZeroSearch_dataset has them; `test`: set → (question, golden
-    answers), as FlashRAG_datasets does."""
+    """`train`: (data_source, question, golden answers), as ZeroSearch_dataset has them; `test`: set →
+    (question, golden answers), as FlashRAG_datasets does."""
     counts, rows = Counter(), []
     for source, question, answers in train:
         number = counts[source]

@@ -1,7 +1,7 @@
 """A training small enough for tests: three questions, arms, and a model that writes well-formed turns.
 
-The model is taught for a second to write such turns with random words, so that the rewards of a group differ: all that
-it gets better at afterwards is RL's doing.
+The model is taught for a second to write such turns with random words, so that the rewards of a group differ:
+all that it gets better at afterwards is RL's doing.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ def arm(**changes) -> PolicyArm:
         temperature=1.0,
         max_context_tokens=96,
     )
-    values = dict(
-        name="test",
-        backbone="",
-        engine="none",
-        simulator=None,
-        curriculum=None,
-        objective=objective,
-        rollout=rollout,
-        steps=9,
-        checkpoint_every=4,
-        prompts_per_step=3,
-        group_size=6,
-        learning_rate=2e-3,
-        max_grad_norm=1.0,
-        warmup_ratio=0.1,
-        subsets=("natural",),
-    )
+    values = {
+        "name": "test",
+        "backbone": "",
+        "engine": "none",
+        "simulator": None,
+        "curriculum": None,
+        "objective": objective,
+        "rollout": rollout,
+        "steps": 9,
+        "checkpoint_every": 4,
+        "prompts_per_step": 3,
+        "group_size": 6,
+        "learning_rate": 2e-3,
+        "max_grad_norm": 1.0,
+        "warmup_ratio": 0.1,
+        "subsets": ("natural",),
+    }
     return PolicyArm(**(values | changes))
 
 
@@ -75,7 +75,7 @@ def save_backbone(path: Path) -> None:
     inner.add_tokens(TAGS)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=1, **sizes))
     optimizer, rng = torch.optim.AdamW(model.parameters(), lr=1e-2), random.Random(0)
     for _ in range(60):

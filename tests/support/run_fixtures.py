@@ -1,7 +1,8 @@
 """Work for tests of the run store: an arm whose runs are quick, and can be slow, fail or be killed on demand.
 
-Importing it adds the arm to `pipeline.MAKERS`, in worker processes too: they import this module, by the job's type, and
-find it through PATHS. As a script it makes runs: `python run_fixtures.py STORE ARM-AS-JSON SEED [SEED …]`.
+Importing it adds the arm to `pipeline.MAKERS`, in worker processes too: they import this module, by the job's
+type, and find it through PATHS. As a script it makes runs: `python run_fixtures.py STORE ARM-AS-JSON SEED
+[SEED …]`.
 """
 
 import json

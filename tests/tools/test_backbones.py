@@ -1,4 +1,5 @@
-"""The backbones: copying wired at the start, a loop that learns and resumes, and the folders that are shipped."""
+"""The backbones: copying wired at the start, a loop that learns and resumes, and the folders that are
+shipped."""
 
 import json
 import os
@@ -102,7 +103,9 @@ def test_rare_words_stay_apart_while_frequent_ones_are_learnt():
 def test_encode_keeps_ids_and_weights_together():
     ids, weights = encode(tokenizer(), [("Question: who?\n", 0.0), (" Paris", 1.0), ("<|end|>", 0.5)])
     assert len(ids) == len(weights) and weights[-1] == 0.5 and ids[-1] == tokenizer().eos_token_id
-    assert [tokenizer().decode([i]) for i, weight in zip(ids, weights) if weight == 1.0] == [" Paris"]
+    assert [tokenizer().decode([i]) for i, weight in zip(ids, weights, strict=True) if weight == 1.0] == [
+        " Paris"
+    ]
     assert len(encode(tokenizer(), [("word " * 3000, 1.0)])[0]) == CONTEXT
 
 
@@ -237,7 +240,7 @@ def test_the_probe_asks_real_questions_of_the_split():
     assert 0 <= report["one_hop"] <= 1 and 0 <= report["chain"] <= 1
 
 
-# what is shipped ----------------------------------------------------------------------------------------------------
+# what is shipped
 
 
 @pytest.mark.parametrize("name", SHIPPED)

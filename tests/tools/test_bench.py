@@ -1,4 +1,5 @@
-"""Benchmarks at their smallest: every loop that is compared does the work, and the page says what the records say."""
+"""Benchmarks at their smallest: every loop that is compared does the work, and the page says what the records
+say."""
 
 import pandas as pd
 import pytest

@@ -37,7 +37,8 @@ def test_a_queue_with_one_server_by_hand():
 
 
 def test_continuous_batching_by_hand():
-    # alone at one token a second; two share it at one in 2 s. A (10 tokens) has 4 when B (3) comes; B ends at 4 + 6, A at 10 + 3
+    # alone at one token a second; two share it at one in 2 s. A (10 tokens) has 4 when B (3) comes; B ends at
+    # 4 + 6, A at 10 + 3
     assert written([(0, 10), (4, 3)], slots=2, pace=float) == [13, 10]
     # with one slot B waits
     assert written([(0, 10), (4, 3)], slots=1, pace=float) == [10, 13]

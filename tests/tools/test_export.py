@@ -26,7 +26,7 @@ ARM = STUDY.policy("search-r1")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A store with a policy of one step and its evaluation, and the folder that `zs runs export` made of it."""
+    """A store with a policy of one step and its evaluation, and the folder that `zs runs export` made."""
     folder = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZS_RUNS", str(folder / "runs"))

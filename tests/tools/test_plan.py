@@ -1,4 +1,5 @@
-"""The plan's arithmetic, against numbers worked out by hand, published sizes, and what a small training really holds."""
+"""The plan's arithmetic, against numbers worked out by hand, published sizes, and what a small training
+really holds."""
 
 import dataclasses
 import shlex
@@ -109,7 +110,8 @@ def test_activations_by_hand():
 
 
 def test_seconds_by_hand():
-    # few sequences: the weights (3984 bytes) and the keys of 2 x 5 tokens (32 bytes each) are read for each of 3 tokens
+    # few sequences: the weights (3984 bytes) and the keys of 2 x 5 tokens (32 bytes each) are read for each
+    # of 3 tokens
     assert CARD.decoding_seconds(SMALL, "bfloat16", 2, 3, 5) == pytest.approx(3 * (3984 + 320) / 1000 / 0.5)
     # many: 300 sequences in batches of 128, two operations a weight
     assert CARD.decoding_seconds(SMALL, "bfloat16", 300, 3, 0) == pytest.approx(

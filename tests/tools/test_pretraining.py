@@ -1,4 +1,4 @@
-"""What the backbones are taught: weights on the right tokens, habits as often as they say, well-formed turns."""
+"""The backbones' lessons: weights on the right tokens, habits as often as they say, well-formed turns."""
 
 import re
 from dataclasses import replace
@@ -117,7 +117,9 @@ def test_the_weights_reach_the_tokens():
     for example in draw("reading", 20):
         ids, weights = encode(tokenizer(), example)
         copied = "".join(text for text, weight in example if weight >= 1.0)
-        assert tokenizer().decode([i for i, weight in zip(ids, weights) if weight >= 1.0]) == copied
+        assert (
+            tokenizer().decode([i for i, weight in zip(ids, weights, strict=True) if weight >= 1.0]) == copied
+        )
         assert tokenizer().decode(ids) == text_of(example)
 
 

@@ -33,7 +33,7 @@ def no_token(monkeypatch):
     monkeypatch.delenv("ZS_SERVE_TOKEN", raising=False)
 
 
-# ------------------------------------------------------------------------------------------ retriever
+# retriever
 
 
 def test_the_retriever_speaks_search_r1(retriever):
@@ -202,7 +202,7 @@ def test_corpora_keep_their_ids(corpus, tmp_path):
         qa.load_corpus(tmp_path / "empty")
 
 
-# ------------------------------------------------------------------------------------------ simulator
+# simulator
 
 
 def chat(served, **asked):
@@ -261,7 +261,7 @@ def kill_when(due, process):
 
 @pytest.mark.parametrize("other", [{}, {"temperature": 0.3}])
 def test_a_burst_delays_another_s_request_by_no_more_than_what_is_before_it(simulator, other):
-    """First come, first served: of the second burst at most one batch is answered before the single request."""
+    """First come, first served: of the second burst at most one batch comes before the single request."""
     answered = []
 
     async def ask(client, who, **asked):
@@ -366,8 +366,8 @@ def test_sigterm_breaks_off_a_long_completion(folder, stream):
     ):
         for _ in range(100):  # batches of 32, one after the other
             raw = clients.enter_context(socket.create_connection(("127.0.0.1", served.port)))
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-            raw.sendall(head.encode() + body)
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+            raw.sendall(head.encode() + b"\r\n\r\n" + body)
         started = time.monotonic()
         assert served.stop() == 0 and time.monotonic() - started < 15
         assert "Traceback" not in served.process.stderr.read()
@@ -381,7 +381,8 @@ if "broken" in given["--model"]:
     sys.exit("no GPU")
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200); self.end_headers(); self.wfile.write(repr((given, os.environ.get("VLLM_API_KEY"))).encode())
+        self.send_response(200); self.end_headers()
+        self.wfile.write(repr((given, os.environ.get("VLLM_API_KEY"))).encode())
     log_message = lambda *_: None
 HTTPServer((given["--host"], int(given["--port"])), Handler).serve_forever()
 """
@@ -389,7 +390,8 @@ HTTPServer((given["--host"], int(given["--port"])), Handler).serve_forever()
 
 @pytest.fixture
 def vllm(tmp_path, monkeypatch):
-    """A stand-in for the package, which is not on every machine: it listens where it is told to, and tells what it was given."""
+    """A stand-in for the package, which is not on every machine: it listens where it is told to, and tells
+    what it was given."""
     place = tmp_path / "packages" / "vllm" / "entrypoints" / "openai"
     place.mkdir(parents=True)
     for path in (place, place.parent, place.parent.parent):

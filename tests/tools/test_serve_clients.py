@@ -262,7 +262,7 @@ def test_prompts_far_too_long_hold_nobody_up(simulator, text):
     assert status == 200 and refused == [400] * 10 and waited < 1.5
 
 
-# --------------------------------------------------------------------------------------- in one process
+# in one process
 
 
 class Counted(BatchGenerator):

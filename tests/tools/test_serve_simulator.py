@@ -232,7 +232,7 @@ def test_models_and_health(simulator):
     assert httpx.get(f"{simulator.url}/health").status_code == 200
 
 
-# ------------------------------------------------------------------------------------------- sampling
+# sampling
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Our rollouts in TRL's own trainer: what it trains on is what was sampled, without the documents, for our reward."""
+"""Our rollouts in TRL's own trainer: what it trains on is what was sampled, without the documents, for our
+reward."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ NOISE = CurriculumConfig(p_start=0.0, p_end=1.0)
 
 
 class WatchedTrainer(GRPOTrainer):
-    """Keeps what each loss is made of: TRL's inputs, its log-probabilities with the loss's gradient, and our trajectories."""
+    """Keeps what each loss is made of: TRL's inputs, its log-probabilities with the loss's gradient, and our
+    trajectories."""
 
     def compute_loss(self, model, inputs, **kwargs):
         self.inputs = inputs

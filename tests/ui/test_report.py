@@ -71,7 +71,8 @@ def test_nothing_is_loaded_from_elsewhere(site):
         assert not re.search(
             r"url\(\s*['\"]?(?!data:)|@import", "".join(re.findall(r"<style>(.*?)</style>", page, re.DOTALL))
         )
-        # and if a notebook's output asks for it, the browser refuses: the policy stands before everything else
+        # and if a notebook's output asks for it, the browser refuses: the policy stands before everything
+        # else
         assert (
             page.index("Content-Security-Policy") < page.index("<style>")
             and f'content="{report.CONTENT_POLICY}"' in page

@@ -1,4 +1,4 @@
-"""Views and widgets: nothing that is shown is run, old and damaged runs are told, and what grows is followed."""
+"""Widgets: old and damaged runs are told, and runs that grow are followed."""
 
 import asyncio
 import json
@@ -46,10 +46,7 @@ def growing(store):
     end()
 
 
-# views ---------------------------------------------------------------------------------------------------------------
-
-
-# the log -------------------------------------------------------------------------------------------------------------
+# the log
 
 
 def test_an_old_run_without_the_new_fields(store):
@@ -112,7 +109,7 @@ def test_ten_thousand_trajectories_are_browsed_without_a_pause(store):
     explorer.close()
 
 
-# widgets -------------------------------------------------------------------------------------------------------------
+# widgets
 
 
 def test_the_explorer_follows_its_controls(store):
@@ -226,8 +223,8 @@ RunStore().complete(config.load_profile("smoke").policy("zerosearch"), 0, work)
 
 
 def test_a_training_elsewhere_is_watched_and_loses_nothing_with_the_watcher(store, monkeypatch):
-    """It is another process's. A monitor that is closed, as with its browser, ends; the training goes on, and the next monitor
-    shows all of it."""
+    """It is another process's. A monitor that is closed, as with its browser, ends; the training goes on, and
+    the next monitor shows all of it."""
     monkeypatch.setattr(widgets, "REFRESH_S", 0.01)
     monkeypatch.setattr(figures, "draw_panel", lambda table, column: f"{column} of {len(table)}".encode())
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
@@ -341,7 +338,8 @@ def test_a_front_end_gets_a_widget_and_a_program_the_page(store):
     manager, client = start_new_kernel(
         kernel_name="python3", env=os.environ | {"PYTHONPATH": str(paths.ROOT)}
     )
-    code = "from zs_lib import config\nfrom zs_lib.ui import widgets\nshown = widgets.board(config.load_profile('smoke'))\nshown"
+    code = "from zs_lib import config\nfrom zs_lib.ui import widgets\n"
+    code += "shown = widgets.board(config.load_profile('smoke'))\nshown"
     try:
         kinds = []
         for allow_stdin in (False, True):
@@ -362,7 +360,7 @@ def test_a_front_end_gets_a_widget_and_a_program_the_page(store):
     assert view in live and live_comms
 
 
-# costs ---------------------------------------------------------------------------------------------------------------
+# costs
 
 
 def test_costs_are_calculated_anew_with_each_choice():
