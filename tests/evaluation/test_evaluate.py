@@ -1,6 +1,7 @@
 """Scores per question, their means, and the choice of questions."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -239,6 +240,12 @@ def test_a_result_is_found_by_everything_that_it_depends_on(tmp_path, monkeypatc
     for setup in others:
         assert scores([paris], setup)[1] == 1 and scores([paris], setup)[1] == 0
     assert len(path.read_text().splitlines()) == 8
+
+
+def test_a_hundred_thousand_questions_are_named_in_seconds():
+    many = [Question(str(i), f"what is number {i}?", (str(i),)) for i in range(100_000)]
+    started = time.process_time()
+    assert len(set(ME.keys(many).values())) == len(many) and time.process_time() - started < 20
 
 
 def test_rows_of_a_version_without_keys_are_not_found_again(tmp_path):

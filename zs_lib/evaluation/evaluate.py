@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -145,9 +145,10 @@ class Setup:
     generator: str = "transformers"
     """One of `arms.GENERATORS`."""
 
-    def key(self, question: Question) -> str:
-        """The name of a result: a digest of the question, its golden answers, and this setup."""
-        return digest({"question": asdict(question), "setup": identity(self)})
+    def keys(self, questions: Iterable[Question]) -> dict[str, str]:
+        """Name each question's result by a digest of its text, golden answers and this setup; id -> key."""
+        setup = identity(self)
+        return {question.id: digest({"question": asdict(question), "setup": setup}) for question in questions}
 
 
 def evaluate_to_file(
@@ -169,7 +170,7 @@ def evaluate_to_file(
     if others := {row["who"] for row in rows} - {setup.who}:
         raise DataError(f"{path} holds the answers of {others.pop()}, not of {setup.who}: name another file.")
     known = {row.get("key"): row for row in rows}
-    keys = {question.id: setup.key(question) for question in questions}
+    keys = setup.keys(tqdm(questions, desc="naming", unit="question", leave=False, delay=1, disable=None))
     missing = [question for question in questions if keys[question.id] not in known]
     with tqdm(total=len(questions), initial=len(questions) - len(missing), unit="question") as bar:
         for start in range(0, len(missing), BATCH):

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from zs_lib.config import paths
 from zs_lib.config.contents import contents_of, file_digest, read_digest, unreadable
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 LOCK_WAIT_S = 12 * 3600
 """Seconds to wait for another process's lock."""
 LOCK_POLL_S = 0.2
+PROGRESS_AFTER_S = 3.0
+"""Seconds after which the check of a store shows how far it is."""
 FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
 LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
 PASSING = ("lock", "progress.json", "worker.log")
@@ -126,6 +129,7 @@ class RunStore:
         if not distributed.is_main():
             return _work_along(run, work if together else None)
         try:
+            run._refuse_links()
             run.path.mkdir(parents=True, exist_ok=True)
             with run._exclusively():
                 if distributed.all_gather(not run.finished)[0]:
@@ -188,8 +192,10 @@ class RunStore:
         )
 
     def verify(self) -> list[Problem]:
-        """Damage found in the store. Unfinished runs are not errors; they resume."""
-        return [problem for run in self.list() for problem in run.verify()]
+        """Damage found in the store, with a progress bar. Unfinished runs are not errors; they resume."""
+        bar = {"unit": "run", "leave": False, "delay": PROGRESS_AFTER_S, "disable": None}
+        runs = tqdm(self.list(), desc="verify", **bar)
+        return [problem for run in runs for problem in run.verify()]
 
 
 def _model_and_age(run: Run) -> tuple[bool, int]:
@@ -302,6 +308,7 @@ class Run:
             RunError: it is damaged or missing; names file and cure. UnreadableError: it cannot be read.
         """
         path = self.path / name
+        self._refuse_links()
         try:
             path.stat()
         except FileNotFoundError:
@@ -488,6 +495,19 @@ class Run:
     def _checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(self.path.glob("checkpoint-*[0-9]"))
+
+    def _refuse_links(self) -> None:
+        """RunError if the run's folder, or a file that its work would write, is a link to another place."""
+        try:
+            inside = [] if self.finished else list(os.scandir(self.path))
+        except OSError:  # not there, or not to be read: whoever reads it tells
+            inside = []
+        links = [entry.path for entry in inside if entry.is_symlink()]
+        if links or self.path.is_symlink():
+            raise RunError(
+                f"{links[0] if links else self.path} is a link: put what it names into its place, for a run "
+                "is written nowhere else."
+            )
 
     def _check_record(self) -> None:
         try:
