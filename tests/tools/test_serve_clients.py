@@ -91,7 +91,9 @@ def test_a_connection_serves_request_after_request(simulator):
             raw.sendall(whole(simulator, max_tokens=2) * count)
             received = b""
             while received.count(b'"total_tokens"') < count:
-                received += raw.recv(65536)
+                part = raw.recv(65536)
+                assert part
+                received += part
             assert received.count(b"HTTP/1.1 200 ") == count
 
 
