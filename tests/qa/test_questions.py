@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from collections import Counter
+from itertools import pairwise
 
 import pandas as pd
 import pytest
