@@ -1,8 +1,8 @@
 """The paper's profile, run through all its stages.
 
-Nothing of it is changed but what cannot be had here: models are one random Llama that was taught the formats for a few
-seconds, the hub's sets are parquet files with their columns, Google is a retriever on this machine, and a training ends after
-two steps.
+Nothing of it is changed but what cannot be had here: models are one random Llama that was taught the formats
+for a few seconds, the hub's sets are parquet files with their columns, Google is a retriever on this machine,
+and a training ends after two steps.
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zs_lib import config, pipeline, protocol, qa
+from zs_lib import config, pipeline, protocol
 from zs_lib.config import Profile
 from zs_lib.config.arms import EvaluationArm
 from zs_lib.config.values import from_identity, identity
@@ -51,13 +51,13 @@ def model(tmp_path_factory):
     inner.add_tokens(tags)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
     torch.manual_seed(0)
-    sizes = dict(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=8192,
-    )
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 8192,
+    }
     made = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=1, **sizes))
     optimizer, dice = torch.optim.AdamW(made.parameters(), lr=3e-3), random.Random(0)
     for step in range(400):
