@@ -10,7 +10,7 @@ from model_fixtures import tiny_model, tiny_tokenizer
 from zs_lib.errors import ModelError
 from zs_lib.models.attention import shared_prefix_attention
 from zs_lib.models.batch import PREFILL_TOKENS, Batch, Row, _shared_prefix, prefill_common_prefixes
-from zs_lib.models.decode import TransformersGenerator, sample
+from zs_lib.models.decode import StopStrings, TransformersGenerator, sample
 from zs_lib.models.kv_cache import KVCache
 from zs_lib.models.load import build_generator
 from zs_lib.rng import uniform
@@ -272,3 +272,11 @@ def test_vllm_that_is_not_installed_is_an_error_that_says_what_to_do(monkeypatch
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ModelError, match="make vllm"):
         build_generator("vllm", tiny_model(), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("stop", ["Ende.", "é", "naïveté", "東京"])
+def test_a_stop_string_is_found_whatever_bytes_its_tokens_hold(stop):
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(f"la {stop}", add_special_tokens=False).input_ids
+    stops = StopStrings(tokenizer, (stop,))
+    assert [stops.complete(ids[: n + 1]) for n in range(len(ids))] == [False] * (len(ids) - 1) + [True]

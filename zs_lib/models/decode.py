@@ -8,7 +8,7 @@ of the very ids that were sampled. The model's forward is transformers' own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -76,19 +76,25 @@ class StopStrings:
 
     def __init__(self, tokenizer, stop: tuple[str, ...]):
         self.tokenizer, self.stop = tokenizer, stop
-        # Every token of a stop string carries at least one of its characters.
-        self.width = max(map(len, stop), default=0)
+        # Every token of a stop string carries at least one of its bytes.
+        self.width = max((len(string.encode()) for string in stop), default=0)
         pieces = tokenizer.batch_decode(
             [[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False
         )
-        # Only these ids can complete a stop string; for all others the text need not be looked at.
-        self.candidates = {i for i, piece in enumerate(pieces) if any(string[-1] in piece for string in stop)}
+        # Only these ids can complete a stop string; the text after others need not be looked at. A token may
+        # hold the last bytes of a character only, which decode to U+FFFD.
+        self.candidates = {i for i, piece in enumerate(pieces) if any(map(_may_end(piece), stop))}
 
     def complete(self, ids: list[int]) -> bool:
         if ids[-1] not in self.candidates:
             return False
         tail = decode_ids(self.tokenizer, ids[-self.width :])
         return any(string in tail for string in self.stop)
+
+
+def _may_end(piece: str) -> Callable[[str], bool]:
+    """Whether a string may end within this token."""
+    return lambda string: string[-1] in piece or ("\ufffd" in piece and not string[-1].isascii())
 
 
 def sample(
