@@ -517,7 +517,7 @@ command(
 
 @command(
     "serve retriever",
-    "a search engine that speaks Search-R1's protocol (POST /retrieve)",
+    "a search engine that speaks Search-R1's and ZeroSearch's protocol (POST /retrieve)",
     option(
         "--engine", default="bm25", metavar="E", help=f"{', '.join(engine_names(ranks=True))} (default: bm25)"
     ),
@@ -541,7 +541,7 @@ def _serve_retriever(arguments: argparse.Namespace) -> None:
 
 @command(
     "serve simulator",
-    "a simulator that speaks OpenAI's protocol (by vLLM, where that is installed)",
+    "a simulator that speaks OpenAI's protocol, streaming too (by vLLM, where that is installed)",
     option(
         "--model",
         required=True,
