@@ -28,6 +28,7 @@ from zs_lib.config.arms import PolicyArm
 from zs_lib.config.values import digest, from_identity, identity
 from zs_lib.errors import ConfigError, RunError, ZeroSearchError
 from zs_lib.evaluation.evaluate import read_scores
+from zs_lib.launch import background
 from zs_lib.launch.progress import run_state
 from zs_lib.models.load import load_model
 from zs_lib.pipeline import ensure
@@ -583,6 +584,18 @@ def test_weights_that_may_not_be_read_are_not_called_damaged():
             (told,) = as_nobody(lambda: load_model(model))
             assert "Permission denied" in told and not DESTRUCTIVE.search(told), name
             (model / name).chmod(0o644)
+
+
+def test_a_background_process_of_a_store_that_may_not_be_used_is_one_error():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        store = RunStore(folder)
+        start_one = functools.partial(background.start, [(CountingArm(), 0)], store)
+        assert "cannot be written" in as_nobody(start_one)[0]
+        (store.root / background.LOG).touch(0o600)
+        assert all(
+            "Permission denied" in told for told in as_nobody(start_one, lambda: background.working(store))
+        )
 
 
 def test_a_clock_that_jumps_back_changes_nothing(store, monkeypatch, tmp_path):

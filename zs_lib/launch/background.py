@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from zs_lib.errors import RunError, ZeroSearchError
+from zs_lib.config.contents import unreadable
+from zs_lib.errors import RunError, UnreadableError, ZeroSearchError
 from zs_lib.launch import scheduler, worker
 from zs_lib.runs import RunStore
 
@@ -31,12 +32,19 @@ def start(wanted: Iterable[tuple[Any, int]], store: RunStore, jobs: int | None =
     """Start a process that makes the missing runs of these (arm, seed) pairs; its process id.
 
     Raises:
-        RunError: the store has a background process already, or the new one did not start.
+        RunError: the store has a background process already or cannot be written, or the new one did not
+            start.
     """
     if pid := working(store):
         raise RunError(f"Process {pid} makes runs in {store.root} already: wait for it, or stop it.")
     pairs = [worker.to_job(arm) | {"seed": seed} for arm, seed in wanted]
-    store.root.mkdir(parents=True, exist_ok=True)
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+        (store.root / LOG).open("a").close()
+    except OSError as error:
+        raise RunError(
+            f"{store.root} cannot be written ({error}): point ZS_RUNS to another folder."
+        ) from error
     process = subprocess.Popen(
         [sys.executable, "-m", "zs_lib.launch.background", str(store.root)],
         stdin=subprocess.PIPE,
@@ -75,6 +83,8 @@ def working(store: RunStore) -> int | None:
     except BlockingIOError:
         first = (store.root / LOG).read_text(encoding="utf-8").split("\n")[0]
         return int(first) if first.isdigit() else None  # it has the lock, and is about to write its id
+    except OSError as error:
+        raise UnreadableError(unreadable(store.root / LOG, error)) from error
 
 
 def stop(store: RunStore) -> None:
@@ -95,6 +105,7 @@ def last_output(store: RunStore) -> str:
 def main() -> int:
     """Read (arm, seed) pairs from stdin, and make their runs in the store whose folder is the argument."""
     job, store = json.load(sys.stdin), RunStore(Path(sys.argv[1]))
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # it goes to the log, too
     with (store.root / LOG).open("a+", encoding="utf-8") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
