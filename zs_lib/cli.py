@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0; 1: an error, in one line on stderr; 2: usage; 130: Ctrl-C; 143: SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):  # what their encoding (ascii, cp1252) lacks is escaped
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's is none
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, interrupts.end)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the error line stands alone
