@@ -34,7 +34,7 @@ from zs_lib.models.load import load_model
 from zs_lib.pipeline import ensure
 from zs_lib.runs import RunStore
 from zs_lib.runs import store as store_module
-from zs_lib.runs.files import hashes
+from zs_lib.runs.files import hashes, write_json
 from zs_lib.simulator.pairs import Pair, read_pairs
 
 HERE = str(Path(__file__).parent)
@@ -307,6 +307,16 @@ def test_a_file_that_was_added_to_a_finished_model_is_not_used(whole, store):
     (run.model_dir / "adapter_config.json").write_text("{}")
     with pytest.raises(RunError, match="adapter_config.json is damaged"):
         _ = run.model_dir
+
+
+def test_a_list_of_digests_that_lost_a_file_is_found(whole, store):
+    run = runs.Run(shutil.copytree(whole, store.root / whole.name))
+    digests = json.loads((run.path / "sha256.json").read_text())
+    del digests["metrics.jsonl"]
+    write_json(run.path / "sha256.json", digests)
+    with pytest.raises(RunError, match="metrics.jsonl is damaged"):
+        run.metrics()
+    assert "metrics.jsonl is damaged" in store.verify()[0].what
 
 
 def test_files_of_a_finished_run_are_hashed_once(whole, monkeypatch):

@@ -92,18 +92,22 @@ def hash_file(path: Path, cure: str, read: Callable[[Path], str] = read_digest) 
 
 
 def hashes(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:
-    """Hash each file below `folder`: relative path -> sha256.
+    """Hash each file that is `listed` below `folder`: relative path -> sha256."""
+    return {name: hash_file(folder / name, "") for name in listed(folder, leave_out)}
+
+
+def listed(folder: Path, leave_out: Collection[str] = ()) -> list[str]:
+    """Relative paths of the files below `folder`, in order.
 
     Left out: names in `leave_out`, files still being written, and checkpoints, which carry their own digests.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp")
     names = {path: path.relative_to(folder) for path in files}
-    kept = (
-        path
+    return [
+        str(names[path])
         for path in files
         if path.name not in leave_out and not names[path].parts[0].startswith("checkpoint")
-    )
-    return {str(names[path]): hash_file(path, "") for path in kept}
+    ]
 
 
 class Log:

@@ -40,7 +40,7 @@ from zs_lib.config.values import digest, from_dict, identity
 from zs_lib.errors import RunError, UnreadableError, ZeroSearchError
 from zs_lib.runs import checkpoints, distributed
 from zs_lib.runs.checkpoints import Checkpoint
-from zs_lib.runs.files import Log, hash_file, hashes, read_json, sync, to_json, write_json, write_text
+from zs_lib.runs.files import Log, hash_file, hashes, listed, read_json, sync, to_json, write_json, write_text
 from zs_lib.runs.provenance import provenance
 from zs_lib.runs.tracking import Tracker
 
@@ -521,7 +521,8 @@ class Run:
 
     def _check_files(self) -> None:
         digests = self._digests()
-        for name in {"run.json", "summary.json", *digests}:  # a list that lacks even these is none
+        found = [name for name in listed(self.path, (*PASSING, "sha256.json")) if not name.startswith(".")]
+        for name in {"run.json", "summary.json", *digests, *found}:  # a list that lacks even these is none
             self._compare(name, digests.get(name), read_digest)
 
     def _digests(self) -> dict[str, str]:
