@@ -600,8 +600,6 @@ def test_no_damage_of_a_finished_run_escapes_verify(data):
         problems = look(run)
         if name in store.PASSING or content == whole[name]:
             assert problems == []
-        elif name == "sha256.json":  # its own formatting is no damage
-            assert problems or same_json(content, whole[name])
         else:
             assert problems and all(str(run.path) in problem.cure for problem in problems)
 
@@ -627,13 +625,6 @@ def test_a_damaged_unfinished_run_is_told_or_resumes_from_its_checkpoint(data):
         assert resumed.summary == {"from": 4}
         for log in store.LOGS:  # what stood there up to the checkpoint stands there still, and nothing else
             assert (run.path / log).read_bytes() == b"".join(whole[log].splitlines(keepends=True)[:4])
-
-
-def same_json(one: bytes, other: bytes) -> bool:
-    try:
-        return json.loads(one) == json.loads(other)
-    except (ValueError, RecursionError):
-        return False
 
 
 @prop(

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 from zs_lib.config import paths
 from zs_lib.config.contents import contents_of, file_digest, read_digest, unreadable
@@ -193,6 +192,8 @@ class RunStore:
 
     def verify(self) -> list[Problem]:
         """Damage found in the store, with a progress bar. Unfinished runs are not errors; they resume."""
+        from tqdm import tqdm
+
         bar = {"unit": "run", "leave": False, "delay": PROGRESS_AFTER_S, "disable": None}
         runs = tqdm(self.list(), desc="verify", **bar)
         return [problem for run in runs for problem in run.verify()]
