@@ -50,10 +50,11 @@ def ensure(arm: Any, seed: int, store: RunStore, progress: Progress | None = Non
         ConfigError: a name in the arm stands in no table.
         ZeroSearchError: others, as the work and `RunStore.complete` raise them.
     """
-    maker = MAKERS[type(arm)]
+    maker, found = MAKERS[type(arm)], store.get(arm, seed)
+    if not (found and found.finished):
+        check(arm)  # before anything is begun; a finished run needs none, and no import of torch
 
     def work(run: Run) -> dict:
-        check(arm)
         for needed in needs(arm, seed):
             ensure(*needed, store)
         with _bar(f"{kind_of(arm)} {arm.name} s{seed}", hidden=progress is not None) as shown:
@@ -79,7 +80,7 @@ def _bar(title: str, hidden: bool) -> Iterator[Progress]:
 
 
 def check(arm: Any) -> None:
-    """ConfigError if a name in an arm stands in no table; done before any work, for it may be hours away."""
+    """ConfigError if a name in an arm, or in one that it needs, stands in no table; before any work."""
     if isinstance(arm, PolicyArm):
         from zs_lib.rl.curriculum import SCHEDULES
         from zs_lib.rl.objectives import algorithm
@@ -93,6 +94,8 @@ def check(arm: Any) -> None:
         from zs_lib.evaluation.methods import METHODS
 
         pick("method", arm.method, METHODS)
+    for needed, _ in needs(arm, seed=0):
+        check(needed)
 
 
 def needs(arm: Any, seed: int) -> list[tuple[Any, int]]:

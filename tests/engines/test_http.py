@@ -1,7 +1,10 @@
 """Engines over HTTP, against a real local server that plays the providers, their errors included."""
 
+import html
+import json
 import logging
-from urllib.parse import parse_qs, quote, urlsplit
+from base64 import b64encode
+from urllib.parse import parse_qs, quote, quote_plus, urlsplit
 
 import pytest
 from http_fixtures import KEY, QUICK, ask, completion, half, serving
@@ -318,6 +321,46 @@ def test_no_error_log_or_cache_file_holds_the_key(make, keys, caplog, tmp_path):
             assert server.asked and not leaks(result.error), result.error
     assert caplog.text and not leaks(caplog.text)
     assert not any(leaks(path.read_text()) for path in tmp_path.rglob("*.json"))
+
+
+SPECIAL = "pl+nted&k/y<7>'f\"3a="
+ECHOES = {
+    "bare": SPECIAL,
+    "URL": quote(SPECIAL, safe=""),
+    "URL, lower case": quote(SPECIAL, safe="").lower(),
+    "URL twice": quote(quote(SPECIAL, safe=""), safe=""),
+    "URL, slash kept": quote(SPECIAL),
+    "form": quote_plus(SPECIAL),
+    "HTML": html.escape(SPECIAL),
+    "HTML twice": html.escape(html.escape(SPECIAL)),
+    "HTML, decimal": "".join(f"&#{ord(c)};" for c in SPECIAL),
+    "HTML, hexadecimal": "".join(f"&#x{ord(c):X};" for c in SPECIAL),
+    "JSON": json.dumps(SPECIAL)[1:-1],
+    "JSON, escaped": "".join(f"\\u{ord(c):04x}" for c in SPECIAL),
+    "Python": "".join(f"\\x{ord(c):02x}" for c in SPECIAL),
+    "base64": b64encode(SPECIAL.encode()).decode(),
+    "hex": SPECIAL.encode().hex(),
+}
+
+
+@pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_key_of_special_characters_is_hidden_however_it_is_echoed(echo, status, monkeypatch):
+    monkeypatch.setenv(http.SERPER_KEYS[0], SPECIAL)
+    said = {"organic": [{"title": "Oslo", "snippet": f"asked with {echo} here"}]}
+    answer = said if status == 200 else {"message": f"bad key {echo} here"}
+    with serving(lambda asked: asked.reply(answer, status)) as server:
+        (result,) = SerperEngine(server.url, QUICK).search(ask("q"), 3)
+    shown = " ".join(result.documents) + result.error
+    assert "[key] here" in shown and not any(form in shown for form in ECHOES.values())
+
+
+def test_a_short_key_leaves_documents_as_they_are(monkeypatch):
+    monkeypatch.setenv(http.SERPER_KEYS[0], "Oslo")
+    said = {"organic": [{"title": "Norway", "snippet": "Its capital is Oslo."}]}
+    with serving(lambda asked: asked.reply(said)) as server:
+        (result,) = SerperEngine(server.url, QUICK).search(ask("q"), 3)
+    assert result.documents == ("Norway\nIts capital is Oslo.",)
 
 
 def leaks(text):

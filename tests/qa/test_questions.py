@@ -7,9 +7,11 @@ from collections import Counter
 from itertools import pairwise
 
 import pandas as pd
+import pyarrow
 import pytest
 from benchmark_fixtures import stated, tokenizer, true_sentences, world
 from hub_fixtures import write_hub
+from pyarrow import parquet
 
 from zs_lib import cli, qa
 from zs_lib.config.paths import BENCHMARK
@@ -546,3 +548,33 @@ def test_without_the_folder_the_hub_is_asked(monkeypatch):
         ((questions_module.HUB_TEST, "nq"), {"split": "test"}),
         ((questions_module.HUB_TRAIN, None), {"split": "train"}),
     ]
+
+
+@pytest.mark.parametrize("name", ["bomb.parquet", "bomb.jsonl.gz", "bomb.csv.gz"])
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(name, tmp_path, monkeypatch):
+    """The same text over and over packs to a thousandth; bounded here at a megabyte, not a gigabyte."""
+    monkeypatch.setattr(files, "BOMB_BYTES", 1 << 20)
+    path, rows, text = tmp_path / name, 40_000, "Who is it? " * 20
+    if name.endswith("parquet"):
+        column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, pyarrow.int32()), [text])
+        parquet.write_table(pyarrow.table({"question": column, "golden_answers": column}), path)
+    else:
+        head, row = (
+            ("", {"question": text, "golden_answers": ["x"]})
+            if "jsonl" in name
+            else ("question,golden_answers\n", None)
+        )
+        line = json.dumps(row) if row else f"{text},x"
+        path.write_bytes(gzip.compress((head + (line + "\n") * rows).encode()))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match=f"{name} unpacks to more than 200 times its size"):
+        qa.load_questions(path)
+
+
+def test_files_that_pack_well_but_within_reason_are_read(tmp_path):
+    path = tmp_path / "mine.jsonl.gz"
+    lines = "".join(
+        json.dumps({"question": f"Who is {n}?", "golden_answers": ["x"]}) + "\n" for n in range(5000)
+    )
+    path.write_bytes(gzip.compress(lines.encode()))
+    assert len(qa.load_questions(path)) == 5000

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import re
 import threading
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -18,9 +20,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
+from html.entities import html5
 from random import Random
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 from anyio.from_thread import start_blocking_portal
@@ -291,9 +294,32 @@ class Service:
 
     def quote(self, words: str) -> str:
         """A service's own words, short, on one line, without the key in case they repeat it."""
-        for form in {self.key, quote(self.key, safe="")} - {""}:
-            words = words.replace(form, "[key]")
-        return " ".join(words.split())[:QUOTED]
+        return " ".join(self.hide_key(words).split())[:QUOTED]
+
+    def hide_key(self, text: str) -> str:
+        """A service's text with its key, in whatever encoding it is echoed, replaced by "[key]"."""
+        return self._key_forms.sub("[key]", text) if self.key else text
+
+    @cached_property
+    def _key_forms(self) -> re.Pattern[str]:
+        """The key as it stands, in base64 or hex, or with each character encoded on its own."""
+        packed = b64encode(self.key.encode()).decode().rstrip("=")
+        mixed = "".join(map(_character_forms, self.key))
+        whole = [re.escape(packed) + "={0,2}", re.escape(self.key.encode().hex()), mixed]
+        return re.compile("|".join(whole), re.IGNORECASE)
+
+
+def _character_forms(character: str) -> str:
+    """A pattern of one ASCII character: bare, or as URLs, JSON, HTML, Python and shells escape it."""
+    code = ord(character)
+    forms = [
+        rf"\\*{re.escape(character)}",
+        rf"%(?:25)*{code:02x}",
+        rf"\\+(?:u00|x){code:02x}",
+        rf"&(?:amp;)*#(?:0*{code}|x0*{code:x});?",
+    ]
+    names = [name for name, stands_for in html5.items() if stands_for == character and name.endswith(";")]
+    return f"(?:{'|'.join(forms + [f'&(?:amp;)*{re.escape(name)}' for name in names])})"
 
 
 class _KeyedTransport(httpx.AsyncHTTPTransport):

@@ -25,6 +25,8 @@ from zs_lib.errors import EngineError
 SERPAPI_KEYS = ("SERPAPI_API_KEY", "SER_API_KEY")
 """The second name is the original's."""
 SERPER_KEYS = ("SERPER_API_KEY",)
+SECRET_LENGTH = 8
+"""Keys of fewer characters are hidden in errors, not in documents."""
 TOKENS = ("ZS_SERVE_TOKEN",)
 """Sent to servers whose address the user gives; `zs serve` asks for it."""
 
@@ -75,8 +77,10 @@ class HttpEngine(SearchEngine, ABC):
             lists = self._documents(answer, num_documents)
             if len(lists) != len(group):
                 raise ValueError
+            # A page or a proxy may echo the request; a short key may be an ordinary word of documents.
+            hidden = self.service.hide_key if len(self.service.key) >= SECRET_LENGTH else str
             return [
-                SearchResult.of([text for text in map(str.strip, texts) if text][:num_documents])
+                SearchResult.of([hidden(text) for text in map(str.strip, texts) if text][:num_documents])
                 for texts in lists
             ]
         except (LookupError, TypeError, AttributeError, ValueError):

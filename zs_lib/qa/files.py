@@ -15,6 +15,10 @@ from zs_lib.errors import DataError
 
 LONGEST_LINE, LARGEST_ARRAY = 1 << 26, 1 << 30
 """Characters of one line, and of a JSON array, which is read whole: more is a damaged or hostile file."""
+BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
+"""A packed file that unpacks to more bytes than both BOMB_BYTES and BOMB_RATIO times its size is refused."""
+BATCH = 10_000
+"""Rows of a parquet file that are decoded at once."""
 UNUSED = ("prompt", "reward_model", "extra_info", "ability", "metadata")
 """Columns of the hub's sets that repeat `question` and `golden_answers`, or are large."""
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -33,29 +37,85 @@ def read_rows(source: Path | str, cure: str) -> Iterable[tuple[int, dict]]:
     path = Path(source)
     ending = path.suffixes[-2:-1] if path.suffix == ".gz" else path.suffixes[-1:]
     if path.suffix == ".parquet":
-        return enumerate(_tables_rows(path.name, "parquet", data_files=str(path), split="train"), 1)
+        return enumerate(_parquet_rows(path), 1)
     if isinstance(source, str) and source.count("/") == 1 and not path.exists() and not path.suffix:
         name, config, split = (*source.split(":"), "", "")[:3]
-        return enumerate(_tables_rows(source, name, config or None, split=split or "test"), 1)
+        return enumerate(_hub_rows(source, name, config or None, split or "test"), 1)
     if ending and (separator := SEPARATORS.get(ending[0].lower())):
         return _separated(path, separator, cure)
     return _json_rows(path, cure)
 
 
-def _tables_rows(name: str, *which: str | None, **more: str) -> list[dict]:
-    """Rows of a data set as `datasets` reads it."""
+def _parquet_rows(path: Path) -> Iterator[dict]:
+    """Rows of a parquet file, decoded batch by batch."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file, unpacked = parquet.ParquetFile(path), 0
+        columns = _used(file.schema_arrow.names)
+        for packed in file.iter_batches(BATCH, columns=columns):
+            parts = [c.dictionary_decode() if hasattr(c, "dictionary") else c for c in packed.columns]
+            batch = pyarrow.RecordBatch.from_arrays(parts, packed.schema.names)
+            unpacked += batch.nbytes
+            _refuse_bomb(path, unpacked)
+            yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _unreadable(path.name, error) from error
+
+
+def _hub_rows(source: str, name: str, config: str | None, split: str) -> list[dict]:
+    """Rows of a set of the hub, as `datasets` reads it."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(*which, **more)
-        unused = UNUSED if {"question", "golden_answers"} <= set(rows.column_names) else ()
-        return rows.remove_columns([name for name in unused if name in rows.column_names]).to_list()
+        rows = datasets.load_dataset(name, config, split=split)
+        return rows.select_columns(_used(rows.column_names)).to_list()
     except Exception as error:  # of the library's own, the hub's, arrow's and the network's, by source
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _unreadable(source, error) from error
+
+
+def _used(names: list[str]) -> list[str]:
+    """The columns to read: not UNUSED, where the others suffice."""
+    unused = UNUSED if {"question", "golden_answers"} <= set(names) else ()
+    return [name for name in names if name not in unused]
+
+
+def _unreadable(name: str, error: Exception) -> DataError:
+    cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return DataError(
+        f"{name} cannot be read ({cause}): name a file, or a set of the hub as owner/name:config:split"
+    )
+
+
+def _refuse_bomb(path: Path, unpacked: int) -> None:
+    """DataError if a file has unpacked to so many bytes that it can only be damaged or hostile."""
+    if unpacked > max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size):
         raise DataError(
-            f"{name} cannot be read ({cause}): name a file, or a set of the hub as owner/name:config:split"
-        ) from error
+            f"{path.name} unpacks to more than {BOMB_RATIO} times its size and {BOMB_BYTES:,} bytes: it is "
+            "damaged or hostile; if it is yours, unpack it first"
+        )
+
+
+class _Unpacked(io.RawIOBase):
+    """A gzip file as a stream of bytes that is refused if it is a bomb."""
+
+    def __init__(self, path: Path):
+        self.path, self.file, self.total = path, gzip.open(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        count = self.file.readinto(buffer)
+        self.total += count
+        _refuse_bomb(self.path, self.total)
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def _separated(path: Path, separator: str, cure: str) -> Iterator[tuple[int, dict]]:
@@ -64,9 +124,11 @@ def _separated(path: Path, separator: str, cure: str) -> Iterator[tuple[int, dic
 
     how = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
     try:
-        first = pd.read_csv(path, header=None, nrows=1, **how).iloc[0].tolist()
+        with _bytes_of(path) as file:
+            first = pd.read_csv(file, header=None, nrows=1, **how).iloc[0].tolist()
         names = _headless(first)
-        table = pd.read_csv(path, header=None if names else 0, names=names, **how)
+        with _bytes_of(path) as file:
+            table = pd.read_csv(file, header=None if names else 0, names=names, **how)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {cure}") from None
     except pd.errors.EmptyDataError:
@@ -117,11 +179,15 @@ def _json_rows(path: Path, cure: str) -> Iterator[tuple[int, dict]]:
         raise DataError(f"{path.name} is empty: {cure}")
 
 
-def _opened(path: Path) -> IO[str]:
+def _bytes_of(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    raw = gzip.open(path) if packed else path.open("rb")
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="\n")  # JSON may hold other line ends in texts
+    return io.BufferedReader(_Unpacked(path)) if packed else path.open("rb")
+
+
+def _opened(path: Path) -> IO[str]:
+    # JSON may hold other line ends in texts
+    return io.TextIOWrapper(_bytes_of(path), encoding="utf-8-sig", newline="\n")
 
 
 def _values(lines: IO[str], path: Path, cure: str) -> Iterator[tuple[int, object]]:

@@ -18,6 +18,7 @@ import re
 import reprlib
 import types
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def load_questions(
     cure = REBUILD if Path(source).parent == BENCHMARK else QUESTION_LINE
     questions = [
         _question(row, f"{name}, line {line}", number, columns)
-        for number, (line, row) in enumerate(read_rows(source, cure), 1)
+        for number, (line, row) in enumerate(_watched(read_rows(source, cure), name), 1)
     ]
     ids = Counter(question.id for question in questions)
     if len(ids) < len(questions):  # all randomness hangs on the id, and tables are joined by it
@@ -148,6 +149,13 @@ def load_questions(
     return [
         q for q in questions if (wanted is None or q.subset in wanted) and (split is None or q.split == split)
     ]
+
+
+def _watched(rows: Iterable, name: Path | str) -> Iterable:
+    """The rows, with a progress bar in a terminal if reading them takes more than two seconds."""
+    from tqdm import tqdm  # help and profiles, which import this module, come at once without
+
+    return tqdm(rows, f"reading {name}", unit=" rows", delay=2, leave=False, disable=None)
 
 
 def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None) -> list[Question]:
