@@ -24,6 +24,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their number: a gzip's contain the second in which it was made, and the two processes of
+    `make test` must collect the same names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> RunStore:
     """An empty run store, which child processes and the console script find too."""
