@@ -41,12 +41,13 @@ from zs_lib.config.arms import (
 from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.pipeline import ensure
 from zs_lib.protocol import TAGS
-from zs_lib.qa import scoring, world
+from zs_lib.qa import scoring
 from zs_lib.rl.batches import Row, micro_batches, split_microbatch
 from zs_lib.rl.objectives import ALGORITHMS, BASELINES, group_advantages
 from zs_lib.rl.train import pick_questions
 from zs_lib.runs import Run, RunStore, store
 from zs_lib.simulator.fidelity import distinct_n, two_sample_auc
+from zs_lib.tools.benchmark import world
 
 EXAMPLES = int(os.environ.get("ZS_FUZZ_EXAMPLES", 20))
 SHORT = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))

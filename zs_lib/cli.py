@@ -563,9 +563,9 @@ def _serve_simulator(arguments: argparse.Namespace) -> None:
 
 @command("benchmark build", "write data/benchmark from its facts")
 def _benchmark_build(arguments: argparse.Namespace) -> None:
-    from zs_lib.tools import build_benchmark
+    from zs_lib.tools.benchmark import build
 
-    print(json.dumps(build_benchmark.build_benchmark(), indent=1))
+    print(json.dumps(build.build_benchmark(), indent=1))
 
 
 @command(

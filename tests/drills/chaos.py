@@ -89,9 +89,9 @@ def figures(folder: Path) -> Callable[[], object]:
 
 def pretraining(folder: Path) -> Callable[[], object]:
     """A backbone of toy size, a checkpoint every second."""
-    from zs_lib.qa.world import load_world
     from zs_lib.tools.backbones import build
     from zs_lib.tools.backbones.induction_init import Shape, initialise
+    from zs_lib.tools.benchmark.world import load_world
 
     world, build.SAVE_S = load_world(), 1.0
     tokenizer = build.build_tokenizer(world)

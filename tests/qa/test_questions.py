@@ -18,7 +18,7 @@ from zs_lib.config.paths import BENCHMARK
 from zs_lib.errors import DataError
 from zs_lib.qa import files
 from zs_lib.qa import questions as questions_module
-from zs_lib.qa.world import statement
+from zs_lib.tools.benchmark.world import statement
 
 QUESTIONS = qa.load_questions()
 PASSAGES = qa.load_passages()

@@ -158,7 +158,10 @@ def test_a_share_that_holds_no_sentence_gives_way_to_what_is_left():
 
 def test_long_passages_of_ones_own_no_longer_end_every_rollout():
     """Passages of 100 words, most of them new to the shipped tokenizer, and the limits of profile tiny."""
-    draw, words = random.Random(0), [word for text in qa.factbook.passages() for word in text.text.split()]
+    draw, words = (
+        random.Random(0),
+        [word for text in load_passages(corpus="factbook") for word in text.text.split()],
+    )
     passages = []
     for passage in load_passages("test")[::3]:
         start = draw.randrange(len(words) - 100)

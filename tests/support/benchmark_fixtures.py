@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from zs_lib.qa.world import World, load_world, statement
 from zs_lib.tools.backbones.build import build_tokenizer
+from zs_lib.tools.benchmark.world import World, load_world, statement
 
 
 @lru_cache

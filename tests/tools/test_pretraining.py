@@ -8,11 +8,11 @@ import pytest
 from benchmark_fixtures import stated, tokenizer, world
 
 from zs_lib import protocol
-from zs_lib.qa import wording
-from zs_lib.qa.world import statement
 from zs_lib.tools.backbones import pretraining
 from zs_lib.tools.backbones.build import encode
 from zs_lib.tools.backbones.pretraining import BASE, DOCUMENT_WEIGHT, END, INSTRUCT, Habits, Sampler
+from zs_lib.tools.benchmark import wording
+from zs_lib.tools.benchmark.world import statement
 
 GOOD = Habits(0, 0, 0, 0, 0, 0, 0)
 KINDS = ("trajectory", "reading", "simulation", "memory", "recall", "match")
@@ -146,7 +146,7 @@ def test_without_bad_habits_every_trajectory_is_right():
         observations = re.findall(r"<information>(.*?)</information>", text_of(example), re.DOTALL)
         assert 1 <= len(searches) == len(observations) <= 3
         assert answer in ("yes", "no") or any(answer in text for text in (*observations, example[0][0]))
-        assert all(any(noun in query for noun in wording.NOUNS.values()) for query in searches)
+        assert all(any(relation.noun in query for relation in wording.RELATIONS) for query in searches)
 
 
 @pytest.mark.parametrize("habits", [BASE, INSTRUCT], ids=["base", "instruct"])
@@ -156,7 +156,7 @@ def test_habits_come_as_often_as_they_say(habits):
     guesses = sum(not any(action.kind == "search" for action in turns) for turns in actions) / len(actions)
     assert guesses == pytest.approx(habits.guess, abs=0.035)
     queries = [action.text for turns in actions for action in turns if action.kind == "search"]
-    nouns = set(wording.NOUNS.values())
+    nouns = {relation.noun for relation in wording.RELATIONS}
     names = {entity.name for entity in world().entities.values()}
     assert sum(query in nouns for query in queries) / len(queries) == pytest.approx(
         habits.relation_only, abs=0.04

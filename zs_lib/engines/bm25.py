@@ -13,7 +13,7 @@ import numpy as np
 from zs_lib import qa
 from zs_lib.engines.base import EngineSpec, Ranking, SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import EngineError
-from zs_lib.qa import Passage, factbook
+from zs_lib.qa import Passage
 
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
@@ -85,7 +85,7 @@ def build(spec: EngineSpec) -> BM25Engine:
 
 @lru_cache(maxsize=4)  # the index is built once a process
 def _embedded(split: str | None, prose: bool) -> BM25Engine:
-    more = [passage for passage in factbook.passages() if split in (None, passage.split)] if prose else []
+    more = qa.load_passages(split, "factbook") if prose else []
     return BM25Engine(qa.load_passages(split) + more)
 
 

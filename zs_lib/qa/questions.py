@@ -16,15 +16,16 @@ from __future__ import annotations
 import os
 import re
 import reprlib
+import tomllib
 import types
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from zs_lib.config.paths import BENCHMARK
 from zs_lib.errors import DataError
-from zs_lib.qa import wording
 from zs_lib.qa.files import read_rows
 from zs_lib.qa.forms import Columns, Unclear, passage_row, question_row
 
@@ -75,12 +76,19 @@ class Hop:
     @property
     def noun(self) -> str:
         """What a query calls the relation ("capital"), for the benchmark's relations."""
-        return wording.NOUNS[self.relation]
+        return _nouns()[self.relation]
 
     @property
     def query(self) -> str:
         """The good query of this hop: "capital of Norway"."""
-        return wording.query(self.noun, self.entity)
+        return f"{self.noun} of {self.entity}"
+
+
+@cache
+def _nouns() -> dict[str, str]:
+    """The noun of each relation (the same for every type of subject)."""
+    with (BENCHMARK / "relations.toml").open("rb") as file:
+        return {row["name"]: row["noun"] for row in tomllib.load(file)["relations"]}
 
 
 @dataclass(frozen=True)
@@ -216,9 +224,12 @@ def _hub_source(name: str, config: str, split: str) -> Path | str:
     )
 
 
-def load_passages(split: str | None = None) -> list[Passage]:
-    """Load the embedded corpus, or the passages of one split (training searches only those of "train")."""
-    path = BENCHMARK / "passages.jsonl"
+def load_passages(split: str | None = None, corpus: str = "passages") -> list[Passage]:
+    """Load an embedded corpus, or its passages of one split (training searches only those of "train").
+
+    The corpus is "passages", the benchmark's own, or "factbook", the World Factbook's prose.
+    """
+    path = BENCHMARK / f"{corpus}.jsonl"
     passages = (_passage(row, path, number) for number, row in read_rows(path, REBUILD))
     return [passage for passage in passages if split in (None, passage.split)]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from zs_lib.config import paths
 from zs_lib.runs.provenance import available_cores
 
-BENCHMARK_FILES = ("questions.jsonl", "passages.jsonl", "entities.csv", "facts.csv")
+BENCHMARK_FILES = ("questions.jsonl", "passages.jsonl", "factbook.jsonl", "entities.csv", "facts.csv")
 BACKBONES = [f"tiny-{size}{kind}" for size in "SML" for kind in ("", "-instruct")]
 MEMORY_GB, DISK_GB = 4, 2
 """Free memory and disk that are ample for the tiny study."""

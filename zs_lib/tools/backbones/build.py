@@ -24,13 +24,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from zs_lib import protocol
 from zs_lib.config.paths import BACKBONES
 from zs_lib.models.load import build_generator
-from zs_lib.qa import scoring, wording
-from zs_lib.qa.world import World, load_world
+from zs_lib.qa import scoring
 from zs_lib.runs import checkpoints
 from zs_lib.runs.checkpoints import Checkpoint
 from zs_lib.runs.interrupts import between_steps
 from zs_lib.tools.backbones.induction_init import CONTEXT, Shape, grow, initialise
 from zs_lib.tools.backbones.pretraining import BASE, END, INSTRUCT, Habits, Sampler, Segment
+from zs_lib.tools.benchmark import wording
+from zs_lib.tools.benchmark.world import World, load_world
 
 SAVE_S = 180
 """Seconds between checkpoints of pre-training."""

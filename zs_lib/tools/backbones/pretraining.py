@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from random import Random
 
 from zs_lib import protocol
-from zs_lib.qa import wording
-from zs_lib.qa.world import Fact, World, passage, statement
+from zs_lib.tools.benchmark import wording
+from zs_lib.tools.benchmark.world import Fact, World, passage, statement
 
 Segment = tuple[str, float]
 THINK, SEARCH, ANSWER = map(protocol.tag, ("think", "search", "answer"))

@@ -16,7 +16,7 @@ from random import Random
 
 from zs_lib.config.paths import BENCHMARK
 from zs_lib.errors import DataError
-from zs_lib.qa.wording import BY_KEY, Relation, sentence
+from zs_lib.tools.benchmark.wording import BY_KEY, Relation, sentence
 
 SPLIT_SHARES = {"train": 0.60, "dev": 0.10, "test": 0.30}
 """Ours; the paper takes its sets as they are. A tenth is enough to tune on; the test needs hundreds of

@@ -47,8 +47,6 @@ def _load() -> tuple[Relation, ...]:
 
 
 RELATIONS = _load()
-NOUNS = {relation.name: relation.noun for relation in RELATIONS}
-"""Relation name -> its noun in a query (the same for every type of subject)."""
 BY_KEY = {(relation.subject, relation.name): relation for relation in RELATIONS}
 QUERY_FORMS = ("{noun} of {s}", "{s} {noun}")
 """Forms of a good query: it names the entity and the relation."""

@@ -4,10 +4,10 @@ import re
 
 from zs_lib import qa
 from zs_lib.engines import SearchRequest, build_engine
-from zs_lib.qa import factbook
-from zs_lib.qa.world import load_world
+from zs_lib.tools.benchmark import factbook
+from zs_lib.tools.benchmark.world import load_world
 
-PASSAGES, WORLD = factbook.passages(), load_world()
+PASSAGES, WORLD = qa.load_passages(corpus="factbook"), load_world()
 
 
 def test_every_passage_is_of_a_known_country_and_of_its_split():

@@ -1,4 +1,4 @@
-"""Build the embedded benchmark's passages and questions from the facts, reproducibly to the byte.
+"""Build the embedded benchmark's passages and questions, reproducibly to the byte.
 
 `zs benchmark build` runs this. All randomness comes from `Random(name)`, so a new relation changes no other
 question.
@@ -16,9 +16,10 @@ from pathlib import Path
 from random import Random
 
 from zs_lib.config.paths import BENCHMARK
-from zs_lib.qa import Hop, Passage, Question, wording
-from zs_lib.qa.wording import Relation
-from zs_lib.qa.world import Fact, World, load_world, passage
+from zs_lib.qa import Hop, Passage, Question
+from zs_lib.tools.benchmark import factbook, wording
+from zs_lib.tools.benchmark.wording import Relation
+from zs_lib.tools.benchmark.world import Fact, World, load_world, passage
 
 Style = Callable[[Relation], tuple[str, ...]]
 """The question templates of a relation that a subset draws from."""
@@ -107,12 +108,16 @@ They may be right, but are not beyond doubt; `hand_check.csv` has the questions.
 
 
 def build_benchmark(folder: Path = BENCHMARK) -> dict[str, int]:
-    """Write `passages.jsonl` and `questions.jsonl` into `folder`; the number of each."""
+    """Write `passages.jsonl`, `factbook.jsonl` and `questions.jsonl` into `folder`; the number of each."""
     world = load_world()
-    passages, questions = list(build_passages(world)), build_questions(world)
-    _write(folder / "passages.jsonl", map(asdict, passages))
-    _write(folder / "questions.jsonl", map(asdict, questions))
-    return {"passages": len(passages), "questions": len(questions)}
+    made = {
+        "passages": list(build_passages(world)),
+        "factbook": list(factbook.passages(world)),
+        "questions": build_questions(world),
+    }
+    for name, rows in made.items():
+        _write(folder / f"{name}.jsonl", map(asdict, rows))
+    return {name: len(rows) for name, rows in made.items()}
 
 
 def build_passages(world: World) -> Iterable[Passage]:

@@ -7,7 +7,7 @@ import pytest
 from benchmark_fixtures import world
 
 from zs_lib.errors import DataError
-from zs_lib.qa.world import load_world, passage, split_of, statement
+from zs_lib.tools.benchmark.world import load_world, passage, split_of, statement
 
 
 def test_a_few_facts_that_everybody_knows():

