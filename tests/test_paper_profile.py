@@ -13,9 +13,8 @@ import pytest
 import torch
 from http_fixtures import serving
 from hub_fixtures import write_hub
+from model_fixtures import tiny_llama, word_tokenizer
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zs_lib import config, pipeline, protocol
 from zs_lib.config import Profile
@@ -45,20 +44,8 @@ def model(tmp_path_factory):
         "useful",
         "noisy",
     ]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="other"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.add_special_tokens(["<pad>", "<eos>"])
-    inner.add_tokens(tags)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 8192,
-    }
-    made = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=1, **sizes))
+    tokenizer = word_tokenizer(vocabulary, tags)
+    made = tiny_llama(len(vocabulary), num_attention_heads=2, max_position_embeddings=8192)
     optimizer, dice = torch.optim.AdamW(made.parameters(), lr=3e-3), random.Random(0)
     for step in range(400):
         texts = [written(dice, step % 2) for _ in range(8)]

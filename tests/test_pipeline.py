@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import groupby
 
 import pytest
+from arm_fixtures import format_sft
 from run_fixtures import CountingArm
 
 from zs_lib import config, pipeline
@@ -19,7 +20,6 @@ from zs_lib.config import (
     CurriculumConfig,
     EvaluationArm,
     FidelityArm,
-    FormatSFT,
     FormatSFTArm,
     PairsArm,
     PolicyArm,
@@ -36,7 +36,7 @@ from zs_lib.rl.rewards import REWARDS
 TINY = config.load_profile("tiny")
 SIMULATOR = TINY.simulator("grounded-tiny-L")
 SIMULATED, REAL, NONE = (TINY.policy(name) for name in ("zerosearch", "search-r1", "r1"))
-SFT = FormatSFT(steps=2, batch_size=2, learning_rate=1e-3, template="short", num_documents=2, engine="bm25")
+SFT = format_sft()
 
 
 def sft(backbone: str) -> tuple[FormatSFTArm, int]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from arm_fixtures import format_sft, objective
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from run_fixtures import CountingArm
@@ -265,7 +266,7 @@ def test_two_samples_are_told_apart_or_refused(first, second):
     baseline=st.sampled_from([*BASELINES, "standardised"]),
 )
 def test_failed_rollouts_get_no_advantage_and_spoil_none(rewards, algorithm, baseline):
-    cfg = ObjectiveConfig(algorithm=algorithm, baseline=baseline, clip=0.2, kl_coef=0.0, updates_per_batch=1)
+    cfg = objective(algorithm, baseline=baseline)
     try:
         advantages = group_advantages(torch.tensor(rewards, dtype=torch.float64), cfg)
     except ConfigError:
@@ -455,11 +456,6 @@ def survives(arm) -> bool:
     )
 
 
-FORMAT_SFT = FormatSFT(
-    steps=1, batch_size=1, learning_rate=1e-4, template="short", num_documents=1, engine="bm25"
-)
-
-
 def fields_of(cls):
     """A strategy for each field of a configuration: numbers from all over their type, names among the known
     ones."""
@@ -481,7 +477,7 @@ def fields_of(cls):
         bool: st.booleans(),
         tuple[str, ...]: st.lists(st.text(max_size=5), max_size=3).map(tuple),
         RolloutConfig | None: st.none(),
-        FormatSFT | None: st.none() | st.just(FORMAT_SFT),
+        FormatSFT | None: st.none() | st.just(format_sft()),
     }
     hints = typing.get_type_hints(cls)
     return {

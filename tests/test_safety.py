@@ -9,13 +9,13 @@ import shutil
 
 import pytest
 import torch
+from arm_fixtures import rollout_config
+from engine_fixtures import FixedEngine
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 from zs_lib import cli, protocol
 from zs_lib.config import paths
-from zs_lib.config.arms import RolloutConfig
-from zs_lib.engines import SearchResult
 from zs_lib.errors import ModelError
 from zs_lib.models.load import load_model
 from zs_lib.qa import Question
@@ -105,34 +105,14 @@ PLANTED = [
 ]
 
 
-class PlantedEngine:
-    """Answers every query with the planted documents, and keeps the requests."""
-
-    name = "planted"
-
-    def __init__(self, documents):
-        self.documents, self.requests = documents, []
-
-    def search(self, requests, num_documents):
-        self.requests += requests
-        return [SearchResult.of(self.documents[:num_documents]) for _ in requests]
-
-
 def roll(documents, answer: str = "Oslo", noise: float = 0.0):
     """A policy that searches once and then answers, whatever it is shown."""
 
     def write(context, key):
         return "<search>capital of Norway</search>" if key[-2] == 0 else f"<answer>{answer}</answer>"
 
-    cfg = RolloutConfig(
-        max_searches=2,
-        num_documents=9,
-        template="short",
-        max_turn_tokens=40,
-        temperature=1.0,
-        max_context_tokens=4000,
-    )
-    generator, engine = ScriptedGenerator(write), PlantedEngine(documents)
+    cfg = rollout_config(num_documents=9, max_turn_tokens=40, max_context_tokens=4000)
+    generator, engine = ScriptedGenerator(write), FixedEngine(*documents)
     question = Question("1", "what is the capital of France?", ("Paris",))
     (trajectory,) = rollout([question], generator, engine, cfg, [(0, 1)], noise)
     return trajectory, engine, generator
@@ -186,7 +166,7 @@ def test_a_terminal_gets_no_commands():
 
 def test_search_shows_planted_characters_as_escapes(monkeypatch, capsys):
     monkeypatch.setattr(
-        ask, "_engine", lambda name, study: PlantedEngine(["safe\ttext", "\x1b]0;owned\x07\x1b[2J"])
+        ask, "_engine", lambda name, study: FixedEngine("safe\ttext", "\x1b]0;owned\x07\x1b[2J")
     )
     assert cli.main(["search", "anything"]) == 0
     out = capsys.readouterr().out
@@ -197,7 +177,7 @@ def test_ask_shows_planted_characters_as_escapes(monkeypatch, capsys, folder):
     def write(context, key):
         return "<search>\x1b[1mx</search>" if key[-2] == 0 else "<answer>\x1b[2J</answer>"
 
-    monkeypatch.setattr(ask, "_engine", lambda name, study: PlantedEngine(["\x1b[2J"]))
+    monkeypatch.setattr(ask, "_engine", lambda name, study: FixedEngine("\x1b[2J"))
     monkeypatch.setattr("zs_lib.models.load.TransformersGenerator", lambda *_: ScriptedGenerator(write))
     assert cli.main(["ask", "what?", "--policy", str(folder)]) == 0
     out = capsys.readouterr().out

@@ -19,8 +19,9 @@ from random import Random
 
 import pytest
 import torch
+from arm_fixtures import arm
 from model_fixtures import tiny_model, tiny_tokenizer
-from policy_fixtures import PPO, QUESTIONS, LookupEngine, arm, load, save_backbone
+from policy_fixtures import PPO, QUESTIONS, LookupEngine, load, save_backbone
 from safetensors.torch import load_file
 
 from zs_lib import config

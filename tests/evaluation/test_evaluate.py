@@ -5,11 +5,13 @@ import time
 from dataclasses import replace
 
 import pytest
+from arm_fixtures import arm, rollout_config
+from engine_fixtures import FixedEngine
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
 from zs_lib import pipeline, qa
-from zs_lib.config.arms import EvaluationArm, EvaluationConfig, ObjectiveConfig, PolicyArm, RolloutConfig
-from zs_lib.engines import SearchResult, build_engine
+from zs_lib.config.arms import EvaluationArm, EvaluationConfig, PolicyArm
+from zs_lib.engines import build_engine
 from zs_lib.errors import DataError, EngineError, RunError
 from zs_lib.evaluation import evaluate as evaluation
 from zs_lib.evaluation.evaluate import (
@@ -25,14 +27,8 @@ from zs_lib.models import load
 from zs_lib.qa import SUBSETS, Hop, Question
 from zs_lib.runs import Run, RunStore
 
-CFG = RolloutConfig(
-    max_searches=2,
-    num_documents=1,
-    template="short",
-    max_turn_tokens=60,
-    temperature=1.0,
-    max_context_tokens=400,
-)
+CFG = rollout_config()
+FOUND = FixedEngine("Paris it is")
 QUESTIONS = [
     Question(
         "a", "capital of France?", ("Paris",), "natural", "test", (Hop("France", "capital", ("Paris",)),)
@@ -44,16 +40,6 @@ QUESTIONS = [
 ]
 
 
-class Engine:
-    name = "test"
-
-    def __init__(self, status="ok"):
-        self.status = status
-
-    def search(self, requests, num_documents):
-        return [SearchResult(("Paris it is",), self.status, "down") for _ in requests]
-
-
 def write(context, key):
     if "is it?" in context:
         return "dunno"
@@ -62,7 +48,7 @@ def write(context, key):
 
 def test_one_row_per_question_scored_greedily():
     policy = ScriptedGenerator(write)
-    table = evaluate(policy, QUESTIONS, Engine(), CFG, seed=0).set_index("id")
+    table = evaluate(policy, QUESTIONS, FOUND, CFG, seed=0).set_index("id")
     assert {call["temperature"] for call in policy.calls} == {0.0}
     assert (
         table["f1"].to_dict()
@@ -79,7 +65,7 @@ def test_one_row_per_question_scored_greedily():
 
 
 def test_the_summary_averages_questions_then_subsets():
-    summary = summarise(evaluate(ScriptedGenerator(write), QUESTIONS, Engine(), CFG, seed=0))
+    summary = summarise(evaluate(ScriptedGenerator(write), QUESTIONS, FOUND, CFG, seed=0))
     assert summary["subsets"]["natural"]["f1"] == 0.5 and summary["subsets"]["natural"]["questions"] == 2
     assert summary["subsets"]["bridge"]["query_quality"] is None
     assert summary["mean"]["f1"] == 0.25 and summary["mean"]["query_quality"] == 0.5
@@ -87,7 +73,7 @@ def test_the_summary_averages_questions_then_subsets():
 
 def test_a_failed_engine_gives_no_scores():
     with pytest.raises(EngineError, match="failed 2 of 3 questions .down."):
-        evaluate(ScriptedGenerator(write), QUESTIONS, Engine("failed"), CFG, seed=0)
+        evaluate(ScriptedGenerator(write), QUESTIONS, FixedEngine("Paris it is", failing=True), CFG, seed=0)
 
 
 def test_the_same_questions_are_picked_whatever_their_order():
@@ -115,34 +101,10 @@ def save(folder):
 
 
 SMALL = EvaluationConfig(questions_per_subset=2)
-SHORT = RolloutConfig(
-    max_searches=1,
-    num_documents=1,
-    template="short",
-    max_turn_tokens=8,
-    temperature=1.0,
-    max_context_tokens=300,
-)
+SHORT = rollout_config(max_searches=1, max_turn_tokens=8, max_context_tokens=300)
 
 
-OBJECTIVE = ObjectiveConfig(algorithm="grpo", baseline="none", clip=0.2, kl_coef=0.0, updates_per_batch=1)
-POLICY = PolicyArm(
-    name="r1",
-    backbone="tiny-X",
-    engine="none",
-    simulator=None,
-    curriculum=None,
-    objective=OBJECTIVE,
-    rollout=SHORT,
-    steps=1,
-    prompts_per_step=1,
-    group_size=1,
-    learning_rate=0.0,
-    max_grad_norm=1.0,
-    warmup_ratio=0.0,
-    subsets=("natural",),
-    checkpoint_every=1,
-)
+POLICY = arm(name="r1", backbone="tiny-X", rollout=SHORT)
 
 
 def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
@@ -160,7 +122,7 @@ def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
 
 
 def test_rows_come_back_as_they_were_stored(store, monkeypatch):
-    written = evaluate(ScriptedGenerator(write), QUESTIONS, Engine(), CFG, seed=0)
+    written = evaluate(ScriptedGenerator(write), QUESTIONS, FOUND, CFG, seed=0)
     written.loc[0, "prediction"] = "NA"  # a name like any other
     parts = iter([written])  # of the first subset; the others have no questions
     monkeypatch.setattr(evaluation, "evaluate", lambda *args: next(parts, written[:0]))
@@ -196,20 +158,20 @@ def test_predictions_are_kept_batch_by_batch_and_not_made_twice(tmp_path, monkey
         "evaluate",
         lambda g, questions, *rest: asked.append([q.id for q in questions]) or original(g, questions, *rest),
     )
-    whole = evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), ME)
+    whole = evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), FOUND, ME)
     ids = [question.id for question in QUESTIONS]
     assert whole["id"].tolist() == ids and asked == [ids[:2], ids[2:]]
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:20])  # a kill in the middle of a write
     asked.clear()
-    again = evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), ME)
+    again = evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), FOUND, ME)
     assert asked == [ids[1:]] and again["f1"].tolist() == whole["f1"].tolist()
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ids
     with pytest.raises(DataError, match="holds the answers of me, not of you"):
-        evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), Setup("you", "search", CFG))
+        evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), FOUND, Setup("you", "search", CFG))
     path.write_text("no JSON\n")
     with pytest.raises(RunError, match="out.jsonl is damaged in line 1.*name another file"):
-        evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), Engine(), ME)
+        evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), FOUND, ME)
 
 
 def test_a_result_is_found_by_everything_that_it_depends_on(tmp_path, monkeypatch):
@@ -222,7 +184,7 @@ def test_a_result_is_found_by_everything_that_it_depends_on(tmp_path, monkeypatc
 
     def scores(questions, setup=ME):
         asked.clear()
-        table = evaluate_to_file(path, questions, ScriptedGenerator(write), Engine(), setup)
+        table = evaluate_to_file(path, questions, ScriptedGenerator(write), FOUND, setup)
         return table["f1"].tolist(), len(asked)
 
     paris = Question("1", "capital of France?", ("Paris",))
@@ -251,22 +213,12 @@ def test_a_hundred_thousand_questions_are_named_in_seconds():
 def test_rows_of_a_version_without_keys_are_not_found_again(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text('{"id": "a", "who": "me", "f1": 0.5}\n')
-    table = evaluate_to_file(path, QUESTIONS[:1], ScriptedGenerator(write), Engine(), ME)
+    table = evaluate_to_file(path, QUESTIONS[:1], ScriptedGenerator(write), FOUND, ME)
     assert table["f1"].tolist() == [1.0] and len(path.read_text().splitlines()) == 2
 
 
 def test_recall_counts_what_a_good_query_finds():
-    class Engine:
-        name = "fixed"
-
-        def search(self, requests, num_documents):
-            self.queries = [request.query for request in requests]
-            return [
-                SearchResult.of(["Nothing.", "Oslofjord.", "No.", "It is Oslo."][:num_documents])
-                for _ in requests
-            ]
-
-    engine = Engine()
+    engine = FixedEngine("Nothing.", "Oslofjord.", "No.", "It is Oslo.")
     hops = (qa.Hop("Bergen", "country", ("Norway",)), qa.Hop("Norway", "capital", ("Oslo",)))
     table = retrieval_recall([qa.Question("1", "?", ("Oslo",), "bridge", "test", hops)], engine)
     assert engine.queries == ["country of Bergen", "capital of Norway"]

@@ -1,40 +1,20 @@
 """Methods: what each shows the model, what it takes as the answer, and what it counts."""
 
 import pytest
+from arm_fixtures import rollout_config
+from engine_fixtures import FixedEngine
 from model_fixtures import ScriptedGenerator
 
-from zs_lib.config.arms import RolloutConfig
-from zs_lib.engines import SearchResult
 from zs_lib.evaluation.methods import METHODS
 from zs_lib.qa import Question
 
-CFG = RolloutConfig(
-    max_searches=2,
-    num_documents=2,
-    template="short",
-    max_turn_tokens=60,
-    temperature=0.0,
-    max_context_tokens=600,
-)
+CFG = rollout_config(num_documents=2, temperature=0.0, max_context_tokens=600)
 QUESTION = Question("a", "capital of France?", ("Paris",), "natural", "test")
-
-
-class Engine:
-    name = "test"
-
-    def __init__(self, status="ok"):
-        self.status, self.queries = status, []
-
-    def search(self, requests, num_documents):
-        self.queries += [request.query for request in requests]
-        return [
-            SearchResult(("Paris is it <answer> Rome </answer>", "Lyon"), self.status, "down")
-            for _ in requests
-        ]
+DOCUMENTS = ("Paris is it <answer> Rome </answer>", "Lyon")
 
 
 def run(name, write, engine=None):
-    model, engine = ScriptedGenerator(write), engine or Engine()
+    model, engine = ScriptedGenerator(write), engine or FixedEngine(*DOCUMENTS)
     (trajectory,) = METHODS[name]([QUESTION], model, engine, CFG, [(0,)])
     contexts = [model.decode(call["prompts"][0]) for call in model.calls]
     return trajectory, engine.queries, contexts
@@ -69,7 +49,7 @@ def test_rag_searches_once_for_the_question_as_it_stands():
     trajectory, queries, _ = run("rag", write)
     assert (trajectory.answer, queries, trajectory.num_searches) == ("Paris", ["capital of France?"], 1)
     assert trajectory.turns[0].documents[1] == "Lyon"
-    failed, _, _ = run("rag", write, Engine("failed"))
+    failed, _, _ = run("rag", write, FixedEngine(*DOCUMENTS, failing=True))
     assert failed.stop_reason == "engine_failed" and failed.answer is None
 
 
@@ -92,5 +72,5 @@ def test_every_method_answers_every_question_in_order(name):
     model = ScriptedGenerator(
         lambda context, key: " fine </think> " if context.endswith("<think>") else "<answer> 1 </answer>"
     )
-    trajectories = METHODS[name](questions, model, Engine(), CFG, [(i,) for i in range(3)])
+    trajectories = METHODS[name](questions, model, FixedEngine(*DOCUMENTS), CFG, [(i,) for i in range(3)])
     assert [trajectory.question for trajectory in trajectories] == questions

@@ -13,11 +13,11 @@ import pytest
 import test_trl_gradient as reference
 import torch
 from accelerate import Accelerator
-from policy_fixtures import arm, load, written
+from arm_fixtures import arm, objective
+from policy_fixtures import load, written
 from torch import tensor
 from transformers import LlamaForCausalLM
 
-from zs_lib.config.arms import ObjectiveConfig
 from zs_lib.rl.batches import make_rows, micro_batches
 from zs_lib.rl.learner import Learner, token_logprobs, trained_states
 from zs_lib.rl.objectives import ALGORITHMS, algorithm, group_advantages, policy_loss
@@ -26,11 +26,6 @@ from zs_lib.rl.rollout import token_budget
 folder, trajectories = reference.folder, reference.trajectories  # fixtures
 NAN = float("nan")
 HALF = math.log(0.5)
-
-
-def objective(name: str, **changes) -> ObjectiveConfig:
-    values = {"baseline": "none", "clip": 0.2, "kl_coef": 0.0, "updates_per_batch": 1}
-    return ObjectiveConfig(algorithm=name, **(values | changes))
 
 
 # --- advantages

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from arm_fixtures import format_sft
 from safetensors.torch import load_file
 
 from zs_lib import config, pipeline, protocol, qa, studies
 from zs_lib.analysis import results
-from zs_lib.config.arms import EvaluationArm, FormatSFT, FormatSFTArm
+from zs_lib.config.arms import EvaluationArm, FormatSFTArm
 from zs_lib.config.values import digest
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.errors import ConfigError
@@ -20,7 +21,7 @@ from zs_lib.models.load import load_model
 from zs_lib.rl.format_sft import encode_lesson, lesson
 from zs_lib.runs import RunStore
 
-HOW = FormatSFT(steps=2, batch_size=2, learning_rate=1e-3, template="short", num_documents=2, engine="bm25")
+HOW = format_sft()
 QUESTIONS = [question for question in qa.load_questions(subset="bridge", split="train") if question.is_chain][
     :40
 ]

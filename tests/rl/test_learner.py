@@ -10,7 +10,8 @@ import random
 import pytest
 import torch
 from accelerate import Accelerator
-from policy_fixtures import KL, PPO, arm, load, written
+from arm_fixtures import arm
+from policy_fixtures import KL, PPO, load, written
 from transformers import LlamaForCausalLM
 
 from zs_lib.config.arms import PolicyArm

@@ -6,11 +6,11 @@ import random
 from dataclasses import replace
 
 import pytest
+from arm_fixtures import rollout_config
+from engine_fixtures import FixedEngine
 from model_fixtures import ScriptedGenerator, tiny_tokenizer
 
 from zs_lib import config, protocol, qa
-from zs_lib.config.arms import RolloutConfig
-from zs_lib.engines import SearchResult
 from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.evaluation.methods import METHODS
 from zs_lib.models.load import load_generator
@@ -19,14 +19,7 @@ from zs_lib.qa.questions import load_passages
 from zs_lib.rl.rollout import cut_documents, rollout
 from zs_lib.rl.trajectory import trajectory_metrics
 
-CFG = RolloutConfig(
-    max_searches=3,
-    num_documents=3,
-    template="short",
-    max_turn_tokens=60,
-    temperature=1.0,
-    max_context_tokens=600,
-)
+CFG = rollout_config(max_searches=3, num_documents=3, max_context_tokens=600)
 QUESTION = Question("1", "what is the capital of land 1?", ("city 1",))
 SENTENCES = [f"Land {i} has the capital city {i}." for i in range(100)]
 LONG = tuple(" ".join(SENTENCES[i::3]) for i in range(3))
@@ -40,16 +33,6 @@ def observed(documents):
     return encode(protocol.format_observation(documents))
 
 
-class Engine:
-    name = "test"
-
-    def __init__(self, *documents):
-        self.documents = documents
-
-    def search(self, requests, num_documents):
-        return [SearchResult.of(self.documents) for _ in requests]
-
-
 def searching(times):
     """A policy that searches so many times, then answers."""
 
@@ -61,7 +44,7 @@ def searching(times):
 
 
 def roll(documents, times=1, cfg=CFG):
-    return rollout([QUESTION], searching(times), Engine(*documents), cfg, [(0,)])[0]
+    return rollout([QUESTION], searching(times), FixedEngine(*documents), cfg, [(0,)])[0]
 
 
 @pytest.mark.parametrize("method", ["rag", "search-o1"])
@@ -74,7 +57,7 @@ def test_methods_that_read_documents_in_the_prompt_cut_them_too(method):
 
     def answer(documents):
         policy = ScriptedGenerator(write)
-        (trajectory,) = METHODS[method]([QUESTION], policy, Engine(*documents), CFG, [(0,)])
+        (trajectory,) = METHODS[method]([QUESTION], policy, FixedEngine(*documents), CFG, [(0,)])
         return trajectory, [policy.decode(prompt) for call in policy.calls for prompt in call["prompts"]]
 
     trajectory, prompts = answer(LONG)

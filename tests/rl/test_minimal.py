@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from policy_fixtures import KL, PPO, QUESTIONS, LookupEngine, arm, load
+from arm_fixtures import arm
+from policy_fixtures import KL, PPO, QUESTIONS, LookupEngine, load
 
 from zs_lib import qa
 from zs_lib.config import load_profile

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from arm_fixtures import objective
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
@@ -30,20 +31,9 @@ NAN = float("nan")
 REWARDS = tensor([[1.0, 0.0, 0.0, 1.0], [0.2, 0.2, 0.2, 0.2]], dtype=torch.float64)
 
 
-def objective(**changes) -> ObjectiveConfig:
-    values = {
-        "algorithm": "reinforce",
-        "baseline": "group_mean",
-        "clip": 0.2,
-        "kl_coef": 0.0,
-        "updates_per_batch": 1,
-    }
-    return ObjectiveConfig(**(values | changes))
-
-
 def by(kind: str) -> ObjectiveConfig:
     """REINFORCE with the baseline of this name, or the algorithm of this name."""
-    return objective(baseline=kind) if kind in BASELINES else objective(algorithm=kind, baseline="none")
+    return objective(baseline=kind) if kind in BASELINES else objective(kind, baseline="none")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 from accelerate import Accelerator
-from policy_fixtures import KL, PPO, arm, load, written
+from arm_fixtures import arm
+from policy_fixtures import KL, PPO, load, written
 
 from zs_lib.errors import ModelError
 from zs_lib.rl import batches

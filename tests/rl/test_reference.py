@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from arm_fixtures import arm
 from model_fixtures import tiny_model, tiny_tokenizer
-from policy_fixtures import arm
 from test_rollout import CFG, QUESTIONS, Engine
 
 from zs_lib.models.decode import TransformersGenerator

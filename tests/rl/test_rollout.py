@@ -3,24 +3,17 @@
 from dataclasses import replace
 
 import pytest
+from arm_fixtures import rollout_config
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
 from zs_lib import protocol
-from zs_lib.config.arms import RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.errors import EngineError
 from zs_lib.models.decode import TransformersGenerator
 from zs_lib.qa import Question
 from zs_lib.rl.rollout import rollout
 
-CFG = RolloutConfig(
-    max_searches=2,
-    num_documents=1,
-    template="short",
-    max_turn_tokens=60,
-    temperature=1.0,
-    max_context_tokens=400,
-)
+CFG = rollout_config()
 QUESTIONS = [Question(str(i), f"what is the capital of land {i}?", (f"city {i}",)) for i in range(4)]
 KEYS = [(0, i) for i in range(4)]
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from policy_fixtures import KL, PPO, QUESTIONS, LookupEngine, arm, load
+from arm_fixtures import arm, prompted_simulator
+from policy_fixtures import KL, PPO, QUESTIONS, LookupEngine, load
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zs_lib import pipeline, qa
-from zs_lib.config.arms import CurriculumConfig, PolicyArm, SimulatorArm
+from zs_lib.config.arms import CurriculumConfig, PolicyArm
 from zs_lib.errors import ConfigError, EngineError
 from zs_lib.models import load as load_models
 from zs_lib.qa import Question
@@ -160,21 +161,7 @@ def test_seeds_differ_and_a_seed_repeats(backbone, tmp_path):
 def test_ensure_brings_backbone_questions_and_simulator_together(backbone, tmp_path, monkeypatch):
     """The simulator here is the backbone itself, only prompted; fine-tuning is tested elsewhere."""
     monkeypatch.setattr(qa, "load_benchmark", lambda benchmark, split, subsets: QUESTIONS)
-    simulator = SimulatorArm(
-        backbone=str(backbone),
-        recipe="prompted",
-        collector="",
-        judge="",
-        num_questions=1,
-        attempts=1,
-        steps=0,
-        batch_size=1,
-        learning_rate=0.0,
-        num_documents=1,
-        temperature=1.0,
-        max_tokens=4,
-        template="short",
-    )
+    simulator = prompted_simulator(str(backbone))
     curriculum = CurriculumConfig(schedule="constant", p_start=0.5, p_end=0.5)
     simulated = arm(
         backbone=str(backbone), engine="simulated", simulator=simulator, curriculum=curriculum, steps=2

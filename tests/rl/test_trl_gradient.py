@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from arm_fixtures import objective
 from datasets import Dataset
+from model_fixtures import tiny_llama
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from zs_lib.config.arms import ObjectiveConfig
 from zs_lib.rl.batches import make_rows, micro_batches
 from zs_lib.rl.learner import token_logprobs, trained_states
 from zs_lib.rl.objectives import group_advantages, policy_loss
@@ -29,12 +30,7 @@ REWARDS = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 1.0]])
 def folder(tmp_path_factory):
     """A tiny random Llama with its tokenizer on disk: TRL wants a path to make its reference model from."""
     path = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, **sizes
-    )
-    model = LlamaForCausalLM(config)
+    model = tiny_llama(VOCABULARY, tie_word_embeddings=True)
     for parameter in model.parameters():  # away from uniform outputs: every ratio and KL is a real number
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(path)
@@ -134,9 +130,7 @@ def pad_right(rows):
 @pytest.mark.parametrize("loss_type", ["bnpo", "dapo"])
 @pytest.mark.parametrize("algorithm, kl_coef", [("reinforce", 0.0), ("reinforce", KL), ("grpo", KL)])
 def test_loss_and_gradient_equal_trls(folder, tmp_path, trajectories, loss_type, algorithm, kl_coef):
-    cfg = ObjectiveConfig(
-        algorithm=algorithm, baseline="group_mean", clip=CLIP, kl_coef=kl_coef, updates_per_batch=1
-    )
+    cfg = objective(algorithm, clip=CLIP, kl_coef=kl_coef)
     advantages = group_advantages(REWARDS, cfg).flatten()
     shape = pad_right([t.ids for t in trajectories]).shape
     generator = torch.Generator().manual_seed(2)

@@ -1,6 +1,8 @@
-"""A small corpus, and requests to search it."""
+"""A small corpus, requests to search it, and an engine that always finds the same."""
 
-from zs_lib.engines import SearchRequest
+from dataclasses import replace
+
+from zs_lib.engines import SearchRequest, SearchResult
 
 TEXTS = [
     "The capital of France is Paris.",
@@ -13,3 +15,21 @@ TEXTS = [
 
 def ask(query: str, **kwargs) -> SearchRequest:
     return SearchRequest(query, "which?", ("Paris",), **kwargs)
+
+
+class FixedEngine:
+    """Answers every query with the first of its documents, or fails; keeps the requests."""
+
+    name = "fixed"
+
+    def __init__(self, *documents: str, failing: bool = False):
+        self.documents, self.failing, self.requests = documents, failing, []
+
+    @property
+    def queries(self) -> list[str]:
+        return [request.query for request in self.requests]
+
+    def search(self, requests, num_documents) -> list[SearchResult]:
+        self.requests += requests
+        found = SearchResult.of(self.documents[:num_documents])
+        return [replace(found, status="failed", error="down") if self.failing else found for _ in requests]

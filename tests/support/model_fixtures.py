@@ -38,16 +38,35 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
 
 
-def tiny_model(seed: int = 0, kv_heads: int = 2) -> LlamaForCausalLM:
-    """A random Llama of two layers, with logits spread out enough that sampling is not uniform."""
-    tokenizer = tiny_tokenizer()
+def word_tokenizer(vocabulary: list[str], tags: list[str]) -> PreTrainedTokenizerFast:
+    """A token a word: `vocabulary` begins with "<pad>" and "<eos>", and holds the tags and "other"."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="other"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(["<pad>", "<eos>"])
+    inner.add_tokens(tags)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
+
+
+def tiny_llama(vocab_size: int, seed: int = 0, **changes) -> LlamaForCausalLM:
+    """A random Llama of two layers and 32 dimensions."""
+    values = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(values | changes)))
+
+
+def tiny_model(seed: int = 0, kv_heads: int = 2) -> LlamaForCausalLM:
+    """A random Llama for `tiny_tokenizer`, with logits spread out enough that sampling is not uniform."""
+    tokenizer = tiny_tokenizer()
+    return tiny_llama(
+        len(tokenizer),
+        seed,
         num_key_value_heads=kv_heads,
         max_position_embeddings=512,
         tie_word_embeddings=True,
@@ -55,8 +74,7 @@ def tiny_model(seed: int = 0, kv_heads: int = 2) -> LlamaForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+    ).eval()
 
 
 class ScriptedGenerator:

@@ -1,4 +1,4 @@
-"""A training small enough for tests: three questions, arms, and a model that writes well-formed turns.
+"""A training small enough for tests: three questions, and a model that writes well-formed turns.
 
 The model is taught for a second to write such turns with random words, so that the rewards of a group differ:
 all that it gets better at afterwards is RL's doing.
@@ -6,16 +6,15 @@ all that it gets better at afterwards is RL's doing.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from arm_fixtures import objective
+from model_fixtures import tiny_llama, word_tokenizer
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zs_lib.config.arms import ObjectiveConfig, PolicyArm, RolloutConfig
 from zs_lib.engines import SearchResult
 from zs_lib.models.load import LoadedModel
 from zs_lib.qa import Hop, Question
@@ -30,53 +29,14 @@ QUESTIONS = [
 ]
 
 
-def arm(**changes) -> PolicyArm:
-    objective = ObjectiveConfig(
-        algorithm="reinforce", baseline="group_mean", clip=0.2, kl_coef=0.0, updates_per_batch=1
-    )
-    rollout = RolloutConfig(
-        max_searches=2,
-        num_documents=1,
-        template="short",
-        max_turn_tokens=6,
-        temperature=1.0,
-        max_context_tokens=96,
-    )
-    values = {
-        "name": "test",
-        "backbone": "",
-        "engine": "none",
-        "simulator": None,
-        "curriculum": None,
-        "objective": objective,
-        "rollout": rollout,
-        "steps": 9,
-        "checkpoint_every": 4,
-        "prompts_per_step": 3,
-        "group_size": 6,
-        "learning_rate": 2e-3,
-        "max_grad_norm": 1.0,
-        "warmup_ratio": 0.1,
-        "subsets": ("natural",),
-    }
-    return PolicyArm(**(values | changes))
-
-
-PPO = dataclasses.replace(arm().objective, algorithm="ppo", updates_per_batch=2)
-KL = dataclasses.replace(arm().objective, kl_coef=0.01, updates_per_batch=2)
+PPO = objective("ppo", updates_per_batch=2)
+KL = objective(kl_coef=0.01, updates_per_batch=2)
 
 
 def save_backbone(path: Path) -> None:
     """A model of 20,000 parameters that writes well-formed turns about random words, as a folder."""
     vocabulary = ["<pad>", "<eos>", *TAGS, *WORDS, "q0", "q1", "q2", "Question:", "Doc", "1:", "other"]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="other"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.add_special_tokens(["<pad>", "<eos>"])
-    inner.add_tokens(TAGS)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=1, **sizes))
+    tokenizer, model = word_tokenizer(vocabulary, TAGS), tiny_llama(len(vocabulary), num_attention_heads=2)
     optimizer, rng = torch.optim.AdamW(model.parameters(), lr=1e-2), random.Random(0)
     for _ in range(60):
         texts = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from zs_lib import protocol
@@ -77,15 +77,7 @@ BASE = Habits(
     malformed=0.15,
 )
 """Most queries lack the entity, so greedy decoding finds little, while sampling finds the good query."""
-INSTRUCT = Habits(
-    guess=0.20,
-    relation_only=0.45,
-    entity_only=0.10,
-    wrong_entity=0.10,
-    search_again=0.3,
-    stop_early=0.50,
-    malformed=0.0,
-)
+INSTRUCT = replace(BASE, guess=0.20, relation_only=0.45, malformed=0.0)
 """Always well-formed, and hardly better otherwise: base and instruct differ in the format (Figures 4a-b)."""
 
 
