@@ -1,10 +1,9 @@
 """Engines by name, and what an unknown or incomplete one is told."""
 
 import pytest
-from http_fixtures import KEY
 
 from zs_lib import config
-from zs_lib.engines import build_engine, http
+from zs_lib.engines import build_engine
 from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.engines.http import SerpApiEngine, WikiRetrieverEngine
 from zs_lib.engines.wrappers import CachedEngine
@@ -29,18 +28,6 @@ def test_training_searches_the_passages_of_its_split_only():
     assert (
         0 < len(train._passages) < len(everything._passages) and build_engine("bm25", split="train") is train
     )
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    for name in (*http.SERPAPI_KEYS, *http.SERPER_KEYS, *http.TOKENS):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def keys(environment, monkeypatch):
-    for name in (http.SERPAPI_KEYS[0], http.SERPER_KEYS[0], http.TOKENS[0]):
-        monkeypatch.setenv(name, KEY)
 
 
 def test_engines_by_name(keys, monkeypatch, tmp_path):

@@ -28,18 +28,6 @@ def params(asked):
     return {name: values[0] for name, values in parse_qs(urlsplit(asked.path).query).items()}
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    for name in (*http.SERPAPI_KEYS, *http.SERPER_KEYS, *http.TOKENS):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def keys(environment, monkeypatch):
-    for name in (http.SERPAPI_KEYS[0], http.SERPER_KEYS[0], http.TOKENS[0]):
-        monkeypatch.setenv(name, KEY)
-
-
 # what providers speak
 
 

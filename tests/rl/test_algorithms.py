@@ -16,11 +16,9 @@ from accelerate import Accelerator
 from arm_fixtures import arm, objective
 from policy_fixtures import load, written
 from torch import tensor
-from transformers import LlamaForCausalLM
 
-from zs_lib.rl.batches import make_rows, micro_batches
-from zs_lib.rl.learner import Learner, token_logprobs, trained_states
-from zs_lib.rl.objectives import ALGORITHMS, algorithm, group_advantages, policy_loss
+from zs_lib.rl.learner import Learner
+from zs_lib.rl.objectives import ALGORITHMS, group_advantages, policy_loss
 from zs_lib.rl.rollout import token_budget
 
 folder, trajectories = reference.folder, reference.trajectories  # fixtures
@@ -191,24 +189,6 @@ def test_logged_kl_and_clip_fraction_are_per_token_whatever_the_normaliser(backb
 # --- TRL's own loss
 
 
-def our_gradient(folder, cfg, budget, batch, advantages, old, ref):
-    """Loss and gradients by `learner` and `objectives`: one micro-batch a row, the algorithm's normaliser."""
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokens = sum(sum(t.mask) for t in batch)
-    normalizer, total = algorithm(cfg).normalizer(tokens, len(batch), budget), 0.0
-    for t, advantage, old_row, ref_row in zip(batch, advantages.tolist(), old, ref, strict=True):
-        (micro,) = micro_batches(make_rows([t], [advantage], True), torch.device("cpu"))
-        mine = tensor(t.mask)
-        old_logp, ref_logp = old_row[: len(mine)][mine], ref_row[: len(mine)][mine]
-        logp = token_logprobs(model, trained_states(model, micro), micro, reference.TEMPERATURE)
-        everywhere = torch.ones_like(logp, dtype=torch.bool)
-        ref_logp = ref_logp if cfg.kl_coef else None
-        loss, _ = policy_loss(logp, old_logp, ref_logp, micro.advantages, everywhere, cfg, normalizer)
-        loss.backward()
-        total += loss.item()
-    return total, {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
 @pytest.mark.parametrize("name", ["cispo", "dr_grpo"])
 @pytest.mark.parametrize("kl_coef", [0.0, reference.KL])
 def test_loss_and_gradient_equal_trls(name, kl_coef, folder, tmp_path, trajectories, monkeypatch):
@@ -226,7 +206,7 @@ def test_loss_and_gradient_equal_trls(name, kl_coef, folder, tmp_path, trajector
     theirs, their_grads = reference.trl_gradient(
         folder, tmp_path, name, kl_coef, trajectories, advantages, old, ref
     )
-    ours, our_grads = our_gradient(folder, cfg, budget, trajectories, advantages, old, ref)
+    ours, our_grads = reference.our_gradient(folder, cfg, trajectories, advantages, old, ref, budget)
     assert ours == pytest.approx(theirs, abs=1e-6)
     for weight, gradient in our_grads.items():
         assert gradient.abs().max() > 1e-4, f"{weight} has no gradient: the comparison would be empty"

@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from zs_lib.rl.batches import make_rows, micro_batches
 from zs_lib.rl.learner import token_logprobs, trained_states
-from zs_lib.rl.objectives import group_advantages, policy_loss
+from zs_lib.rl.objectives import algorithm, group_advantages, policy_loss
 from zs_lib.rl.trajectory import Trajectory
 
 VOCABULARY, TEMPERATURE, CLIP, KL = 40, 0.7, 0.2, 0.05
@@ -102,11 +102,11 @@ def trl_gradient(folder, tmp_path, loss_type, kl_coef, trajectories, advantages,
     return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def our_gradient(folder, cfg, trajectories, advantages, old, reference):
-    """The same from `rl.learner` and `rl.objectives`, one micro-batch a row."""
+def our_gradient(folder, cfg, trajectories, advantages, old, reference, budget=None):
+    """The same from `rl.learner` and `rl.objectives`: one micro-batch a row, the algorithm's normaliser."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    total = 0.0
     tokens = sum(sum(t.mask) for t in trajectories)
+    normalizer, total = algorithm(cfg).normalizer(tokens, len(trajectories), budget), 0.0
     for t, advantage, old_row, reference_row in zip(
         trajectories, advantages.tolist(), old, reference, strict=True
     ):
@@ -117,7 +117,7 @@ def our_gradient(folder, cfg, trajectories, advantages, old, reference):
         old_logp, ref_logp = old_row[: len(mine)][mine], reference_row[: len(mine)][mine]
         everywhere = torch.ones_like(logp, dtype=torch.bool)
         ref_logp = ref_logp if cfg.kl_coef else None
-        loss, _ = policy_loss(logp, old_logp, ref_logp, batch.advantages, everywhere, cfg, tokens)
+        loss, _ = policy_loss(logp, old_logp, ref_logp, batch.advantages, everywhere, cfg, normalizer)
         loss.backward()
         total += loss.item()
     return total, {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -128,9 +128,9 @@ def pad_right(rows):
 
 
 @pytest.mark.parametrize("loss_type", ["bnpo", "dapo"])
-@pytest.mark.parametrize("algorithm, kl_coef", [("reinforce", 0.0), ("reinforce", KL), ("grpo", KL)])
-def test_loss_and_gradient_equal_trls(folder, tmp_path, trajectories, loss_type, algorithm, kl_coef):
-    cfg = objective(algorithm, clip=CLIP, kl_coef=kl_coef)
+@pytest.mark.parametrize("name, kl_coef", [("reinforce", 0.0), ("reinforce", KL), ("grpo", KL)])
+def test_loss_and_gradient_equal_trls(folder, tmp_path, trajectories, loss_type, name, kl_coef):
+    cfg = objective(name, clip=CLIP, kl_coef=kl_coef)
     advantages = group_advantages(REWARDS, cfg).flatten()
     shape = pad_right([t.ids for t in trajectories]).shape
     generator = torch.Generator().manual_seed(2)
