@@ -11,10 +11,10 @@ pytest.importorskip(
 )
 
 from zs_lib import config, pipeline, qa
+from zs_lib.analysis.results import read_scores
 from zs_lib.config.arms import EvaluationArm
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.errors import ModelError
-from zs_lib.evaluation.evaluate import read_scores
 from zs_lib.models import vllm
 from zs_lib.models.decode import TransformersGenerator
 from zs_lib.models.load import build_generator, load_model

@@ -23,11 +23,11 @@ import torch
 from run_fixtures import PATHS, CountingArm
 
 from zs_lib import cli, config, runs
+from zs_lib.analysis.results import read_scores
 from zs_lib.config import contents, paths
 from zs_lib.config.arms import PolicyArm
 from zs_lib.config.values import digest, from_identity, identity
 from zs_lib.errors import ConfigError, RunError, ZeroSearchError
-from zs_lib.evaluation.evaluate import read_scores
 from zs_lib.launch import background
 from zs_lib.launch.progress import run_state
 from zs_lib.models.load import load_model

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 
+from zs_lib.analysis.collapse import collapse_warnings
 from zs_lib.analysis.results import START
-from zs_lib.rl.collapse import collapse_warnings
 
 WINDOW = 5
 """Steps in the moving mean of a training curve: one step is the mean of only tens of rollouts."""
@@ -80,7 +80,7 @@ def curve(
 
 
 def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
-    """Mark early warnings of collapse (`rl.collapse`) on the reward curves, each at its first step."""
+    """Mark early warnings of collapse (`collapse`) on the reward curves, each at its first step."""
     named = {}
     for (arm, _), part in table.groupby(["arm", "seed"], sort=False):
         log = part.sort_values("step").reset_index(drop=True)

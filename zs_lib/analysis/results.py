@@ -18,8 +18,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -28,8 +29,10 @@ from zs_lib.analysis.cost import cost_table
 from zs_lib.analysis.old_names import with_new_names
 from zs_lib.config import Profile, paths
 from zs_lib.config.arms import EvaluationArm, PolicyArm
-from zs_lib.errors import DataError, RunError
-from zs_lib.evaluation.evaluate import read_scores
+from zs_lib.config.contents import unreadable
+from zs_lib.errors import DataError, RunError, UnreadableError
+from zs_lib.evaluation.evaluate import SCORES_FILE
+from zs_lib.qa import scoring
 from zs_lib.runs import Run, RunStore
 from zs_lib.studies import (
     evaluation_runs,
@@ -40,6 +43,10 @@ from zs_lib.studies import (
     searching_runs,
     study_runs,
 )
+
+if TYPE_CHECKING:
+    from zs_lib.engines import SearchEngine
+    from zs_lib.qa import Question
 
 RECORDS = paths.ROOT / "data" / "results"
 NEEDED = {
@@ -92,6 +99,25 @@ def evaluation_table(profile: Profile, store: RunStore) -> pd.DataFrame:
         read_scores(run).assign(arm=evaluated_name(arm, profile), seed=seed)
         for arm, seed, run in _finished(evaluation_runs(profile), store)
     )
+
+
+def read_scores(run: Run) -> pd.DataFrame:
+    """Read the table of `evaluate` from a finished evaluation's folder.
+
+    Raises:
+        DataError: it is not there, or no such table. RunError: it is not as it was stored, or unreadable.
+    """
+    empty = {"prediction": [""], "query_quality": [""]}  # nothing else is: Nan is a city, NA a country code
+    path = run.file(SCORES_FILE)
+    try:
+        return pd.read_csv(path, dtype={"id": str, "prediction": str}, keep_default_na=False, na_values=empty)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(
+            f"{run.path.name}/{SCORES_FILE} is no table of scores ({error}): delete the run's folder, "
+            "evaluate again."
+        ) from error
+    except OSError as error:
+        raise UnreadableError(unreadable(path, error)) from error
 
 
 def evaluated_name(arm: EvaluationArm, profile: Profile) -> str:
@@ -163,11 +189,33 @@ def retrieval_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Recall of the real engine for good queries, on the test questions."""
     from zs_lib import qa  # here, since readers of recorded tables need no engine
     from zs_lib.engines import build_engine
-    from zs_lib.evaluation.evaluate import retrieval_recall
 
     return retrieval_recall(
         qa.load_questions(split="test"), build_engine(profile.evaluation.engine)
     ).reset_index()
+
+
+def retrieval_recall(
+    questions: Sequence[Question], engine: SearchEngine, ks: tuple[int, ...] = (3, 5)
+) -> pd.DataFrame:
+    """Recall of good queries ("relation of entity", one a hop): an engine's ceiling for every policy.
+
+    One row a subset and hop; recall@k is the share of queries whose first k documents state the hop's answer,
+    questions their number.
+    """
+    from zs_lib.engines import SearchRequest
+
+    asked = [
+        (question.subset, place, hop) for question in questions for place, hop in enumerate(question.hops, 1)
+    ]
+    requests = [SearchRequest(hop.query, "", ()) for _, _, hop in asked]
+    rows = [
+        {"subset": subset, "hop": place}
+        | {f"recall@{k}": scoring.contains("\n".join(result.documents[:k]), hop.answers) for k in ks}
+        for (subset, place, hop), result in zip(asked, engine.search(requests, max(ks)), strict=True)
+    ]
+    groups = pd.DataFrame(rows).groupby(["subset", "hop"], sort=False)
+    return groups.mean().assign(questions=groups.size())
 
 
 def seconds_table(profile: Profile, store: RunStore) -> pd.DataFrame:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import pandas as pd
 
 from zs_lib import studies
 from zs_lib.analysis.bootstrap import hierarchical_bootstrap
+from zs_lib.analysis.collapse import collapse_warnings
 from zs_lib.analysis.results import START, Tables
 from zs_lib.errors import DataError
 from zs_lib.evaluation.methods import METHODS
@@ -177,8 +179,10 @@ def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
 
 
 def warnings(runs: Iterable[Run]) -> pd.DataFrame:
-    """Early warnings of collapse in the summaries of policy runs, one row each."""
+    """Early warnings of collapse in policy runs, one row each."""
     rows = [
-        {"arm": run.label, "seed": run.seed, **warning} for run in runs for warning in run.summary["warnings"]
+        {"arm": run.label, "seed": run.seed, **asdict(warning)}
+        for run in runs
+        for warning in collapse_warnings(run.metrics())
     ]
     return pd.DataFrame(rows, columns=["arm", "seed", "step", "name", "message"])

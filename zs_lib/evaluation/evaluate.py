@@ -3,76 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from tqdm import tqdm
 
 from zs_lib.config.arms import EvaluationArm, RolloutConfig
-from zs_lib.config.contents import unreadable
-from zs_lib.config.values import LABEL, digest, identity, pick
-from zs_lib.engines import SearchEngine, SearchRequest
-from zs_lib.errors import DataError, EngineError, UnreadableError
+from zs_lib.config.values import pick
+from zs_lib.engines import SearchEngine
+from zs_lib.errors import EngineError
 from zs_lib.evaluation.methods import METHODS
 from zs_lib.qa import Question, scoring
 from zs_lib.rl.trajectory import Trajectory, answer_in_documents, query_quality
 from zs_lib.rng import uniform
 from zs_lib.runs import Run
-from zs_lib.runs.files import Log
 
 if TYPE_CHECKING:
     from zs_lib.models.generator import Generator
 
 
-def retrieval_recall(
-    questions: Sequence[Question], engine: SearchEngine, ks: tuple[int, ...] = (3, 5)
-) -> pd.DataFrame:
-    """Recall of good queries ("relation of entity", one a hop): an engine's ceiling for every policy.
-
-    One row a subset and hop; recall@k is the share of queries whose first k documents state the hop's answer,
-    questions their number.
-    """
-    asked = [
-        (question.subset, place, hop) for question in questions for place, hop in enumerate(question.hops, 1)
-    ]
-    requests = [SearchRequest(hop.query, "", ()) for _, _, hop in asked]
-    rows = [
-        {"subset": subset, "hop": place}
-        | {f"recall@{k}": scoring.contains("\n".join(result.documents[:k]), hop.answers) for k in ks}
-        for (subset, place, hop), result in zip(asked, engine.search(requests, max(ks)), strict=True)
-    ]
-    groups = pd.DataFrame(rows).groupby(["subset", "hop"], sort=False)
-    return groups.mean().assign(questions=groups.size())
-
-
 SCORES_FILE = "rows.csv"
 """The file in an evaluation's run folder with one line per question."""
-BATCH = 64
-"""Questions that are answered together, and lost together by a kill."""
 SCORES = ("em", "cover_em", "f1", "searches", "turns", "query_quality", "answer_in_documents")
-
-
-def read_scores(run: Run) -> pd.DataFrame:
-    """Read the table of `evaluate` from a finished evaluation's folder.
-
-    Raises:
-        DataError: it is not there, or no such table. RunError: it is not as it was stored, or unreadable.
-    """
-    empty = {"prediction": [""], "query_quality": [""]}  # nothing else is: Nan is a city, NA a country code
-    path = run.file(SCORES_FILE)
-    try:
-        return pd.read_csv(path, dtype={"id": str, "prediction": str}, keep_default_na=False, na_values=empty)
-    except (FileNotFoundError, ValueError) as error:
-        raise DataError(
-            f"{run.path.name}/{SCORES_FILE} is no table of scores ({error}): delete the run's folder, "
-            "evaluate again."
-        ) from error
-    except OSError as error:
-        raise UnreadableError(unreadable(path, error)) from error
 
 
 def evaluate(
@@ -128,60 +82,6 @@ def evaluate_subsets(
         part = [question for question in questions if question.subset == subset]
         tables.append(evaluate(generator, part, engine, arm.rollout, run.seed, arm.method))
     return pd.concat(tables, ignore_index=True)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Everything that the answers to a question depend on, besides the question itself."""
-
-    who: str = field(metadata=LABEL)
-    """Model, method and engine as people name them."""
-    method: str
-    rollout: RolloutConfig
-    weights: str = ""
-    """Digest of the model's files."""
-    engine: str = ""
-    """Digest of the engine's name, settings and corpus."""
-    generator: str = "transformers"
-    """One of `arms.GENERATORS`."""
-
-    def keys(self, questions: Iterable[Question]) -> dict[str, str]:
-        """Name each question's result by a digest of its text, golden answers and this setup; id -> key."""
-        setup = identity(self)
-        return {question.id: digest({"question": asdict(question), "setup": setup}) for question in questions}
-
-
-def evaluate_to_file(
-    path: Path, questions: Sequence[Question], generator: Generator, engine: SearchEngine | None, setup: Setup
-) -> pd.DataFrame:
-    """`evaluate`, appending each row to `path` as a JSON line as soon as its batch is scored.
-
-    Rows have three more columns: `question`, `who` and `key`. A result is found again by its key alone, so
-    another question, golden answer, model or setting under the same name is a new one. The file keeps rows
-    of other keys.
-
-    Raises:
-        DataError: the file holds answers of another `who`.
-        RunError: it is damaged.
-    """
-    log = Log(path, "name another file, or delete it", id=str, who=str)
-    log.cut()
-    rows = log.rows()
-    if others := {row["who"] for row in rows} - {setup.who}:
-        raise DataError(f"{path} holds the answers of {others.pop()}, not of {setup.who}: name another file.")
-    known = {row.get("key"): row for row in rows}
-    keys = setup.keys(tqdm(questions, desc="naming", unit="question", leave=False, delay=1, disable=None))
-    missing = [question for question in questions if keys[question.id] not in known]
-    with tqdm(total=len(questions), initial=len(questions) - len(missing), unit="question") as bar:
-        for start in range(0, len(missing), BATCH):
-            part = missing[start : start + BATCH]
-            texts, names = [question.question for question in part], [keys[question.id] for question in part]
-            table = evaluate(generator, part, engine, setup.rollout, 0, setup.method)
-            new = table.assign(question=texts, who=setup.who, key=names).to_dict("records")
-            log.append(new)
-            known |= {row["key"]: row for row in new}
-            bar.update(len(part))
-    return pd.DataFrame([known[keys[question.id]] for question in questions])
 
 
 def pick_questions(questions: Sequence[Question], per_subset: int) -> list[Question]:

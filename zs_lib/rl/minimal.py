@@ -10,7 +10,7 @@ Left out here, and where it is:
 - large models: micro-batches, LoRA, half precision, gradient checkpointing   `rl.learner`, `rl.batches`
 - PPO's critic and its advantages                                             `rl.learner`, `rl.objectives`
 - another sampler than our own loop: vLLM                                     `models.vllm`
-- checks of settings, engine, sampler and gradient; warnings of a collapse    `rl.train`, `rl.collapse`
+- checks of settings, engine, sampler and gradient; warnings of a collapse    `rl.train`, `analysis.collapse`
 - loading the policy and building the engine (which answers the searches)     `pipeline`
 """
 

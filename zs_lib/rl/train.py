@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -28,7 +28,6 @@ from zs_lib.engines import SearchEngine
 from zs_lib.errors import ConfigError, DataError, EngineError
 from zs_lib.models.load import LoadedModel, build_generator
 from zs_lib.qa import Question
-from zs_lib.rl.collapse import collapse_warnings
 from zs_lib.rl.curriculum import noise_probability
 from zs_lib.rl.learner import Learner
 from zs_lib.rl.objectives import group_advantages, zero_variance_groups
@@ -257,12 +256,11 @@ class _MeteredEngine:
 
 
 def _summary(run: Run, learner: Learner) -> dict:
-    """Summarise a finished run: rewards at both ends, and collapse warnings with their first steps."""
+    """Summarise a finished run: rewards at both ends."""
     logged = run.metrics()
     return {
         "steps": len(logged),
         "parameters": sum(parameter.numel() for parameter in learner.parameters.values()),
         "first_reward": float(logged["reward"].head(SUMMARY_STEPS).mean()),
         "last_reward": float(logged["reward"].tail(SUMMARY_STEPS).mean()),
-        "warnings": [asdict(warning) for warning in collapse_warnings(logged)],
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from zs_lib.analysis.collapse import collapse_warnings
 from zs_lib.analysis.tables import markdown
 from zs_lib.config.arms import PolicyArm
 from zs_lib.config.engines import without_address
@@ -121,7 +122,7 @@ def _facts(arm: PolicyArm, run: Run) -> dict[str, str]:
     embedded = f"embedded benchmark: {', '.join(arm.subsets)}"
     simulator = f", {arm.simulator.label}" if arm.simulator else ""
     documents = "out of" if objective.mask_documents else "in"
-    warnings = [f"{warning['name']} at step {warning['step']}" for warning in summary["warnings"]]
+    warnings = [f"{warning.name} at step {warning.step}" for warning in collapse_warnings(run.metrics())]
     return {
         "backbone": _public(arm.backbone),
         "training questions": embedded if arm.benchmark == "embedded" else _public(arm.benchmark),

@@ -78,9 +78,9 @@ def evaluate_file(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--limit {arguments.limit}: at least one question is needed.")
     study = config.load_profile(arguments.profile)
     from zs_lib import qa
-    from zs_lib.evaluation.evaluate import Setup, evaluate_to_file
     from zs_lib.evaluation.methods import METHODS
     from zs_lib.models.load import load_generator, weights_digest
+    from zs_lib.ui.predictions import Setup, evaluate_to_file
 
     pick("method", arguments.method, METHODS)
     questions = qa.load_questions(arguments.data, columns=arguments.columns)[: arguments.limit]

@@ -20,12 +20,12 @@ import pandas as pd
 
 from zs_lib import protocol
 from zs_lib.analysis import drawing, figures
+from zs_lib.analysis.collapse import collapse_warnings
 from zs_lib.config.values import pick
 from zs_lib.engines import SearchResult
 from zs_lib.launch import progress
 from zs_lib.launch.progress import ArmState, clock
 from zs_lib.qa import scoring
-from zs_lib.rl.collapse import collapse_warnings
 from zs_lib.runs import Run
 
 

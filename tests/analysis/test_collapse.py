@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from zs_lib.rl.collapse import collapse_warnings
+from zs_lib.analysis.collapse import collapse_warnings
 
 HEALTHY = {
     "reward": 0.3,
