@@ -122,7 +122,7 @@ def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monk
         tuned = [
             ours
             for ours, theirs in zip(profile.simulators, paper.simulators, strict=True)
-            if theirs.label in ("naive-Qwen2.5-3B-Instruct", "naive-Qwen2.5-7B-Instruct")
+            if theirs.name in ("naive-Qwen2.5-3B-Instruct", "naive-Qwen2.5-7B-Instruct")
         ]  # all weights, and LoRA
         pairs = pipeline.ensure(tuned[0].pairs, 0, store)
         assert 0 < pairs.summary["useful"] < 1 and len(server.asked) > 0

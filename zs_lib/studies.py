@@ -43,7 +43,7 @@ def variant(arm: PolicyArm, setting: str, value: Any, **changes: Any) -> PolicyA
 def simulators(profile: Profile) -> Rows:
     """Table 4: train with every simulator, and with the real engine."""
     main = profile.policy(MAIN)
-    rows = {arm.label: variant(main, "simulator", arm.label, simulator=arm) for arm in profile.simulators}
+    rows = {arm.name: variant(main, "simulator", arm.name, simulator=arm) for arm in profile.simulators}
     return rows | {"real engine": profile.policy("search-r1")}
 
 

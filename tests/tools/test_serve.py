@@ -214,7 +214,7 @@ def test_a_simulator_s_run_is_served_by_its_name(store):
     store.root.mkdir()
     arm = config.load_profile("tiny").simulators[0]
     run = store.complete(arm, 0, lambda run: {})
-    assert serve._weights(run.path.name) == (str(run.model_dir), arm.label)
+    assert serve._weights(run.path.name) == (str(run.model_dir), arm.name)
     with pytest.raises(RunError, match="no finished simulator"):
         serve._weights(ensure(CountingArm(), 0, store).digest)
 

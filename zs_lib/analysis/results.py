@@ -155,7 +155,7 @@ def fidelity_table(profile: Profile, store: RunStore) -> pd.DataFrame:
         pd.DataFrame(
             [
                 {
-                    "simulator": arm.simulator.label,
+                    "simulator": arm.simulator.name,
                     "recipe": arm.simulator.recipe,
                     "backbone": arm.simulator.backbone,
                     "questions_from": arm.questions_from,
@@ -170,7 +170,7 @@ def fidelity_table(profile: Profile, store: RunStore) -> pd.DataFrame:
 def tuning_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Loss by step of every fine-tuned simulator and every format SFT."""
     tuned = {f"format SFT of {arm.name}": arm for arm in format_sft_arms(profile)} | {
-        arm.label: arm for arm in profile.simulators if arm.fine_tuned
+        arm.name: arm for arm in profile.simulators if arm.fine_tuned
     }
     return _stack(
         run.metrics().assign(simulator=label)

@@ -6,11 +6,11 @@ Profiles (`config/profiles/*.toml`) state the values, `studies` their variants.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields, replace
+from typing import Annotated
 
-from zs_lib.config.engines import check_engine, engine_names, simulates
-from zs_lib.config.values import LABEL, added_later, among, within
+from zs_lib.config.engines import engine_names, simulates, without_address
+from zs_lib.config.values import LABEL, Check, Checked, added_later, among, within
 from zs_lib.errors import ConfigError
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
@@ -18,79 +18,81 @@ TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 GENERATORS = ("transformers", "vllm")
 """What samples from a model: our own loop on transformers' forward (`models.decode`), or vLLM
 (`models.vllm`)."""
+DTYPES = ("float32", "bfloat16")
+
+
+def _engine_among(*known: str) -> Check:
+    """Check an engine's name, whatever its address."""
+    return lambda name: among(*known)(without_address(name))
+
+
+Count = Annotated[int, within(1)]
+Documents = Annotated[int, within(1, 100)]
+UnitInterval = Annotated[float, within(0, 1)]
+Temperature = Annotated[float, within(0, 10)]
+RealEngine = Annotated[str, _engine_among(*engine_names(simulates=False))]
+AnyEngine = Annotated[str, _engine_among("none", *engine_names())]
+GeneratorName = Annotated[str, among(*GENERATORS)]
+TrackerName = Annotated[str, among(*TRACKERS)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
+class RolloutConfig(Checked):
     """The multi-turn loop of policy and search engine."""
 
-    max_searches: int
+    max_searches: Annotated[int, within(0, 100)]
     """Searches a trajectory; then one last turn, in which a search is not executed. 0: no search."""
-    num_documents: int
+    num_documents: Documents
     """Documents shown for each search."""
     template: str
     """Name of the policy's prompt in `protocol.POLICY_TEMPLATES`."""
-    max_turn_tokens: int
+    max_turn_tokens: Count
     """Tokens that the policy may write in one turn."""
-    temperature: float
+    temperature: Temperature
     """Sampling temperature in training; evaluation decodes greedily."""
-    max_context_tokens: int
+    max_context_tokens: Count
     """Prompt, turns and observations together; a turn that might not fit is not begun."""
-
-    def __post_init__(self):
-        within(
-            self,
-            max_searches=(0, 100),
-            num_documents=(1, 100),
-            max_turn_tokens=(1, math.inf),
-            temperature=(0, 10),
-            max_context_tokens=(1, math.inf),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurriculumConfig:
+class CurriculumConfig(Checked):
     """The probability of noisy documents over the training (equation 4)."""
 
     schedule: str = "exponential"
     """A name of `rl.curriculum.SCHEDULES`; "exponential" is the paper's."""
-    p_start: float
+    p_start: UnitInterval
     """p_s, the probability at the beginning."""
-    p_end: float
+    p_end: UnitInterval
     """p_e, the probability at the last step."""
-    base: float = 4.0
+    base: Annotated[float, within(1e-6)] = 4.0
     """b of equation 4; the paper takes 4. 1 is a straight line."""
-    band_low: float = added_later(0.4)
+    band_low: UnitInterval = added_later(0.4)
     """Schedule "adaptive": below this mean reward there is too little to learn from."""
-    band_high: float = added_later(0.6)
+    band_high: UnitInterval = added_later(0.6)
     """Schedule "adaptive": above this mean reward it is too easy."""
-    gain: float = added_later(0.02)
+    gain: UnitInterval = added_later(0.02)
     """Schedule "adaptive": change of the probability a step; from 0 to 0.5 takes at least 25 steps."""
 
     def __post_init__(self):
-        within(self, p_start=(0, 1), p_end=(0, 1), base=(1e-6, math.inf), gain=(0, 1))
-        within(self, band_low=(0, self.band_high), band_high=(self.band_low, 1))
-
-
-DTYPES = ("float32", "bfloat16")
+        super().__post_init__()
+        if self.band_low > self.band_high:
+            raise ConfigError(
+                f"CurriculumConfig.band_low = {self.band_low} is out of range (0 to {self.band_high})."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsConfig:
+class WeightsConfig(Checked):
     """How the weights of a model are held while it is trained."""
 
-    dtype: str = added_later("float32")
+    dtype: Annotated[str, among(*DTYPES)] = added_later("float32")
     """"float32", or "bfloat16": half the memory for the weights that are run; those that are trained keep a
     float32 copy, for steps of 1e-6 would be rounded away."""
     gradient_checkpointing: bool = added_later(False)
     """Recompute layers in the backward pass instead of storing their activations: a third slower, far
     smaller."""
-    lora_rank: int = added_later(0)
+    lora_rank: Annotated[int, within(0, 4096)] = added_later(0)
     """Rank of LoRA adapters of the linear layers, the weights themselves frozen; 0: train all weights."""
-
-    def __post_init__(self):
-        among(self, dtype=DTYPES)
-        within(self, lora_rank=(0, 4096))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,25 +100,18 @@ class FormatSFT(WeightsConfig):
     """A few supervised steps on well-formed trajectories, for a model that cannot follow the template
     (`rl.format_sft`)."""
 
-    steps: int
+    steps: Count
     """Fine-tuning steps."""
-    batch_size: int
+    batch_size: Count
     """Trajectories a step."""
-    learning_rate: float
+    learning_rate: UnitInterval
     """Learning rate of the fine-tuning."""
     template: str
     """Name of the policy's prompt in `protocol.POLICY_TEMPLATES`."""
-    num_documents: int
+    num_documents: Documents
     """Documents shown for each search."""
-    engine: str
+    engine: RealEngine
     """The real engine that finds them."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_engine(self, engine_names(simulates=False))
-        within(
-            self, steps=(1, math.inf), batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,56 +134,43 @@ class SimulatorArm(WeightsConfig):
 
     backbone: str
     """The model that is fine-tuned, or only prompted."""
-    recipe: str
+    recipe: Annotated[str, among("naive", "grounded", "prompted", "published")]
     """"naive": pairs as the paper builds them; "grounded": bad queries keep the real engine's answerless
     documents; "prompted": no fine-tuning; "published": none either, others have fine-tuned it."""
     collector: str
     """The model whose trajectories with the real engine give the (query, documents) pairs."""
     judge: str
     """The model that reads the documents and judges them useful or noisy."""
-    num_questions: int
+    num_questions: Count
     """Training questions from which pairs are collected."""
-    attempts: int
+    attempts: Count
     """Trajectories a question: more attempts, more kinds of query."""
-    steps: int
+    steps: Annotated[int, within(0)]
     """Fine-tuning steps."""
-    batch_size: int
+    batch_size: Count
     """Pairs a fine-tuning step."""
-    learning_rate: float
+    learning_rate: UnitInterval
     """Learning rate of the fine-tuning."""
-    num_documents: int
+    num_documents: Documents
     """Documents a query."""
-    temperature: float
+    temperature: Temperature
     """Sampling temperature of the simulator."""
-    max_tokens: int
+    max_tokens: Count
     """Longest output in tokens."""
     template: str
     """Name of the prompt in `protocol.SIMULATOR_TEMPLATES`."""
     benchmark: str = "embedded"
     """Source of the questions (set by the profile)."""
-    engine: str = added_later("bm25")
+    engine: RealEngine = added_later("bm25")
     """The real engine that the collector asks, and the simulator learns to play."""
     collection: RolloutConfig | None = added_later(None)
     """Rollout settings of the collector; None: COLLECTION."""
     format_sft: FormatSFT | None = added_later(None)
     """Format SFT of collector and judge, which are prompted as policies."""
-    generator: str = added_later("transformers")
-    """One of GENERATORS: samples the simulator's documents."""
-    tracker: str = field(default="none", metadata=LABEL, compare=False)
-    """One of TRACKERS (set by the profile); in neither digest nor comparison, so it makes no other arm."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_engine(self, engine_names(simulates=False))
-        among(
-            self,
-            recipe=("naive", "grounded", "prompted", "published"),
-            tracker=TRACKERS,
-            generator=GENERATORS,
-        )
-        within(self, num_questions=(1, math.inf), attempts=(1, math.inf), steps=(0, math.inf))
-        within(self, batch_size=(1, math.inf), learning_rate=(0, 1), num_documents=(1, 100))
-        within(self, temperature=(0, 10), max_tokens=(1, math.inf))
+    generator: GeneratorName = added_later("transformers")
+    """What samples the simulator's documents."""
+    tracker: TrackerName = field(default="none", metadata=LABEL, compare=False)
+    """Set by the profile; in neither digest nor comparison, so it makes no other arm."""
 
     @property
     def fine_tuned(self) -> bool:
@@ -201,13 +183,9 @@ class SimulatorArm(WeightsConfig):
         return PairsArm(**{f.name: getattr(self, f.name) for f in fields(PairsArm)})
 
     @property
-    def label(self) -> str:
-        """ "<recipe>-<backbone>", by which the policies of a profile name their simulator."""
-        return f"{self.recipe}-{self.backbone.rsplit('/', 1)[-1]}"
-
-    @property
     def name(self) -> str:
-        return self.label
+        """<recipe>-<backbone>, by which the policies of a profile name their simulator."""
+        return f"{self.recipe}-{self.backbone.rsplit('/', 1)[-1]}"
 
 
 @dataclass(frozen=True)
@@ -247,37 +225,31 @@ COLLECTION = RolloutConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Checked):
     """The objective of a policy update (`rl.objectives`)."""
 
     algorithm: str
     """A name of `rl.objectives.ALGORITHMS`; "reinforce" is the paper's default."""
     baseline: str
     """Baseline of REINFORCE, a name of `rl.objectives.BASELINES`; the other algorithms have their own."""
-    clip: float
+    clip: UnitInterval
     """Clipping range 1 ± clip of the ratio of new to old probability, and of PPO's values; the paper takes
     0.2."""
-    kl_coef: float
+    kl_coef: Annotated[float, within(0, 10)]
     """Weight of KL(policy || reference) in the loss; the paper takes 0.001. 0: no reference model is kept."""
-    updates_per_batch: int
+    updates_per_batch: Annotated[int, within(1, 100)]
     """Optimizer steps on each batch of trajectories; with 1 the ratio is 1 and nothing is clipped."""
     mask_documents: bool = True
     """Document tokens stay out of the loss (paper, Table 7); False is the ablation."""
-    gamma: float = added_later(1.0)
+    gamma: UnitInterval = added_later(1.0)
     """PPO: discount a token; the paper takes 1."""
-    gae_lambda: float = added_later(1.0)
+    gae_lambda: UnitInterval = added_later(1.0)
     """PPO: lambda of generalised advantage estimation; the paper takes 1."""
-    value_coef: float = added_later(0.1)
+    value_coef: Annotated[float, within(0, 10)] = added_later(0.1)
     """PPO: weight of the value loss. The paper's critic is a model of its own; ours is a head on the policy,
     and a larger weight would train the shared layers for the critic's sake."""
-    critic_lr_multiplier: float = added_later(10.0)
+    critic_lr_multiplier: Annotated[float, within(0)] = added_later(10.0)
     """PPO: the value head's learning rate over the policy's; the paper: 1e-5 over 1e-6."""
-
-    def __post_init__(self):
-        within(
-            self, clip=(0, 1), kl_coef=(0, 10), updates_per_batch=(1, 100), gamma=(0, 1), gae_lambda=(0, 1)
-        )
-        within(self, value_coef=(0, 10), critic_lr_multiplier=(0, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +260,7 @@ class PolicyArm(WeightsConfig):
     """Label for people: it does not enter the digest, so arms that differ in name only share their runs."""
     backbone: str
     """The policy before training, which is also the reference policy."""
-    engine: str
+    engine: AnyEngine
     """The engine of training, a name of `config.engines.ROWS`, or "none" (the paper's R1)."""
     simulator: SimulatorArm | None
     """The simulator of a simulated engine; all seeds of the policy share its run of seed 0, as in the paper.
@@ -297,71 +269,57 @@ class PolicyArm(WeightsConfig):
     """The noise schedule; None: always useful documents. Real engines ignore it."""
     objective: ObjectiveConfig
     rollout: RolloutConfig
-    steps: int
+    steps: Count
     """Steps, one batch of trajectories each."""
-    prompts_per_step: int
+    prompts_per_step: Count
     """Questions a step."""
-    group_size: int
+    group_size: Count
     """Trajectories of each question (a group)."""
-    learning_rate: float
+    learning_rate: UnitInterval
     """Peak learning rate, after its warm-up."""
-    max_grad_norm: float
+    max_grad_norm: Annotated[float, within(0)]
     """The gradient is clipped to this norm."""
-    warmup_ratio: float
+    warmup_ratio: UnitInterval
     """Share of the steps in which the learning rate rises."""
     subsets: tuple[str, ...]
     """Subsets of the training questions."""
-    checkpoint_every: int
+    checkpoint_every: Count
     """Steps between checkpoints: the most that a killed run loses."""
     benchmark: str = "embedded"
     """Source of the questions (set by the profile)."""
     reward: str = added_later("f1")
     """A name of `rl.rewards.REWARDS`; the paper takes token F1."""
-    real_share: float = added_later(0.0)
+    real_share: UnitInterval = added_later(0.0)
     """Share of queries that the engine "mixed" hands to the real engine."""
     format_sft: FormatSFT | None = added_later(None)
     """Format SFT of the backbone before RL; the reference policy is the model after it."""
-    generator: str = added_later("transformers")
-    """One of GENERATORS: samples the rollouts."""
-    tracker: str = field(default="none", metadata=LABEL, compare=False)
+    generator: GeneratorName = added_later("transformers")
+    """What samples the rollouts."""
+    tracker: TrackerName = field(default="none", metadata=LABEL, compare=False)
     """As in `SimulatorArm`."""
 
     def __post_init__(self):
         super().__post_init__()
-        among(self, tracker=TRACKERS, generator=GENERATORS)
-        check_engine(self, ["none", *engine_names()])
-        within(
-            self,
-            steps=(1, math.inf),
-            prompts_per_step=(1, math.inf),
-            group_size=(1, math.inf),
-            learning_rate=(0, 1),
-            max_grad_norm=(0, math.inf),
-            warmup_ratio=(0, 1),
-            checkpoint_every=(1, math.inf),
-            real_share=(0, 1),
-        )
-        if simulates(self.engine) and self.simulator is None:
-            raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' needs a simulator.")
+        if simulates(self.engine) != (self.simulator is not None):
+            needs = "needs a" if simulates(self.engine) else "has no"
+            raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' {needs} simulator.")
         if (self.engine == "mixed") != (self.real_share > 0):
             raise ConfigError(
                 f"policy '{self.name}': a real_share belongs to the engine 'mixed', and that to a real_share."
             )
-        if not simulates(self.engine) and self.simulator is not None:
-            raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' has no simulator.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked):
     """How policies are compared: greedily, on held-out questions, with the real engine for every method."""
 
-    questions_per_subset: int
+    questions_per_subset: Count
     """Test questions of each subset, the same ones for every policy; the paper takes 500."""
-    engine: str = "bm25"
+    engine: RealEngine = "bm25"
     """The real engine (the paper's is Google, through SerpAPI)."""
-    num_documents: int = 3
+    num_documents: Documents = 3
     """Documents a search."""
-    fidelity_questions: int = 200
+    fidelity_questions: Count = 200
     """Questions on which a simulator's fidelity is measured."""
     baselines: tuple[str, ...] = ("search",)
     """Methods by which each backbone is evaluated untrained; "search" is the policies' start."""
@@ -369,35 +327,28 @@ class EvaluationConfig:
     """Further engines with which the core arms are evaluated; "simulated" is the first arm's simulator."""
     noise: tuple[float, ...] = ()
     """Shares of searches that find nothing useful, with which the core arms are evaluated besides."""
-    generator: str = "transformers"
-    """One of GENERATORS: samples the answers."""
+    generator: GeneratorName = "transformers"
+    """What samples the answers."""
 
     def __post_init__(self):
-        among(self, generator=GENERATORS)
-        check_engine(self, engine_names(simulates=False))
+        super().__post_init__()
         if wrong := [share for share in self.noise if not 0 < share <= 1]:
             raise ConfigError(f"EvaluationConfig.noise = {wrong[0]} is out of range (above 0, to 1).")
-        within(
-            self, questions_per_subset=(1, math.inf), num_documents=(1, 100), fidelity_questions=(1, math.inf)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityArm:
+class FidelityArm(Checked):
     """The fidelity of a simulator (`simulator.fidelity`)."""
 
     simulator: SimulatorArm
-    questions_from: str
+    questions_from: Annotated[str, among("held out", "test")]
     """"held out": training questions that no pair was made from; "test": entities that it never met."""
     num_questions: int
     """Questions, each with a good query for every hop, and a bad one."""
 
-    def __post_init__(self):
-        among(self, questions_from=("held out", "test"))
-
     @property
     def name(self) -> str:
-        return self.simulator.label
+        return self.simulator.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,15 +383,12 @@ class EvaluationArm:
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
         """The evaluation of an arm's policy; one trained without search is evaluated without."""
-        rollout = replace(arm.rollout, temperature=0.0, num_documents=cfg.num_documents)
-        engine = "none" if arm.engine == "none" else cfg.engine
-        count = cfg.questions_per_subset
         return cls(
             policy=arm,
             backbone=arm.backbone,
-            engine=engine,
-            questions_per_subset=count,
-            rollout=rollout,
+            engine="none" if arm.engine == "none" else cfg.engine,
+            questions_per_subset=cfg.questions_per_subset,
+            rollout=replace(arm.rollout, temperature=0.0, num_documents=cfg.num_documents),
             dtype=arm.dtype,
             benchmark=arm.benchmark,
             generator=cfg.generator,
@@ -449,9 +397,8 @@ class EvaluationArm:
     @classmethod
     def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:
         """The evaluation of an arm's untrained backbone, by some method with the real engine."""
-        return replace(
-            cls.of_policy(arm, cfg), policy=None, engine=cfg.engine, method=method, format_sft=arm.format_sft
-        )
+        of_policy = cls.of_policy(arm, cfg)
+        return replace(of_policy, policy=None, engine=cfg.engine, method=method, format_sft=arm.format_sft)
 
     @property
     def name(self) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,6 @@ READ_OF_MODELS = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """Endings of the files of a model folder that decide what it generates: weights, settings, tokenizer."""
 MODELS = ("backbone", "collector", "judge")
 """Fields of arms that name a model."""
-_Known = tuple[tuple[int, ...], str]
-"""Device, inode, size and two times of a file, and its digest then."""
-_known: dict[Path, _Known] = {}
 
 
 def read_digest(path: Path) -> str:
@@ -29,26 +29,30 @@ def read_digest(path: Path) -> str:
     Raises:
         FileNotFoundError: there is no such file. UnreadableError: it cannot be read.
     """
-    return _stamp_and_digest(path, None)[1]
+    with refuse_unreadable(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_digest(path: Path) -> str:
     """As `read_digest`, but the file is read again only if its size, inode or times have changed."""
     path = Path(os.path.abspath(path))
-    stamp, digest = _stamp_and_digest(path, _known.get(path))
-    if time.time_ns() - max(stamp[-2:]) > SETTLED_NS:
-        _known[path] = stamp, digest
-    return digest
+    with refuse_unreadable(path):
+        found = path.stat()
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < SETTLED_NS:
+        return read_digest(path)
+    return _digest_of(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _stamp_and_digest(path: Path, known: _Known | None) -> _Known:
+@functools.lru_cache(maxsize=100_000)
+def _digest_of(path: Path, *stamp: int) -> str:
+    return read_digest(path)
+
+
+@contextmanager
+def refuse_unreadable(path: Path) -> Iterator[None]:
+    """Raise UnreadableError where reading a file fails, unless it does not exist."""
     try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            if known and known[0] == stamp:
-                return known
-            return stamp, hashlib.file_digest(file, "sha256").hexdigest()
+        yield
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -62,15 +66,13 @@ def unreadable(path: Path, error: Exception) -> str:
 
 def model_digest(folder: Path) -> str:
     """Hash what decides the output of a model folder: names and contents of READ_OF_MODELS, not its place."""
-    files = sorted(path for path in folder.rglob("*") if _is_read(path, folder))
-    names = {str(path.relative_to(folder)): file_digest(path) for path in files}
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
-
-
-def _is_read(path: Path, folder: Path) -> bool:
-    inner = path.relative_to(folder).parts[:-1]
-    passed = any(part.startswith((".", "checkpoint-")) for part in inner)
-    return path.suffix in READ_OF_MODELS and not passed and path.is_file()
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        passed = any(part.startswith((".", "checkpoint-")) for part in name.parts[:-1])
+        if path.suffix in READ_OF_MODELS and not passed and path.is_file():
+            digests[str(name)] = file_digest(path)
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def contents_of(plain: Any) -> dict[str, str]:
@@ -87,25 +89,20 @@ def _content(key: str, value: Any) -> str | None:
     """The digest of the file or folder that a field names; None if it names none."""
     if not isinstance(value, str):
         return None
-    if key == "benchmark" and value.partition(":")[0] not in ("embedded", "hub") and os.path.isfile(value):
-        return file_digest(Path(value))
-    kind, _, model = ("", "", value) if key in MODELS else value.partition(":")
-    if kind and (key, kind) != ("engine", "dense") or not model:
-        return None
+    kind, _, address = value.partition(":")
+    if key == "benchmark":
+        return file_digest(Path(value)) if kind not in ("embedded", "hub") and os.path.isfile(value) else None
+    model = value if key in MODELS else address if (key, kind) == ("engine", "dense") else ""
     shipped = not os.path.isabs(model) and os.path.isfile(paths.BACKBONES / model / "config.json")
-    own = not shipped and os.path.isfile(os.path.join(model, "config.json"))
+    own = model and not shipped and os.path.isfile(os.path.join(model, "config.json"))
     return model_digest(Path(model)) if own else None
 
 
-def pinned(plain: Any, contents: dict[str, str]) -> Any:
+def pinned(plain: Any, contents: dict[str, str], key: str = "") -> Any:
     """An `identity` that names its files and folders by their `contents`, wherever they lie."""
     if isinstance(plain, list):
         return [pinned(item, contents) for item in plain]
-    if not isinstance(plain, dict):
-        return plain
-
-    def of(key: str, value: Any) -> Any:
-        named = key in ("benchmark", "engine", *MODELS) and isinstance(value, str) and value in contents
-        return f"sha256:{contents[value]}" if named else pinned(value, contents)
-
-    return {key: of(key, value) for key, value in plain.items()}
+    if isinstance(plain, dict):
+        return {key: pinned(value, contents, key) for key, value in plain.items()}
+    named = key in ("benchmark", "engine", *MODELS) and isinstance(plain, str) and plain in contents
+    return f"sha256:{contents[plain]}" if named else plain

@@ -6,11 +6,7 @@ To add one: a row here, and a file in `zs_lib/engines/` whose `build(spec)` make
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from zs_lib.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -78,12 +74,3 @@ def from_store(name: str) -> bool:
     """Whether that simulator is a run of the store, which must be made first."""
     row = find_engine(name)
     return row is not None and row.from_store
-
-
-def check_engine(value: Any, known: Sequence[str]) -> None:
-    """ConfigError, which lists them, if the engine of a configuration is not among `known` names of rows."""
-    row = find_engine(value.engine)
-    if (row.name if row else value.engine) not in known:
-        raise ConfigError(
-            f"{type(value).__name__}.engine = {value.engine!r} is unknown. Known: {', '.join(known)}."
-        )

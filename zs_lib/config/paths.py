@@ -36,24 +36,3 @@ def check_folder(path: Path | str, what: str, write: bool = False) -> Path:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{what} names no folder that can be used ({error}): name another.") from error
     return path
-
-
-def check_file(path: Path | str, what: str) -> Path:
-    """The absolute path of a file that can be written, in a folder that exists.
-
-    Raises:
-        ConfigError: there is no such folder, it is read-only, or the path is a folder, a device, too long.
-    """
-    path = check_folder(Path(os.path.abspath(path)).parent, what, write=True) / Path(path).name
-    try:
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder {path.parent} does not exist")
-        if os.path.lexists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError(f"{path} is no ordinary file")
-        if len(os.fsencode(path.name)) > LONGEST_NAME:
-            raise OSError(f"{path.name[:60]}… is too long")
-        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-            raise PermissionError(f"{path} may not be written")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{what} names no file that can be written ({error}): name another.") from error
-    return path

@@ -10,33 +10,29 @@ Nothing else in the library asks which profile runs. Layout of a file:
                  (with [policy.objective], [policy.rollout], [policy.curriculum])
     [evaluation]                                                  [resources]     of a run on a cluster
 
-A policy's `simulator` is the label of one of the simulators: "<recipe>-<backbone>".
+A policy's `simulator` is the name of one of the simulators: "<recipe>-<backbone>".
 """
 
 from __future__ import annotations
 
-import copy
 import tomllib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from zs_lib.config import paths
-from zs_lib.config.arms import EvaluationConfig, PolicyArm, SimulatorArm
+from zs_lib.config.arms import EvaluationConfig, PolicyArm, SimulatorArm, TrackerName
 from zs_lib.config.engines import simulates
-from zs_lib.config.values import LABEL, from_dict, pick, within
+from zs_lib.config.values import LABEL, Checked, from_dict, pick, reject_unknown, within
 from zs_lib.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class Share(Checked):
     """The share of a cluster's machine that one run takes (`launch.executors`)."""
 
-    cpus: int = 1
+    cpus: Annotated[int, within(1, 10_000)] = 1
     """Also the number of threads; only runs with equal numbers are equal bit for bit."""
-    gpus: int = 0
-
-    def __post_init__(self):
-        within(self, cpus=(1, 10_000), gpus=(0, 1000))
+    gpus: Annotated[int, within(0, 1000)] = 0
 
     def __str__(self) -> str:
         return f"{self.cpus} CPU and {self.gpus} GPU"
@@ -57,16 +53,16 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
+class Profile(Checked):
     """A study at one size, as the notebooks run it."""
 
     name: str = field(metadata=LABEL)
-    seeds: int
+    seeds: Annotated[int, within(1, 1000)]
     """Runs of each policy arm: seeds 0 to seeds - 1."""
     benchmark: str
     """"embedded" (facts shipped in data/benchmark), "hub", or your own questions (`qa.load_benchmark`)."""
-    tracker: str = "none"
-    """Where the metrics of runs also go: one of `arms.TRACKERS`."""
+    tracker: TrackerName = "none"
+    """Where the metrics of runs also go."""
     backbones: tuple[str, ...]
     """The base models of the study, smallest first."""
     instructs: tuple[str, ...]
@@ -77,7 +73,7 @@ class Profile:
     resources: Resources = field(default=Resources(), metadata=LABEL, compare=False)
 
     def __post_init__(self):
-        within(self, seeds=(1, 1000))
+        super().__post_init__()
         names = [arm.name for arm in self.policies]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ConfigError(f"Two different policies are called {twice!r}: rename one of them.")
@@ -86,9 +82,9 @@ class Profile:
         """The policy arm of this name; ConfigError, which lists the names, if there is none."""
         return pick("policy", name, {arm.name: arm for arm in self.policies})
 
-    def simulator(self, label: str) -> SimulatorArm:
-        """The simulator of this label; ConfigError, which lists the labels, if there is none."""
-        return pick("simulator", label, {arm.label: arm for arm in self.simulators})
+    def simulator(self, name: str) -> SimulatorArm:
+        """The simulator of this name; ConfigError, which lists the names, if there is none."""
+        return pick("simulator", name, {arm.name: arm for arm in self.simulators})
 
 
 def profiles() -> list[str]:
@@ -98,6 +94,10 @@ def profiles() -> list[str]:
     return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
+ARM_TABLES = {"simulator": "simulators", "policy": "policies"}
+"""Table of shared values -> its rows."""
+
+
 def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     """Read a profile; `overrides` are dotted keys: {"policy.steps": 5, "policy.rollout.temperature": 0.9}.
 
@@ -105,59 +105,50 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     differs.
 
     Raises:
-        ConfigError: unknown profile or key, wrong type, value out of range, missing value, label without
-        simulator.
+        ConfigError: unknown profile or key, wrong type, value out of range, missing value, name of no
+            simulator.
     """
-    if name not in profiles():
-        raise ConfigError(f"Unknown profile {name!r}. Known: {', '.join(profiles())}.")
+    reject_unknown("profile", [name], profiles())
     table = _read(name)
     if "extends" in table:
-        below = _read(
-            pick("profile", table.pop("extends"), {other: other for other in profiles() if other != name})
-        )
-        rows = {kind: [*below.get(kind, []), *table.get(kind, [])] for kind in ARM_TABLES.values()}
-        table = _merge(below, table) | rows
-    for kind, rows in ARM_TABLES.items():
-        given = table.get(rows, [])
-        if (
-            not isinstance(table.get(kind, {}), dict)
-            or not isinstance(given, list)
-            or not all(isinstance(row, dict) for row in given)
-        ):
-            raise ConfigError(f"Profile '{name}': [{kind}] must be a table, and [[{rows}]] a row an arm.")
-    for key, value in (overrides or {}).items():
-        _override(table, key, value)
+        below = table.pop("extends")
+        reject_unknown("profile", [below], [other for other in profiles() if other != name])
+        below = _read(below)
+        table = _merge(below, table) | {rows: below[rows] + table[rows] for rows in ARM_TABLES.values()}
     try:
-        return _profile(table)
+        return _profile(_override(table, overrides or {}))
     except (ConfigError, RecursionError) as error:
         raise ConfigError(f"Profile '{name}': {error}") from error
 
 
 def _read(name: str) -> dict:
     try:
-        return tomllib.loads((paths.PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
+        table = tomllib.loads((paths.PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, a thousand brackets
         raise ConfigError(f"The profile '{name}' is no valid TOML ({error}): correct {name}.toml.") from error
+    for shared, rows in ARM_TABLES.items():
+        arms = table.setdefault(rows, [])
+        given = [table.setdefault(shared, {}), *(arms if isinstance(arms, list) else [None])]
+        if not all(isinstance(part, dict) for part in given):
+            raise ConfigError(f"Profile '{name}': [{shared}] must be a table, and [[{rows}]] a row an arm.")
+    return table
 
 
-def _override(table: dict, dotted: str, value: Any) -> None:
-    """Set a dotted key that the profile has; of [policy] and [simulator], in the arms' own rows too."""
-    *path, last = dotted.split(".")
-    place = table
-    for part in path:
-        place = place.get(part) if isinstance(place, dict) else None
-    if not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
-        raise ConfigError(f"Unknown override {dotted!r}. Known: {', '.join(_dotted_keys(table))}.")
-    place[last] = value
-    if path and path[0] in ARM_TABLES:
-        for row in table.get(ARM_TABLES[path[0]], []):
-            for part in path[1:]:
-                row = row.get(part) if isinstance(row, dict) else None
-            if isinstance(row, dict):
-                row.pop(last, None)
-
-
-ARM_TABLES = {"simulator": "simulators", "policy": "policies"}
+def _override(table: dict, overrides: dict[str, Any]) -> dict:
+    """Lay dotted keys that the profile has over it; those of [policy] and [simulator] over each arm's row."""
+    reject_unknown("override", overrides, _dotted_keys(table))
+    above: dict = {}
+    for dotted, value in overrides.items():
+        *path, last = dotted.split(".")
+        place = above
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    arms = {
+        rows: [_merge(row, above.get(shared, {})) for row in table[rows]]
+        for shared, rows in ARM_TABLES.items()
+    }
+    return _merge(table, above) | arms
 
 
 def _dotted_keys(table: dict, prefix: str = "") -> list[str]:
@@ -171,38 +162,37 @@ def _dotted_keys(table: dict, prefix: str = "") -> list[str]:
 
 
 def _profile(table: dict) -> Profile:
-    table = copy.deepcopy(table)
     of_study = {key: table[key] for key in ("benchmark", "tracker") if key in table}
     format_sft = table.pop("format_sft", None)
     rows = _rows(table, "simulator", of_study | {"format_sft": format_sft})
     simulators = tuple(from_dict(SimulatorArm, row, f"simulators[{i}]") for i, row in enumerate(rows))
-    labels = {arm.label: arm for arm in simulators}
-    if len(labels) < len(simulators):
+    by_name = {arm.name: arm for arm in simulators}
+    if len(by_name) < len(simulators):
         raise ConfigError("two simulators have the same recipe and backbone: remove one of them.")
     policies = []
-    for row in _rows(
-        table, "policy", {"simulator": None, "curriculum": None, "format_sft": format_sft} | of_study
-    ):
+    defaults = {"simulator": None, "curriculum": None, "format_sft": format_sft}
+    for row in _rows(table, "policy", defaults | of_study):
         if row["format_sft"] is False:
             row["format_sft"] = None
         if not simulates(str(row.get("engine"))):  # the shared values are for simulated search
             row |= {"simulator": None, "curriculum": None}
         elif row["simulator"] is not None:
-            row["simulator"] = pick("simulator", row["simulator"], labels)
+            row["simulator"] = pick("simulator", row["simulator"], by_name)
         policies.append(from_dict(PolicyArm, row, f"policy '{row.get('name')}'"))
     return from_dict(Profile, table | {"simulators": simulators, "policies": tuple(policies)}, "the profile")
 
 
 def _rows(table: dict, kind: str, defaults: dict) -> list[dict]:
     """The arms of a kind, each row laid over the shared values; both tables leave `table`."""
-    shared = table.pop(kind, {})
-    return [_merge(_merge(defaults, shared), row) for row in table.pop(ARM_TABLES[kind], [])]
+    shared = _merge(defaults, table.pop(kind))
+    return [_merge(shared, row) for row in table.pop(ARM_TABLES[kind])]
 
 
 def _merge(below: dict, above: dict) -> dict:
+    """Lay a table over another, and tables in it over those of the same key."""
     nested = {
-        k: _merge(below[k], v)
-        for k, v in above.items()
-        if isinstance(v, dict) and isinstance(below.get(k), dict)
+        key: _merge(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
     }
-    return copy.deepcopy(below) | above | nested
+    return below | above | nested

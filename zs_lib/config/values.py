@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import types
 import typing
-from collections.abc import Iterable
-from dataclasses import MISSING, Field, field, fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any
 
 from zs_lib.config.contents import contents_of, pinned
@@ -18,6 +19,7 @@ BEYOND = 2**63
 """Integers of a configuration stay below this: TOML's limit."""
 LABEL = {"label": True}
 """Field metadata: a label for people, which does not enter the digest."""
+_hints = functools.cache(typing.get_type_hints)
 
 
 def added_later(default: Any) -> Any:
@@ -32,25 +34,18 @@ def added_later(default: Any) -> Any:
 def identity(value: Any, *, labels: bool = False) -> Any:
     """A configuration as JSON values: its fields (see `added_later`), its type's name as "type", labels if
     asked for."""
-    if is_dataclass(value):
-        hints = typing.get_type_hints(type(value))
-        kept = {f.name: getattr(value, f.name) for f in fields(value) if _tells(f, value, labels)}
-        plain = {
-            key: float(v) + 0.0
-            if hints[key] is float
-            else identity(v, labels=labels)  # 1 and 1.0 are one value, -0.0 and 0.0 too
-            for key, v in kept.items()
-        }
-        return {"type": type(value).__name__} | plain
     if isinstance(value, (list, tuple)):
         return [identity(item, labels=labels) for item in value]
-    return value
-
-
-def _tells(f: Field, value: Any, labels: bool) -> bool:
-    if f.metadata.get("later"):
-        return getattr(value, f.name) != f.default
-    return labels or not f.metadata.get("label")
+    if not is_dataclass(value):
+        return value
+    hints, plain = _hints(type(value)), {"type": type(value).__name__}
+    for f in fields(value):
+        item = getattr(value, f.name)
+        later, label = f.metadata.get("later"), f.metadata.get("label")
+        if not (later and item == f.default) and (labels or not label):
+            # 1 and 1.0 are one value, -0.0 and 0.0 too.
+            plain[f.name] = float(item) + 0.0 if hints[f.name] is float else identity(item, labels=labels)
+    return plain
 
 
 def digest(value: Any, contents: dict[str, str] | None = None) -> str:
@@ -79,7 +74,7 @@ def from_dict(cls: type, values: dict, where: str) -> Any:
     missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}: add it.")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     return cls(**{key: _convert(value, hints[key], f"{where}, {key}") for key, value in values.items()})
 
 
@@ -99,31 +94,44 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     raise ConfigError(f"{where}: {value!r} is no {getattr(hint, '__name__', hint)}.")
 
 
-def within(value: Any, **ranges: tuple[float, float]) -> None:
-    """ConfigError if a field of `value` is outside its (low, high) range, both included, or infinite."""
-    for name, (low, high) in ranges.items():
-        number = getattr(value, name)
-        if not low <= number <= high or number >= (
-            BEYOND if type(number) is int else math.inf
-        ):  # inf has no digest
-            raise ConfigError(
-                f"{type(value).__name__}.{name} = {number} is out of range ({low:g} to {high:g})."
-            )
+Check = Callable[[Any], str | None]
+"""What is wrong with a value, as the end of a sentence; None if nothing is."""
 
 
-def among(value: Any, **choices: tuple[str, ...]) -> None:
-    """ConfigError, which lists the choices, if a field of `value` is none of them."""
-    for name, known in choices.items():
-        given = getattr(value, name)
-        if given not in known:
-            what = f"{type(value).__name__}.{name} = {given!r}"
-            raise ConfigError(f"{what} is unknown. Known: {', '.join(known)}.")
+class Checked:
+    """A configuration that checks each field when it is made, by the `Check`s in its `Annotated` type.
+
+    Raises:
+        ConfigError: a check fails.
+    """
+
+    def __post_init__(self):
+        for name, hint in _hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            for check in getattr(hint, "__metadata__", ()):
+                if complaint := check(value):
+                    raise ConfigError(f"{type(self).__name__}.{name} = {value!r} {complaint}.")
+
+
+def within(low: float, high: float = math.inf) -> Check:
+    """Check that a number is in a range, both ends included, and finite (infinity has no digest)."""
+
+    def check(number: float) -> str | None:
+        too_large = BEYOND if type(number) is int else math.inf
+        inside = low <= number <= high and number < too_large
+        return None if inside else f"is out of range ({low:g} to {high:g})"
+
+    return check
+
+
+def among(*known: str) -> Check:
+    """Check that a name is one of those known."""
+    return lambda name: None if name in known else f"is unknown. Known: {', '.join(known)}"
 
 
 def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
     """Look up a name in a table; ConfigError, which lists the known names, if it is not there."""
-    if not isinstance(name, str) or name not in known:
-        raise ConfigError(f"Unknown {kind} {name!r}. Known: {', '.join(known) or 'none'}.")
+    reject_unknown(kind, [name], known)
     return known[name]
 
 

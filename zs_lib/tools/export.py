@@ -120,7 +120,7 @@ def _facts(arm: PolicyArm, run: Run) -> dict[str, str]:
     code, packages, summary = run.record["code"], run.record["packages"], run.summary
     noise, objective = arm.curriculum, arm.objective
     embedded = f"embedded benchmark: {', '.join(arm.subsets)}"
-    simulator = f", {arm.simulator.label}" if arm.simulator else ""
+    simulator = f", {arm.simulator.name}" if arm.simulator else ""
     documents = "out of" if objective.mask_documents else "in"
     warnings = [f"{warning.name} at step {warning.step}" for warning in collapse_warnings(run.metrics())]
     return {

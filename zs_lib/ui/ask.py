@@ -6,6 +6,7 @@ Heavy imports are made inside functions, as in `cli`.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def simulate(arguments: argparse.Namespace) -> None:
 
 def evaluate_file(arguments: argparse.Namespace) -> None:
     """Answer the questions of a file with a policy, write its predictions, and print the mean scores."""
-    paths.check_file(arguments.out, "--out")
+    _check_file(arguments.out, "--out")
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit {arguments.limit}: at least one question is needed.")
     study = config.load_profile(arguments.profile)
@@ -100,6 +101,22 @@ def evaluate_file(arguments: argparse.Namespace) -> None:
         f"{mean['searches']:.2f} searches; predictions in {protocol.visible(str(arguments.out))}"
     )
     print(f"stopped by: {_shares(table['stop_reason'])}")
+
+
+def _check_file(path: Path, what: str) -> None:
+    """ConfigError unless a file can be written there, in a folder that exists; `what` names its source."""
+    path = paths.check_folder(path.absolute().parent, what, write=True) / path.name
+    try:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the folder {path.parent} does not exist")
+        if len(os.fsencode(path.name)) > paths.LONGEST_NAME:
+            raise OSError(f"{path.name[:60]}… is too long")
+        if os.path.lexists(path) and not path.is_file():
+            raise OSError(f"{path} is no ordinary file")
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(f"{path} may not be written")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{what} names no file that can be written ({error}): name another.") from error
 
 
 def _shares(reasons: pd.Series) -> str:

@@ -121,7 +121,7 @@ def documents_by_simulator(
     request = SearchRequest(query, question.question, question.golden_answers, noisy, ("example", query))
     written = {}
     for arm in simulators:
-        (written[f"{arm.label}: {query}"],) = _simulated(arm, store).search([request], arm.num_documents)
+        (written[f"{arm.name}: {query}"],) = _simulated(arm, store).search([request], arm.num_documents)
     return written
 
 

@@ -81,7 +81,7 @@ def _search(study: Profile, store: RunStore, name: str, request: SearchRequest) 
 def _simulators(study: Profile, store: RunStore) -> dict[str, SimulatorArm]:
     """The study's finished simulators, by label."""
     runs = {arm: store.get(arm, pipeline.SIMULATOR_SEED) for arm in study.simulators}
-    return {arm.label: arm for arm, run in runs.items() if run and run.finished}
+    return {arm.name: arm for arm, run in runs.items() if run and run.finished}
 
 
 @lru_cache(maxsize=4)

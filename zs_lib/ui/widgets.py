@@ -117,7 +117,7 @@ def playground(
         sample = examples.training_questions(1)[0]
         query = sample.hops[-1].query
         question, answer = question or sample.question, answer or sample.golden_answers[0]
-    main = next((arm.simulator.label for arm in study.policies if arm.simulator), "")
+    main = next((arm.simulator.name for arm in study.policies if arm.simulator), "")
     engines = engines or [name for name in known if name == "bm25" or name.startswith(f"{main}, ")]
     inputs = Inputs(query, question, answer, tuple(engines), judge)
     if attended():

@@ -178,7 +178,7 @@ def _pairs(profile: Profile, arm: SimulatorArm, gpu: Gpu) -> Stage:
     judging = gpu.decoding_seconds(judge, arm.dtype, queries, TURN, whole)
     judging += gpu.compute_seconds(2 * judge.parameters * queries * whole)
     largest = max((collector, judge), key=lambda of: of.parameters)  # they are loaded one after the other
-    command = _python(profile, _ensure(f'study.simulator("{arm.label}").pairs'))
+    command = _python(profile, _ensure(f'study.simulator("{arm.name}").pairs'))
     return Stage(
         name="pairs",
         memory=_sampling_memory(largest, arm.dtype, BATCH * whole),
@@ -193,12 +193,12 @@ def _simulator(profile: Profile, arm: SimulatorArm, gpu: Gpu) -> Stage:
     of, batch = shape(arm.backbone), arm.batch_size * (SIMULATOR_PROMPT + arm.num_documents * DOCUMENT)
     seconds = gpu.compute_seconds(training_flops(of, arm, arm.steps * batch, False))
     return Stage(
-        name=f"simulator {arm.label}",
+        name=f"simulator {arm.name}",
         memory=training_memory(of, arm, batch, False),
         tokens=arm.steps * batch,
         hours=seconds / 3600,
         api_usd=0.0,
-        command=_python(profile, _ensure(f'study.simulator("{arm.label}")')),
+        command=_python(profile, _ensure(f'study.simulator("{arm.name}")')),
     )
 
 
