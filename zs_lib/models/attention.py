@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,45 +29,37 @@ ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Layer types whose memory is keys and values, seen through a mask."""
 
 
-@dataclass
-class _Positions:
-    """Positions of one forward pass's new tokens, (rows, new), and of the keys, (rows, keys)."""
-
-    new: Tensor
-    keys: Tensor
-    used: bool = False
+_current: ContextVar[tuple[Tensor, Tensor, list] | None] = ContextVar("positions", default=None)
 
 
-_current: ContextVar[_Positions | None] = ContextVar("positions", default=None)
-
-
-@contextmanager
-def masks_by_position(model: PreTrainedModel, new: Tensor, keys: Tensor) -> Iterator[None]:
-    """Within it a forward of this model without attention mask sees the keys that its positions may see.
+def forward_at(model: PreTrainedModel, new: Tensor, keys: Tensor, **inputs) -> Tensor:
+    """Logits of a forward pass in which each token sees the keys that its position in the text may see.
 
     new (rows, new tokens) and keys (rows, keys): positions in each row's text; PADDING is never seen.
 
     Raises:
         ModelError: the model did not build its masks by transformers' mask functions.
     """
-    positions = _Positions(new, keys)
-    token = _current.set(positions)
+    masks: list[Tensor] = []
+    token = _current.set((new, keys, masks))
     try:
-        yield
+        logits = model(position_ids=new, **inputs).logits
     finally:
         _current.reset(token)
-    if not positions.used:
+    if not masks:
         raise _unsupported(model, "it does not build its attention masks by transformers' mask functions")
+    return logits
 
 
 def _mask(*args, mask_function: Callable = causal_mask_function, **options) -> Tensor | None:
-    """(rows, 1, new, keys) bool mask of one kind of layers (transformers' interface)."""
-    positions = _current.get()
-    if positions is None:
+    """(rows, 1, new, keys) mask of one kind of layers, to be added to scores (transformers' interface)."""
+    if not (positions := _current.get()):
         return sdpa_mask(*args, mask_function=mask_function, **options)
-    positions.used = True
-    rows = torch.arange(len(positions.new), device=positions.new.device)[:, None, None, None]
-    return mask_function(rows, 0 * rows, positions.new[:, None, :, None], positions.keys[:, None, None])
+    new, keys, masks = positions
+    rows = torch.arange(len(new), device=new.device)[:, None, None, None]
+    seen = mask_function(rows, 0, new[:, None, :, None], keys[:, None, None])
+    masks.append(torch.zeros_like(seen, dtype=options["dtype"]).masked_fill_(~seen, -torch.inf))
+    return masks[-1]
 
 
 def check_attention(model: PreTrainedModel) -> None:
@@ -134,19 +125,19 @@ def _attend(
     """Attention of one new token a row to the prefix and to the row's own keys (transformers' interface).
 
     query (rows, heads, 1, width), key and value (rows, key-value heads, own length, width), attention_mask
-    (rows, 1, 1, prefix length + own length) bool; returns (rows, 1, heads, width).
+    (rows, 1, 1, prefix length + own length); returns (rows, 1, heads, width).
     """
     rows, heads, _, width = query.shape
     prefix_key, prefix_value = prefix[module.layer_idx]
     kv_heads, length, _ = prefix_key.shape
     query = (query * scaling).view(rows, kv_heads, heads // kv_heads, width)
     to_prefix = torch.einsum("rkgd,kpd->rkgp", query, prefix_key)  # one matrix product a head for all rows
-    scores = torch.cat([to_prefix, query @ key.mT], -1).masked_fill_(~attention_mask, -torch.inf)
+    scores = torch.cat([to_prefix, query @ key.mT], -1).add_(attention_mask)
     weights = scores.softmax(-1)
     read = torch.einsum("rkgp,kpd->rkgd", weights[..., :length], prefix_value) + weights[..., length:] @ value
     return read.reshape(rows, 1, heads, width), None
 
 
 AttentionInterface.register(SHARED_PREFIX, _attend)
-for name in ("sdpa", SHARED_PREFIX):  # "sdpa" outside of `masks_by_position` is transformers' own
+for name in ("sdpa", SHARED_PREFIX):  # "sdpa" outside of `forward_at` is transformers' own
     AttentionMaskInterface.register(name, _mask)

@@ -17,7 +17,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from zs_lib.models.attention import PADDING, can_share, masks_by_position
+from zs_lib.models.attention import PADDING, can_share, forward_at
 from zs_lib.models.kv_cache import Ids, KeyValues, KVCache
 from zs_lib.rng import Key
 
@@ -100,15 +100,9 @@ class Batch:
             layer.window = window
         new, own = self.positions[window.rows, window.new].clamp(min=0), self.keys[window.rows, window.seen]
         prefix = torch.arange(len(self.kv_cache.shared), device=self.device).expand(len(own), -1)
-        with masks_by_position(self.model, new, torch.cat([prefix, own], 1)):
-            return self.model(
-                input_ids=ids,
-                position_ids=new,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **options,
-            ).logits[:, -1]
+        keys = torch.cat([prefix, own], 1)
+        inputs = {"input_ids": ids, "past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
+        return forward_at(self.model, new, keys, **inputs, **options)[:, -1]
 
     def drop_finished(self, ids: torch.Tensor) -> torch.Tensor:
         """Remove finished rows; the ids (rows,) of those that stay, in their new order.
