@@ -9,24 +9,16 @@ Modules that import torch are imported inside: who only reads results need not w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
 from tqdm import tqdm
 
 from zs_lib import qa
-from zs_lib.config import (
-    EvaluationArm,
-    FidelityArm,
-    FormatSFT,
-    FormatSFTArm,
-    PairsArm,
-    PolicyArm,
-    SimulatorArm,
-)
+from zs_lib.config import EvaluationArm, FidelityArm, FormatSFTArm, PairsArm, PolicyArm, SimulatorArm
 from zs_lib.config.engines import from_store
 from zs_lib.config.values import pick
 from zs_lib.engines import SearchEngine, build_engine
@@ -57,26 +49,20 @@ def ensure(arm: Any, seed: int, store: RunStore, progress: Progress | None = Non
     def work(run: Run) -> dict:
         for needed in needs(arm, seed):
             ensure(*needed, store)
-        with _bar(f"{kind_of(arm)} {arm.name} s{seed}", hidden=progress is not None) as shown:
-            return maker.make(run, arm, store, progress or shown)
+        quiet = progress is not None or not distributed.is_main()
+        title = f"{kind_of(arm)} {arm.name} s{seed}"
+        with tqdm(desc=title, unit=" steps", leave=False, disable=quiet or None) as bar:  # None: no terminal
+            return maker.make(run, arm, store, progress or partial(_show_step, bar))
 
     return store.complete(arm, seed, work, maker.together)
 
 
-@contextmanager
-def _bar(title: str, hidden: bool) -> Iterator[Progress]:
-    """A progress bar of training steps; only in a terminal, and only of the main process."""
-    hidden = hidden or not distributed.is_main()
-    with tqdm(desc=title, unit=" steps", leave=False, disable=hidden or None) as bar:  # None: by the terminal
-
-        def step(number: int, steps: int, metrics: dict) -> None:
-            if "reward" in metrics:
-                bar.set_postfix_str(f"reward {metrics['reward']:.3f}", refresh=False)
-            bar.total = steps
-            bar.update(number - bar.n)
-            bar.refresh()
-
-        yield step
+def _show_step(bar: tqdm, step: int, steps: int, metrics: dict) -> None:
+    if "reward" in metrics:
+        bar.set_postfix_str(f"reward {metrics['reward']:.3f}", refresh=False)
+    bar.total = steps
+    bar.update(step - bar.n)
+    bar.refresh()
 
 
 def check(arm: Any) -> None:
@@ -102,16 +88,28 @@ def needs(arm: Any, seed: int) -> list[tuple[Any, int]]:
     """The (arm, seed) of the runs that must be finished before this one."""
     if isinstance(arm, FidelityArm):
         return [(arm.simulator, seed)]
-    if isinstance(arm, EvaluationArm):
-        first = [(arm.policy, seed)] if arm.policy else _start(arm.backbone, arm)
-        return first + _simulator(arm)
-    if isinstance(arm, PolicyArm):
-        return _start(arm.backbone, arm) + _simulator(arm)
     if isinstance(arm, SimulatorArm):
         return [(arm.pairs, SIMULATOR_SEED)] if arm.fine_tuned else []
     if isinstance(arm, PairsArm):
-        return list(dict.fromkeys(_start(arm.collector, arm) + _start(arm.judge, arm)))
+        return list(dict.fromkeys(_format_sft(arm.collector, arm) + _format_sft(arm.judge, arm)))
+    if isinstance(arm, (PolicyArm, EvaluationArm)):
+        trained = [(arm.policy, seed)] if getattr(arm, "policy", None) else _format_sft(arm.backbone, arm)
+        return trained + ([(arm.simulator, SIMULATOR_SEED)] if from_store(arm.engine) else [])
     return []
+
+
+def _format_sft(backbone: str, arm: Any) -> list[tuple[FormatSFTArm, int]]:
+    """The format SFT that a model goes through before it is prompted as a policy, if the arm has one."""
+    if arm.format_sft is None:
+        return []
+    return [(FormatSFTArm(backbone=backbone, benchmark=arm.benchmark, sft=arm.format_sft), 0)]
+
+
+def _start_model(backbone: str, arm: Any, store: RunStore) -> str:
+    """Name or folder of a model as the arm begins with it: after its format SFT, if there is one."""
+    for needed in _format_sft(backbone, arm):
+        return str(store.get(*needed).model_dir)
+    return backbone
 
 
 def engine_for(
@@ -125,8 +123,8 @@ def engine_for(
     if arm.engine == "none":
         return None
     model = store.get(arm.simulator, SIMULATOR_SEED).model_dir if from_store(arm.engine) else None
-    share = {"real_share": arm.real_share} if isinstance(arm, PolicyArm) else {}
-    engine = build_engine(arm.engine, split=split, model=model, simulator=arm.simulator, **share)
+    share = getattr(arm, "real_share", 0.0)
+    engine = build_engine(arm.engine, split=split, model=model, simulator=arm.simulator, real_share=share)
     if noise := getattr(arm, "noise", 0.0):
         from zs_lib.engines.wrappers import NoisyEngine
 
@@ -143,7 +141,7 @@ def simulator_engine(arm: SimulatorArm, seed: int, store: RunStore) -> SearchEng
 # -------------------------------------------------------------------------------------------
 
 
-def _make_format_sft(run: Run, arm: FormatSFTArm, store: RunStore, progress: Progress | None) -> dict:
+def _make_format_sft(run: Run, arm: FormatSFTArm, store: RunStore, progress: Progress) -> dict:
     from zs_lib.models.load import load_model
     from zs_lib.models.sft import fine_tune, save_model
     from zs_lib.rl.format_sft import lesson_rows
@@ -158,7 +156,7 @@ def _make_format_sft(run: Run, arm: FormatSFTArm, store: RunStore, progress: Pro
     return {"backbone": arm.backbone, "examples": len(rows)} | summary
 
 
-def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: Progress | None) -> dict:
+def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: Progress) -> dict:
     from zs_lib.models.load import load_generator
     from zs_lib.simulator.pairs import PAIRS, collect_pairs, judge_agreement, judge_pairs, split_questions
 
@@ -176,7 +174,7 @@ def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: Progress | N
     return judge_agreement(pairs)
 
 
-def _make_simulator(run: Run, arm: SimulatorArm, store: RunStore, progress: Progress | None) -> dict:
+def _make_simulator(run: Run, arm: SimulatorArm, store: RunStore, progress: Progress) -> dict:
     """One that is not fine-tuned is copied into the run as it is, so that every arm is used alike."""
     from zs_lib.models.load import load_model
     from zs_lib.models.sft import fine_tune, save_model
@@ -192,15 +190,14 @@ def _make_simulator(run: Run, arm: SimulatorArm, store: RunStore, progress: Prog
     return summary
 
 
-def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: Progress | None) -> dict:
+def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: Progress) -> dict:
     from zs_lib.simulator.fidelity import fidelity_questions, measure_fidelity
 
     simulator = arm.simulator
     if simulator.benchmark != "embedded":
         raise DataError(
             f"The fidelity of '{arm.name}' cannot be measured: that takes questions whose hops are known, "
-            "which "
-            f"the benchmark '{simulator.benchmark}' has not."
+            f"which the benchmark '{simulator.benchmark}' has not."
         )
     return measure_fidelity(
         simulator_engine(simulator, run.seed, store),
@@ -211,7 +208,7 @@ def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: Progre
     )
 
 
-def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: Progress | None) -> dict:
+def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: Progress) -> dict:
     from zs_lib.models.load import load_model
     from zs_lib.rl.train import train
 
@@ -226,7 +223,7 @@ def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: Progress |
     return train(run, arm, questions, policy, engine_for(arm, store, "train"), progress)
 
 
-def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: Progress | None) -> dict:
+def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: Progress) -> dict:
     from zs_lib.evaluation.evaluate import SCORES_FILE, evaluate_subsets, pick_questions, summarise
     from zs_lib.models.load import load_generator
 
@@ -244,10 +241,9 @@ def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: Pr
 class Maker:
     """How the runs of one kind of arm are made: (run, arm, store, progress) -> summary."""
 
-    make: Callable[[Run, Any, RunStore, Progress | None], dict]
+    make: Callable[[Run, Any, RunStore, Progress], dict]
     together: bool = False
-    """Made for several processes at once (`runs.distributed`); else the main one works and the others
-    wait."""
+    """Made by all processes at once (`runs.distributed`); else by the main one, while the others wait."""
 
 
 MAKERS: dict[type, Maker] = {
@@ -258,20 +254,3 @@ MAKERS: dict[type, Maker] = {
     PolicyArm: Maker(_make_policy, together=True),
     EvaluationArm: Maker(_make_evaluation),
 }
-
-
-def _start(backbone: str, arm: Any) -> list[tuple[FormatSFTArm, int]]:
-    """The format SFT that a model goes through before it is prompted as a policy, if the arm has one."""
-    how: FormatSFT | None = arm.format_sft
-    return [(FormatSFTArm(backbone=backbone, benchmark=arm.benchmark, sft=how), 0)] if how else []
-
-
-def _start_model(backbone: str, arm: Any, store: RunStore) -> str:
-    """Name or folder of a model as the arm begins with it: after its format SFT, if there is one."""
-    for needed in _start(backbone, arm):
-        return str(store.get(*needed).model_dir)
-    return backbone
-
-
-def _simulator(arm: PolicyArm | EvaluationArm) -> list[tuple[SimulatorArm, int]]:
-    return [(arm.simulator, SIMULATOR_SEED)] if from_store(arm.engine) else []

@@ -9,12 +9,13 @@ that arm. To add an arm, add a line:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from zs_lib.config import Profile
-from zs_lib.config.arms import EvaluationArm, FidelityArm, FormatSFTArm, PolicyArm
+from zs_lib.config.arms import EvaluationArm, FidelityArm, PolicyArm
 from zs_lib.config.values import digest, pick
 from zs_lib.evaluation.methods import METHODS
 
@@ -89,27 +90,21 @@ def methods(profile: Profile) -> Rows:
 
     Figures 4a-b are its base and instruct rows; `select` and `full` add the methods that are not trained.
     """
-    short = {backbone: backbone.rsplit("/", 1)[-1] for backbone in profile.backbones + profile.instructs}
-    return {
-        f"{label}, {short[backbone]}": variant(
-            profile.policy(name), "backbone", short[backbone], backbone=backbone
-        )
-        for backbone in short
-        for name, label in TRAINED.items()
-    }
+    rows = {}
+    for backbone in profile.backbones + profile.instructs:
+        short = backbone.rsplit("/", 1)[-1]
+        for name, label in TRAINED.items():
+            arm = variant(profile.policy(name), "backbone", short, backbone=backbone)
+            rows[f"{label}, {short}"] = arm
+    return rows
 
 
 def engines(profile: Profile) -> Rows:
     """Beyond the paper: a simulated engine, a mixed one, and real ones (lexical and dense)."""
-    main = profile.policy(MAIN)
+    main, real = profile.policy(MAIN), profile.policy("search-r1")
     mixed = variant(main, "real_share", REAL_SHARE, engine="mixed", real_share=REAL_SHARE)
-    dense = variant(profile.policy("search-r1"), "engine", "dense", engine="dense")
-    return {
-        "simulated": main,
-        f"{REAL_SHARE:.0%} real": mixed,
-        "real": profile.policy("search-r1"),
-        "real, dense": dense,
-    }
+    dense = variant(real, "engine", "dense", engine="dense")
+    return {"simulated": main, f"{REAL_SHARE:.0%} real": mixed, "real": real, "real, dense": dense}
 
 
 def lengths(profile: Profile) -> Rows:
@@ -162,10 +157,11 @@ def full(profile: Profile) -> Profile:
     return robustness(select(profile, *STUDIES))
 
 
-QUESTIONS_FROM = ("held out", "test")
-"""Questions for fidelity: held-out ones about training entities, and those about test entities."""
-MOST_TEST_QUESTIONS = 150
-"""Enough to see that a simulator hardly knows test entities; no claim is tested on them."""
+QUESTIONS_FROM = {"held out": math.inf, "test": 150}
+"""Questions for fidelity, and the most of them: held-out ones about training entities, and test entities'.
+
+150 are enough to see that a simulator hardly knows test entities; no claim is tested on them.
+"""
 
 
 def policy_runs(profile: Profile) -> list[tuple]:
@@ -173,35 +169,24 @@ def policy_runs(profile: Profile) -> list[tuple]:
     return [(arm, seed) for arm in profile.policies for seed in range(profile.seeds)]
 
 
-def format_sft_arms(profile: Profile) -> list[FormatSFTArm]:
-    """The format SFT that policies start from, each once."""
-    return list(
-        dict.fromkeys(
-            FormatSFTArm(backbone=arm.backbone, benchmark=arm.benchmark, sft=arm.format_sft)
-            for arm in profile.policies
-            if arm.format_sft
-        )
-    )
-
-
 def fidelity_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of every simulator's fidelity, on both kinds of questions."""
     count = profile.evaluation.fidelity_questions
-    counts = {"held out": count, "test": min(count, MOST_TEST_QUESTIONS)}
     return [
-        (FidelityArm(simulator=arm, questions_from=source, num_questions=counts[source]), 0)
+        (FidelityArm(simulator=arm, questions_from=source, num_questions=min(count, most)), 0)
         for arm in profile.simulators
-        for source in QUESTIONS_FROM
+        for source, most in QUESTIONS_FROM.items()
     ]
 
 
 def baseline_runs(profile: Profile) -> list[tuple]:
     """(arm, seed) of the untrained baselines: every model that a policy starts from, with each method."""
-    first = {(arm.backbone, arm.format_sft): arm for arm in reversed(profile.policies)}
-    starts = dict.fromkeys((arm.backbone, arm.format_sft) for arm in profile.policies)
+    starts: dict = {}
+    for arm in profile.policies:
+        starts.setdefault((arm.backbone, arm.format_sft), arm)
     return [
-        (EvaluationArm.of_backbone(first[start], profile.evaluation, method), 0)
-        for start in starts
+        (EvaluationArm.of_backbone(arm, profile.evaluation, method), 0)
+        for arm in starts.values()
         for method in profile.evaluation.baselines
     ]
 

@@ -1,6 +1,6 @@
 """Costs of training, in three kinds of numbers: measured, quoted and modelled.
 
-Measured in our runs: `cost_table`, `query_rates`. Quoted: `quotes`, `engine_prices`, and the paper's Table 8.
+Measured in our runs: `query_rates`. Quoted: `quotes`, `engine_prices`, and the paper's Table 8.
 Modelled by a `roofline`: `ways`, `ways_today`, `savings`.
 """
 
@@ -13,11 +13,9 @@ import pandas as pd
 
 from zs_lib import config
 from zs_lib.analysis import paper, roofline
-from zs_lib.config import PolicyArm, Profile, paths
-from zs_lib.config.engines import simulates
+from zs_lib.config import Profile, paths
 from zs_lib.config.values import pick
 from zs_lib.errors import DataError
-from zs_lib.runs import Run, RunStore
 
 API_ROW, SIMULATOR_ROW = "Google", "SFT-3B"
 """Rows of the paper's Table 8 that imply its prices."""
@@ -43,40 +41,8 @@ def implied_prices() -> dict[str, float]:
     }
 
 
-def cost_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """What training took, one row per finished policy run.
-
-    Columns: arm, seed, queries, real_queries (answered by a real engine), policy_tokens and simulator_tokens
-    (generated in training), and seconds of rollout (without search), search and update.
-    """
-    runs = [
-        (arm, seed, run)
-        for arm in profile.policies
-        for seed in range(profile.seeds)
-        if (run := store.get(arm, seed)) and run.finished
-    ]
-    return pd.DataFrame([{"arm": arm.name, "seed": seed} | _counts(arm, run) for arm, seed, run in runs])
-
-
-def _counts(arm: PolicyArm, run: Run) -> dict[str, float]:
-    log, seconds = run.metrics(), run.timing().drop(columns="step").sum()
-    answered = (log["searches"] * (1 - log["failed"])).sum()
-    queries = answered * arm.prompts_per_step * arm.group_size
-    if arm.engine == "mixed":
-        real = log["real_searches"].sum() if "real_searches" in log else 0
-    else:
-        real = 0 if simulates(arm.engine) else queries
-    return {
-        "queries": round(queries),
-        "real_queries": round(real),
-        "policy_tokens": log["rollout_tokens"].sum(),
-        "simulator_tokens": log["search_tokens"].sum(),
-        **seconds,
-    }
-
-
 def priced(table: pd.DataFrame) -> pd.DataFrame:
-    """Add dollars to `cost_table`, for each arm that searches; means over seeds.
+    """Add dollars to `results.cost_table`, for each arm that searches; means over seeds.
 
     Seconds are the minimum over seeds, since other load on the machine only adds to them. api_usd: real
     queries at the API's price; simulator_usd: search seconds at a GPU's price (an upper bound on a CPU);

@@ -9,7 +9,7 @@
     pairs        how often the judges agree
     retrieval    subset, hop, questions, recall@3, recall@5 of the real engine
     seconds      arm, seed, phase, seconds: training time by phase
-    cost         arm, seed, and what `cost.cost_table` counts
+    cost         arm, seed, and what training took: see `cost_table`
     provenance   kind, arm, seed, run: the runs behind the tables, with code version and machine
 
 `record_tables` writes them to `data/results/<profile>/`, from which the figures are redrawn.
@@ -20,33 +20,29 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from zs_lib import studies
-from zs_lib.analysis.cost import cost_table
+from zs_lib import qa, studies
 from zs_lib.analysis.old_names import with_new_names
 from zs_lib.config import Profile, paths
-from zs_lib.config.arms import EvaluationArm, PolicyArm
+from zs_lib.config.arms import EvaluationArm, FormatSFTArm, PolicyArm
 from zs_lib.config.contents import unreadable
+from zs_lib.config.engines import simulates
+from zs_lib.engines import SearchEngine, SearchRequest, build_engine
 from zs_lib.errors import DataError, RunError, UnreadableError
 from zs_lib.evaluation.evaluate import SCORES_FILE
-from zs_lib.qa import scoring
+from zs_lib.pipeline import needs
+from zs_lib.qa import Question, scoring
 from zs_lib.runs import Run, RunStore
 from zs_lib.studies import (
     evaluation_runs,
     fidelity_runs,
-    format_sft_arms,
     policy_runs,
     robustness_runs,
     searching_runs,
     study_runs,
 )
-
-if TYPE_CHECKING:
-    from zs_lib.engines import SearchEngine
-    from zs_lib.qa import Question
 
 RECORDS = paths.ROOT / "data" / "results"
 NEEDED = {
@@ -66,22 +62,14 @@ Tables = dict[str, pd.DataFrame]
 
 def study_rows(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Rows of every study whose arms are all in the profile and evaluated with at least one seed."""
-    names = {arm.name for arm in profile.policies}
-    found = {study: studies.study_arms(profile, study) for study in studies.STUDIES}
-    return pd.DataFrame(
-        [
-            {"study": study, "label": label, "arm": arm.name}
-            for study, arms in found.items()
-            if {arm.name for arm in arms.values()} <= names and _evaluated(arms.values(), profile, store)
-            for label, arm in arms.items()
-        ],
-        columns=["study", "label", "arm"],
-    )
-
-
-def _evaluated(arms: Iterable[PolicyArm], profile: Profile, store: RunStore) -> bool:
-    runs = (store.get(EvaluationArm.of_policy(arm, profile.evaluation), 0) for arm in arms)
-    return all(run and run.finished for run in runs)
+    names, rows = {arm.name for arm in profile.policies}, []
+    for study in studies.STUDIES:
+        arms = studies.study_arms(profile, study)
+        evaluations = [(EvaluationArm.of_policy(arm, profile.evaluation), 0) for arm in arms.values()]
+        known = all(arm.name in names for arm in arms.values())
+        if known and len(list(_finished(evaluations, store))) == len(arms):
+            rows += [{"study": study, "label": label, "arm": arm.name} for label, arm in arms.items()]
+    return pd.DataFrame(rows, columns=NEEDED["study_rows"])
 
 
 def training_table(profile: Profile, store: RunStore, growing: bool = False) -> pd.DataFrame:
@@ -136,42 +124,35 @@ def robustness_table(profile: Profile, store: RunStore) -> pd.DataFrame:
         (EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in searching_runs(profile)
     ]
     return pd.DataFrame(
-        [
-            {
-                "arm": arm.name,
-                "seed": seed,
-                "engine": arm.engine,
-                "noise": arm.noise,
-                "f1": run.summary["mean"]["f1"],
-            }
-            for arm, seed, run in _finished(plain + robustness_runs(profile), store)
-        ]
+        {
+            "arm": arm.name,
+            "seed": seed,
+            "engine": arm.engine,
+            "noise": arm.noise,
+            "f1": run.summary["mean"]["f1"],
+        }
+        for arm, seed, run in _finished(plain + robustness_runs(profile), store)
     )
 
 
 def fidelity_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Fidelity, one row per simulator and kind of question."""
-    return _stack(
-        pd.DataFrame(
-            [
-                {
-                    "simulator": arm.simulator.name,
-                    "recipe": arm.simulator.recipe,
-                    "backbone": arm.simulator.backbone,
-                    "questions_from": arm.questions_from,
-                    **run.summary,
-                }
-            ]
-        )
+    return pd.DataFrame(
+        {
+            "simulator": arm.simulator.name,
+            "recipe": arm.simulator.recipe,
+            "backbone": arm.simulator.backbone,
+            "questions_from": arm.questions_from,
+            **run.summary,
+        }
         for arm, _, run in _finished(fidelity_runs(profile), store)
     )
 
 
 def tuning_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Loss by step of every fine-tuned simulator and every format SFT."""
-    tuned = {f"format SFT of {arm.name}": arm for arm in format_sft_arms(profile)} | {
-        arm.name: arm for arm in profile.simulators if arm.fine_tuned
-    }
+    tuned = {f"format SFT of {arm.name}": arm for arm in _format_sft_arms(profile)}
+    tuned |= {arm.name: arm for arm in profile.simulators if arm.fine_tuned}
     return _stack(
         run.metrics().assign(simulator=label)
         for label, arm in tuned.items()
@@ -182,17 +163,13 @@ def tuning_table(profile: Profile, store: RunStore) -> pd.DataFrame:
 def pairs_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Agreement of the LLM judge with plain answer containment on the training pairs."""
     arms = dict.fromkeys(arm.pairs for arm in profile.simulators if arm.fine_tuned)
-    return _stack(pd.DataFrame([run.summary]) for _, _, run in _finished([(arm, 0) for arm in arms], store))
+    return pd.DataFrame(run.summary for _, _, run in _finished([(arm, 0) for arm in arms], store))
 
 
 def retrieval_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Recall of the real engine for good queries, on the test questions."""
-    from zs_lib import qa  # here, since readers of recorded tables need no engine
-    from zs_lib.engines import build_engine
-
-    return retrieval_recall(
-        qa.load_questions(split="test"), build_engine(profile.evaluation.engine)
-    ).reset_index()
+    recall = retrieval_recall(qa.load_questions(split="test"), build_engine(profile.evaluation.engine))
+    return recall.reset_index()
 
 
 def retrieval_recall(
@@ -203,8 +180,6 @@ def retrieval_recall(
     One row a subset and hop; recall@k is the share of queries whose first k documents state the hop's answer,
     questions their number.
     """
-    from zs_lib.engines import SearchRequest
-
     asked = [
         (question.subset, place, hop) for question in questions for place, hop in enumerate(question.hops, 1)
     ]
@@ -221,41 +196,64 @@ def retrieval_recall(
 def seconds_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Seconds of training by arm, seed and phase."""
     return _stack(
-        run.timing()
-        .drop(columns="step")
-        .sum()
-        .rename_axis("phase")
-        .rename("seconds")
-        .reset_index()
-        .assign(arm=arm.name, seed=seed)
+        _seconds(run).rename_axis("phase").reset_index(name="seconds").assign(arm=arm.name, seed=seed)
         for arm, seed, run in _finished(policy_runs(profile), store)
     )
 
 
 def provenance_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     """The finished runs behind the tables, with code version and machine."""
-    simulators = [(arm, 0) for arm in (*format_sft_arms(profile), *profile.simulators)]
-    wanted = (
-        simulators
-        + fidelity_runs(profile)
-        + policy_runs(profile)
-        + evaluation_runs(profile)
-        + robustness_runs(profile)
-    )
+    wanted = [(arm, 0) for arm in _format_sft_arms(profile)] + study_runs(profile)
     return pd.DataFrame(
-        [
-            {
-                "kind": run.kind,
-                "arm": arm.name,
-                "seed": seed,
-                "run": run.path.name,
-                **run.record.get("code", {}),
-                **run.record.get("machine", {}),
-                "torch": run.record.get("packages", {}).get("torch"),
-            }
-            for arm, seed, run in _finished(wanted, store)
-        ]
+        {
+            "kind": run.kind,
+            "arm": arm.name,
+            "seed": seed,
+            "run": run.path.name,
+            **run.record.get("code", {}),
+            **run.record.get("machine", {}),
+            "torch": run.record.get("packages", {}).get("torch"),
+        }
+        for arm, seed, run in _finished(wanted, store)
     )
+
+
+def cost_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """What training took, one row per finished policy run.
+
+    Columns: arm, seed, queries, real_queries (answered by a real engine), policy_tokens and simulator_tokens
+    (generated in training), and seconds of rollout (without search), search and update.
+    """
+    finished = _finished(policy_runs(profile), store)
+    return pd.DataFrame({"arm": arm.name, "seed": seed} | _counts(arm, run) for arm, seed, run in finished)
+
+
+def _counts(arm: PolicyArm, run: Run) -> dict[str, float]:
+    log = run.metrics()
+    answered = (log["searches"] * (1 - log["failed"])).sum()
+    queries = answered * arm.prompts_per_step * arm.group_size
+    if arm.engine == "mixed":
+        real = log["real_searches"].sum() if "real_searches" in log else 0
+    else:
+        real = 0 if simulates(arm.engine) else queries
+    return {
+        "queries": round(queries),
+        "real_queries": round(real),
+        "policy_tokens": log["rollout_tokens"].sum(),
+        "simulator_tokens": log["search_tokens"].sum(),
+        **_seconds(run),
+    }
+
+
+def _seconds(run: Run) -> pd.Series:
+    """Seconds of a training by phase."""
+    return run.timing().drop(columns="step").sum()
+
+
+def _format_sft_arms(profile: Profile) -> list[FormatSFTArm]:
+    """The format SFT that policies start from, each once."""
+    needed = (arm for policy in profile.policies for arm, _ in needs(policy, seed=0))
+    return list(dict.fromkeys(arm for arm in needed if isinstance(arm, FormatSFTArm)))
 
 
 TABLES: dict[str, Callable[[Profile, RunStore], pd.DataFrame]] = {
@@ -297,13 +295,8 @@ def record_tables(profile: Profile, store: RunStore, core: Profile, folder: Path
     for name, table in collect_tables(profile, store).items():
         # no time stamp, so that equal tables are equal files
         compression = {"method": "gzip", "mtime": 0} if name in LONG else None
-        table.to_csv(
-            folder / _file(name),
-            index=False,
-            float_format="%.6g",
-            lineterminator="\n",
-            compression=compression,
-        )
+        path, exact = folder / _file(name), {"float_format": "%.6g", "lineterminator": "\n"}
+        table.to_csv(path, index=False, compression=compression, **exact)
     return _unfinished(profile, store)
 
 
