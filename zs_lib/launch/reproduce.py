@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from zs_lib import config, studies
+from zs_lib import config, pipeline, studies
 from zs_lib.config.paths import check_folder
+from zs_lib.config.values import pick
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import executors
 from zs_lib.launch.notebooks import OUTPUTS, Notebook, choose, known_parameters
 from zs_lib.launch.progress import clock
 from zs_lib.launch.scheduler import Queue, make_runs, work_through
 from zs_lib.launch.worker import to_job
-from zs_lib.runs import RunStore
+from zs_lib.runs import Run, RunStore, distributed
 from zs_lib.runs.files import read_json, write_json
 
 LAST_OF_CORE = "04"
@@ -55,8 +57,6 @@ def reproduce(
         raise ConfigError(
             f"Notebooks make their runs on this machine: leave --only out, or --executor {executor}."
         )
-    if only is None and full:
-        study = studies.full(study)
     values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
     folder.mkdir(parents=True, exist_ok=True)
     notebooks = _NotebookQueue(chosen, folder, values)
@@ -66,6 +66,23 @@ def reproduce(
     if notebooks.failed:
         raise RunError(notebooks.failed)
     return [folder / path.name for path in chosen]
+
+
+def make_one(profile: str, name: str, seed: int) -> Run:
+    """Make one run of a policy or simulator of the profile or its studies; its steps are told on stderr.
+
+    Raises:
+        ConfigError: no such profile or arm; others as `pipeline.ensure`.
+    """
+    study = studies.full(config.load_profile(profile))
+    arm = pick("arm", name, {arm.name: arm for arm in (*study.policies, *study.simulators)})
+    return pipeline.ensure(arm, seed, RunStore(), _tell)
+
+
+def _tell(step: int, steps: int, metrics: dict) -> None:
+    if distributed.is_main():
+        reward = f"  reward {metrics['reward']:.3f}" if "reward" in metrics else ""
+        print(f"step {step} of {steps}{reward}", file=sys.stderr, flush=True)
 
 
 class _NotebookQueue(Queue):
