@@ -10,7 +10,7 @@ from model_fixtures import tiny_model, tiny_tokenizer
 from zs_lib.errors import ModelError
 from zs_lib.models.attention import shared_prefix_attention
 from zs_lib.models.batch import PREFILL_TOKENS, Batch, Row, _shared_prefix, prefill_common_prefixes
-from zs_lib.models.decode import StopStrings, TransformersGenerator, sample
+from zs_lib.models.decode import TransformersGenerator, sample
 from zs_lib.models.kv_cache import KVCache
 from zs_lib.models.load import build_generator
 from zs_lib.rng import uniform
@@ -252,12 +252,10 @@ def test_what_several_prompts_begin_with_is_read_once(monkeypatch, dtype):
         )
 
 
-def test_speed_is_counted(generator):
+def test_sampled_tokens_are_counted(generator):
     before = generator.tokens
     completions = generator.generate(prompts_of([5, 6]), [(0,), (1,)], 8, 1.0)
-    assert (
-        generator.tokens - before == sum(len(c.ids) for c in completions) and generator.tokens_per_second > 0
-    )
+    assert generator.tokens - before == sum(len(c.ids) for c in completions)
     assert generator.generate([], [], 8, 1.0) == []
 
 
@@ -278,5 +276,6 @@ def test_vllm_that_is_not_installed_is_an_error_that_says_what_to_do(monkeypatch
 def test_a_stop_string_is_found_whatever_bytes_its_tokens_hold(stop):
     tokenizer = tiny_tokenizer()
     ids = tokenizer(f"la {stop}", add_special_tokens=False).input_ids
-    stops = StopStrings(tokenizer, (stop,))
-    assert [stops.complete(ids[: n + 1]) for n in range(len(ids))] == [False] * (len(ids) - 1) + [True]
+    generator = TransformersGenerator(tiny_model(), tokenizer)
+    found = [generator.completes_stop(ids[: n + 1], (stop,)) for n in range(len(ids))]
+    assert found == [False] * (len(ids) - 1) + [True]

@@ -313,6 +313,6 @@ async def test_stop_strings_end_a_completion_whatever_tokens_they_are_made_of(ge
     parts = generator.encode("Ω")
     job = Job(prompt=prompt, key=(3,), sampling=Sampling(60, 1.0, stop=("Ω",)))
     job.ids = [*free.ids[:4], *parts]
-    assert len(parts) > 1 and generator._completes_stop(job)
+    assert len(parts) > 1 and generator.completes_stop(job.ids, job.sampling.stop)
     job.ids.pop()
-    assert not generator._completes_stop(job)
+    assert not generator.completes_stop(job.ids, job.sampling.stop)

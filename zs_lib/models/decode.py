@@ -1,5 +1,4 @@
-"""Sampling with a transformers model: reproducible, batched, and with the log-probabilities of what was
-sampled.
+"""Sample with a transformers model: reproducible, in batches, with the log-probabilities of the samples.
 
 The decode loop is ours because it needs what `model.generate` does not give: randomness that is a function of
 (key, position) and of nothing else, rows that leave the batch when they are done, and the log-probabilities
@@ -8,10 +7,12 @@ of the very ids that were sampled. The model's forward is transformers' own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from zs_lib.models.attention import check_attention, shared_prefix_attention
 from zs_lib.models.batch import Batch, Row, prefill_common_prefixes
@@ -19,6 +20,8 @@ from zs_lib.models.generator import Completion, Generator, decode_ids
 from zs_lib.models.kv_cache import KVCache
 from zs_lib.rng import Key, uniform
 
+REPLACED = "\N{REPLACEMENT CHARACTER}"
+"""Stands for a part of a character."""
 BLOCK = 128
 """Ids of a vocabulary that are summed at once (`sample`)."""
 
@@ -33,25 +36,22 @@ class TransformersGenerator(Generator):
     def __init__(self, model, tokenizer, max_batch: int = 128):
         check_attention(model)
         super().__init__(model, tokenizer, max_batch)
-        self._stops: dict[tuple[str, ...], StopStrings] = {}
+        self.token_text = lru_cache(maxsize=None)(lambda token: decode_ids(tokenizer, [token]))
 
     @torch.inference_mode()
     def _generate(self, prompts, keys, max_tokens, temperature, stop, kv_cache) -> list[Completion]:
         self.model.eval()
-        if stop not in self._stops:
-            self._stops[stop] = StopStrings(self.tokenizer, stop)
         rows = [Row(tuple(prompt), key) for prompt, key in zip(prompts, keys, strict=True)]
         keep, kv_cache = kv_cache is not None, KVCache() if kv_cache is None else kv_cache
         prefill_common_prefixes(self.model, [row.prompt for row in rows], kv_cache)
         by_length = sorted(rows, key=lambda row: len(row.prompt))  # similar lengths together: little padding
         for start in range(0, len(rows), self.max_batch):
             batch = Batch(self.model, by_length[start : start + self.max_batch], max_tokens, kv_cache, keep)
-            self._complete(batch, max_tokens, temperature, self._stops[stop])
+            self._complete(batch, max_tokens, temperature, stop)
         return [Completion(row.ids, row.logprobs, row.stop_reason) for row in rows]
 
-    def _complete(self, batch: Batch, max_tokens: int, temperature: float, stops: StopStrings) -> None:
-        """Sample until every row is done. Finished rows leave the batch: a step's cost grows with its
-        rows."""
+    def _complete(self, batch: Batch, max_tokens: int, temperature: float, stop: tuple[str, ...]) -> None:
+        """Sample until every row is done. Finished rows leave the batch: each costs time."""
         logits = batch.prefill()
         with shared_prefix_attention(self.model) if batch.kv_cache.shared else nullcontext():
             for position in range(max_tokens):
@@ -61,7 +61,7 @@ class TransformersGenerator(Generator):
                     row.logprobs.append(logprob)
                     if token in self._eos:
                         row.stop_reason = "eos"
-                    elif stops.complete(row.ids):
+                    elif self.completes_stop(row.ids, stop):
                         row.stop_reason = "stop"
                     elif position == max_tokens - 1:
                         row.stop_reason = "length"
@@ -70,36 +70,21 @@ class TransformersGenerator(Generator):
                     return
                 logits = batch.step(ids)
 
-
-class StopStrings:
-    """Tells whether the newest id completes a stop string, however many tokens the string is made of."""
-
-    def __init__(self, tokenizer, stop: tuple[str, ...]):
-        self.tokenizer, self.stop = tokenizer, stop
-        # Every token of a stop string carries at least one of its bytes.
-        self.width = max((len(string.encode()) for string in stop), default=0)
-        pieces = tokenizer.batch_decode(
-            [[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False
-        )
-        # Only these ids can complete a stop string; the text after others need not be looked at. A token may
-        # hold the last bytes of a character only, which decode to U+FFFD.
-        self.candidates = {i for i, piece in enumerate(pieces) if any(map(_may_end(piece), stop))}
-
-    def complete(self, ids: list[int]) -> bool:
-        if ids[-1] not in self.candidates:
+    def completes_stop(self, ids: list[int], stop: tuple[str, ...]) -> bool:
+        """Tell whether the newest id completes a stop string, however many tokens the string is made of."""
+        if not stop or not self._may_end(ids[-1], stop):
             return False
-        tail = decode_ids(self.tokenizer, ids[-self.width :])
-        return any(string in tail for string in self.stop)
+        width = max(len(string.encode()) for string in stop)  # a token may be a single byte
+        tail = decode_ids(self.tokenizer, ids[-width:])
+        return any(string in tail for string in stop)
+
+    def _may_end(self, token: int, stop: tuple[str, ...]) -> bool:
+        """Whether a stop string may end within a token, or within a character of which it is a part."""
+        text = self.token_text(token)
+        return REPLACED in text or any(string[-1] in text for string in stop)
 
 
-def _may_end(piece: str) -> Callable[[str], bool]:
-    """Whether a string may end within this token."""
-    return lambda string: string[-1] in piece or ("\ufffd" in piece and not string[-1].isascii())
-
-
-def sample(
-    logits: torch.Tensor, keys: Sequence[Key], position: int, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(logits: Tensor, keys: Sequence[Key], position: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Draw one id per row of (n, vocabulary) logits; ids and their log-probabilities (float64), both (n,).
 
     Inverse CDF: over blocks of the vocabulary first, then within the block, so that no float64 sum runs over
@@ -125,11 +110,10 @@ def sample(
     return ids[:, 0], ((logits.gather(-1, ids) - highest).double() / (temperature or 1) - total.log())[:, 0]
 
 
-def _pick(weights: torch.Tensor, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices drawn in proportion to weights (n, k) by draws (n, 1) in [0, 1), and each draw's place in its
-    share.
+def _pick(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices drawn in proportion to weights (n, k) by draws (n, 1) in [0, 1), and draws for a next level.
 
-    That place is uniform in [0, 1) again, so it serves as the draw of a second level.
+    These are each draw's place in its share, which is uniform in [0, 1) again.
     """
     cdf = weights.cumsum(-1, dtype=torch.float64)
     target = draws * cdf[:, -1:]

@@ -1,12 +1,8 @@
-"""What every sampler offers: token ids in, token ids and their log-probabilities out.
-
-`decode.TransformersGenerator` samples with our own loop, `vllm.VllmGenerator` with vLLM; `load` builds
-either.
-"""
+"""What every sampler offers: token ids in, token ids and their log-probabilities out."""
 
 from __future__ import annotations
 
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,23 +28,20 @@ class Completion:
     stop_reason: Literal["stop", "eos", "length"]
 
 
-class Generator:
+class Generator(ABC):
     """A model and its tokenizer as a function from prompts to completions.
 
-    `tokens` and `seconds` add up over calls (sampled ids, wall time), `tokens_per_second` is their ratio.
+    `decode.TransformersGenerator` samples with our own loop, `vllm.VllmGenerator` with vLLM; `load` builds
+    either. `tokens` counts the ids sampled in all calls.
     """
 
     def __init__(self, model, tokenizer, max_batch: int = 128):
         self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
-        self.tokens, self.seconds = 0, 0.0
+        self.tokens = 0
         declared = model.generation_config.eos_token_id if model.generation_config else None
         declared = declared if isinstance(declared, list) else [declared]
         self._eos = {*declared, tokenizer.eos_token_id} - {None}
         self.context = getattr(model.config, "max_position_embeddings", None)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text that starts a sequence, after what the tokenizer puts first (its BOS, if any)."""
@@ -82,27 +75,9 @@ class Generator:
         Raises:
             ModelError: a prompt is empty, or does not fit the model's context together with `max_tokens`.
         """
-        self._check(prompts, keys, max_tokens)
-        started = time.perf_counter()
-        completions = self._generate(prompts, keys, max_tokens, temperature, stop, kv_cache)
-        self.tokens += sum(len(completion.ids) for completion in completions)
-        self.seconds += time.perf_counter() - started
-        return completions
-
-    def new_cache(self) -> KVCache:
-        """Make an empty KV cache for calls of `generate` between which the weights stay the same."""
-        return KVCache()
-
-    def sync(self) -> None:
-        """Take over the model's new weights; nothing to do where the model itself samples."""
-
-    def _generate(self, prompts, keys, max_tokens, temperature, stop, kv_cache) -> list[Completion]:
-        raise NotImplementedError
-
-    def _check(self, prompts, keys, max_tokens: int) -> None:
         if len(prompts) != len(keys):
             raise ValueError(f"{len(prompts)} prompts came with {len(keys)} keys")
-        if any(len(prompt) == 0 for prompt in prompts):
+        if not all(map(len, prompts)):
             raise ModelError("Cannot continue an empty prompt: give at least one token.")
         longest = max(map(len, prompts), default=0)
         if self.context and longest + max_tokens > self.context:
@@ -110,6 +85,20 @@ class Generator:
                 f"A prompt of {longest} tokens and {max_tokens} new ones exceed the model's context of "
                 f"{self.context}: shorten the prompt, or lower the profile's token limits."
             )
+        completions = self._generate(prompts, keys, max_tokens, temperature, stop, kv_cache)
+        self.tokens += sum(len(completion.ids) for completion in completions)
+        return completions
+
+    @abstractmethod
+    def _generate(self, prompts, keys, max_tokens, temperature, stop, kv_cache) -> list[Completion]:
+        """`generate` with arguments that are in order."""
+
+    def new_cache(self) -> KVCache:
+        """Make an empty KV cache for calls of `generate` between which the weights stay the same."""
+        return KVCache()
+
+    def sync(self) -> None:  # noqa: B027, an override is optional
+        """Take over the model's new weights; nothing to do where the model itself samples."""
 
 
 def decode_ids(tokenizer, ids: Sequence[int]) -> str:

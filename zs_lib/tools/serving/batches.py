@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,14 +16,11 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 from zs_lib.errors import ModelError
 from zs_lib.models.attention import shared_prefix_attention
 from zs_lib.models.batch import Batch, Row, prefill_common_prefixes
-from zs_lib.models.decode import TransformersGenerator, sample
-from zs_lib.models.generator import decode_ids
+from zs_lib.models.decode import REPLACED, TransformersGenerator, sample
 from zs_lib.models.kv_cache import KVCache
 
 BATCH, GATHER_S = 32, 0.01
 """Largest number of completions in a batch, and seconds for which the first waits for others."""
-REPLACED = "\N{REPLACEMENT CHARACTER}"
-"""Stands for a part of a character."""
 LOWEST_LOGPROB = -9999.0
 """Reported in the place of minus infinity, which JSON does not have (as vLLM does)."""
 
@@ -83,7 +80,6 @@ class BatchGenerator(TransformersGenerator):
 
     def __init__(self, model, tokenizer):
         super().__init__(model, tokenizer, BATCH)
-        self._token_text = lru_cache(maxsize=None)(lambda token: decode_ids(tokenizer, [token]))
 
     @torch.inference_mode()
     def complete(self, jobs: Sequence[Job], progress: Callable[[Job], None] = lambda job: None) -> None:
@@ -117,25 +113,13 @@ class BatchGenerator(TransformersGenerator):
                 job.stop_reason = "left"
             elif token in self._eos:
                 job.stop_reason = "eos"
-            elif self._completes_stop(job):
+            elif self.completes_stop(job.ids, job.sampling.stop):
                 job.stop_reason = "stop"
             elif len(job.ids) == job.sampling.max_tokens:
                 job.stop_reason = "length"
             if job.stop_reason or job.listener:
                 job.text = self._text(job)
         return ids
-
-    def _completes_stop(self, job: Job) -> bool:
-        """Whether the newest id completes a stop string.
-
-        `StopStrings` would look through the whole vocabulary for each new set, and clients choose the sets.
-        """
-        stop, newest = job.sampling.stop, self._token_text(job.ids[-1])
-        if not stop or not any(last in newest for last in (REPLACED, *(string[-1] for string in stop))):
-            return False
-        width = max(len(string.encode()) for string in stop)  # a token may be a single byte
-        tail = decode_ids(self.tokenizer, job.ids[-width:])
-        return any(string in tail for string in stop)
 
     def _text(self, job: Job) -> str:
         """The text so far, without what a stop string or the rest of a character may still change."""
@@ -151,8 +135,8 @@ class BatchGenerator(TransformersGenerator):
     def _entry(self, logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
         logprobs = logits.float().log_softmax(-1).clamp(min=LOWEST_LOGPROB)
         values, ids = logprobs.topk(min(alternatives, len(logprobs)))
-        top = zip(map(self._token_text, ids.tolist()), values.tolist(), strict=True)
-        return TokenLogprob(self._token_text(token), logprobs[token].item(), tuple(top))
+        top = zip(map(self.token_text, ids.tolist()), values.tolist(), strict=True)
+        return TokenLogprob(self.token_text(token), logprobs[token].item(), tuple(top))
 
 
 def sampled_logits(logits: Tensor, jobs: Sequence[Job]) -> Tensor:
