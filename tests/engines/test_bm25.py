@@ -6,7 +6,7 @@ from engine_fixtures import TEXTS, ask
 
 from zs_lib import qa
 from zs_lib.engines import SearchResult
-from zs_lib.engines.bm25 import BM25Engine, _pattern, _words
+from zs_lib.engines.bm25 import BM25Engine, _words
 from zs_lib.engines.dense import DenseEngine
 from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
@@ -69,13 +69,9 @@ def test_words_and_pairs_of_characters():
     assert _words(texts, 2) == [["北京", "京市", "paris", "的", "日", "x2"], ["हिन्दी", "plain", "words"]]
 
 
-def test_words_of_the_benchmark_are_bm25s_s_by_either_pattern():
+def test_words_of_the_benchmark_are_bm25s_s():
     texts = [passage.text for passage in qa.load_passages()[::5]]
-    plain = bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
-    wide = bm25s.tokenize(
-        texts, stopwords="en", token_pattern=_pattern(2), return_ids=False, show_progress=False
-    )
-    assert plain == wide == _words(texts, 2)
+    assert _words(texts, 2) == bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
 
 
 @pytest.mark.filterwarnings("error")

@@ -23,11 +23,9 @@ def test_unknown_engines_are_refused_with_the_known_ones():
         BM25Engine([])
 
 
-def test_training_searches_the_passages_of_its_split_only():
+def test_training_searches_thepassages_of_its_split_only():
     everything, train = build_engine("bm25"), build_engine("bm25", split="train")
-    assert (
-        0 < len(train._passages) < len(everything._passages) and build_engine("bm25", split="train") is train
-    )
+    assert 0 < len(train.passages) < len(everything.passages) and build_engine("bm25", split="train") is train
 
 
 def test_engines_by_name(keys, monkeypatch, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from zs_lib.config.arms import SimulatorArm
+from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
 from zs_lib.rng import Key
 
@@ -48,6 +50,33 @@ class SearchEngine(Protocol):
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]: ...
 
 
+Ranking = list[tuple[Passage, float]]
+"""Passages with the engine's own scores, best first."""
+
+
+class RankingEngine(SearchEngine):
+    """An engine that ranks passages in this process; a search returns their texts.
+
+    Raises:
+        EngineError: there are no passages.
+    """
+
+    def __init__(self, name: str, passages: Sequence[Passage]):
+        if not passages:
+            raise EngineError(
+                f"The engine '{name}' has no passages to search: choose a split of the benchmark with some."
+            )
+        self.name, self.passages = name, list(passages)
+
+    @abstractmethod
+    def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
+        """The best passages of each query; of equal ones the earlier first."""
+
+    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
+        ranked = self.rank([request.query for request in requests], num_documents)
+        return [SearchResult.of([passage.text for passage, _ in ranking]) for ranking in ranked]
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """What the `build` of an engine's file gets."""
@@ -73,7 +102,3 @@ class EngineSpec:
     def address(self) -> str:
         """What stands after the colon; empty if there is none."""
         return self.name.partition(":")[2]
-
-
-Ranking = list[tuple[Passage, float]]
-"""Passages with the engine's own scores, best first."""

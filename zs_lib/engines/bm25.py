@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from sys import intern
 
 import bm25s
 import numpy as np
+import regex
+from bm25s.stopwords import STOPWORDS_EN
 
 from zs_lib import qa
-from zs_lib.engines.base import EngineSpec, Ranking, SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines.base import EngineSpec, Ranking, RankingEngine
 from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
 
 _UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    r"\U00020000-\U0003ffff"
 )
-_UNSPACED += "\U00020000-\U0003ffff"
-"""Scripts without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
-_PLAIN = re.compile(r"[\x00-\u02ff]*")
-"""Texts that bm25s itself cuts well."""
+"""Characters of scripts without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+_RUN = regex.compile(f"[{_UNSPACED}]+")
 
 
-class BM25Engine(SearchEngine):
+class BM25Engine(RankingEngine):
     """Lexical search (bm25s, its default parameters), English stop words left out. Deterministic.
 
     A document that shares no word with the query is never returned, so a result can be short or empty. Words
@@ -32,48 +32,34 @@ class BM25Engine(SearchEngine):
     analyzer has them. One-letter words count only where the corpus has no longer ones.
     """
 
-    name = "bm25"
-
     def __init__(self, passages: Sequence[Passage]):
-        if not passages:
-            raise EngineError(
-                "BM25 has no passages to search: choose a split of the benchmark that has some."
-            )
-        self._passages, self._shortest = list(passages), 2
+        super().__init__("bm25", passages)
         texts = [passage.text for passage in passages]
-        if not any(words := _words(texts, self._shortest)):
-            self._shortest = 1
-            if not any(words := _words(texts, self._shortest)):
-                raise EngineError(f"None of the {len(texts)} passages has a word that BM25 could search for.")
-        self._index = bm25s.BM25()
-        self._index.index(words, show_progress=False)
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The index in memory, besides the texts: for each word its passages, and its score in each."""
-        return {name: part for name, part in self._index.scores.items() if isinstance(part, np.ndarray)}
-
-    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        ranked = self.rank([request.query for request in requests], num_documents)
-        return [SearchResult.of([passage.text for passage, _ in ranking]) for ranking in ranked]
+        for self._shortest in (2, 1):
+            if any(words := _words(texts, self._shortest)):
+                break
+        else:
+            raise EngineError(f"None of the {len(texts)} passages has a word that BM25 could search for.")
+        self.index = bm25s.BM25()
+        self.index.index(words, show_progress=False)
 
     def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
         """The best passages of each query; repeated queries are looked up once."""
         distinct = list(dict.fromkeys(queries))
-        words = _words(distinct, self._shortest) if distinct else []
-        found = {query: self._best(ws, num_documents) for query, ws in zip(distinct, words, strict=True)}
+        words = zip(distinct, _words(distinct, self._shortest), strict=True)
+        found = {query: self._best(query_words, num_documents) for query, query_words in words}
         return [found[query] for query in queries]
 
     def _best(self, words: list[str], count: int) -> Ranking:
-        known = [word for word in words if word in self._index.vocab_dict]
+        known = [word for word in words if word in self.index.vocab_dict]
         if not known:
             return []
-        scores = self._index.get_scores(known)
+        scores = self.index.get_scores(known)
         # bm25s's own top-k leaves the order of equal scores open; here the earlier passage wins.
         threshold = np.partition(scores, -count)[-count] if count < len(scores) else 0.0
         candidates = np.flatnonzero((scores >= threshold) & (scores > 0))
         best = candidates[np.argsort(-scores[candidates], kind="stable")][:count]
-        return [(self._passages[i], float(scores[i])) for i in best]
+        return [(self.passages[i], float(scores[i])) for i in best]
 
 
 def build(spec: EngineSpec) -> BM25Engine:
@@ -90,26 +76,16 @@ def _embedded(split: str | None, prose: bool) -> BM25Engine:
 
 
 def _words(texts: list[str], shortest: int) -> list[list[str]]:
-    """The words of each text, without those of fewer than `shortest` letters."""
-    stopwords = "en" if shortest > 1 else []
-    pattern = rf"(?u)\b\w{{{shortest},}}\b" if all(map(_PLAIN.fullmatch, texts)) else _pattern(shortest)
-    return bm25s.tokenize(
-        texts, stopwords=stopwords, token_pattern=pattern, return_ids=False, show_progress=False
-    )
+    """The words of each text in lower case, without stop words and those of fewer than `shortest` letters."""
+    # Letters are those of bm25s's \w and their marks (vowel signs), which it leaves out.
+    letters = rf"[\p{{L}}\p{{N}}_\p{{Mn}}\p{{Mc}}{_UNSPACED}]{{{shortest},}}"
+    pattern = regex.compile(f"{letters}|[{_UNSPACED}]")
+    stopwords = frozenset(STOPWORDS_EN if shortest > 1 else ())
+    spaced = (_RUN.sub(_pairs, text.lower()) for text in texts)
+    return [[intern(word) for word in pattern.findall(text) if word not in stopwords] for text in spaced]
 
 
-@lru_cache
-def _pattern(shortest: int) -> str:
-    """Words with their marks (vowel signs, which \\w leaves out), and pairs where there are no spaces.
-
-    The same words as \\b\\w\\w+\\b in texts without either.
-    """
-    marks = "".join(
-        re.escape(chr(code))
-        for code in range(0x300, 0x10000)
-        if unicodedata.category(chr(code)) in ("Mn", "Mc")
-    )
-    one = f"[{_UNSPACED}]"
-    word = f"(?:(?!{one})[\\w{marks}])"
-    before = f"(?<![\\w{marks}])|(?<={one})"
-    return f"(?=({one}{{2}}|(?<!{one}){one}(?!{one})|(?:{before}){word}{{{shortest},}}))"
+def _pairs(run: regex.Match[str]) -> str:
+    """All pairs of neighbouring characters of a run, with spaces between and around."""
+    pairs = (run[0][i : i + 2] for i in range(max(1, len(run[0]) - 1)))
+    return f" {' '.join(pairs)} "

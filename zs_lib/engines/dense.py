@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from zs_lib import qa
-from zs_lib.engines.base import EngineSpec, Ranking, SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines.base import EngineSpec, Ranking, RankingEngine
 from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
 
@@ -18,7 +18,7 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 """n queries -> (n, d) float32, rows of length 1."""
 
 
-class DenseEngine(SearchEngine):
+class DenseEngine(RankingEngine):
     """Cosine between query and passage vectors, with an exact index: one matrix product. Deterministic.
 
     It always has an answer. `model` is a sentence-embedding model ("sentence-transformers/all-MiniLM-L6-v2").
@@ -27,17 +27,9 @@ class DenseEngine(SearchEngine):
     """
 
     def __init__(self, passages: Sequence[Passage], model: str = ""):
-        if not passages:
-            raise EngineError(
-                "The dense engine has no passages to search: choose a split of the benchmark that has some."
-            )
-        self.name, self._passages = f"dense:{model}" if model else "dense", list(passages)
+        super().__init__(f"dense:{model}" if model else "dense", passages)
         texts = [passage.text for passage in passages]
         self._vectors, self._encode = _embedding(texts, model) if model else _latent_semantic(texts)
-
-    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        ranked = self.rank([request.query for request in requests], num_documents)
-        return [SearchResult.of([passage.text for passage, _ in ranking]) for ranking in ranked]
 
     def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
         """The nearest passages of each query, with cosines; of equally near ones the earlier first."""
@@ -46,7 +38,7 @@ class DenseEngine(SearchEngine):
         scores = self._encode(queries) @ self._vectors.T
         best = np.argsort(-scores.round(5), axis=1, kind="stable")[:, :num_documents]
         return [
-            [(self._passages[place], float(row[place])) for place in places]
+            [(self.passages[place], float(row[place])) for place in places]
             for row, places in zip(scores, best, strict=True)
         ]
 
@@ -63,14 +55,11 @@ def _latent_semantic(texts: list[str]) -> tuple[np.ndarray, Encode]:
     except ValueError:  # an empty vocabulary
         raise EngineError(f"None of the {len(texts)} passages has a word to search for.") from None
     dimensions = min(DIMENSIONS, len(texts))
-    svd = TruncatedSVD(dimensions, random_state=0) if dimensions < parts else FunctionTransformer(_to_array)
+    to_array = FunctionTransformer(lambda matrix: matrix.toarray())
+    svd = TruncatedSVD(dimensions, random_state=0) if dimensions < parts else to_array
     pipeline = make_pipeline(words, svd, Normalizer(copy=False))
     with np.errstate(invalid="ignore"):  # of equal passages sklearn tells the variance, which nobody asks for
         return pipeline.fit_transform(texts), pipeline.transform
-
-
-def _to_array(matrix) -> np.ndarray:
-    return matrix.toarray()
 
 
 def _embedding(texts: list[str], name: str) -> tuple[np.ndarray, Encode]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
+
 from zs_lib import config, qa
 from zs_lib.engines import build_engine
 from zs_lib.engines.bm25 import BM25Engine
@@ -70,7 +72,8 @@ def _corpus(count: int) -> Iterator[dict]:
     queries = [" ".join(passage.text.split()[:4]) for passage in passages[:QUERIES]]
     engines: list[BM25Engine] = []
     built = seconds(lambda: engines.append(BM25Engine(passages + made)))
-    case, index_bytes = f"{count:,} passages", sum(part.nbytes for part in engines[0].arrays.values())
+    parts = [part for part in engines[0].index.scores.values() if isinstance(part, np.ndarray)]
+    case, index_bytes = f"{count:,} passages", sum(part.nbytes for part in parts)
     yield _row(case, "time to index", built, "s")
     yield _row(case, "memory of the index", index_bytes / 1e6, "MB")
     took = seconds(lambda: [engines[0].rank([query], 3) for query in queries], 3)
