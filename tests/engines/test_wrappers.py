@@ -81,10 +81,9 @@ def test_the_cache_asks_once_and_keeps_no_failure(tmp_path):
     assert [result.status for result in first] == ["ok", "failed", "ok", "empty", "ok"] and first[0] == first[
         2
     ]
-    assert sorted(inner.asked) == ["", "a", "b", "bad"] and (cached.hits, cached.misses) == (1, 4)
+    assert sorted(inner.asked) == ["", "a", "b", "bad"]
     again = CachedEngine(inner, tmp_path)
     assert again.search(ask("a", "bad", "a", "", "b"), 2) == first and inner.asked[4:] == ["bad"]
-    assert (again.hits, again.misses) == (4, 1)
     again.search(ask("a"), 3)
     assert inner.asked[5:] == ["a"]  # another number of documents is another search
 
@@ -143,21 +142,21 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path):
 
 def test_a_budget_is_never_overspent():
     inner = Counting()
-    budgeted = BudgetedEngine(inner, max_queries=5)
+    budgeted = BudgetedEngine(inner, max_usd=0.05)
     budgeted.search(ask("a", "b", "c"), 1)
-    with pytest.raises(BudgetError, match=r"3 queries .\$0.03. were made, 3 more would go beyond 5 queries"):
+    with pytest.raises(
+        BudgetError, match=r"3 queries .\$0.03. were made, 3 more would go beyond \$0.05; allow more"
+    ):
         budgeted.search(ask("d", "e", "f"), 1)
     budgeted.search(ask("d", "e"), 1)
     assert inner.asked == ["a", "b", "c", "d", "e"] and (budgeted.queries, budgeted.usd) == (5, 0.05)
-    dollars = BudgetedEngine(inner, max_usd=0.03)
-    dollars.search(ask("a", "b", "c"), 1)
-    with pytest.raises(BudgetError, match=r"beyond \$0.03; allow more"):
-        dollars.search(ask("d"), 1)
+    with pytest.raises(BudgetError, match=r"5 queries .\$0.05. were made, 1 more"):
+        budgeted.search(ask("f"), 1)
 
 
 def test_a_budget_counts_across_threads():
     inner, refused = Counting(), []
-    budgeted = BudgetedEngine(inner, max_queries=37)
+    budgeted = BudgetedEngine(inner, max_usd=0.37)
 
     def spend():
         for _ in range(20):
@@ -182,6 +181,6 @@ def test_a_spent_budget_ends_a_rollout():
     )
     questions = [Question(str(i), "which?", ("Paris",)) for i in range(2)]
     with pytest.raises(BudgetError):
-        rollout(questions, generator, BudgetedEngine(Counting(), max_queries=3), arm.rollout, [(0,), (1,)])
+        rollout(questions, generator, BudgetedEngine(Counting(), max_usd=0.03), arm.rollout, [(0,), (1,)])
     failed = rollout(questions, generator, Counting(fail={"a"}), arm.rollout, [(0,), (1,)])
     assert [trajectory.stop_reason for trajectory in failed] == ["engine_failed"] * 2

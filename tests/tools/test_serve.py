@@ -227,7 +227,7 @@ def test_our_openai_engine_asks_our_simulator(simulator):
     ours = SimulatedEngine(TransformersGenerator(tiny_model(), tiny_tokenizer()), "short", 0.9, 40)
     seeded = [request(r.query, (seed_of(r.key),), r.noisy) for r in requests]
     assert results == ours.search(seeded, 3) and results[7] == engine.search([requests[7]], 3)[0]
-    assert engine.tokens > 0 and engine.searches == 13
+    assert engine.tokens > 0
 
 
 def test_a_replica_killed_in_the_middle_of_a_batch_costs_no_answer(simulator, folder):

@@ -15,15 +15,15 @@ import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cache, cached_property
 from html.entities import html5
 from random import Random
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 from anyio.from_thread import start_blocking_portal
@@ -68,15 +68,9 @@ class Call:
     body: dict | None = None
 
     def for_httpx(self) -> dict[str, Any]:
-        """Arguments of httpx besides the address; lone surrogates, which no server takes, become question
-        marks."""
+        """Arguments of httpx besides the address. Lone surrogates, which no server takes, become "?"."""
         if self.body is None:
-            return {
-                "method": "GET",
-                "params": {
-                    name: str(value).encode(errors="replace").decode() for name, value in self.params.items()
-                },
-            }
+            return {"method": "GET", "params": urlencode(self.params, errors="replace")}
         content = json.dumps(self.body, ensure_ascii=False).encode(errors="replace")
         return {"method": "POST", "content": content, "headers": {"Content-Type": "application/json"}}
 
@@ -115,8 +109,7 @@ class _Replica:
 
     @contextmanager
     def asking(self, attempts: int) -> Iterator[None]:
-        """Count an attempt; after one without an answer, or `attempts` bad ones in a row, set the replica
-        aside."""
+        """Count an attempt; set the replica aside after one without answer, or `attempts` failed in a row."""
         with self.lock:
             self.in_flight, self.asked = self.in_flight + 1, self.asked + 1
         try:
@@ -124,9 +117,8 @@ class _Replica:
             self.failures, self.rest_s, self.until = 0, 0.0, 0.0
         except _Again as again:
             self.failures += 1
-            if (
-                again.silent or self.failures >= attempts
-            ) and time.monotonic() >= self.until:  # else it rests already
+            resting = time.monotonic() < self.until
+            if not resting and (again.silent or self.failures >= attempts):
                 self.rest_s = min(2 * self.rest_s or REST_S, LONGEST_REST_S)
                 self.until = time.monotonic() + self.rest_s
             raise
@@ -153,10 +145,8 @@ class Service:
     """The URL parameter of the key, where it is not in the headers."""
 
     def __post_init__(self):
-        if not all(
-            _sound(replica.address) for replica in self.replicas
-        ):  # not repeated: it may hold a password
-            raise EngineError(
+        if not all(_sound(replica.address) for replica in self.replicas):
+            raise EngineError(  # which does not repeat it: it may hold a password
                 f"The address of {self.name} is none that can be used: give http://HOST:PORT or "
                 "https://HOST, without user, password or query."
             )
@@ -182,31 +172,26 @@ class Service:
     async def _fetch(self, calls: Sequence[Call]) -> list[Any]:
         slots = asyncio.Semaphore(self.limits.concurrency * len(self.replicas))
         deadline = asyncio.get_running_loop().time() + self.limits.search_s
-        headers = {
-            "Accept-Encoding": "identity"
-        } | self.headers  # what is read is then no longer than what is sent
-        async with AsyncExitStack() as stack:
-            clients = {
-                replica: await stack.enter_async_context(
-                    httpx.AsyncClient(
-                        transport=_KeyedTransport(self, replica.address), headers=headers, timeout=None
-                    )
-                )
-                for replica in self.replicas
-            }
+        transports = {replica.address: _Transport(self, replica.address) for replica in self.replicas}
+        # Uncompressed, so that what is read is no longer than what is sent.
+        headers = {"Accept-Encoding": "identity"} | self.headers
+        async with httpx.AsyncClient(
+            mounts=transports, headers=headers, verify=_tls(), timeout=None, trust_env=False
+        ) as client:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(self._answer(clients, call, slots, deadline)) for call in calls
-                    ]
+                    answers = [self._answer(client, call, slots, deadline) for call in calls]
+                    tasks = list(map(group.create_task, answers))
             except BaseExceptionGroup as several:
                 raise several.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _answer(self, clients: _Clients, call: Call, slots: asyncio.Semaphore, deadline: float) -> Any:
+    async def _answer(
+        self, client: httpx.AsyncClient, call: Call, slots: asyncio.Semaphore, deadline: float
+    ) -> Any:
         try:
             async with asyncio.timeout_at(deadline), slots:
-                return await self._try(clients, call)
+                return await self._try(client, call)
         except TimeoutError:
             return self.failed(
                 f"the search was not over within {self.limits.search_s:g} s",
@@ -216,9 +201,8 @@ class Service:
         except Failed as failure:
             return failure
 
-    async def _try(self, clients: _Clients, call: Call) -> Any:
-        """The answer of whichever replica has one; Failed, which names each, after all attempts at all of
-        them."""
+    async def _try(self, client: httpx.AsyncClient, call: Call) -> Any:
+        """The answer of whichever replica has one; after all attempts Failed, which names each replica."""
         tries, due, failures, by_content = Counter(), {}, {}, False
         now = asyncio.get_running_loop().time
         while left := [replica for replica in self.replicas if tries[replica] < self.limits.attempts]:
@@ -226,29 +210,27 @@ class Service:
             try:
                 with replica.asking(self.limits.attempts):
                     await asyncio.sleep(due.get(replica, 0.0) - now())
-                    return await self._attempt(clients[replica], replica.address, call)
+                    return await self._attempt(client, replica.address, call)
             except _Again as again:
                 tries[replica] += 1
                 by_content = by_content or again.by_content
                 cause = f"{again} ({tries[replica]} attempts)"
-                failures[replica] = self.failed(
-                    cause, f"check that {replica.address} is up and can be reached, then go on"
-                )
-                due[replica] = now() + max(again.wait_s, self._pause(call, tries[replica]))
+                cure = f"check that {replica.address} is up and can be reached, then go on"
                 if again.wait_s > self.limits.longest_wait_s:
                     cause = f"{again}, and {replica.address} wants to be left alone for {again.wait_s:.0f} s"
-                    failures[replica] = self.failed(cause, "go on later, or with fewer runs side by side")
+                    cure = "go on later, or with fewer runs side by side"
                     tries[replica] = self.limits.attempts
+                failures[replica] = self.failed(cause, cure)
+                due[replica] = now() + max(again.wait_s, self._pause(call, tries[replica]))
         raise Failed(" ".join(map(str, failures.values())), by_content)
 
     def _pause(self, call: Call, attempt: int) -> float:
         """Seconds to wait: doubled each time, and spread by a draw that depends on call and attempt alone."""
-        spread = 0.5 + Random(f"{call} {attempt}").random()
+        spread = Random(f"{call} {attempt}").uniform(0.5, 1.5)
         return min(self.limits.longest_wait_s, self.limits.first_wait_s * 2 ** (attempt - 1) * spread)
 
     async def _attempt(self, client: httpx.AsyncClient, address: str, call: Call) -> Any:
-        """One attempt: the answer's JSON, else Failed, _Again or EngineError. No message of httpx is passed
-        on."""
+        """The JSON of one attempt; else Failed, _Again or EngineError, none with words of httpx."""
         try:
             async with (
                 asyncio.timeout(self.limits.attempt_s),
@@ -262,11 +244,8 @@ class Service:
             through = f" through the proxy {proxy.url}" if proxy else ""
             raise _Again(f"no answer{through} ({type(error).__name__})", silent=True) from None
         if answer.status_code in (401, 403):
-            cure = (
-                f"put the right key into {self.key_names}"
-                if self.key_names
-                else "it turns this machine or network away"
-            )
+            known = f"put the right key into {self.key_names}"
+            cure = known if self.key_names else "it turns this machine or network away"
             raise EngineError(f"{self.name} refuses to answer (HTTP {answer.status_code}): {cure}.")
         if answer.status_code in PASSING:
             wait_s, broke = _retry_after(answer.headers.get("Retry-After", "")), answer.status_code == 500
@@ -312,23 +291,23 @@ class Service:
 def _character_forms(character: str) -> str:
     """A pattern of one ASCII character: bare, or as URLs, JSON, HTML, Python and shells escape it."""
     code = ord(character)
+    names = [name for name, stands_for in html5.items() if stands_for == character and name.endswith(";")]
     forms = [
         rf"\\*{re.escape(character)}",
         rf"%(?:25)*{code:02x}",
         rf"\\+(?:u00|x){code:02x}",
         rf"&(?:amp;)*#(?:0*{code}|x0*{code:x});?",
+        *(f"&(?:amp;)*{re.escape(name)}" for name in names),
     ]
-    names = [name for name, stands_for in html5.items() if stands_for == character and name.endswith(";")]
-    return f"(?:{'|'.join(forms + [f'&(?:amp;)*{re.escape(name)}' for name in names])})"
+    return f"(?:{'|'.join(forms)})"
 
 
-class _KeyedTransport(httpx.AsyncHTTPTransport):
-    """Adds the key to a request on its way out: httpx's log and exceptions, which show addresses, never see
-    it."""
+class _Transport(httpx.AsyncHTTPTransport):
+    """Adds the key to the URL of a request on its way out: httpx's log and errors never show it."""
 
     def __init__(self, service: Service, address: str):
-        try:  # httpx looks for proxies only where it has its own transport
-            super().__init__(proxy=_proxy(address))
+        try:
+            super().__init__(verify=_tls(), proxy=_proxy(address))
         except ImportError:
             raise EngineError(
                 "The environment's proxy speaks SOCKS, for which a package is missing: "
@@ -337,26 +316,22 @@ class _KeyedTransport(httpx.AsyncHTTPTransport):
         self.service = service
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if not self.service.key_parameter:
-            return await super().handle_async_request(request)
-        url = request.url.copy_add_param(self.service.key_parameter, self.service.key)
-        keyed = httpx.Request(
-            request.method, url, headers=request.headers, stream=request.stream, extensions=request.extensions
-        )
-        return await super().handle_async_request(keyed)
+        if name := self.service.key_parameter:
+            url = request.url.copy_add_param(name, self.service.key)
+            rest = {"headers": request.headers, "stream": request.stream, "extensions": request.extensions}
+            request = httpx.Request(request.method, url, **rest)
+        return await super().handle_async_request(request)
 
 
-_Clients = dict[_Replica, httpx.AsyncClient]
+_tls = cache(httpx.create_ssl_context)
+"""One for all searches: to read the certificates takes 20 ms."""
 
 
 def _sound(address: str) -> bool:
     try:
         url, parts = httpx.URL(address), urlsplit(address)  # each lets through what the other does not
-        return bool(
-            url.scheme in ("http", "https")
-            and parts.hostname
-            and not (url.userinfo or url.query or url.fragment)
-        )
+        extra = url.userinfo or url.query or url.fragment
+        return url.scheme in ("http", "https") and bool(parts.hostname) and not extra
     except (httpx.InvalidURL, ValueError):
         return False
 
@@ -397,11 +372,8 @@ def is_loopback(host: str) -> bool:
 
 def _retry_after(header: str) -> float:
     """Seconds of a Retry-After header, a number or a date; 0 for anything else."""
-    try:
+    with suppress(ValueError):
         return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError, TypeError):
         return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
+    return 0.0

@@ -39,7 +39,9 @@ class CustomEngine(SearchEngine):
             raise EngineError(
                 f"The engine 'python:{self.name}' failed ({type(error).__name__}: {error})."
             ) from error
-        if not _is_answer(found, len(requests)):
+        lists = isinstance(found, list) and all(isinstance(documents, list) for documents in found)
+        texts = lists and all(isinstance(text, str) for documents in found for text in documents)
+        if not texts or len(found) != len(requests):
             raise EngineError(
                 f"The engine 'python:{self.name}' must give a list with a list of texts for each query."
             )
@@ -49,12 +51,3 @@ class CustomEngine(SearchEngine):
 def build(spec: EngineSpec) -> CustomEngine:
     """The engine of the function that the spec names."""
     return CustomEngine(spec.address)
-
-
-def _is_answer(found: object, count: int) -> bool:
-    lists = (
-        isinstance(found, list)
-        and len(found) == count
-        and all(isinstance(documents, list) for documents in found)
-    )
-    return lists and all(isinstance(text, str) for documents in found for text in documents)

@@ -7,9 +7,10 @@ service, the cause and the cure; a missing or refused key is an EngineError.
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -44,38 +45,34 @@ class HttpEngine(SearchEngine, ABC):
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         """Where requests of one call fail together, perhaps because of one of them, each is made alone."""
-        groups = [requests[start : start + self.together] for start in range(0, len(requests), self.together)]
-        answers = self._ask(groups, num_documents)
-        parted = [
-            len(group) > 1 and isinstance(answer, Failed) and answer.by_content
-            for group, answer in zip(groups, answers, strict=True)
-        ]
-        alone = [[request] for group, part in zip(groups, parted, strict=True) if part for request in group]
-        again = iter(self._ask(alone, num_documents))
-        results = []
-        for group, answer, part in zip(groups, answers, parted, strict=True):
-            for one, size in [(next(again), 1) for _ in group] if part else [(answer, len(group))]:
-                failed = isinstance(one, Failed)
-                results += [SearchResult((), "failed", str(one))] * size if failed else one
+        starts = range(0, len(requests), self.together)
+        results = self._ask([requests[start : start + self.together] for start in starts], num_documents)
+        alone = [place for place, result in enumerate(results) if result is None]
+        again = self._ask([[requests[place]] for place in alone], num_documents)
+        for place, result in zip(alone, again, strict=True):
+            results[place] = result
         return results
 
     def _ask(
         self, groups: Sequence[Sequence[SearchRequest]], num_documents: int
-    ) -> list[list[SearchResult] | Failed]:
-        """Make one call for each group, and read its answer: a result for each request, or why it failed."""
+    ) -> list[SearchResult | None]:
+        """Make one call for each group: a result for each request, None where it may fare better alone."""
         answers = self.service.fetch([self._call(group, num_documents) for group in groups])
-        return [
-            self._read(group, answer, num_documents) for group, answer in zip(groups, answers, strict=True)
-        ]
+        results: list[SearchResult | None] = []
+        for group, answer in zip(groups, answers, strict=True):
+            try:
+                results += self._read(answer, len(group), num_documents)
+            except Failed as failed:
+                alone = failed.by_content and len(group) > 1
+                results += [None if alone else SearchResult((), "failed", str(failed))] * len(group)
+        return results
 
-    def _read(
-        self, group: Sequence[SearchRequest], answer: Any, num_documents: int
-    ) -> list[SearchResult] | Failed:
+    def _read(self, answer: Any, count: int, num_documents: int) -> list[SearchResult]:
+        if isinstance(answer, Failed):
+            raise answer
         try:
-            if isinstance(answer, Failed):
-                return answer
             lists = self._documents(answer, num_documents)
-            if len(lists) != len(group):
+            if len(lists) != count:
                 raise ValueError
             # A page or a proxy may echo the request; a short key may be an ordinary word of documents.
             hidden = self.service.hide_key if len(self.service.key) >= SECRET_LENGTH else str
@@ -84,12 +81,10 @@ class HttpEngine(SearchEngine, ABC):
                 for texts in lists
             ]
         except (LookupError, TypeError, AttributeError, ValueError):
-            return self.service.failed(
+            raise self.service.failed(
                 "the answer has another form than expected",
                 f"check that the address is a server for '{self.name.partition(':')[0]}'",
-            )
-        except Failed as stated:
-            return stated
+            ) from None
 
     @abstractmethod
     def _call(self, group: Sequence[SearchRequest], num_documents: int) -> Call:
@@ -138,33 +133,17 @@ class SerpApiEngine(HttpEngine):
     """75 dollars for 5,000 (November 2026); larger plans cost less."""
 
     def __init__(self, address: str = "https://serpapi.com", limits: Limits = Limits()):
-        names = " or ".join(SERPAPI_KEYS)
-        super().__init__(
-            "serpapi",
-            Service(
-                "SerpAPI",
-                address,
-                limits,
-                key=_key("SerpAPI", SERPAPI_KEYS),
-                key_names=names,
-                key_parameter="api_key",
-            ),
-        )
+        key, names = _key("SerpAPI", SERPAPI_KEYS), " or ".join(SERPAPI_KEYS)
+        super().__init__("serpapi", Service("SerpAPI", address, limits, {}, key, names, "api_key"))
 
     def _call(self, group, num_documents):
         return Call("/search.json", {"engine": "google", "q": group[0].query, "num": num_documents})
 
     def _documents(self, answer, num_documents):
         found, error = answer.get("organic_results"), answer.get("error", "")
-        if (
-            found is None
-            and error
-            and "returned any results" not in error
-            and "no results" not in error.lower()
-        ):
-            raise self.service.failed(
-                f"an error ({self.service.quote(error)})", "see the account at SerpAPI, or go on later"
-            )
+        if found is None and error and not re.search("returned any results|no results", error, re.I):
+            said = self.service.quote(error)
+            raise self.service.failed(f"an error ({said})", "see the account at SerpAPI, or go on later")
         return [[_titled(item.get("title"), item.get("snippet")) for item in found or ()]]
 
 
@@ -176,9 +155,8 @@ class SerperEngine(HttpEngine):
 
     def __init__(self, address: str = "https://google.serper.dev", limits: Limits = Limits()):
         key = _key("Serper", SERPER_KEYS)
-        super().__init__(
-            "serper", Service("Serper", address, limits, {"X-API-KEY": key}, key, SERPER_KEYS[0])
-        )
+        service = Service("Serper", address, limits, {"X-API-KEY": key}, key, SERPER_KEYS[0])
+        super().__init__("serper", service)
 
     def _call(self, group, num_documents):
         return Call("/search", body={"q": group[0].query, "num": num_documents})
@@ -199,28 +177,15 @@ class WikipediaEngine(HttpEngine):
 
     def _call(self, group, num_documents):
         pages = min(num_documents, self.PAGES)
-        return Call(
-            "/w/api.php",
-            {
-                "action": "query",
-                "format": "json",
-                "formatversion": 2,
-                "generator": "search",
-                "gsrsearch": group[0].query[: self.QUERY],
-                "gsrlimit": pages,
-                "prop": "extracts",
-                "exintro": 1,
-                "explaintext": 1,
-                "exchars": self.EXTRACT,
-                "exlimit": pages,
-            },
-        )
+        answer = {"action": "query", "format": "json", "formatversion": 2}
+        found = {"generator": "search", "gsrsearch": group[0].query[: self.QUERY], "gsrlimit": pages}
+        text = {"exintro": 1, "explaintext": 1, "exchars": self.EXTRACT, "exlimit": pages}
+        return Call("/w/api.php", answer | found | {"prop": "extracts"} | text)
 
     def _documents(self, answer, num_documents):
         if "error" in answer:
-            raise self.service.failed(
-                f"an error ({self.service.quote(answer['error']['info'])})", "go on later"
-            )
+            said = self.service.quote(answer["error"]["info"])
+            raise self.service.failed(f"an error ({said})", "go on later")
         pages = sorted(answer.get("query", {}).get("pages", ()), key=lambda page: page["index"])
         return [[_titled(page["title"], page["extract"]) for page in pages if page.get("extract")]]
 
@@ -229,8 +194,7 @@ class OpenAIEngine(HttpEngine):
     """A simulator on any OpenAI-compatible server (vLLM, SGLang, Ollama, `zs serve simulator`).
 
     Prompted, sampled and read like `SimulatedEngine`, but with the server's randomness: it gets a `seed` that
-    is a function of the request's key (servers that know none ignore it). `searches`, `format_errors` and
-    `tokens` as there.
+    is a function of the request's key (servers that know none ignore it). `tokens` as there.
     """
 
     def __init__(
@@ -252,19 +216,11 @@ class OpenAIEngine(HttpEngine):
         address = ",".join(one.strip().rstrip("/").removesuffix("/v1") for one in address.split(","))
         super().__init__(f"openai:{address}", _own_server("the simulator's server", address, limits))
         self.template, self.temperature, self.max_tokens = template, temperature, max_tokens
-        self.tokens = self.searches = self.format_errors = 0
-        self.model = model or self._only_model()
-
-    def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        results = super().search(requests, num_documents)
-        answered = [result for result in results if result.status != "failed"]
-        self.searches += len(answered)
-        self.format_errors += sum(len(result.documents) < num_documents for result in answered)
-        return results
+        self.tokens, self.model = 0, model or self._only_model()
 
     def _call(self, group, num_documents):
         # How the server encodes special tokens that a text spells is not known: it gets none.
-        prompt = simulator_prompt(_neutral(group[0]), num_documents, self.template)
+        prompt = protocol.neutralise(simulator_prompt(group[0], num_documents, self.template))
         return Call(
             "/v1/chat/completions",
             body={
@@ -289,26 +245,13 @@ class OpenAIEngine(HttpEngine):
         try:
             names = [model["id"] for model in answer["data"]]
         except (LookupError, TypeError):
-            raise EngineError(
-                f"{self.service.address} does not list its models: name one, openai:MODEL@URL."
-            ) from None
-        if len(names) != 1:
+            problem = "does not list its models"
+        else:
+            if len(names) == 1:
+                return names[0]
             known = self.service.quote(", ".join(map(str, names))) or "none"
-            raise EngineError(
-                f"{self.service.address} has not one model but {len(names)} ({known}): name one, "
-                "openai:MODEL@URL."
-            )
-        return names[0]
-
-
-def _neutral(request: SearchRequest) -> SearchRequest:
-    """The request, with no special token spelt in any of its texts."""
-    return replace(
-        request,
-        query=protocol.neutralise(request.query),
-        question=protocol.neutralise(request.question),
-        golden_answers=tuple(map(protocol.neutralise, request.golden_answers)),
-    )
+            problem = f"has not one model but {len(names)} ({known})"
+        raise EngineError(f"{self.service.address} {problem}: name one, openai:MODEL@URL.")
 
 
 def seed_of(key: tuple[int | str, ...]) -> int:
@@ -370,9 +313,7 @@ def build(spec: EngineSpec) -> SearchEngine:
 
 def _budget() -> float:
     given = os.environ.get("ZS_SEARCH_BUDGET", "10")
-    try:
+    with suppress(ValueError):
         if (usd := float(given)) >= 0:
             return usd
-    except ValueError:
-        pass
     raise EngineError(f"The environment's ZS_SEARCH_BUDGET is {given!r}: give a number of dollars.")

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 class SimulatedEngine(SearchEngine):
     """Prompts a simulator for useful or noisy documents, as each request says.
 
-    `searches` and `format_errors` count requests, and those that brought fewer documents than were asked for;
-    `tokens` are those that the simulator sampled. With temperature 0 equal requests are answered once.
+    `tokens` counts what the simulator sampled. With temperature 0 equal prompts are answered once.
     """
 
     name = "simulated"
@@ -25,7 +24,6 @@ class SimulatedEngine(SearchEngine):
     def __init__(self, generator: Generator, template: str, temperature: float, max_tokens: int):
         self.generator, self.template = generator, template
         self.temperature, self.max_tokens = temperature, max_tokens
-        self.searches = self.format_errors = 0
 
     @property
     def tokens(self) -> int:
@@ -33,9 +31,8 @@ class SimulatedEngine(SearchEngine):
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         texts = [simulator_prompt(request, num_documents, self.template) for request in requests]
-        first = [
-            texts.index(text) if self.temperature == 0 else i for i, text in enumerate(texts)
-        ]  # else keys tell them apart
+        # Where something is drawn, the keys tell equal prompts apart.
+        first = [texts.index(text) if self.temperature == 0 else i for i, text in enumerate(texts)]
         asked = sorted(set(first))
         completions = self.generator.generate(
             [self.generator.encode_prompt(texts[i]) for i in asked],
@@ -47,10 +44,7 @@ class SimulatedEngine(SearchEngine):
         written = {
             i: self.generator.decode(completion.ids) for i, completion in zip(asked, completions, strict=True)
         }
-        results = [SearchResult.of(protocol.parse_documents(written[i], num_documents)) for i in first]
-        self.searches += len(results)
-        self.format_errors += sum(len(result.documents) < num_documents for result in results)
-        return results
+        return [SearchResult.of(protocol.parse_documents(written[i], num_documents)) for i in first]
 
 
 def build(spec: EngineSpec) -> SimulatedEngine:

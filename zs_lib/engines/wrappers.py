@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
-import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from random import Random
+from uuid import uuid4
 
 from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult
 from zs_lib.engines.bm25 import build as build_bm25
@@ -26,110 +25,83 @@ class CachedEngine(SearchEngine):
     """Keeps the answers of a real engine on disk, one JSON file a query, and asks `engine` for the rest only.
 
     The key is the engine's name, the query and the number of documents. Failed answers are not kept. Several
-    processes may share a `folder`; a damaged file counts as none, and is rewritten. `hits` counts requests
-    answered without asking (a query that comes twice in one search is asked once), `misses` those that were
-    asked.
+    processes may share a `folder`; a damaged file counts as none, and is rewritten.
     """
 
     def __init__(self, engine: SearchEngine, folder: Path):
-        self.engine, self.name, self.usd_per_query = engine, engine.name, engine.usd_per_query
-        self.folder, self.hits, self.misses = folder, 0, 0
-        self._lock = threading.Lock()
+        self.engine, self.name, self.folder = engine, engine.name, folder
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        first = {request.query: request for request in reversed(requests)}
-        found = {query: self._load(query, num_documents) for query in first}
-        asked = [request for query, request in first.items() if found[query] is None]
-        for request, result in zip(
-            asked, self.engine.search(asked, num_documents) if asked else (), strict=True
-        ):
-            found[request.query] = result
-            if result.status != "failed":
-                self._keep(request.query, num_documents, result)
-        answered, paid = (
-            sum(found[one.query].status != "failed" for one in some) for some in (requests, asked)
-        )
-        with self._lock:
-            self.hits += answered - paid
-            self.misses += len(asked)
+        distinct = {request.query: request for request in requests}
+        with self._file_errors():
+            found = {query: self._load(query, num_documents) for query in distinct}
+        asked = [request for query, request in distinct.items() if found[query] is None]
+        answers = self.engine.search(asked, num_documents) if asked else []
+        with self._file_errors():
+            for request, result in zip(asked, answers, strict=True):
+                found[request.query] = result
+                if result.status != "failed":
+                    self._keep(request.query, num_documents, result)
         return [found[request.query] for request in requests]
 
-    def _load(self, query: str, num_documents: int) -> SearchResult | None:
+    @contextmanager
+    def _file_errors(self) -> Iterator[None]:
         try:
-            kept = json.loads(self._path(query, num_documents).read_bytes())
-            documents = kept["documents"]
-            if self._asked(query, num_documents).items() <= kept.items() and all(
-                isinstance(text, str) for text in documents
-            ):
-                return SearchResult.of(documents)
-        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            pass  # not kept yet, or damaged
+            yield
         except OSError as error:
-            raise self._unusable(error) from error
-        return None
+            raise EngineError(
+                f"The cache of search answers, {self.folder}, cannot be used ({error.strerror}): make it "
+                "writable, or name another folder."
+            ) from error
+
+    def _load(self, query: str, num_documents: int) -> SearchResult | None:
+        path, _ = self._entry(query, num_documents)
+        try:
+            documents = json.loads(path.read_bytes())["documents"]
+            return SearchResult.of(documents) if all(isinstance(text, str) for text in documents) else None
+        except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+            return None  # not kept yet, or damaged
 
     def _keep(self, query: str, num_documents: int, result: SearchResult) -> None:
-        text = json.dumps(self._asked(query, num_documents) | {"documents": result.documents}, indent=1)
-        path = self._path(query, num_documents)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise self._unusable(error) from error
+        path, asked = self._entry(query, num_documents)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{uuid4().hex}.tmp")  # others may be writing the same entry
+        temporary.write_text(json.dumps(asked | {"documents": result.documents}, indent=1), encoding="utf-8")
+        temporary.replace(path)
 
-    def _asked(self, query: str, num_documents: int) -> dict[str, str | int]:
-        return {"engine": self.name, "query": query, "num_documents": num_documents}
-
-    def _path(self, query: str, num_documents: int) -> Path:
-        digest = hashlib.sha256(json.dumps(self._asked(query, num_documents)).encode()).hexdigest()
-        return self.folder / digest[:2] / f"{digest[2:34]}.json"
-
-    def _unusable(self, error: OSError) -> EngineError:
-        return EngineError(
-            f"The cache of search answers, {self.folder}, cannot be used ({error.strerror}): make it "
-            "writable, "
-            "or name another folder."
-        )
+    def _entry(self, query: str, num_documents: int) -> tuple[Path, dict]:
+        """The file of a search, and what it says of it."""
+        asked = {"engine": self.name, "query": query, "num_documents": num_documents}
+        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        return self.folder / digest[:2] / f"{digest[2:34]}.json", asked
 
 
 class BudgetedEngine(SearchEngine):
-    """Passes searches on to `engine` while they fit into a budget of queries and of dollars.
+    """Passes searches on to `engine` while they fit into a budget of dollars.
 
     The price is the engine's `usd_per_query`. A search that does not fit as a whole raises BudgetError, and
     nothing of it is asked. `queries` and `usd` are spent: they count before a query is sent, failed queries
     too (a provider may bill them), across threads. Every process has a budget of its own.
     """
 
-    def __init__(self, engine: SearchEngine, max_queries: float = math.inf, max_usd: float = math.inf):
-        self.engine, self.name, self.usd_per_query = engine, engine.name, engine.usd_per_query
-        self.max_queries, self.max_usd, self.queries = max_queries, max_usd, 0
-        self._lock = threading.Lock()
+    def __init__(self, engine: SearchEngine, max_usd: float):
+        self.engine, self.name, self.max_usd = engine, engine.name, max_usd
+        self.queries, self._lock = 0, threading.Lock()
 
     @property
     def usd(self) -> float:
-        return self.queries * self.usd_per_query
+        return self.queries * self.engine.usd_per_query
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         with self._lock:
             after = self.queries + len(requests)
-            if after > self.max_queries or after * self.usd_per_query > self.max_usd * (1 + 1e-9):
+            if after * self.engine.usd_per_query > self.max_usd * (1 + 1e-9):
                 raise BudgetError(
                     f"The budget for {self.name} is spent: {self.queries} queries (${self.usd:.2f}) were "
-                    "made, "
-                    f"{len(requests)} more would go beyond {self._allowed()}; allow more, or stop here."
+                    f"made, {len(requests)} more would go beyond ${self.max_usd:g}; allow more, or stop here."
                 )
             self.queries = after
         return self.engine.search(requests, num_documents)
-
-    def _allowed(self) -> str:
-        limits = (
-            f"{self.max_queries} queries" * (self.max_queries < math.inf),
-            f"${self.max_usd:g}" * (self.max_usd < math.inf),
-        )
-        return " or ".join(filter(None, limits))
 
 
 class MixedEngine(SearchEngine):
@@ -189,9 +161,6 @@ class NoisyEngine(SearchEngine):
 
     def _unrelated(self, request: SearchRequest, count: int) -> SearchResult:
         rng = Random(",".join(map(str, request.key)))
-        drawn = (self._texts[rng.randrange(len(self._texts))] for _ in range(100 * count))
-        return SearchResult.of(
-            list(
-                islice((text for text in drawn if not scoring.contains(text, request.golden_answers)), count)
-            )
-        )
+        drawn = (rng.choice(self._texts) for _ in range(100 * count))
+        unrelated = (text for text in drawn if not scoring.contains(text, request.golden_answers))
+        return SearchResult.of(list(islice(unrelated, count)))
