@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from run_fixtures import CountingArm
 from transformers import AutoTokenizer
 
-from zs_lib import config, protocol, qa, runs
+from zs_lib import config, protocol, qa
 from zs_lib.analysis import results
 from zs_lib.analysis.bootstrap import hierarchical_bootstrap
 from zs_lib.config import paths, values
@@ -46,7 +46,8 @@ from zs_lib.qa import scoring
 from zs_lib.rl.batches import Row, micro_batches, split_microbatch
 from zs_lib.rl.objectives import ALGORITHMS, BASELINES, group_advantages
 from zs_lib.rl.train import pick_questions
-from zs_lib.runs import Run, RunStore, store
+from zs_lib.runs import Run, RunStore
+from zs_lib.runs import run as run_module
 from zs_lib.simulator.fidelity import distinct_n, two_sample_auc
 from zs_lib.tools.benchmark import world
 
@@ -560,7 +561,7 @@ def put(root: Path, files: dict[str, bytes]) -> Run:
     return Run(path)
 
 
-def look(run: Run) -> list[runs.Problem]:
+def look(run: Run) -> list[RunError]:
     """Everything that can be read of a run, typed errors aside; and what `verify` finds."""
     for part in (
         "record",
@@ -595,10 +596,10 @@ def test_no_damage_of_a_finished_run_escapes_verify(data):
     whole = stored()[0]
     with damaged(data, whole) as (run, name, content):
         problems = look(run)
-        if name in store.PASSING or content == whole[name]:
+        if name in run_module.PASSING or content == whole[name]:
             assert problems == []
         else:
-            assert problems and all(str(run.path) in problem.cure for problem in problems)
+            assert problems and all(run.cure in str(problem) for problem in problems)
 
 
 @prop(data=st.data())
@@ -620,7 +621,8 @@ def test_a_damaged_unfinished_run_is_told_or_resumes_from_its_checkpoint(data):
             assert all(path.read_bytes() == kept for path, kept in before.items())  # nothing was deleted
             return
         assert resumed.summary == {"from": 4}
-        for log in store.LOGS:  # what stood there up to the checkpoint stands there still, and nothing else
+        # What stood there up to the checkpoint stands there still, and nothing else.
+        for log in run_module.LOGS:
             assert (run.path / log).read_bytes() == b"".join(whole[log].splitlines(keepends=True)[:4])
 
 

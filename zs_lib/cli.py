@@ -330,7 +330,7 @@ def _runs_verify(args: argparse.Namespace) -> int:
     store = RunStore()
     problems = store.verify()
     for problem in problems:
-        print(problem.what)
+        print(problem)
     if not problems:
         print(f"{len(store.list())} runs, no damage.")
     return int(bool(problems))

@@ -5,7 +5,7 @@ padded on the right). The weights at the end are those of `rl.train`, to float32
 
 Left out here, and where it is:
 
-- runs on disk: logged metrics and trajectories, checkpoints, resuming        `rl.train`, `runs.store`
+- runs on disk: logged metrics and trajectories, checkpoints, resuming        `rl.train`, `runs.run`
 - several processes                                                           `runs.distributed`
 - large models: micro-batches, LoRA, half precision, gradient checkpointing   `rl.learner`, `rl.batches`
 - PPO's critic and its advantages                                             `rl.learner`, `rl.objectives`

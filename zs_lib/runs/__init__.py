@@ -1,3 +1,4 @@
 """The run store: every run is a folder that survives being killed."""
 
-from zs_lib.runs.store import Problem, Progress, Run, RunStore, kind_of
+from zs_lib.runs.run import Progress, Run
+from zs_lib.runs.store import RunStore, kind_of

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zs_lib.errors import RunError
-from zs_lib.runs.files import hash_file, hashes, read_json, sync
+from zs_lib.runs.files import check_digest, hashes, read_json, sync
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +23,6 @@ class Checkpoint:
 
     step: int
     tensors: dict[str, torch.Tensor]
-    """By name."""
     state: dict
     """JSON values."""
     logs: dict[str, str] = field(default_factory=dict)
@@ -42,10 +40,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file(
-        {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()},
-        temporary / TENSORS,
-    )
+    tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
+    save_file(tensors, temporary / TENSORS)
     (temporary / STATE).write_text(json.dumps(values, allow_nan=False))
     (temporary / "sha256.json").write_text(json.dumps(hashes(temporary)))
     for path in [*temporary.iterdir(), temporary]:
@@ -62,9 +58,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     cure = f"delete {folder}, and the run begins again"
     expected = read_json(folder / "sha256.json", cure)
     for name in (TENSORS, STATE):
-        if hash_file(folder / name, cure) != expected.get(name):
-            raise RunError(f"{folder / name} is damaged (its sha256 has changed): {cure}.")
+        check_digest(folder / name, expected.get(name, ""), cure)
     values = read_json(folder / STATE, cure)
-    return Checkpoint(
-        values["step"], load_file(folder / TENSORS), values["state"], values.get("logs", {})
-    )  # older ones have no logs
+    logs = values.get("logs", {})  # older ones have none
+    return Checkpoint(values["step"], load_file(folder / TENSORS), values["state"], logs)

@@ -8,12 +8,12 @@ the same calls in the same order.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from zs_lib.errors import RunError
@@ -35,16 +35,26 @@ def world_size() -> int:
 
 def is_main() -> bool:
     """Whether this is the main process, which writes."""
-    return world_size() == 1 or _state().process_index == 0
+    return world_size() == 1 or _state().is_main_process
+
+
+def on_main_process(write: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a function that writes: only the main process calls it."""
+
+    @functools.wraps(write)
+    def once(*arguments, **more) -> None:
+        if is_main():
+            write(*arguments, **more)
+
+    return once
 
 
 def device() -> torch.device:
     """The device of this process: a GPU of its own, if there is one."""
     import torch
 
-    return (
-        _state().device if world_size() > 1 else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    alone = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return alone if world_size() == 1 else _state().device
 
 
 def model_is_sharded() -> bool:
@@ -113,7 +123,7 @@ def main_process_only() -> Iterator[None]:
         _alone = before
 
 
-@cache
+@functools.cache
 def _state() -> PartialState:
     import torch
     from accelerate import PartialState
@@ -131,6 +141,5 @@ def _peers_alive() -> Iterator[None]:
         raise RunError(
             f"Process {_state().process_index} has lost another process of its run "
             f"({str(error).splitlines()[0]}): look for that one's last message, then start again with any "
-            "number "
-            "of processes; the run resumes from its last checkpoint."
+            "number of processes; the run resumes from its last checkpoint."
         ) from error

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from zs_lib.config.contents import read_digest, unreadable
-from zs_lib.errors import RunError, UnreadableError
+from zs_lib.config.contents import read_digest, refuse_unreadable
+from zs_lib.errors import RunError
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,11 +65,10 @@ def read_json(path: Path, cure: str) -> dict:
         RunError: it is missing or damaged; names the file and `cure`. UnreadableError: it cannot be read.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with refuse_unreadable(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path} is missing: {cure}.") from None
-    except OSError as error:
-        raise UnreadableError(unreadable(path, error)) from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}): {cure}.") from error
     if not isinstance(value, dict):
@@ -77,23 +76,31 @@ def read_json(path: Path, cure: str) -> dict:
     return value
 
 
-def hash_file(path: Path, cure: str, read: Callable[[Path], str] = read_digest) -> str:
-    """The sha256 of a file in hex, read now, or once while it does not change (`file_digest` as `read`).
+def check_digest(
+    path: Path, expected: str | None, cure: str, read: Callable[[Path], str] = read_digest
+) -> None:
+    """Refuse a file whose sha256 is not the one expected, or that exists where none is (None).
+
+    It is read now, or once while it does not change (`file_digest` as `read`).
 
     Raises:
-        RunError: it is missing; names the file and `cure`. UnreadableError: it cannot be read.
+        RunError: it is damaged or missing; names the file and `cure`. UnreadableError: it cannot be read.
     """
     try:
-        return read(path)
+        found = read(path)
     except FileNotFoundError:
+        if expected is None:
+            return
         raise RunError(f"{path} is missing: {cure}.") from None
     except ValueError as error:  # no name that a file can have
         raise RunError(f"{path} cannot be a file ({error}): {cure}.") from error
+    if found != expected:
+        raise RunError(f"{path} is damaged (its sha256 has changed): {cure}.")
 
 
 def hashes(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:
     """Hash each file that is `listed` below `folder`: relative path -> sha256."""
-    return {name: hash_file(folder / name, "") for name in listed(folder, leave_out)}
+    return {name: read_digest(folder / name) for name in listed(folder, leave_out)}
 
 
 def listed(folder: Path, leave_out: Collection[str] = ()) -> list[str]:
@@ -101,12 +108,11 @@ def listed(folder: Path, leave_out: Collection[str] = ()) -> list[str]:
 
     Left out: names in `leave_out`, files still being written, and checkpoints, which carry their own digests.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp")
-    names = {path: path.relative_to(folder) for path in files}
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     return [
-        str(names[path])
+        str(path)
         for path in files
-        if path.name not in leave_out and not names[path].parts[0].startswith("checkpoint")
+        if path.name not in leave_out and path.suffix != ".tmp" and not path.parts[0].startswith("checkpoint")
     ]
 
 
@@ -154,10 +160,9 @@ class Log:
 
     def _lines(self) -> Iterator[tuple[dict, str]]:
         try:
-            whole = self.path.read_bytes().split(b"\n")[:-1]
+            with refuse_unreadable(self.path):
+                whole = self.path.read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
             return
-        except OSError as error:
-            raise UnreadableError(unreadable(self.path, error)) from error
         for number, line in enumerate(whole, 1):
             yield self.parse(line, number), line.decode() + "\n"

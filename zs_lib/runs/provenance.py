@@ -23,17 +23,11 @@ def available_cores() -> int:
 @functools.cache
 def provenance() -> dict:
     """Collect versions of packages and code, and the kind of machine (never its name)."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     sources = hashlib.sha256()
     for path in sorted((ROOT / "zs_lib").rglob("*.py")):
         sources.update(path.read_bytes())
     return {
-        "packages": packages,
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "code": {"version": __version__, "commit": commit(), "sources": sources.hexdigest()[:12]},
         "machine": {
             "python": platform.python_version(),

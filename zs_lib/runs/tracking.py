@@ -44,24 +44,18 @@ class Tracker:
             getattr(self._to, method)(*arguments, **more)
         except Exception as error:  # of its server, its disk or itself: no reason to lose a training
             self._to = None
-            warnings.warn(
-                f"The tracker '{self.kind}' failed ({error}) and is dropped; the run goes on, and its own "
-                "log "
-                "is complete.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            told = f"The tracker '{self.kind}' failed ({error}) and is dropped"
+            told = f"{told}; the run goes on, and its own log is complete."
+            warnings.warn(told, RuntimeWarning, stacklevel=3)
 
 
 def _start(kind: str, name: str, folder: Path, config: dict) -> Any:
     from accelerate import PartialState, tracking
     from accelerate.utils import LoggerType
 
+    instead = 'set the profile\'s tracker to "none"'
     if LoggerType(kind) not in tracking.get_available_trackers():
-        raise ConfigError(
-            f"The tracker '{kind}' is not installed: `pip install {kind}`, or set the profile's tracker to "
-            '"none".'
-        )
+        raise ConfigError(f"The tracker '{kind}' is not installed: `pip install {kind}`, or {instead}.")
     PartialState()  # accelerate's trackers ask which process they are in
     try:
         if kind == "tensorboard":
@@ -75,7 +69,6 @@ def _start(kind: str, name: str, folder: Path, config: dict) -> Any:
         started.start()
     except Exception as error:  # no account, no server, a folder that cannot be written: each library's own
         raise ConfigError(
-            f"The tracker '{kind}' does not start ({error}): repair it, or set the profile's tracker to "
-            '"none".'
+            f"The tracker '{kind}' does not start ({error}): repair it, or {instead}."
         ) from error
     return started

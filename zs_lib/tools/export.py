@@ -77,7 +77,7 @@ def export(run: Run, folder: Path, store: RunStore) -> Path:
     if run.kind != "policy" or not run.finished:
         raise RunError(f"{run.path.name} is no finished policy: choose another (`zs runs list`).")
     if problems := run.verify():
-        raise RunError(problems[0].what)
+        raise problems[0]
     text = card(run, store)
     try:
         if folder.exists() and any(folder.iterdir()):

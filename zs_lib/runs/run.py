@@ -1,0 +1,384 @@
+"""A run: one arm with one seed, as a folder that survives being killed.
+
+    policy-3fa0c1d2e4b5-s0/
+        run.json            configuration, seed, package and code versions, machine; written first
+        metrics.jsonl       one line a step: bit-identical however often the run was killed
+        trajectories.jsonl  some trajectories of each step
+        timing.jsonl        seconds: the only thing that two equal runs differ in
+        checkpoint-…/       the last checkpoint: tensors.safetensors, state.json, sha256.json
+        model/              what a finished run leaves: a transformers folder
+        sha256.json         the digests of all other files: whoever reads one of them checks it
+        summary.json        written last, atomically: a run is finished when it has one
+
+Whoever works on a run holds a lock on its folder; when the process dies, however it dies, the lock is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from zs_lib.config.contents import contents_of, file_digest, read_digest, refuse_unreadable
+from zs_lib.config.values import digest, from_dict, identity
+from zs_lib.errors import RunError, ZeroSearchError
+from zs_lib.runs import checkpoints
+from zs_lib.runs.checkpoints import Checkpoint
+from zs_lib.runs.distributed import on_main_process
+from zs_lib.runs.files import (
+    Log,
+    check_digest,
+    hashes,
+    listed,
+    read_json,
+    sync,
+    to_json,
+    write_json,
+    write_text,
+)
+from zs_lib.runs.provenance import provenance
+from zs_lib.runs.tracking import Tracker
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+
+LOCK_WAIT_S = 12 * 3600
+"""Seconds to wait for another process's lock."""
+LOCK_POLL_S = 0.2
+FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
+LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
+PASSING = ("lock", "progress.json", "worker.log")
+"""Files about a run's progress, not its content; `verify` ignores them."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a run: `step` of `steps` in its current stage."""
+
+    stage: str
+    step: int
+    steps: int
+
+
+class Run:
+    """One arm, one seed, on disk. Made by `RunStore`; everything is read from the folder when asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        parts = FOLDER.fullmatch(path.name)
+        if parts is None:
+            raise RunError(f"{path} is no run: the folder's name must be like policy-0123456789ab-s0.")
+        self.kind, self.digest, self.seed = parts["kind"], parts["digest"], int(parts["seed"])
+        self.cure = f"delete the folder {path}, and the run is made again"
+        self.tracker: Tracker | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({self.path.name}, {'finished' if self.finished else 'unfinished'})"
+
+    # -------------------------------------------------------------------------------- what it is
+
+    @property
+    def begun(self) -> bool:
+        """Whether it holds more than a process leaves that was killed before it wrote run.json."""
+        try:
+            return not set(os.listdir(self.path)) <= {*PASSING, "run.json.tmp"}
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # something that cannot be looked into: reading its parts tells why
+            return True
+
+    @property
+    def finished(self) -> bool:
+        return os.path.exists(self.path / "summary.json")
+
+    @property
+    def running(self) -> bool:
+        """Whether a process works on it at this moment."""
+        try:
+            with (self.path / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who asks is not seen by others
+                return False
+        except BlockingIOError:
+            return True
+        except (FileNotFoundError, PermissionError):
+            return False
+
+    @property
+    def record(self) -> dict:
+        """run.json: label, seed, config, packages, code, machine."""
+        record = read_json(self.path / "run.json", self.cure)
+        if not isinstance(record.get("config"), dict) or not isinstance(record.get("label"), str):
+            raise RunError(
+                f"{self.path / 'run.json'} lacks label or config (damaged, or of another version): "
+                f"{self.cure}."
+            )
+        self.file("run.json")
+        return record
+
+    @property
+    def config(self) -> dict:
+        """The arm's `values.identity`."""
+        return self.record["config"]
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Digests of the local files and model folders in `config`, as they were when it was begun."""
+        contents = self.record.get("contents", {})
+        return contents if isinstance(contents, dict) else {}
+
+    @property
+    def label(self) -> str:
+        """The arm's name when the run was begun."""
+        return self.record["label"]
+
+    @property
+    def summary(self) -> dict:
+        """The summary that the work returned; RunError if the run is not finished."""
+        path = self.file("summary.json")
+        if not self.finished:
+            raise RunError(
+                f"The run {self.path.name} is not finished: run its notebook or `zs reproduce` again."
+            )
+        return read_json(path, self.cure)
+
+    @property
+    def model_dir(self) -> Path:
+        """The finished run's transformers folder, checked (not every kind of run leaves one)."""
+        if not self.finished:
+            return self.file("model")
+        digests = self._digests()
+        for name in {*digests, *listed(self.path)}:
+            if name.startswith("model/"):
+                check_digest(self.path / name, digests.get(name), self.cure, file_digest)
+        return self.path / "model"
+
+    def file(self, name: str) -> Path:
+        """The path of one of the run's files, to be read; of a finished run, only with its stored content.
+
+        Raises:
+            RunError: it is damaged or missing; names file and cure. UnreadableError: it cannot be read.
+        """
+        path = self.path / name
+        self.refuse_links()
+        with suppress(FileNotFoundError), refuse_unreadable(path):
+            path.stat()
+        if self.finished:
+            check_digest(path, self._digests().get(name), self.cure, file_digest)
+        return path
+
+    # -------------------------------------------------------------------------------- what its work writes
+
+    @on_main_process
+    def log(self, step: int, **metrics: Any) -> None:
+        """Append one line of metrics; numbers that are not finite become null. Times go to `log_timing`."""
+        self.logged("metrics.jsonl").append([{"step": step, **metrics}])
+        if self.tracker:
+            self.tracker.log(step, metrics)
+        if isinstance(self._steps, int):
+            self.progress("training", step, self._steps)
+
+    @on_main_process
+    def log_timing(self, step: int, **seconds: float) -> None:
+        """Append one line of wall-clock seconds by phase."""
+        self.logged("timing.jsonl").append([{"step": step, **seconds}])
+
+    @on_main_process
+    def log_trajectories(self, step: int, trajectories: list[dict]) -> None:
+        """Append trajectories as JSON objects for people."""
+        self.logged("trajectories.jsonl").append([{"step": step, **one} for one in trajectories])
+
+    @on_main_process
+    def progress(self, stage: str, step: int, steps: int) -> None:
+        """Publish how far the run is; `log` does so by itself for arms that have `steps`."""
+        temporary = self.path / "progress.tmp"
+        temporary.write_text(json.dumps({"stage": stage, "step": step, "steps": steps}))
+        temporary.replace(self.path / "progress.json")
+
+    @on_main_process
+    def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        """Save everything needed to resume after `step`, replacing the checkpoint before.
+
+        A process killed here leaves the old checkpoint valid.
+        """
+        for name in LOGS:  # what was logged up to this step must not be lost after it
+            if (self.path / name).exists():
+                sync(self.path / name)
+        logs = {name: self._digest_up_to(step, name) for name in LOGS}
+        folder = self.path / f"checkpoint-{step:08d}"
+        checkpoints.save_checkpoint(folder, Checkpoint(step, tensors, state, logs))
+        for older in self._checkpoints()[:-1]:
+            shutil.rmtree(older)
+
+    # -------------------------------------------------------------------------------- what can be read
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint; None if there is none.
+
+        Raises:
+            RunError: it is damaged, or what was logged up to it; names file and cure.
+        """
+        folders = self._checkpoints()
+        if not folders:
+            return None
+        found = checkpoints.load_checkpoint(folders[-1])
+        for name, digest_then in found.logs.items():
+            if self._digest_up_to(found.step, name) != digest_then:
+                raise RunError(
+                    f"{self.path / name} is damaged (its lines up to step {found.step} have changed): "
+                    f"{self.cure}."
+                )
+        return found
+
+    def logged(self, name: str) -> Log:
+        """One of LOGS."""
+        return Log(self.path / name, self.cure, step=int)
+
+    def metrics(self) -> pd.DataFrame:
+        """Logged metrics, one row a line; empty (with a `step` column) before the first."""
+        return self._frame("metrics.jsonl")
+
+    def timing(self) -> pd.DataFrame:
+        """Logged seconds, one row a line."""
+        return self._frame("timing.jsonl")
+
+    def trajectories(self) -> list[dict]:
+        """Logged trajectories, each with its `step`."""
+        self.file("trajectories.jsonl")
+        return self.logged("trajectories.jsonl").rows()
+
+    def read_progress(self) -> Progress | None:
+        """Published progress; None before the first, or if the file is damaged."""
+        try:
+            return from_dict(Progress, read_json(self.path / "progress.json", ""), "progress.json")
+        except ZeroSearchError:
+            return None
+
+    def verify(self) -> list[RunError]:
+        """The damage found in this run: an error for each, which names file and cure."""
+        parts: list[Callable[[], Any]] = [self.check_record, *(self.logged(name).rows for name in LOGS)]
+        if self.finished:
+            parts += [lambda: self.summary, self._check_files]
+        elif not self.running:
+            parts += [self.checkpoint]
+        found = []
+        for part in parts:
+            try:
+                part()
+            except RunError as error:
+                found.append(error)
+        return found
+
+    # -------------------------------------------------------------------------------- for the store
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Hold the run's lock; wait for another holder, up to LOCK_WAIT_S."""
+        path = self.path / "lock"
+        path.touch()  # with the rights of the umask, for a store that a group shares
+        try:
+            lock = FileLock(path, timeout=LOCK_WAIT_S, poll_interval=LOCK_POLL_S).acquire()
+        except Timeout:
+            what = f"Another process still works on {self.path.name}"
+            raise RunError(f"{what} after {LOCK_WAIT_S / 3600:.0f} h: end it.") from None
+        with lock:
+            yield
+
+    def begin(self, arm: Any, seed: int) -> None:
+        """Write run.json of a new run; of one that was cut off, drop what was logged after its checkpoint."""
+        path = self.path / "run.json"
+        if path.exists():
+            self.check_record()
+            checkpoint = self.checkpoint()
+            last = checkpoint.step if checkpoint else -math.inf
+            for name in LOGS:
+                self.logged(name).cut(lambda row: row["step"] <= last)
+            return
+        if self.begun:
+            raise RunError(f"{path} is missing beside the run's other files: {self.cure}.")
+        record = {"label": getattr(arm, "name", ""), "seed": seed, "config": identity(arm)}
+        if contents := contents_of(record["config"]):
+            record["contents"] = contents
+        write_json(path, record | provenance())
+
+    def finish(self, summary: dict) -> None:
+        """Seal the files by their digests, write summary.json, and drop the checkpoint."""
+        text = to_json(summary, indent=1)
+        write_json(self.path / "sha256.json", hashes(self.path, PASSING) | {"summary.json": _sha256(text)})
+        write_text(self.path / "summary.json", text)
+        for folder in self.path.glob("checkpoint*"):  # only an unfinished run needs them
+            shutil.rmtree(folder)
+
+    def refuse_links(self) -> None:
+        """RunError if the run's folder, or a file that its work would write, is a link to another place."""
+        links = [self.path] if self.path.is_symlink() else []
+        with suppress(OSError):  # not there, or not to be read: whoever reads it tells
+            links += [] if self.finished else [path for path in self.path.iterdir() if path.is_symlink()]
+        if links:
+            raise RunError(
+                f"{links[0]} is a link: put what it names into its place, for a run is written nowhere else."
+            )
+
+    def check_record(self) -> None:
+        """RunError if run.json does not hold the configuration that names the folder."""
+        try:
+            found = digest(self.config, self.contents)
+        except (ValueError, RecursionError):  # NaN, a thousand brackets
+            found = ""
+        if found != self.digest:
+            raise RunError(
+                f"{self.path / 'run.json'} does not hold the configuration {self.digest}: {self.cure}."
+            )
+
+    # -------------------------------------------------------------------------------- inside
+
+    @functools.cached_property
+    def _steps(self) -> Any:
+        return self.config.get("steps")
+
+    def _digest_up_to(self, step: int, name: str) -> str:
+        """Digest of a log's lines up to `step`."""
+        return _sha256(self.logged(name).text(lambda row: row["step"] <= step))
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        self.file(name)
+        rows = self.logged(name).rows()
+        frame = pd.DataFrame(rows) if rows else pd.DataFrame({"step": []}, dtype=int)
+        return frame.apply(lambda c: pd.to_numeric(c) if c.isna().all() else c)  # all null: NaN, not objects
+
+    def _checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(self.path.glob("checkpoint-*[0-9]"))
+
+    def _digests(self) -> dict[str, str]:
+        """The digests of a finished run's files; RunError if a byte of them was cut, added or changed."""
+        path = self.path / "sha256.json"
+        digests = read_json(path, self.cure)
+        if path.read_text(encoding="utf-8") != to_json(digests, indent=1):
+            raise RunError(f"{path} is damaged (not as it was written): {self.cure}.")
+        return digests
+
+    def _check_files(self) -> None:
+        digests = self._digests()
+        found = [name for name in listed(self.path, (*PASSING, "sha256.json")) if not name.startswith(".")]
+        for name in {"run.json", "summary.json", *digests, *found}:  # a list that lacks even these is none
+            check_digest(self.path / name, digests.get(name), self.cure, read_digest)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
