@@ -54,7 +54,7 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
     def work(made: Run) -> dict:
         if name != "fine-tuning":
             return train(made, ARMS[name], QUESTIONS, load(backbone), LookupEngine(failing=0.05), progress)
-        loaded, rng = LoadedModel(tiny_model(), tiny_tokenizer(), ""), Random(0)
+        loaded, rng = LoadedModel(tiny_model(), tiny_tokenizer()), Random(0)
         rows = [
             {
                 "input_ids": [rng.randrange(2, 300) for _ in range(size)],

@@ -54,7 +54,7 @@ def test_fine_tuning_scores_what_is_trained_and_learns_what_trl_does(tmp_path, m
 
     for name, trainer in {"ours": sft._Trainer, "TRL's": TrlsOwn}.items():
         monkeypatch.setattr(sft, "_Trainer", trainer)
-        loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "")
+        loaded = LoadedModel(tiny_model(), tiny_tokenizer())
         watch = loaded.model.get_output_embeddings().register_forward_hook(
             lambda _, states, logits: scored.append(len(states[0]))
         )

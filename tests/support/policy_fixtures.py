@@ -54,7 +54,7 @@ def save_backbone(path: Path) -> None:
 
 def load(backbone: Path) -> LoadedModel:
     model = LlamaForCausalLM.from_pretrained(backbone, dtype=torch.float32)
-    return LoadedModel(model, PreTrainedTokenizerFast.from_pretrained(backbone), str(backbone))
+    return LoadedModel(model, PreTrainedTokenizerFast.from_pretrained(backbone))
 
 
 def written(prompt, ids, mask, logprobs=None, question=QUESTIONS[0], turns=(), answer=None) -> Trajectory:

