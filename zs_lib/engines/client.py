@@ -31,7 +31,7 @@ from requests.utils import get_environ_proxies, select_proxy
 
 from zs_lib.errors import EngineError
 
-PASSING = {408, 425, 429, 500, 502, 503, 504}
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 """Status codes that may be better next time; all others would be the same again."""
 QUOTED = 200
 """Characters of a service's own words in an error."""
@@ -86,7 +86,7 @@ class Failed(Exception):
         self.by_content = by_content
 
 
-class _Again(Exception):
+class _Transient(Exception):
     """An attempt that failed in a way that may pass; `silent`: there was no answer at all."""
 
     def __init__(self, cause: str, wait_s: float = 0.0, silent: bool = False, by_content: bool = False):
@@ -115,10 +115,10 @@ class _Replica:
         try:
             yield
             self.failures, self.rest_s, self.until = 0, 0.0, 0.0
-        except _Again as again:
+        except _Transient as failure:
             self.failures += 1
             resting = time.monotonic() < self.until
-            if not resting and (again.silent or self.failures >= attempts):
+            if not resting and (failure.silent or self.failures >= attempts):
                 self.rest_s = min(2 * self.rest_s or REST_S, LONGEST_REST_S)
                 self.until = time.monotonic() + self.rest_s
             raise
@@ -211,17 +211,18 @@ class Service:
                 with replica.asking(self.limits.attempts):
                     await asyncio.sleep(due.get(replica, 0.0) - now())
                     return await self._attempt(client, replica.address, call)
-            except _Again as again:
+            except _Transient as failure:
                 tries[replica] += 1
-                by_content = by_content or again.by_content
-                cause = f"{again} ({tries[replica]} attempts)"
+                by_content = by_content or failure.by_content
+                cause = f"{failure} ({tries[replica]} attempts)"
                 cure = f"check that {replica.address} is up and can be reached, then go on"
-                if again.wait_s > self.limits.longest_wait_s:
-                    cause = f"{again}, and {replica.address} wants to be left alone for {again.wait_s:.0f} s"
+                if failure.wait_s > self.limits.longest_wait_s:
+                    asks = f"{replica.address} wants to be left alone for {failure.wait_s:.0f} s"
+                    cause = f"{failure}, and {asks}"
                     cure = "go on later, or with fewer runs side by side"
                     tries[replica] = self.limits.attempts
                 failures[replica] = self.failed(cause, cure)
-                due[replica] = now() + max(again.wait_s, self._pause(call, tries[replica]))
+                due[replica] = now() + max(failure.wait_s, self._pause(call, tries[replica]))
         raise Failed(" ".join(map(str, failures.values())), by_content)
 
     def _pause(self, call: Call, attempt: int) -> float:
@@ -230,7 +231,7 @@ class Service:
         return min(self.limits.longest_wait_s, self.limits.first_wait_s * 2 ** (attempt - 1) * spread)
 
     async def _attempt(self, client: httpx.AsyncClient, address: str, call: Call) -> Any:
-        """The JSON of one attempt; else Failed, _Again or EngineError, none with words of httpx."""
+        """The JSON of one attempt; else Failed, _Transient or EngineError, none with words of httpx."""
         try:
             async with (
                 asyncio.timeout(self.limits.attempt_s),
@@ -238,18 +239,18 @@ class Service:
             ):
                 body = await self._read(answer)
         except TimeoutError:
-            raise _Again(f"no whole answer within {self.limits.attempt_s:g} s", silent=True) from None
+            raise _Transient(f"no whole answer within {self.limits.attempt_s:g} s", silent=True) from None
         except (httpx.RequestError, httpx.InvalidURL) as error:
             proxy = _proxy(address)
             through = f" through the proxy {proxy.url}" if proxy else ""
-            raise _Again(f"no answer{through} ({type(error).__name__})", silent=True) from None
+            raise _Transient(f"no answer{through} ({type(error).__name__})", silent=True) from None
         if answer.status_code in (401, 403):
             known = f"put the right key into {self.key_names}"
             cure = known if self.key_names else "it turns this machine or network away"
             raise EngineError(f"{self.name} refuses to answer (HTTP {answer.status_code}): {cure}.")
-        if answer.status_code in PASSING:
+        if answer.status_code in TRANSIENT:
             wait_s, broke = _retry_after(answer.headers.get("Retry-After", "")), answer.status_code == 500
-            raise _Again(f"HTTP {answer.status_code}", wait_s, by_content=broke)
+            raise _Transient(f"HTTP {answer.status_code}", wait_s, by_content=broke)
         if not answer.is_success:
             said = self.quote(body.decode(errors="replace"))
             raise self.failed(

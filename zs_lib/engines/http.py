@@ -28,7 +28,7 @@ SERPAPI_KEYS = ("SERPAPI_API_KEY", "SER_API_KEY")
 SERPER_KEYS = ("SERPER_API_KEY",)
 SECRET_LENGTH = 8
 """Keys of fewer characters are hidden in errors, not in documents."""
-TOKENS = ("ZS_SERVE_TOKEN",)
+SERVER_KEYS = ("ZS_SERVE_TOKEN",)
 """Sent to servers whose address the user gives; `zs serve` asks for it."""
 
 
@@ -44,7 +44,7 @@ class HttpEngine(SearchEngine, ABC):
         self.name, self.service = name, service
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        """Where requests of one call fail together, perhaps because of one of them, each is made alone."""
+        """Search; where the requests of one call fail together, make each alone: one may be the cause."""
         starts = range(0, len(requests), self.together)
         results = self._ask([requests[start : start + self.together] for start in starts], num_documents)
         alone = [place for place, result in enumerate(results) if result is None]
@@ -261,19 +261,19 @@ def seed_of(key: tuple[int | str, ...]) -> int:
 
 def _own_server(name: str, address: str, limits: Limits) -> Service:
     """A server, or several replicas, at the user's address; it gets the token, if the environment has one."""
-    token = environment(TOKENS)
+    token = read_key(SERVER_KEYS)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return Service(name, address, limits, headers, token, TOKENS[0])
+    return Service(name, address, limits, headers, token, SERVER_KEYS[0])
 
 
 def _key(service: str, names: tuple[str, ...]) -> str:
-    key = environment(names)
+    key = read_key(names)
     if not key:
         raise EngineError(f"{service} needs a key: put it into the environment's {' or '.join(names)}.")
     return key
 
 
-def environment(names: tuple[str, ...]) -> str:
+def read_key(names: tuple[str, ...]) -> str:
     """The first of these environment variables that is set; EngineError if it cannot stand in a header."""
     key = next(filter(None, (os.environ.get(name, "").strip() for name in names)), "")
     if not (key.isascii() and key.isprintable()):

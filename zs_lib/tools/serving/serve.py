@@ -32,7 +32,7 @@ from zs_lib.config.engines import engine_names, find_engine
 from zs_lib.engines import build_engine
 from zs_lib.engines.base import Ranking
 from zs_lib.engines.client import is_loopback
-from zs_lib.engines.http import TOKENS, environment
+from zs_lib.engines.http import SERVER_KEYS, read_key
 from zs_lib.errors import ConfigError, EngineError, ModelError, RunError
 from zs_lib.qa import Passage
 from zs_lib.tools.serving.connections import Connection
@@ -159,11 +159,11 @@ class _Address:
     """
 
     def __init__(self, host: str, port: int):
-        self.token = environment(TOKENS)
+        self.token = read_key(SERVER_KEYS)
         if not self.token and not is_loopback(host):
             raise ConfigError(
-                f"Other machines can reach {host}: put a secret into the environment variable {TOKENS[0]}, "
-                "which clients send as a bearer token, or use 127.0.0.1."
+                f"Other machines can reach {host}: put a secret into the environment variable "
+                f"{SERVER_KEYS[0]}, which clients send as a bearer token, or use 127.0.0.1."
             )
         try:
             if not 0 <= port < 1 << 16:
@@ -190,7 +190,7 @@ class _Address:
 
     def curl(self, path: str, body: dict) -> str:
         """Return a command that sends the server a request; the token stays in the environment."""
-        token = f' -H "Authorization: Bearer ${TOKENS[0]}"' if self.token else ""
+        token = f' -H "Authorization: Bearer ${SERVER_KEYS[0]}"' if self.token else ""
         data = shlex.quote(json.dumps(body))
         return f"curl {self.url}{path}{token} -H 'Content-Type: application/json' -d {data}"
 
