@@ -81,33 +81,22 @@ def _think_and_answer(questions, generator, cfg, keys, contexts) -> list[Traject
         for question, context in zip(questions, contexts, strict=True)
     ]
     thoughts = _think(prompts, generator, cfg, keys)
-    return rollout(
-        questions,
-        generator,
-        None,
-        cfg,
-        keys,
-        contexts=[c + t for c, t in zip(contexts, thoughts, strict=True)],
-        opening=protocol.tag("answer"),
-    )
+    contexts = [
+        context + protocol.tag("think") + thought + protocol.end_tag("think")
+        for context, thought in zip(contexts, thoughts, strict=True)
+    ]
+    opening = protocol.tag("answer")
+    return rollout(questions, generator, None, cfg, keys, contexts=contexts, opening=opening)
 
 
 def _think(
     prompts: Sequence[str], generator: Generator, cfg: RolloutConfig, keys: Sequence[Key]
 ) -> list[str]:
-    """Sample "<think> ... </think>" after each prompt; a thought that does not end is closed."""
+    """Sample a thought after each prompt and "<think>"; its text up to "</think>", or as far as it came."""
     ids = [generator.encode_prompt(prompt + protocol.tag("think")) for prompt in prompts]
-    completions = generator.generate(
-        ids,
-        [(*key, "think") for key in keys],
-        cfg.max_turn_tokens,
-        cfg.temperature,
-        (protocol.end_tag("think"),),
-    )
-    texts = [
-        generator.decode(completion.ids).partition(protocol.end_tag("think"))[0] for completion in completions
-    ]
-    return [protocol.tag("think") + text + protocol.end_tag("think") for text in texts]
+    end, keys = protocol.end_tag("think"), [(*key, "think") for key in keys]
+    completions = generator.generate(ids, keys, cfg.max_turn_tokens, cfg.temperature, (end,))
+    return [generator.decode(completion.ids).partition(end)[0] for completion in completions]
 
 
 def _search_text(request: SearchRequest, result: SearchResult) -> str:
@@ -163,21 +152,15 @@ class _Reader(SearchEngine):
             _shorten(request, result, self.generator, self.cfg, thoughts=0)
             for request, result in zip(requests, self.engine.search(requests, num_documents), strict=True)
         ]
-        found = [place for place, result in enumerate(results) if result.status == "ok"]
+        found = [i for i, result in enumerate(results) if result.status == "ok"]
+        if not found:
+            return results
         prompts = [
             protocol.policy_prompt(requests[i].question, self.cfg.template)
             + _search_text(requests[i], results[i])
             for i in found
         ]
-        thoughts = (
-            _think(prompts, self.generator, self.cfg, [(*requests[i].key, "read") for i in found])
-            if found
-            else []
-        )
-        read = dict(zip(found, thoughts, strict=True))
-        return [
-            SearchResult((read[i].removeprefix("<think>").removesuffix("</think>").strip(),), "ok")
-            if i in read
-            else result
-            for i, result in enumerate(results)
-        ]
+        thoughts = _think(prompts, self.generator, self.cfg, [(*requests[i].key, "read") for i in found])
+        for i, thought in zip(found, thoughts, strict=True):
+            results[i] = SearchResult((thought.strip(),), "ok")
+        return results
