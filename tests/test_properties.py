@@ -45,7 +45,7 @@ from zs_lib.protocol import TAGS
 from zs_lib.qa import scoring
 from zs_lib.rl.batches import Row, micro_batches, split_microbatch
 from zs_lib.rl.objectives import ALGORITHMS, BASELINES, group_advantages
-from zs_lib.rl.train import pick_questions
+from zs_lib.rl.train import questions_of_step
 from zs_lib.runs import Run, RunStore
 from zs_lib.runs import run as run_module
 from zs_lib.simulator.fidelity import distinct_n, two_sample_auc
@@ -651,8 +651,8 @@ def test_what_is_logged_can_be_read(rows, summary):
 )
 def test_the_questions_of_a_step_are_a_function_of_its_number(step, count, size, seed):
     questions = list(range(size))
-    picked = pick_questions(questions, count, seed, step)
-    assert len(picked) == count and picked == pick_questions(questions, count, seed, step)
+    picked = questions_of_step(questions, count, seed, step)
+    assert len(picked) == count and picked == questions_of_step(questions, count, seed, step)
 
 
 @prop(sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=8))

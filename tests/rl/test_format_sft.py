@@ -17,8 +17,9 @@ from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.errors import ConfigError
 from zs_lib.launch.scheduler import make_runs
 from zs_lib.models.decode import TransformersGenerator
+from zs_lib.models.encoding import encode_example
 from zs_lib.models.load import load_model
-from zs_lib.rl.format_sft import encode_lesson, lesson
+from zs_lib.rl.format_sft import lesson
 from zs_lib.runs import RunStore
 
 HOW = format_sft()
@@ -58,7 +59,7 @@ def test_a_lesson_is_a_trajectory_that_the_protocol_accepts():
 def test_only_what_the_policy_writes_is_learnt_and_in_a_rollouts_tokens():
     tokenizer = load_model("tiny-S").tokenizer
     texts = lesson(QUESTIONS[0], build_engine("bm25", split="train"), HOW)
-    row, ended = encode_lesson(texts, tokenizer), encode_lesson(texts, tokenizer, ended=True)
+    row, ended = encode_example(tokenizer, texts), encode_example(tokenizer, texts, ended=True)
     generator = TransformersGenerator(load_model("tiny-S").model, tokenizer)
     rolled = generator.encode_prompt(texts[0][0]) + [
         i for text, _ in texts[1:] for i in generator.encode(text)

@@ -153,7 +153,9 @@ def test_a_gradient_step_reduces_the_kl():
     logp = logits.log_softmax(-1)[tokens]
     nothing, everywhere = torch.zeros(1, 1), torch.ones_like(tokens, dtype=torch.bool)
     cfg = objective(kl_coef=0.5)
-    loss, stats = policy_loss(logp, logp.detach(), reference[tokens], nothing, everywhere, cfg)
+    loss, stats = policy_loss(
+        logp, logp.detach(), reference[tokens], nothing, everywhere, cfg, tokens.numel()
+    )
     loss.backward()
     assert stats["kl"].item() == pytest.approx(before, rel=0.05)
     assert loss.item() == pytest.approx(0.5 * stats["kl"].item())
@@ -176,7 +178,7 @@ def test_a_gradient_step_reduces_the_kl():
 def test_clipping_by_hand(ratio, advantage, loss, slope, clipped):
     logp = tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
     old, mask = torch.zeros_like(logp), tensor([[True]])
-    value, stats = policy_loss(logp, old, None, tensor([[advantage]]), mask, objective())
+    value, stats = policy_loss(logp, old, None, tensor([[advantage]]), mask, objective(), 1)
     value.backward()
     assert value.item() == pytest.approx(loss) and logp.grad.item() == pytest.approx(slope)
     assert stats["clip_fraction"].item() == clipped
@@ -185,7 +187,8 @@ def test_clipping_by_hand(ratio, advantage, loss, slope, clipped):
 def test_the_loss_is_a_mean_over_tokens_not_over_rows():
     logp = torch.zeros(2, 3, requires_grad=True)
     mask = tensor([[True, True, True], [True, False, False]])
-    loss, _ = policy_loss(logp, logp.detach(), None, tensor([[1.0], [-2.0]]), mask, objective())
+    normalizer = algorithm(objective()).normalizer(4, 2, 3)
+    loss, _ = policy_loss(logp, logp.detach(), None, tensor([[1.0], [-2.0]]), mask, objective(), normalizer)
     loss.backward()
     assert loss.item() == pytest.approx(-(3 * 1.0 - 2.0) / 4)
     torch.testing.assert_close(logp.grad, tensor([[-0.25, -0.25, -0.25], [0.5, 0.0, 0.0]]))
@@ -197,7 +200,7 @@ def test_micro_batches_with_one_normalizer_add_up():
     mask = torch.rand(4, 5, generator=generator) > 0.3
     advantages = torch.randn(4, 1, generator=generator).double()
     cfg = objective(kl_coef=0.1)
-    whole, stats = policy_loss(logp, old, ref, advantages, mask, cfg)
+    whole, stats = policy_loss(logp, old, ref, advantages, mask, cfg, mask.sum())
     parts = [
         policy_loss(logp[i], old[i], ref[i], advantages[i], mask[i], cfg, normalizer=mask.sum())
         for i in range(4)
@@ -214,7 +217,7 @@ def test_what_stands_on_document_tokens_moves_nothing():
         logp = tensor([[-1.0, document_logp, -2.0, document_logp]], requires_grad=True)
         old = tensor([[-1.1, document_old, -2.0, document_old]])
         ref = tensor([[-1.5, document_ref, -1.0, document_ref]])
-        loss, stats = policy_loss(logp, old, ref, tensor([[0.7]]), mask, objective(kl_coef=0.1))
+        loss, stats = policy_loss(logp, old, ref, tensor([[0.7]]), mask, objective(kl_coef=0.1), 2)
         loss.backward()
         return loss.item(), logp.grad, {name: value.item() for name, value in stats.items()}
 

@@ -23,7 +23,7 @@ from zs_lib.errors import ConfigError, EngineError
 from zs_lib.models import load as load_models
 from zs_lib.qa import Question
 from zs_lib.rl.learner import Learner
-from zs_lib.rl.train import FAILED_LIMIT, Training, pick_questions, train
+from zs_lib.rl.train import FAILED_LIMIT, Training, questions_of_step, train
 from zs_lib.runs import RunStore
 
 KILLED = {
@@ -212,12 +212,12 @@ def test_training_goes_on_when_one_search_in_ten_fails(backbone, tmp_path, monke
 
 def test_every_question_once_before_any_again():
     questions = [Question(str(i), "", ("x",)) for i in range(10)]
-    steps = [pick_questions(questions, 4, seed=3, step=step) for step in range(1, 6)]
+    steps = [questions_of_step(questions, 4, seed=3, step=step) for step in range(1, 6)]
     ids = [q.id for batch in steps for q in batch]
     assert sorted(ids[:10]) == sorted(ids[10:]) == sorted(q.id for q in questions)
     assert ids[:10] != ids[10:]
-    assert pick_questions(questions, 4, seed=3, step=4) == steps[3]
-    assert pick_questions(questions, 4, seed=4, step=4) != steps[3]
+    assert questions_of_step(questions, 4, seed=3, step=4) == steps[3]
+    assert questions_of_step(questions, 4, seed=4, step=4) != steps[3]
 
 
 def at_six(number: int):

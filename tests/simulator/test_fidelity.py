@@ -13,8 +13,8 @@ from zs_lib.engines import SearchResult, build_engine
 from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.errors import DataError
 from zs_lib.qa import Question
+from zs_lib.qa.scoring import contains_answer
 from zs_lib.simulator.fidelity import _bad_query, distinct_n, measure_fidelity, two_sample_auc
-from zs_lib.simulator.pairs import contains_answer
 
 
 def test_distinct_n():

@@ -7,12 +7,12 @@ from model_fixtures import tiny_tokenizer
 from zs_lib import protocol, qa
 from zs_lib.errors import DataError
 from zs_lib.qa import Hop, Question
+from zs_lib.qa.scoring import contains_answer
 from zs_lib.runs import Run
 from zs_lib.simulator.pairs import (
     HELD_OUT,
     Pair,
     _pair,
-    contains_answer,
     encode_examples,
     judge_agreement,
     read_pairs,

@@ -23,7 +23,7 @@ class Entry:
     step: int
     question: str
     group: int
-    """See `rl.trajectory_log`; 0 if it was not logged."""
+    """See `rl.trajectory.to_record`; 0 if it was not logged."""
     reward: float | None
     """In [0, 1]; None if the engine failed."""
     turns: int
@@ -31,7 +31,7 @@ class Entry:
     noisy: bool
     """Whether one of its searches requested noisy documents."""
     watched: bool
-    """See `rl.trajectory_log`."""
+    """See `rl.trajectory.to_record`."""
 
 
 class TrajectoryLog:

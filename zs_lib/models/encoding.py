@@ -38,6 +38,21 @@ def encode_text(tokenizer, text: str, start: bool = False) -> list[int]:
     return framed[:place] + ids + framed[place + len(whole) :]
 
 
+def encode_example(tokenizer, texts: Sequence[tuple[str, bool]], ended: bool = False) -> dict[str, list[int]]:
+    """Encode an example of fine-tuning as a row for TRL: its texts, each with whether it is trained.
+
+    Each text is encoded on its own, as in a rollout. The row has input_ids, and completion_mask with 1 on
+    what is trained. `ended`: with EOS after each trained text.
+    """
+    ids, mask = [], []
+    for number, (text, trained) in enumerate(texts):
+        new = encode_text(tokenizer, text, start=number == 0)
+        new = [*new, tokenizer.eos_token_id] if trained and ended else new
+        ids += new
+        mask += [int(trained)] * len(new)
+    return {"input_ids": ids, "completion_mask": mask}
+
+
 def encode_chat(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
     """Encode a chat by the tokenizer's template, ready for the assistant's turn.
 

@@ -79,3 +79,8 @@ def contains(text: str, phrases: Sequence[str]) -> bool:
     padded = f" {normalize_answer(text)} "
     normalized = (normalize_answer(phrase) for phrase in phrases)
     return any(phrase and f" {phrase} " in padded for phrase in normalized)
+
+
+def contains_answer(documents: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether one of the documents contains one of the answers (`contains`)."""
+    return any(contains(document, answers) for document in documents)

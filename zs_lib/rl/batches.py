@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from zs_lib.rl.trajectory import Trajectory
 
@@ -78,15 +79,13 @@ def micro_batches(rows: Sequence[Row], device: torch.device) -> list[MicroBatch]
 
 
 def _micro_batch(rows: list[Row], device: torch.device) -> MicroBatch:
-    width = max(len(row.ids) for row in rows)
+    def padded(values: Iterable[list]) -> Tensor:
+        return pad_sequence([torch.tensor(value, device=device) for value in values], batch_first=True)
 
-    def padded(values, fill):
-        return torch.tensor([[*value, *[fill] * (width - len(value))] for value in values], device=device)
-
-    ids = padded([row.ids for row in rows], 0)
-    loss_mask = padded([row.loss_mask for row in rows], False)[:, 1:]
+    ids = padded(row.ids for row in rows)
+    loss_mask = padded(row.loss_mask for row in rows)[:, 1:]
     advantages = torch.tensor([row.advantage for row in rows], device=device)[:, None].expand_as(loss_mask)
-    logprobs = padded([row.sampler_logprobs for row in rows], math.nan)[:, 1:]
+    logprobs = padded(row.sampler_logprobs for row in rows)[:, 1:]
     return MicroBatch(
         ids[:, :-1], loss_mask, ids[:, 1:][loss_mask], advantages[loss_mask], logprobs[loss_mask]
     )
@@ -97,15 +96,16 @@ def split_microbatch(batch: MicroBatch) -> list[MicroBatch]:
 
     One of a single row is returned unchanged.
     """
-    rows = len(batch.inputs)
-    parts = [slice(0, rows // 2), slice(rows // 2, rows)] if rows > 1 else [slice(0, rows)]
-    ends = [0, *batch.loss_mask.sum(1).cumsum(0).tolist()]
+    half = len(batch.inputs) // 2
+    if half == 0:
+        return [batch]
+    tokens = int(batch.loss_mask[:half].sum())
     of_tokens = [getattr(batch, f.name) for f in fields(MicroBatch)[2:]]
     return [
         MicroBatch(
             batch.inputs[part],
             batch.loss_mask[part],
-            *(None if value is None else value[ends[part.start] : ends[part.stop]] for value in of_tokens),
+            *(None if value is None else value[its_tokens] for value in of_tokens),
         )
-        for part in parts
+        for part, its_tokens in ((slice(half), slice(tokens)), (slice(half, None), slice(tokens, None)))
     ]

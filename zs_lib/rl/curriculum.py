@@ -48,15 +48,17 @@ SCHEDULES: dict[str, Callable[[float, CurriculumConfig, Mapping[str, float] | No
 
 
 def noise_probability(
-    step: int, total: int, cfg: CurriculumConfig, last: Mapping[str, float] | None = None
+    step: int, total: int, cfg: CurriculumConfig | None, last: Mapping[str, float] | None = None
 ) -> float:
     """Compute the probability in [0, 1] of noisy documents at a step from 1 to `total` (0: before training).
 
-    `last`: the noise_probability and reward of the step before; None at the first step.
+    `cfg` None: always 0. `last`: the noise_probability and reward of the step before; None at the first step.
 
     Raises:
         ConfigError: an unknown schedule, or a step outside the range.
     """
+    if cfg is None:
+        return 0.0
     schedule = pick("noise schedule", cfg.schedule, SCHEDULES)
     if not 0 <= step <= total or total < 1:
         raise ConfigError(

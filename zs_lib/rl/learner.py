@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +25,12 @@ from zs_lib.runs import distributed
 
 SAMPLER_GAP_LIMIT = 0.2  # nats a token: kernels and half precision differ by less, other weights by more
 WEIGHT_DECAY = 0.0  # the paper does not say; runs of so few steps need no pull towards zero
+T = TypeVar("T")
+
+
+def learning_rate(arm: PolicyArm, step: int) -> float:
+    """Compute the rate at a step (1 ... steps): linear over the warm-up's steps, then constant."""
+    return arm.learning_rate * min(1.0, step / max(1, round(arm.warmup_ratio * arm.steps)))
 
 
 def trained_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -52,7 +59,7 @@ class Learner:
     """
 
     def __init__(self, model: PreTrainedModel, arm: PolicyArm, accelerator: Accelerator):
-        self.arm, self.accelerator = arm, accelerator
+        self.arm, self.accelerator, self.algorithm = arm, accelerator, algorithm(arm.objective)
         # Dropout stays off for good: what is sampled and what is trained must be the same distribution.
         self.model = model.to(accelerator.device, getattr(torch, arm.dtype)).eval()
         self.has_kl = arm.objective.kl_coef > 0
@@ -67,7 +74,6 @@ class Learner:
         self.parameters = {name: _master(weight) for name, weight in own.items()}
         self.rounded = [(w, self.parameters[name]) for name, w in own.items() if w.dtype != torch.float32]
         groups = [{"params": list(self.parameters.values()), "factor": 1.0}]
-        self.algorithm = algorithm(arm.objective)
         self.critic = self._new_critic() if self.algorithm.critic else None
         if self.critic:
             weights = {f"critic.{name}": weight for name, weight in self.critic.named_parameters()}
@@ -80,10 +86,6 @@ class Learner:
         for parameter in critic.parameters():
             torch.nn.init.zeros_(parameter)  # it begins with the value 0 everywhere, whatever the seed
         return critic
-
-    def learning_rate(self, step: int) -> float:
-        """Compute the rate at a step (1 ... steps): linear over the warm-up's steps, then constant."""
-        return self.arm.learning_rate * min(1.0, step / max(1, round(self.arm.warmup_ratio * self.arm.steps)))
 
     def update(self, step: int, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> dict:
         """Train on one batch: `objective.updates_per_batch` optimizer steps, each on all of it.
@@ -123,8 +125,8 @@ class Learner:
             "value_loss": None if self.critic is None else means.get("value_loss", 0.0),
             "clip_fraction": means.get("clip_fraction", 0.0) * per_token,
             "grad_norm": means.get("grad_norm", 0.0),
-            "sampler_gap": self._sampler_gap(batches),
-            "learning_rate": self.learning_rate(step),
+            "sampler_gap": self._sampler_gap(batches) if rows else 0.0,
+            "learning_rate": learning_rate(self.arm, step),
             "update_tokens": sum(len(row.ids) for row in rows) * objective.updates_per_batch,
         }
 
@@ -160,70 +162,28 @@ class Learner:
     @torch.no_grad()
     def _estimate_advantages(self, batches: list[MicroBatch]) -> None:
         """Turn rewards into PPO's advantages: GAE for each trajectory, then standardised over the batch."""
-        objective = self.arm.objective
-        for batch in batches:
-            batch.values = self._estimate_values(batch)
+        gamma, lam = self.arm.objective.gamma, self.arm.objective.gae_lambda
+        estimated = self._for_each(batches, lambda batch: self._values(trained_states(self.model, batch)))
+        for batch, values in zip(batches, estimated, strict=True):
             lengths = batch.loss_mask.sum(1).tolist()
-            rows = zip(batch.values.split(lengths), batch.advantages.split(lengths), strict=True)
-            estimates = [
-                gae(values, rewards[0].item(), objective.gamma, objective.gae_lambda)
-                for values, rewards in rows
-            ]
-            batch.advantages = torch.cat(estimates)
-            batch.returns = batch.advantages + batch.values
-        estimated = self._gather([batch.advantages for batch in batches])
-        standardised = standardise(torch.cat(estimated)).split([len(part) for part in estimated])
-        for batch, part in zip(batches, distributed.shard(standardised), strict=True):
-            batch.advantages = part
+            rows = zip(values.split(lengths), batch.advantages.split(lengths), strict=True)
+            batch.values = values
+            batch.advantages = torch.cat([gae(row, rewards[0].item(), gamma, lam) for row, rewards in rows])
+            batch.returns = batch.advantages + values
+        whole = self._gather([batch.advantages for batch in batches])
+        for batch in batches:
+            batch.advantages = standardise(batch.advantages, whole)
 
-    def _estimate_values(self, batch: MicroBatch) -> Tensor:
-        """Compute the critic's values of the trained tokens, (N,), by halves where memory runs out."""
-        try:
-            return self.critic(trained_states(self.model, batch).float()).squeeze(-1)
-        except torch.OutOfMemoryError:
-            if len(batch.inputs) == 1:
-                raise self._too_large() from None
-        return torch.cat([self._estimate_values(half) for half in split_microbatch(batch)])
-
-    def _accumulate(self, batches: list[MicroBatch], normalizer: int) -> Counter:
-        """Add up the gradient of all batches; where memory runs out, halve them for good and start again.
-
-        Each attempt starts from no gradient, whatever an earlier one has left.
-        """
-        while True:
-            totals: Counter = Counter()
-            self._drop_gradients()
-            try:
-                for batch in batches:
-                    totals.update(self._backward(batch, normalizer))
-                return totals
-            except torch.OutOfMemoryError:
-                if all(len(batch.inputs) == 1 for batch in batches):
-                    self._drop_gradients()
-                    raise self._too_large() from None
-            batches[:] = [half for batch in batches for half in split_microbatch(batch)]
-
-    def _backward(self, batch: MicroBatch, normalizer: int) -> dict[str, float]:
-        """Add a micro-batch's gradient; returns its statistics. If it fails, its activations are freed."""
-        loss, stats = self._loss(batch, normalizer)
-        self.accelerator.backward(loss)
-        return {name: value.item() for name, value in stats.items()}
-
-    def _drop_gradients(self) -> None:
-        """Drop every gradient, also those that a half-precision model has not handed to its masters yet."""
-        self.optimizer.zero_grad()
-        for weight, _ in self.rounded:
-            weight.grad = None
-
-    def _too_large(self) -> ModelError:
-        return ModelError(
-            f"Not even one trajectory of '{self.arm.name}' fits into memory in an update: lower "
-            f"policy.rollout.max_context_tokens ({self.arm.rollout.max_context_tokens})."
-        )
+    def _values(self, states: Tensor) -> Tensor:
+        """Compute the critic's values of the trained tokens, (N,)."""
+        return self.critic(states.float()).squeeze(-1)
 
     def _one_update(self, step: int, batches: list[MicroBatch], normalizer: int) -> dict[str, float]:
         """Take one optimizer step on the whole batch; returns its statistics and the norm before clipping."""
-        totals = distributed.all_sum(self._accumulate(batches, normalizer))
+        totals: Counter = Counter()
+        for stats in self._for_each(batches, lambda batch: self._backward(batch, normalizer)):
+            totals.update(stats)
+        totals = distributed.all_sum(totals)
         distributed.all_reduce_gradients(self.parameters.values())
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.arm.max_grad_norm).item()
         if not math.isfinite(norm):
@@ -232,11 +192,57 @@ class Learner:
                 "or raise kl_coef."
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step) * group["factor"]
+            group["lr"] = learning_rate(self.arm, step) * group["factor"]
         self._optimizer_step()
         self._drop_gradients()
         self._round()
         return {**totals, "grad_norm": norm}
+
+    def _for_each(self, batches: list[MicroBatch], work: Callable[[MicroBatch], T]) -> list[T]:
+        """Do `work` on each micro-batch; where memory runs out, halve them for good and start again.
+
+        Each attempt starts from no gradient, whatever an earlier one has left.
+        """
+        while True:
+            self._drop_gradients()
+            try:
+                return [work(batch) for batch in batches]
+            except torch.OutOfMemoryError:
+                if all(len(batch.inputs) == 1 for batch in batches):
+                    self._drop_gradients()
+                    raise ModelError(
+                        f"Not even one trajectory of '{self.arm.name}' fits into memory in an update: lower "
+                        f"policy.rollout.max_context_tokens ({self.arm.rollout.max_context_tokens})."
+                    ) from None
+            # Outside the clause, whose error holds the failed attempt's activations.
+            batches[:] = [half for batch in batches for half in split_microbatch(batch)]
+
+    def _backward(self, batch: MicroBatch, normalizer: int) -> dict[str, float]:
+        """Add a micro-batch's gradient; returns its statistics."""
+        objective, temperature = self.arm.objective, self.arm.rollout.temperature
+        if batch.ref_logprobs is None and self.has_kl:
+            with torch.no_grad(), self._reference() as model:
+                batch.ref_logprobs = token_logprobs(model, trained_states(model, batch), batch, temperature)
+        states = trained_states(self.model, batch)
+        logp = token_logprobs(self.model, states, batch, temperature)
+        if batch.old_logprobs is None:  # first update: the policy is the one that sampled
+            batch.old_logprobs = logp.detach()
+        everywhere = torch.ones_like(logp, dtype=torch.bool)  # `logp` holds trained tokens only
+        loss, stats = policy_loss(
+            logp, batch.old_logprobs, batch.ref_logprobs, batch.advantages, everywhere, objective, normalizer
+        )
+        if self.critic:
+            values, old_values = self._values(states), batch.values
+            stats["value_loss"] = value_loss(values, old_values, batch.returns, objective.clip, normalizer)
+            loss = loss + objective.value_coef * stats["value_loss"]
+        self.accelerator.backward(loss)
+        return {name: value.item() for name, value in stats.items()}
+
+    def _drop_gradients(self) -> None:
+        """Drop every gradient, also those that a half-precision model has not handed to its masters yet."""
+        self.optimizer.zero_grad()
+        for weight, _ in self.rounded:
+            weight.grad = None
 
     def _optimizer_step(self) -> None:
         """Step the optimizer; ModelError if memory does not hold what it needs besides the gradient.
@@ -263,41 +269,20 @@ class Learner:
         for parameter, master in self.rounded:
             parameter.copy_(master)
 
-    def _loss(self, batch: MicroBatch, normalizer: int) -> tuple[Tensor, dict[str, Tensor]]:
-        objective, temperature = self.arm.objective, self.arm.rollout.temperature
-        if batch.ref_logprobs is None and self.has_kl:
-            with torch.no_grad(), self._reference() as model:
-                batch.ref_logprobs = token_logprobs(model, trained_states(model, batch), batch, temperature)
-        states = trained_states(self.model, batch)
-        logp = token_logprobs(self.model, states, batch, temperature)
-        if batch.old_logprobs is None:  # first update: the policy is the one that sampled
-            batch.old_logprobs = logp.detach()
-        everywhere = torch.ones_like(logp, dtype=torch.bool)  # `logp` holds trained tokens only
-        loss, stats = policy_loss(
-            logp, batch.old_logprobs, batch.ref_logprobs, batch.advantages, everywhere, objective, normalizer
-        )
-        if self.critic:
-            values = self.critic(states.float()).squeeze(-1)
-            stats["value_loss"] = value_loss(values, batch.values, batch.returns, objective.clip, normalizer)
-            loss = loss + objective.value_coef * stats["value_loss"]
-        return loss, stats
-
     def _sampler_gap(self, batches: list[MicroBatch]) -> float:
         """Compute the mean distance of trainer and sampler, in nats a token; ModelError if it is large."""
         gaps = self._gather([(batch.old_logprobs - batch.sampler_logprobs).abs() for batch in batches])
-        gap = torch.cat(gaps).nanmean().item() if gaps else 0.0
-        if gap > SAMPLER_GAP_LIMIT:
+        if (gap := gaps.nanmean().item()) > SAMPLER_GAP_LIMIT:
             raise ModelError(
                 f"The tokens of '{self.arm.name}' were sampled {gap:.2f} nats away from what the trained "
                 "model gives them: the generator has other weights, or it changes logits after its head."
             )
         return gap
 
-    def _gather(self, parts: list[Tensor]) -> list[Tensor]:
-        """Gather one tensor per micro-batch from all processes, in the micro-batches' order."""
-        return [
-            part.to(self.accelerator.device) for part in distributed.unshard([part.cpu() for part in parts])
-        ]
+    def _gather(self, parts: list[Tensor]) -> Tensor:
+        """Join one tensor per micro-batch, of all processes."""
+        everywhere = distributed.unshard([part.cpu() for part in parts])
+        return torch.cat(everywhere).to(self.accelerator.device)
 
     def state(self) -> dict[str, Tensor]:
         """Collect weights and optimizer moments, by name, for a checkpoint."""
@@ -313,11 +298,10 @@ class Learner:
         Raises:
             RunError: the checkpoint is another model's.
         """
-        for name in self.parameters:
-            if f"model.{name}" not in tensors:
-                raise RunError(
-                    f"The checkpoint of '{self.arm.name}' lacks the weights of {name}: delete the run."
-                )
+        if missing := next((name for name in self.parameters if f"model.{name}" not in tensors), None):
+            raise RunError(
+                f"The checkpoint of '{self.arm.name}' lacks the weights of {missing}: delete the run."
+            )
         for path, tensor in tensors.items():
             kind, rest = path.split(".", 1)
             if kind == "model":

@@ -33,11 +33,11 @@ from zs_lib.models.decode import TransformersGenerator
 from zs_lib.models.load import LoadedModel
 from zs_lib.qa import Question
 from zs_lib.rl.curriculum import noise_probability
-from zs_lib.rl.learner import WEIGHT_DECAY
+from zs_lib.rl.learner import WEIGHT_DECAY, learning_rate
 from zs_lib.rl.objectives import algorithm, group_advantages, policy_loss
 from zs_lib.rl.rewards import reward
 from zs_lib.rl.rollout import rollout, token_budget
-from zs_lib.rl.train import pick_questions
+from zs_lib.rl.train import questions_of_step
 from zs_lib.rl.trajectory import Trajectory
 
 
@@ -56,16 +56,14 @@ def train_minimal(
     reference = copy.deepcopy(model).requires_grad_(False) if arm.objective.kl_coef > 0 else None
     generator = TransformersGenerator(model, policy.tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=WEIGHT_DECAY)
-    warmup_steps = max(1, round(arm.warmup_ratio * arm.steps))
     history: list[dict[str, float]] = []
 
     for step in range(1, arm.steps + 1):
         # The curriculum: how often the simulated engine answers with noisy documents.
-        last = history[-1] if history else None
-        noise = noise_probability(step, arm.steps, arm.curriculum, last) if arm.curriculum else 0.0
+        noise = noise_probability(step, arm.steps, arm.curriculum, history[-1] if history else None)
 
         # Roll out: each rollout's key makes its randomness a function of seed, step, prompt and rollout.
-        asked = pick_questions(questions, P, seed, step)
+        asked = questions_of_step(questions, P, seed, step)
         keys = [(seed, step, p, g) for p in range(P) for g in range(G)]
         repeated = [asked[p] for p in range(P) for _ in range(G)]
         trajectories = rollout(repeated, generator, engine, arm.rollout, keys, noise)  # B of them
@@ -76,7 +74,7 @@ def train_minimal(
 
         # Loss and optimizer steps.
         batch = collate(trajectories, advantages, arm, searches=engine is not None)
-        optimizer.param_groups[0]["lr"] = arm.learning_rate * min(1.0, step / warmup_steps)
+        optimizer.param_groups[0]["lr"] = learning_rate(arm, step)
         statistics = update(model, reference, optimizer, batch, arm)
         metrics = {"step": step, "reward": rewards.nanmean().item(), "noise_probability": noise}
         history.append(metrics | statistics)

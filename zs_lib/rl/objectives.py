@@ -59,7 +59,8 @@ def batch_standardised(rewards: Tensor) -> Tensor:
     The paper puts the KL into the reward; here it is in the loss, as for the other algorithms.
     """
     present = ~rewards.isnan()
-    return torch.zeros_like(rewards).masked_scatter(present, standardise(rewards[present]))
+    kept = rewards[present]
+    return torch.zeros_like(rewards).masked_scatter(present, standardise(kept, kept))
 
 
 # Surrogates: (what is maximised at each token, whether it was clipped there). `logp`, `ratio` (new over old
@@ -151,11 +152,14 @@ def group_advantages(rewards: Tensor, cfg: ObjectiveConfig) -> Tensor:
     return (algorithm(cfg).advantages or BASELINES[cfg.baseline])(rewards)
 
 
-def standardise(values: Tensor) -> Tensor:
-    """Compute (values - mean) / (std + 1e-4), std with n - 1; any shape, and a lone value gives 0."""
-    if values.numel() < 2:
+def standardise(values: Tensor, batch: Tensor) -> Tensor:
+    """Compute (values - mean) / (std + 1e-4) with the mean and the std (n - 1) of `batch`.
+
+    `values` are those of `batch`, or a part of them; a lone value gives 0.
+    """
+    if batch.numel() < 2:
         return torch.zeros_like(values)
-    return (values - values.mean()) / (values.std() + STD_FLOOR)
+    return (values - batch.mean()) / (batch.std() + STD_FLOOR)
 
 
 def gae(values: Tensor, reward: float, gamma: float, lam: float) -> Tensor:
@@ -210,7 +214,7 @@ def policy_loss(
     advantages: Tensor,
     mask: Tensor,
     cfg: ObjectiveConfig,
-    normalizer: float | None = None,
+    normalizer: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the scalar to minimise, and batch statistics, from per-token log-probabilities.
 
@@ -219,14 +223,10 @@ def policy_loss(
     that are trained. Values where the mask is False move neither loss nor gradient, even NaN.
 
     loss = sum over the mask of [-surrogate + kl_coef * k3] / normalizer: the KL is added to what is
-    minimised, so it pulls the policy to the reference. `normalizer` is the algorithm's for the whole batch
-    (`Algorithm.normalizer`); micro-batches that share it add up to the batch's loss. None: the number of
-    trained tokens in this mask (TRL's "bnpo"), whatever the algorithm.
-
-    The statistics ("clip_fraction", and "kl" with a reference) are sums over the same normaliser, and add up
-    too.
+    minimised, so it pulls the policy to the reference. `normalizer` is that of the whole batch
+    (`Algorithm.normalizer`), so that the losses of its micro-batches add up to its own; so do the statistics,
+    "clip_fraction" and, with a reference, "kl".
     """
-    normalizer = normalizer if normalizer is not None else mask.sum().clamp(min=1)
     # Masked values are replaced before the arithmetic: 0 * NaN would still be NaN in the gradient.
     logp, advantages = logp.where(mask, 0.0), advantages.expand_as(logp).where(mask, 0.0)
     ratio = torch.exp(logp - old_logp.where(mask, 0.0))

@@ -7,7 +7,7 @@ tokenised on its own; the loss mask is built as they are appended. Only what the
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -37,6 +37,8 @@ class _Rollout:
     question: Question
     key: Key
     prompt_ids: list[int]
+    generator: Generator
+    cfg: RolloutConfig
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -44,15 +46,74 @@ class _Rollout:
     stop_reason: StopReason | None = None
     answer: str | None = None
 
+    @property
+    def room(self) -> int:
+        """Number of tokens that may still come before a last turn; negative if no turn fits."""
+        taken = len(self.prompt_ids) + len(self.ids)
+        return self.cfg.max_context_tokens - taken - self.cfg.max_turn_tokens
+
     def append(self, ids: list[int], logprobs: list[float] | None = None) -> None:
         """Append tokens: the policy's with their log-probabilities, an observation's without."""
         self.ids += ids
         self.mask += [logprobs is not None] * len(ids)
         self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
 
-    def room(self, cfg: RolloutConfig) -> int:
-        """Count the tokens that may still come before a last turn; negative if no turn fits."""
-        return cfg.max_context_tokens - len(self.prompt_ids) - len(self.ids) - cfg.max_turn_tokens
+    def act(self, text: str, is_last: bool) -> None:
+        """Record the policy's turn and act on it; a search that may be made is left to the caller."""
+        action = protocol.parse_action(text)
+        self.turns.append(Turn(text, action))
+        if action.kind == "answer":
+            self.stop_reason, self.answer = "answer", action.text
+        elif is_last:
+            self.stop_reason = "max_turns" if action.kind == "search" else "invalid"
+        elif action.kind == "invalid":
+            self.show(self.generator.encode(protocol.format_invalid_notice()))
+
+    def request(self, turn: int, noise_probability: float) -> SearchRequest:
+        """Make the request for the search that the newest turn asks for."""
+        return SearchRequest(
+            query=self.turns[-1].action.text,
+            question=self.question.question,
+            golden_answers=self.question.golden_answers,
+            noisy=uniform(self.key, turn, "noise") < noise_probability,
+            key=(*self.key, turn, "search"),
+        )
+
+    def receive(self, request: SearchRequest, result: SearchResult, later: int) -> None:
+        """Record the newest turn's search and show what it found; `later` searches may follow."""
+        shown: tuple[str, ...] = ()
+        if result.status == "failed":
+            self.stop_reason = "engine_failed"
+        else:
+            shown = self.observe(result.documents, later)
+        self.turns[-1] = replace(
+            self.turns[-1],
+            query=request.query,
+            documents=shown,
+            noisy=request.noisy,
+            status=result.status,
+            error=result.error,
+            cut=result.status == "ok" and shown != result.documents,
+        )
+
+    def observe(self, documents: tuple[str, ...], later: int) -> tuple[str, ...]:
+        """Append documents as an observation, cut to what the context window can take; returns those shown.
+
+        Documents that fit before another turn are shown whole. Others are cut to an equal share of what is
+        left, for `later` searches may follow, or to all of it if a share does not hold a sentence.
+        """
+        share = (self.room - later * self.cfg.max_turn_tokens) // (later + 1)
+        shown = cut_documents(documents, (share, self.room), self.generator.encode)
+        ids = self.generator.encode(protocol.format_observation(shown or documents))
+        return shown if self.show(ids) else ()
+
+    def show(self, ids: list[int]) -> bool:
+        """Append an observation, or end the rollout if no turn would fit after it; True if appended."""
+        if len(ids) > self.room:
+            self.stop_reason = "length"
+            return False
+        self.append(ids)
+        return True
 
     def finish(self) -> Trajectory:
         tokens = self.prompt_ids, self.ids, self.mask, self.logprobs
@@ -80,34 +141,38 @@ def rollout(
     after each prompt that is never parsed, and an `opening`, with which the first turn begins; both count as
     prompt, and are not trained.
     """
-    contexts = contexts or [""] * len(questions)
-    rollouts = [
-        _Rollout(question, key, _encode_prompt(question, context + opening, generator, cfg))
-        for question, key, context in zip(questions, keys, contexts, strict=True)
-    ]
+    rollouts = []
+    for question, key, context in zip(questions, keys, contexts or [""] * len(questions), strict=True):
+        prompt = protocol.policy_prompt(question.question, cfg.template) + context + opening
+        rollouts.append(_Rollout(question, key, generator.encode_prompt(prompt), generator, cfg))
     last = cfg.max_searches if engine else 0
     kv_cache = generator.new_cache()  # of this call only: before the next one, the weights may change
     for turn in range(last + 1):
-        for rolling in _unfinished(rollouts):
-            if rolling.room(cfg) < 0:
-                rolling.stop_reason = "length"
-        going = _unfinished(rollouts)
+        for one in rollouts:
+            if one.stop_reason is None and one.room < 0:
+                one.stop_reason = "length"
+        going = [one for one in rollouts if one.stop_reason is None]
         if not going:
             break
         completions = generator.generate(
-            [rolling.prompt_ids + rolling.ids for rolling in going],
-            [(*rolling.key, turn, "policy") for rolling in going],
+            [one.prompt_ids + one.ids for one in going],
+            [(*one.key, turn, "policy") for one in going],
             cfg.max_turn_tokens,
             cfg.temperature,
             protocol.STOP_STRINGS,
             kv_cache,
         )
-        for rolling, completion in zip(going, completions, strict=True):
+        for one, completion in zip(going, completions, strict=True):
+            one.append(completion.ids, completion.logprobs)
             text = (opening if turn == 0 else "") + generator.decode(completion.ids)
-            rolling.append(completion.ids, completion.logprobs)
-            _act(rolling, text, generator, cfg, is_last=turn == last)
-        _search(_unfinished(rollouts), turn, generator, engine, cfg, noise_probability)
-    return [rolling.finish() for rolling in rollouts]
+            one.act(text, is_last=turn == last)
+        going = [one for one in going if one.stop_reason is None]
+        searching = [one for one in going if one.turns[-1].action.kind == "search"]
+        requests = [one.request(turn, noise_probability) for one in searching]
+        results = _search(engine, requests, cfg.num_documents) if requests else []
+        for one, request, result in zip(searching, requests, results, strict=True):
+            one.receive(request, result, later=last - turn - 1)
+    return [one.finish() for one in rollouts]
 
 
 def token_budget(cfg: RolloutConfig, searches: bool) -> int:
@@ -115,99 +180,17 @@ def token_budget(cfg: RolloutConfig, searches: bool) -> int:
     return cfg.max_turn_tokens * (cfg.max_searches + 1 if searches else 1)
 
 
-def _encode_prompt(question: Question, after: str, generator: Generator, cfg: RolloutConfig) -> list[int]:
-    return generator.encode_prompt(protocol.policy_prompt(question.question, cfg.template) + after)
-
-
-def _unfinished(rollouts: Sequence[_Rollout]) -> list[_Rollout]:
-    return [rolling for rolling in rollouts if rolling.stop_reason is None]
-
-
-def _act(rolling: _Rollout, text: str, generator: Generator, cfg: RolloutConfig, is_last: bool) -> None:
-    """Record the policy's turn and act on it; a search that may be made is left to `_search`."""
-    action = protocol.parse_action(text)
-    rolling.turns.append(Turn(text, action))
-    if action.kind == "answer":
-        rolling.stop_reason, rolling.answer = "answer", action.text
-    elif is_last:
-        rolling.stop_reason = "max_turns" if action.kind == "search" else "invalid"
-    elif action.kind == "invalid":
-        _show(rolling, generator.encode(protocol.format_invalid_notice()), cfg)
-
-
-def _search(
-    going: Sequence[_Rollout],
-    turn: int,
-    generator: Generator,
-    engine: SearchEngine | None,
-    cfg: RolloutConfig,
-    noise_probability: float,
-) -> None:
-    """Make one batch of searches, for the rollouts whose newest turn asks for one."""
-    searching = [rolling for rolling in going if rolling.turns[-1].action.kind == "search"]
-    if not searching:
-        return
-    requests = [
-        SearchRequest(
-            query=rolling.turns[-1].action.text,
-            question=rolling.question.question,
-            golden_answers=rolling.question.golden_answers,
-            noisy=uniform(rolling.key, turn, "noise") < noise_probability,
-            key=(*rolling.key, turn, "search"),
-        )
-        for rolling in searching
-    ]
-    for rolling, request, result in zip(searching, requests, _ask(engine, requests, cfg), strict=True):
-        if result.status == "failed":
-            rolling.stop_reason, shown = "engine_failed", ()
-        else:
-            shown = _observe(rolling, result.documents, cfg.max_searches - turn - 1, generator, cfg)
-        rolling.turns[-1] = replace(
-            rolling.turns[-1],
-            query=request.query,
-            documents=shown,
-            noisy=request.noisy,
-            status=result.status,
-            error=result.error,
-            cut=result.status == "ok" and shown != result.documents,
-        )
-
-
-def _ask(engine: SearchEngine, requests: list[SearchRequest], cfg: RolloutConfig) -> list[SearchResult]:
+def _search(engine: SearchEngine, requests: list[SearchRequest], num_documents: int) -> list[SearchResult]:
     """Search; an engine that raises has failed each request.
 
     A spent budget is raised instead: to go on would be to learn only from the rollouts that searched first.
     """
     try:
-        return engine.search(requests, cfg.num_documents)
+        return engine.search(requests, num_documents)
     except BudgetError:
         raise
     except EngineError as error:
         return [SearchResult((), "failed", str(error))] * len(requests)
-
-
-def _observe(
-    rolling: _Rollout, documents: tuple[str, ...], later: int, generator: Generator, cfg: RolloutConfig
-) -> tuple[str, ...]:
-    """Append documents as an observation, cut to what the context window can take; returns those shown.
-
-    Documents that fit before another turn are shown whole. Others are cut to an equal share of what is left,
-    for `later` searches may follow, or to all of it if a share does not hold a sentence.
-    """
-    room = rolling.room(cfg)
-    share = (room - later * cfg.max_turn_tokens) // (later + 1)
-    shown = cut_documents(documents, (share, room), generator.encode)
-    ids = generator.encode(protocol.format_observation(shown or documents))
-    return shown if _show(rolling, ids, cfg) else ()
-
-
-def _show(rolling: _Rollout, ids: list[int], cfg: RolloutConfig) -> bool:
-    """Append an observation, or end the rollout if no turn would fit after it; True if it was appended."""
-    if len(ids) > rolling.room(cfg):
-        rolling.stop_reason = "length"
-        return False
-    rolling.append(ids)
-    return True
 
 
 def cut_documents(
@@ -231,19 +214,15 @@ def cut_documents(
             (i, part) for i, text in enumerate(documents) for part in re.split(cut, text.strip()) if part
         ]
         for limit in limits:
-            if kept := _longest_beginning(parts, lambda kept, limit=limit: size(kept) > limit):
-                return kept
+            fitting = bisect_right(
+                range(len(parts) + 1), limit, 1, key=lambda count, parts=parts: size(_join(parts[:count]))
+            )
+            if fitting > 1:
+                return _join(parts[: fitting - 1])
     return ()
 
 
-def _longest_beginning(
-    parts: Sequence[tuple[int, str]], too_long: Callable[[tuple[str, ...]], bool]
-) -> tuple[str, ...]:
-    """Join the most of the first (document, part) again that are not too long; empty if one is."""
-
-    def beginning(count: int) -> tuple[str, ...]:
-        by_document = groupby(parts[:count], key=itemgetter(0))
-        return tuple("".join(part for _, part in mine).rstrip() for _, mine in by_document)
-
-    counts = range(len(parts) + 1)
-    return beginning(bisect_left(counts, True, 1, key=lambda count: too_long(beginning(count))) - 1)
+def _join(parts: Sequence[tuple[int, str]]) -> tuple[str, ...]:
+    """Join (document, part) pairs to documents again."""
+    by_document = groupby(parts, key=itemgetter(0))
+    return tuple("".join(part for _, part in mine).rstrip() for _, mine in by_document)

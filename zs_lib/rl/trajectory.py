@@ -1,9 +1,11 @@
-"""A trajectory, and the metrics that training and evaluation report about it."""
+"""A trajectory, the metrics that training and evaluation report about it, and its record in a run's log."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from statistics import fmean
 from typing import Literal
 
@@ -110,7 +112,7 @@ def query_quality(trajectory: Trajectory) -> list[bool]:
     for turn in trajectory.turns:
         if turn.query is None:
             continue
-        verdicts.append(any(scoring.contains(turn.query, [hop.entity]) for hop in open_hops))
+        verdicts.append(scoring.contains(turn.query, [hop.entity for hop in open_hops]))
         shown = "\n".join(turn.documents)
         open_hops = [hop for hop in open_hops if not scoring.contains(shown, hop.answers)]
     return verdicts
@@ -118,10 +120,44 @@ def query_quality(trajectory: Trajectory) -> list[bool]:
 
 def answer_in_documents(trajectory: Trajectory) -> bool:
     """Tell whether one of the documents that the policy was shown contains a gold answer."""
-    documents = (document for turn in trajectory.turns for document in turn.documents)
-    return any(scoring.contains(document, trajectory.question.golden_answers) for document in documents)
+    documents = [document for turn in trajectory.turns for document in turn.documents]
+    return scoring.contains_answer(documents, trajectory.question.golden_answers)
 
 
 def _mean(values) -> float | None:
     values = [float(value) for value in values]
     return fmean(values) if values else None
+
+
+def to_record(
+    trajectory: Trajectory, reward: float, decode: Callable[[list[int]], str] | None = None
+) -> dict:
+    """Make the JSON record of a trajectory in a run's log (`analysis.trajectory_index` reads the log).
+
+    Keys: question, golden_answers, turns (the fields of `Turn`), stop_reason, answer, and reward (NaN, of a
+    failed engine, is null). With `decode` also tokens, in order: a policy token as [text, log-probability],
+    observation tokens between them as their number (the loss mask leaves them out). Training adds, though
+    older runs may lack them:
+
+    - group: index of its question in the step, from 0
+    - advantage: of the whole trajectory (PPO, whose critic gives each token its own: the reward)
+    - watched: true if it was not trained: one of the run's first questions answered again, greedily
+    """
+    record = {
+        "question": trajectory.question.question,
+        "golden_answers": list(trajectory.question.golden_answers),
+        "turns": [asdict(turn) for turn in trajectory.turns],
+        "stop_reason": trajectory.stop_reason,
+        "answer": trajectory.answer,
+        "reward": None if math.isnan(reward) else reward,
+    }
+    return record | ({"tokens": _tokens(trajectory, decode)} if decode else {})
+
+
+def _tokens(trajectory: Trajectory, decode: Callable[[list[int]], str]) -> list:
+    tokens: list = []
+    entries = zip(trajectory.mask, trajectory.ids, trajectory.logprobs, strict=True)
+    for mine, part in groupby(entries, key=lambda entry: entry[0]):
+        part = list(part)
+        tokens += [[decode([i]), round(logprob, 2)] for _, i, logprob in part] if mine else [len(part)]
+    return tokens

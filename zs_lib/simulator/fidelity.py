@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import Random
 
 import numpy as np
@@ -11,7 +12,8 @@ from zs_lib.engines import SearchEngine, SearchRequest
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError
 from zs_lib.qa import TRAINED_ON, Question, load_questions
-from zs_lib.simulator.pairs import contains_answer, split_questions
+from zs_lib.qa.scoring import contains_answer
+from zs_lib.simulator.pairs import split_questions
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -21,7 +23,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -> float:
+def two_sample_auc(first: Sequence[str], second: Sequence[str]) -> float:
     """AUC of a linear classifier on word and word-pair counts that separates two sets of texts, 5-fold.
 
     0.5: it cannot tell them apart; 1.0: it always can. Equal texts stay in one fold: else a copy of a text in
@@ -45,7 +47,7 @@ def two_sample_auc(first: Sequence[str], second: Sequence[str], seed: int = 0) -
     labels = np.array([0] * len(first) + [1] * len(second))
     counts = TfidfVectorizer(ngram_range=(1, 2), use_idf=False)
     classifier = make_pipeline(counts, LogisticRegression(C=10.0, max_iter=1000))
-    folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
     texts = [*first, *second]
     groups = np.unique(texts, return_inverse=True)[1]
     try:
@@ -76,7 +78,6 @@ def measure_fidelity(
     questions: Sequence[Question],
     real: SearchEngine,
     k: int,
-    seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict:
     """Measure a simulator on `questions` with known hops, beside the real engine.
@@ -90,21 +91,31 @@ def measure_fidelity(
       engine's (0.5: it cannot; NaN with too few documents)
     - real_*: the real engine's values; good_queries, bad_queries: their numbers
     """
-    rng = Random(seed)
+    rng = Random(0)
     good = [(question, hop, hop.query) for question in questions for hop in question.hops]
     bad = [(question, question.hops[-1], _bad_query(question, questions, rng)) for question in questions]
-    asked = {"useful": (good, False), "noisy": (good, True), "bad": (bad, False)}
-    answered = {}
-    for done, (kind, (queries, is_noisy)) in enumerate(asked.items()):
+
+    def ask(engine: SearchEngine, queries: Sequence[tuple], noisy: bool = False, *key: str):
+        requests = [
+            SearchRequest(query, question.question, question.golden_answers, noisy, (*key, i))
+            for i, (question, _, query) in enumerate(queries)
+        ]
+        return engine.search(requests, k)
+
+    asked = [("useful", good, False), ("noisy", good, True), ("bad", bad, False)]
+    answered = []
+    for done, (kind, queries, noisy) in enumerate(asked):
         progress(done, len(asked))
-        answered[kind] = _ask(engine, queries, k, is_noisy, (kind,))
-    useful, noisy, off = answered.values()
-    truth, truth_off = _ask(real, good, k, False, ()), _ask(real, bad, k, False, ())
+        answered.append(ask(engine, queries, noisy, kind))
+    useful, noisy, off = answered
+    truth, truth_off = ask(real, good), ask(real, bad)
     first = [hop is question.hops[0] and len(question.hops) > 1 for question, hop, _ in good]
     hit, real_hit = _hits(useful, good), _hits(truth, good)
     documents = [document for result in useful for document in result.documents]
     real_documents = [document for result in truth for document in result.documents]
-    everything = [*useful, *noisy, *off]
+    everything, auc = [*useful, *noisy, *off], float("nan")
+    with suppress(DataError):  # a simulator that does not understand its prompt writes hardly a document
+        auc = two_sample_auc(documents, real_documents)
     return {
         "answer_good": _mean(hit),
         "answer_first": _mean(h for h, f in zip(hit, first, strict=True) if f),
@@ -114,7 +125,7 @@ def measure_fidelity(
         "short": _mean(len(result.documents) < k for result in everything),
         "words": _mean(len(document.split()) for document in documents),
         "distinct_2": distinct_n(documents, 2),
-        "auc": _told_apart(documents, real_documents),
+        "auc": auc,
         "real_good": _mean(real_hit),
         "real_bad": _mean(_hits(truth_off, bad)),
         "real_words": _mean(len(document.split()) for document in real_documents),
@@ -132,28 +143,11 @@ def _bad_query(question: Question, questions: Sequence[Question], rng: Random) -
     return rng.choice([other.hops[-1] for other in questions if other.hops[-1].entity != hop.entity]).query
 
 
-def _ask(engine: SearchEngine, asked, k: int, noisy: bool, key: tuple):
-    return engine.search(
-        [
-            SearchRequest(query, question.question, question.golden_answers, noisy, (*key, i))
-            for i, (question, _, query) in enumerate(asked)
-        ],
-        k,
-    )
-
-
 def _hits(results, asked) -> list[bool]:
     return [
         contains_answer(result.documents, hop.answers)
         for result, (_, hop, _) in zip(results, asked, strict=True)
     ]
-
-
-def _told_apart(documents: Sequence[str], real_documents: Sequence[str]) -> float:
-    try:
-        return two_sample_auc(documents, real_documents)
-    except DataError:  # a simulator that does not understand its prompt writes hardly a document
-        return float("nan")
 
 
 def _mean(values) -> float:

@@ -18,11 +18,13 @@ from random import Random
 
 from zs_lib import protocol
 from zs_lib.config.arms import PairsArm, RolloutConfig
+from zs_lib.config.values import from_dict
 from zs_lib.engines import SearchEngine
-from zs_lib.errors import DataError, EngineError
-from zs_lib.models.encoding import encode_text
+from zs_lib.errors import ConfigError, DataError, EngineError
+from zs_lib.models.encoding import encode_example
 from zs_lib.models.generator import Generator
-from zs_lib.qa import Question, scoring
+from zs_lib.qa import Question
+from zs_lib.qa.scoring import contains_answer
 from zs_lib.rl.rollout import rollout
 from zs_lib.runs import Run
 
@@ -54,11 +56,6 @@ def split_questions(questions: Sequence[Question]) -> tuple[list[Question], list
     held_out = [question for question in questions if Random(question.id).random() < HELD_OUT]
     out = {question.id for question in held_out}
     return [question for question in questions if question.id not in out], held_out
-
-
-def contains_answer(documents: Sequence[str], answers: Sequence[str]) -> bool:
-    """Whether one of `documents` holds one of `answers` as whole words, after normalisation."""
-    return any(scoring.contains(document, answers) for document in documents)
 
 
 def collect_pairs(
@@ -152,15 +149,13 @@ def training_examples(
     Raises:
         DataError: one of the two classes is empty.
     """
+    useful = [(pair, True, pair.documents) for pair in pairs if pair.useful]
     if recipe == "naive":
-        useful = [(pair, True, pair.documents) for pair in pairs if pair.useful]
         noisy = [(pair, False, pair.documents) for pair in pairs if not pair.useful]
     else:
-        good = [(pair, True, pair.documents) for pair in pairs if pair.useful]
         bad = [(pair, True, pair.documents) for pair in pairs if not pair.useful and not pair.contained]
+        useful += Random(f"{seed}/balance").sample(bad, min(len(bad), len(useful)))
         noisy = [(pair, False, pair.clean) for pair in pairs if len(pair.clean) == len(pair.documents)]
-        rng = Random(f"{seed}/balance")
-        useful = good + rng.sample(bad, min(len(bad), len(good)))
     if not useful or not noisy:
         raise DataError(
             f"Of {len(pairs)} judged pairs none is {'noisy' if useful else 'useful'}: collect from more "
@@ -172,18 +167,17 @@ def training_examples(
     return chosen
 
 
-def encode_examples(chosen, tokenizer, template: str) -> list[dict[str, list[int]]]:
-    """Tokenise examples for TRL: input_ids, and completion_mask with 1 on the documents and the end token."""
+def encode_examples(
+    chosen: Sequence[tuple[Pair, bool, tuple[str, ...]]], tokenizer, template: str
+) -> list[dict[str, list[int]]]:
+    """Tokenise examples for TRL; what is trained are the documents and the end token."""
     rows = []
     for pair, useful, documents in chosen:
-        asked = protocol.simulator_prompt(
+        prompt = protocol.simulator_prompt(
             pair.query, pair.question, pair.answer, useful, len(documents), template
         )
-        prompt = encode_text(tokenizer, asked, start=True)
-        written = encode_text(tokenizer, protocol.format_documents(documents)) + [tokenizer.eos_token_id]
-        rows.append(
-            {"input_ids": prompt + written, "completion_mask": [0] * len(prompt) + [1] * len(written)}
-        )
+        texts = [(prompt, False), (protocol.format_documents(documents), True)]
+        rows.append(encode_example(tokenizer, texts, ended=True))
     return rows
 
 
@@ -195,12 +189,9 @@ def read_pairs(run: Run) -> list[Pair]:
     """
     path = run.file(PAIRS)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [
-            Pair(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
-            for row in rows
-        ]
-    except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [from_dict(Pair, json.loads(line), f"line {number}") for number, line in enumerate(lines, 1)]
+    except (FileNotFoundError, ValueError, AttributeError, RecursionError, ConfigError) as error:
         raise DataError(
             f"{run.path.name}/{PAIRS} cannot be read ({error}): delete the run's folder, and the pairs are "
             "collected again."

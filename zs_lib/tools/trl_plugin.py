@@ -82,7 +82,7 @@ class SearchRollouts:
         _check(trainer.args)
         # An evaluation may follow the last step.
         step = min(trainer.state.global_step + 1, trainer.state.max_steps)
-        noise = noise_probability(step, trainer.state.max_steps, self.curriculum) if self.curriculum else 0.0
+        noise = noise_probability(step, trainer.state.max_steps, self.curriculum)
         questions = [self._question(prompt) for prompt in prompts]
         process, seed = trainer.accelerator.process_index, trainer.args.seed
         keys = [(seed, step, process, question.id, index) for index, question in enumerate(questions)]

@@ -109,7 +109,7 @@ def _kinds(trajectory: Trajectory) -> list[str]:
         return ["failure"] if answer_in_documents(trajectory) else []
     searches = [turn for turn in trajectory.turns if turn.query is not None]
     answers = [answer for hop in trajectory.question.hops for answer in hop.answers]
-    helped = bool(searches) and any(scoring.contains(document, answers) for document in searches[0].documents)
+    helped = bool(searches) and scoring.contains_answer(searches[0].documents, answers)
     return ["success"] if helped or len(searches) < 2 else ["success", "repaired"]
 
 

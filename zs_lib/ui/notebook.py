@@ -27,8 +27,7 @@ from zs_lib.config.values import digest, reject_unknown
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import notebooks, scheduler
-from zs_lib.rl.trajectory import Trajectory
-from zs_lib.rl.trajectory_log import to_record
+from zs_lib.rl.trajectory import Trajectory, to_record
 from zs_lib.runs import Run, RunStore
 from zs_lib.ui import render
 

@@ -82,7 +82,7 @@ def text(value: object) -> str:
 
 
 def trajectory(record: dict, title: str = "", shade: str = "", simulated: bool = False) -> str:
-    """Render a record of `rl.trajectory_log` turn by turn, with its reward and the reason for it.
+    """Render a record of `rl.trajectory.to_record` turn by turn, with its reward and the reason for it.
 
     `shade`: a key of SHADES, to shade single tokens. `simulated`: whether requests were for useful or noisy
     documents, which is then shown.

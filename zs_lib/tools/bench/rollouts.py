@@ -14,12 +14,13 @@ from zs_lib import config, protocol, qa
 from zs_lib.config import paths
 from zs_lib.config.arms import FormatSFT, RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
+from zs_lib.models.encoding import encode_example
 from zs_lib.models.generator import Generator
 from zs_lib.models.load import load_generator, load_model
 from zs_lib.qa import Question
-from zs_lib.rl.format_sft import encode_lesson, lesson
+from zs_lib.rl.format_sft import lesson
 from zs_lib.rl.rollout import rollout
-from zs_lib.rl.train import pick_questions
+from zs_lib.rl.train import questions_of_step
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.tools.bench.machine import forward_flops, peak_flops
 
@@ -44,7 +45,7 @@ def measure(small: bool = False) -> Iterator[dict]:
     name, count = ("tiny-S-instruct", 8) if small else (MODEL, 64)
     generator = load_generator(name if small else format_tuned(name, arm.format_sft))
     engine = build_engine("bm25", split="train")
-    picked = pick_questions(qa.load_questions(subset=arm.subsets, split="train"), count // GROUP, 0, 1)
+    picked = questions_of_step(qa.load_questions(subset=arm.subsets, split="train"), count // GROUP, 0, 1)
     questions = [question for question in picked for _ in range(GROUP)]
     loops = {"ours": ours, "original": original, "TRL": trl}
     for who, make in loops.items():
@@ -240,7 +241,7 @@ def format_tuned(name: str, how: FormatSFT) -> Path:
         return folder
     loaded, engine = load_model(name), build_engine(how.engine, split="train")
     chains = [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if q.is_chain]
-    questions = pick_questions(chains, SFT_STEPS * SFT_EXAMPLES, 1, 1)
+    questions = questions_of_step(chains, SFT_STEPS * SFT_EXAMPLES, 1, 1)
     trained = [p for layer in loaded.model.base_model.layers[-SFT_LAYERS:] for p in layer.parameters()]
     loaded.model.requires_grad_(False)
     for parameter in trained:
@@ -248,7 +249,7 @@ def format_tuned(name: str, how: FormatSFT) -> Path:
     optimizer = torch.optim.AdamW(trained, lr=SFT_RATE)
     for step in range(SFT_STEPS):
         for i, question in enumerate(questions[step * SFT_EXAMPLES : (step + 1) * SFT_EXAMPLES]):
-            row = encode_lesson(lesson(question, engine, how), loaded.tokenizer, ended=i % 2 == 0)
+            row = encode_example(loaded.tokenizer, lesson(question, engine, how), ended=i % 2 == 0)
             ids, mask = torch.tensor(row["input_ids"]), torch.tensor(row["completion_mask"]) == 1
             labels = torch.where(mask, ids, -100)
             (loaded.model(input_ids=ids[None], labels=labels[None]).loss / SFT_EXAMPLES).backward()

@@ -19,7 +19,7 @@ from zs_lib.rl.learner import WEIGHT_DECAY, Learner
 from zs_lib.rl.objectives import group_advantages
 from zs_lib.rl.rewards import reward
 from zs_lib.rl.rollout import rollout
-from zs_lib.rl.train import pick_questions
+from zs_lib.rl.train import questions_of_step
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.tools.bench import rollouts
 from zs_lib.tools.bench.machine import forward_flops, peak_flops, seconds
@@ -73,7 +73,7 @@ def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries:
 
 def _batch(loaded: LoadedModel, arm: PolicyArm) -> tuple[list[Trajectory], torch.Tensor]:
     """Trajectories of the arm's first step with BM25, and their rewards (P, G)."""
-    questions = pick_questions(
+    questions = questions_of_step(
         qa.load_questions(subset=arm.subsets, split="train"), arm.prompts_per_step, 0, 1
     )
     repeated = [question for question in questions for _ in range(arm.group_size)]
