@@ -146,9 +146,7 @@ def test_killed_before_the_first_checkpoint(store):
 def test_two_processes_make_one_run(store):
     arm = CountingArm(sleep=0.1)
     first, second = start(store, arm), start(store, arm)
-    deadline = time.monotonic() + 30
-    while not store.path(arm, 0).joinpath("metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(store.path(arm, 0).joinpath("metrics.jsonl").exists)
     assert store.get(arm, 0).running
     assert ensure(arm, 0, store).finished  # a third one waits
     assert first.wait(timeout=60) == second.wait(timeout=60) == 0
@@ -159,9 +157,7 @@ def test_waiting_is_bounded(store, monkeypatch):
     arm = CountingArm(sleep=5)
     process = start(store, arm)
     try:
-        deadline = time.monotonic() + 30
-        while not store.path(arm, 0).joinpath("metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for(store.path(arm, 0).joinpath("metrics.jsonl").exists)
         monkeypatch.setattr(run_module, "LOCK_WAIT_S", 0.3)
         with pytest.raises(RunError, match="Another process still works"):
             ensure(arm, 0, store)
@@ -404,9 +400,7 @@ def test_a_folder_without_anything_in_it_is_no_damage(store):
 def test_a_waiting_process_takes_over_when_the_holder_dies(store):
     arm = CountingArm(sleep=0.3, steps=12)
     holder = start(store, arm)
-    wait_for(
-        lambda: store.path(arm, 0).glob("checkpoint-*") and list(store.path(arm, 0).glob("checkpoint-*[0-9]"))
-    )
+    wait_for(lambda: list(store.path(arm, 0).glob("checkpoint-*[0-9]")))
     waiting = start(store, arm)
     time.sleep(0.5)
     holder.kill()

@@ -192,6 +192,7 @@ class SimulatorArm(WeightsConfig):
 class PairsArm:
     """The judged pairs that all simulators with these values share."""
 
+    name = "pairs"
     collector: str
     judge: str
     num_questions: int
@@ -207,10 +208,6 @@ class PairsArm:
     def rollout(self) -> RolloutConfig:
         """Rollout settings of the collector: the arm's, else COLLECTION."""
         return replace(self.collection or COLLECTION, num_documents=self.num_documents)
-
-    @property
-    def name(self) -> str:
-        return "pairs"
 
 
 COLLECTION = RolloutConfig(

@@ -75,14 +75,13 @@ def model_digest(folder: Path) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def contents_of(plain: Any) -> dict[str, str]:
+def contents_of(plain: Any, key: str = "") -> dict[str, str]:
     """The files and model folders of this machine that an arm's `values.identity` names: name -> digest."""
-    if isinstance(plain, list):
-        return {name: digest for item in plain for name, digest in contents_of(item).items()}
-    if not isinstance(plain, dict):
-        return {}
-    own = {value: digest for key, value in plain.items() if (digest := _content(key, value))}
-    return own | contents_of(list(plain.values()))
+    if isinstance(plain, (dict, list)):
+        parts = plain.items() if isinstance(plain, dict) else (("", item) for item in plain)
+        return {name: digest for key, part in parts for name, digest in contents_of(part, key).items()}
+    digest = _content(key, plain)
+    return {plain: digest} if digest else {}
 
 
 def _content(key: str, value: Any) -> str | None:

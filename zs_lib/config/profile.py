@@ -127,9 +127,8 @@ def _read(name: str) -> dict:
     except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, a thousand brackets
         raise ConfigError(f"The profile '{name}' is no valid TOML ({error}): correct {name}.toml.") from error
     for shared, rows in ARM_TABLES.items():
-        arms = table.setdefault(rows, [])
-        given = [table.setdefault(shared, {}), *(arms if isinstance(arms, list) else [None])]
-        if not all(isinstance(part, dict) for part in given):
+        values, arms = table.setdefault(shared, {}), table.setdefault(rows, [])
+        if not isinstance(arms, list) or not all(isinstance(part, dict) for part in (values, *arms)):
             raise ConfigError(f"Profile '{name}': [{shared}] must be a table, and [[{rows}]] a row an arm.")
     return table
 
@@ -139,11 +138,9 @@ def _override(table: dict, overrides: dict[str, Any]) -> dict:
     reject_unknown("override", overrides, _dotted_keys(table))
     above: dict = {}
     for dotted, value in overrides.items():
-        *path, last = dotted.split(".")
-        place = above
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
+        for part in reversed(dotted.split(".")):
+            value = {part: value}
+        above = _merge(above, value)
     arms = {
         rows: [_merge(row, above.get(shared, {})) for row in table[rows]]
         for shared, rows in ARM_TABLES.items()

@@ -54,10 +54,7 @@ class RunStore:
 
         Where several processes make a run together (`distributed`), the main one decides, locks and writes;
         the others call `work` too if it is made for that (`together`), else they wait. All need the store on
-        a shared disk.
-
-        Metrics go to the arm's tracker too, if it has one: TensorBoard's files lie in the store's folder
-        "tensorboard".
+        a shared disk. Metrics go to the arm's tracker too, if it has one.
 
         Raises:
             ConfigError: the tracker is not installed or does not start.
@@ -124,7 +121,8 @@ class RunStore:
             with suppress(RunError):  # damaged ones have no label
                 labels |= {run: run.label} if run.finished else {}
         if named := [run for run, label in labels.items() if label == prefix]:
-            return max(named, key=_model_and_age)
+            with_model = [run for run in named if (run.path / "model").is_dir()]
+            return max(with_model or named, key=lambda run: (run.path / "summary.json").stat().st_mtime_ns)
         known = ", ".join(sorted(filter(None, set(labels.values())))) or "none (run `zs reproduce`)"
         raise RunError(
             f"No run is called {prefix!r}. Known: {known}; or the beginning of a folder's name "
@@ -137,10 +135,6 @@ class RunStore:
 
         bar = {"unit": "run", "leave": False, "delay": PROGRESS_AFTER_S, "disable": None}
         return [error for run in tqdm(self.list(), desc="verify", **bar) for error in run.verify()]
-
-
-def _model_and_age(run: Run) -> tuple[bool, int]:
-    return (run.path / "model").is_dir(), (run.path / "summary.json").stat().st_mtime_ns
 
 
 def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:
