@@ -10,8 +10,9 @@ function with `@claim`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from operator import sub, truediv
 
 import numpy as np
 import pandas as pd
@@ -52,10 +53,10 @@ class Statement:
     n: int
     bound: str
     verdict: str
-    detectable: float = field(init=False)
 
-    def __post_init__(self):
-        object.__setattr__(self, "detectable", POWER * (self.high - self.low) / (2 * Z))
+    @property
+    def detectable(self) -> float:
+        return POWER * (self.high - self.low) / (2 * Z)
 
 
 def heldout_statements(tables: Tables) -> pd.DataFrame:
@@ -63,11 +64,11 @@ def heldout_statements(tables: Tables) -> pd.DataFrame:
     table = tables["evaluation"]
     main, real = "ZeroSearch (grounded)", "Search-R1 (real engine)"
     compared = [
-        (f"{main} over its start: ratio of F1", MAIN, START, _ratio, 2.5),
-        (f"{main} over {real}: ratio of F1", MAIN, "search-r1", _ratio, 0.9),
-        (f"{main} minus R1 (no search): F1", MAIN, "r1", _minus, 0.0),
-        (f"{real} minus R1 (no search): F1", "search-r1", "r1", _minus, 0.0),
-        ("ZeroSearch grounded minus naive simulator: F1", MAIN, "zerosearch-naive", _minus, 0.0),
+        (f"{main} over its start: ratio of F1", MAIN, START, truediv, 2.5),
+        (f"{main} over {real}: ratio of F1", MAIN, "search-r1", truediv, 0.9),
+        (f"{main} minus R1 (no search): F1", MAIN, "r1", sub, 0.0),
+        (f"{real} minus R1 (no search): F1", "search-r1", "r1", sub, 0.0),
+        ("ZeroSearch grounded minus naive simulator: F1", MAIN, "zerosearch-naive", sub, 0.0),
     ]
     return _frame(
         [_compare(table, *row) for row in compared] + [_searches(table, arm) for arm in (MAIN, "search-r1")]
@@ -92,8 +93,10 @@ def fidelity_statements(tables: Tables) -> pd.DataFrame:
     rates, leaks = table["answer_good"], table["leak"]
     for small, large in pairwise(table.index):
         statements += [
-            _shares(f"{large} minus {small}: answer rate on good queries", rates[large], rates[small], good),
-            _shares(f"{small} minus {large}: leak", leaks[small], leaks[large], good),
+            _shares(
+                f"{large} minus {small}: answer rate on good queries", good, [rates[large]], [rates[small]]
+            ),
+            _shares(f"{small} minus {large}: leak", good, [leaks[small]], [leaks[large]]),
         ]
     return _frame(statements)
 
@@ -160,11 +163,11 @@ def larger_is_better(tables: Tables) -> list[Statement]:
     # how cleanly the keyword separates them: share of answers in useful documents minus that in noisy ones
     useful, noisy, n = table["answer_good"], table["leak"], int(table["good_queries"].iloc[0])
     separated = [
-        _normal(
+        _shares(
             f"useful minus noisy answers: {large} minus {small}",
-            (useful - noisy)[large] - (useful - noisy)[small],
-            sum(_variance(share[label], n) for share in (useful, noisy) for label in (small, large)),
             n,
+            [useful[large], noisy[small]],
+            [useful[small], noisy[large]],
         )
         for (small, _), (large, _) in pairwise(tuned)
     ]
@@ -176,31 +179,20 @@ def beats_every_method(tables: Tables) -> list[Statement]:
     table = _table(tables, "evaluation")
     inside = table["subset"].isin(SUBSETS_TRAINED_ON)
     others = ("direct", "cot", "rag", START, "search-o1", "r1")
-    statements = [_difference(tables, f"ZeroSearch minus {other}", "zerosearch", other) for other in others]
-    for where, part in (
-        ("on the sets trained on", table[inside]),
-        ("on the others", table[~inside]),
-        ("on all", table),
-    ):
-        statements.append(
-            _difference(
-                tables | {"evaluation": part},
-                f"ZeroSearch minus Search-R1 {where}",
-                "zerosearch",
-                "search-r1",
-            )
-        )
-    return statements
+    statements = [_difference(tables, f"ZeroSearch minus {other}", MAIN, other) for other in others]
+    sets = {"on the sets trained on": table[inside], "on the others": table[~inside], "on all": table}
+    return statements + [
+        _difference({"evaluation": part}, f"ZeroSearch minus Search-R1 {where}", MAIN, "search-r1")
+        for where, part in sets.items()
+    ]
 
 
 @claim(6, "Its reward ends above the real engine's, and is smoother.", "Figures 2a-b, 3")
 def reward_ends_above_and_is_smoother(tables: Tables) -> list[Statement]:
-    table = _table(tables, "training")
-    last = _by_seed(table, "reward", lambda curve: curve.tail(_ends(curve)).mean())
-    rough = _by_seed(table, "reward", lambda curve: curve.diff().std())
+    last, rough = _by_seed(tables, "reward", _last), _by_seed(tables, "reward", _roughness)
     return [
-        _seeds("last rewards: ZeroSearch minus Search-R1", last["zerosearch"], last["search-r1"]),
-        _seeds("step-to-step variation: Search-R1 minus ZeroSearch", rough["search-r1"], rough["zerosearch"]),
+        _seeds("last rewards: ZeroSearch minus Search-R1", last[MAIN], last["search-r1"]),
+        _seeds("step-to-step variation: Search-R1 minus ZeroSearch", rough["search-r1"], rough[MAIN]),
     ]
 
 
@@ -208,11 +200,7 @@ def reward_ends_above_and_is_smoother(tables: Tables) -> list[Statement]:
 def turns_drop_then_rise(tables: Tables) -> list[Statement]:
     """Compare with the step at which the other seeds have their minimum, since no curve is below its own."""
     smooth = np.array(
-        _by_seed(
-            _table(tables, "training"),
-            "turns",
-            lambda curve: curve.rolling(_ends(curve)).mean().dropna().to_numpy(),
-        )[MAIN]
+        _by_seed(tables, "turns", lambda curve: curve.rolling(_ends(curve)).mean().dropna().to_numpy())[MAIN]
     )
     first, last = [], []
     for seed, own in enumerate(smooth):
@@ -229,7 +217,7 @@ def turns_drop_then_rise(tables: Tables) -> list[Statement]:
 @claim(8, "REINFORCE, GRPO and PPO all work; REINFORCE is the most stable.", "Table 5")
 def every_algorithm_works(tables: Tables) -> list[Statement]:
     arms = {label: arm for label, arm in _labels(tables, "algorithms").items() if label in PAPERS_ALGORITHMS}
-    rough = _by_seed(_table(tables, "training"), "reward", lambda curve: curve.diff().std())
+    rough = _by_seed(tables, "reward", _roughness)
     learnt = [_difference(tables, f"{label} minus the start", arm, START) for label, arm in arms.items()]
     stable = [
         _seeds(f"step-to-step variation: {label} minus REINFORCE", rough[arm], rough[arms["REINFORCE"]])
@@ -254,11 +242,7 @@ def document_mask_helps(tables: Tables) -> list[Statement]:
 @claim(11, "Base models gain more and reach instruct models.", "Figures 4a-b")
 def base_reaches_instruct(tables: Tables) -> list[Statement]:
     base, instruct = summaries.base_and_instruct(tables)
-    gain = _by_seed(
-        _table(tables, "training"),
-        "reward",
-        lambda curve: curve.tail(_ends(curve)).mean() - curve.head(_ends(curve)).mean(),
-    )
+    gain = _by_seed(tables, "reward", lambda curve: _last(curve) - curve.head(_ends(curve)).mean())
     if lacking := {base, instruct} - set(gain):
         raise DataError(
             f"No training of the arm {lacking.pop()!r} is stored: `zs reproduce --full` makes it."
@@ -297,10 +281,7 @@ def verdicts(tested: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for number, part in tested.groupby(level="claim"):
         found = set(part["verdict"])
-        if "does not hold" in found:
-            verdict = "does not hold"
-        else:
-            verdict = "holds" if found == {"holds"} else min(found - {"holds"})
+        verdict = next(one for one in ("does not hold", "no runs", "undecided", "holds") if one in found)
         says, where = CLAIMS[number].says, CLAIMS[number].where
         rows[number] = {"claim of the paper": says, "where": where, "here": verdict}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
@@ -327,11 +308,8 @@ def _table(tables: Tables, name: str) -> pd.DataFrame:
 
 def _labels(tables: Tables, study: str) -> dict[str, str]:
     """Rows of a study: label → arm."""
-    table = _table(tables, "study_rows")
-    part = table[table["study"] == study]
-    if part.empty:
-        raise DataError(f"The study '{study}' is not stored: `zs reproduce --full` makes its runs.")
-    return dict(zip(part["label"], part["arm"], strict=True))
+    _table(tables, "study_rows")
+    return {label: arm for arm, label in summaries.study_labels(tables, study).items()}
 
 
 def _simulators(tables: Tables, recipe: str) -> list[tuple[str, str]]:
@@ -352,15 +330,7 @@ def _fine_tuned(tables: Tables, sizes: int = 1) -> list[tuple[str, str]]:
 
 
 def _difference(tables: Tables, statement: str, arm: str, other: str, bound: float = 0.0) -> Statement:
-    return _compare(_table(tables, "evaluation"), f"F1: {statement}", arm, other, _minus, bound)
-
-
-def _ratio(mean: float, other: float) -> float:
-    return mean / other
-
-
-def _minus(mean: float, other: float) -> float:
-    return mean - other
+    return _compare(_table(tables, "evaluation"), f"F1: {statement}", arm, other, sub, bound)
 
 
 def _ends(curve: pd.Series) -> int:
@@ -368,9 +338,18 @@ def _ends(curve: pd.Series) -> int:
     return max(1, min(ENDS, len(curve) // 3))
 
 
-def _by_seed(table: pd.DataFrame, column: str, summary: Callable) -> dict[str, list]:
-    """Summarise each seed's curve of `column`: arm → one value per seed."""
-    ordered = table.sort_values("step")
+def _last(curve: pd.Series) -> float:
+    return curve.tail(_ends(curve)).mean()
+
+
+def _roughness(curve: pd.Series) -> float:
+    """Standard deviation of the steps' differences."""
+    return curve.diff().std()
+
+
+def _by_seed(tables: Tables, column: str, summary: Callable) -> dict[str, list]:
+    """Summarise each seed's training curve of `column`: arm → one value per seed."""
+    ordered = _table(tables, "training").sort_values("step")
     return {
         arm: [summary(curve[column]) for _, curve in part.groupby("seed")]
         for arm, part in ordered.groupby("arm")
@@ -388,8 +367,7 @@ def _paired(statement: str, differences: list[float], bound: float = 0.0) -> Sta
 
     seeds = len(differences)
     low, high = stats.ttest_1samp(differences, 0.0).confidence_interval() if seeds > 1 else (np.nan, np.nan)
-    verdict = _verdict(low > bound, high < bound, seeds)
-    return Statement(statement, float(np.mean(differences)), low, high, seeds, seeds, f"> {bound:g}", verdict)
+    return _above(bound, statement, float(np.mean(differences)), low, high, seeds, seeds)
 
 
 def compare(
@@ -420,19 +398,15 @@ def compare(
 def _compare(
     table: pd.DataFrame, statement: str, arm: str, other: str, statistic: Callable, bound: float
 ) -> Statement:
-    estimate, low, high, seeds, n = compare(table, arm, other, statistic)
-    verdict = _verdict(low > bound, high < bound, seeds)
-    return Statement(statement, estimate, low, high, seeds, n, f"> {bound:g}", verdict)
+    return _above(bound, statement, *compare(table, arm, other, statistic))
 
 
 def _searches(table: pd.DataFrame, arm: str) -> Statement:
     """Test that two-hop questions (comparisons and chains) take two searches."""
     two_hop = table[(table["arm"] == arm) & (table["hops"] == 2)]
     matrix = two_hop.pivot_table(index="seed", columns="id", values="searches")
-    mean, low, high = hierarchical_bootstrap(matrix.to_numpy())
-    verdict = _verdict(low > SEARCHES, high < SEARCHES, len(matrix))
-    statement = f"{arm}: searches on a two-hop question"
-    return Statement(statement, mean, low, high, *matrix.shape, f"> {SEARCHES:g}", verdict)
+    interval = hierarchical_bootstrap(matrix.to_numpy())
+    return _above(SEARCHES, f"{arm}: searches on a two-hop question", *interval, *matrix.shape)
 
 
 def _share(
@@ -448,20 +422,20 @@ def _share(
     return Statement(statement, share, low, high, 1, n, bound, verdict)
 
 
-def _variance(share: float, n: int) -> float:
-    return share * (1 - share) / n
+def _shares(statement: str, n: int, plus: list[float], minus: list[float]) -> Statement:
+    """Test that the sum of some shares of `n` queries is above that of others, by its normal interval."""
+    difference = sum(plus) - sum(minus)
+    width = Z * np.sqrt(sum(share * (1 - share) / n for share in plus + minus))
+    low, high = difference - width, difference + width
+    return Statement(statement, difference, low, high, 1, n, "> 0", _verdict(low > 0, high < 0))
 
 
-def _shares(statement: str, share: float, other: float, n: int) -> Statement:
-    """Test that the difference of two shares of `n` queries each is above zero."""
-    return _normal(statement, share - other, _variance(share, n) + _variance(other, n), n)
-
-
-def _normal(statement: str, difference: float, variance: float, n: int) -> Statement:
-    """Test that a difference of shares is above zero, by its normal interval."""
-    width = Z * np.sqrt(variance)
-    verdict = _verdict(difference - width > 0, difference + width < 0)
-    return Statement(statement, difference, difference - width, difference + width, 1, n, "> 0", verdict)
+def _above(
+    bound: float, statement: str, estimate: float, low: float, high: float, seeds: int, n: int
+) -> Statement:
+    """Test that an estimate is above `bound`, by its interval."""
+    verdict = _verdict(low > bound, high < bound, seeds)
+    return Statement(statement, estimate, low, high, seeds, n, f"> {bound:g}", verdict)
 
 
 def _verdict(right: bool, wrong: bool, seeds: int = 2) -> str:
@@ -478,4 +452,5 @@ def _matrix(table: pd.DataFrame, arm: str, score: str) -> pd.DataFrame:
 
 
 def _frame(statements: list[Statement]) -> pd.DataFrame:
-    return pd.DataFrame([asdict(statement) for statement in statements]).set_index("statement").round(3)
+    rows = [asdict(statement) | {"detectable": statement.detectable} for statement in statements]
+    return pd.DataFrame(rows).set_index("statement").round(3)

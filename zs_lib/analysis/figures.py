@@ -305,12 +305,11 @@ LEARNING = {
 def draw_learning(tables: Tables, figure: Figure) -> None:
     """Training reward by algorithm, curriculum, mask, and base or instruct model: Figures 4a to 4c."""
     panels = figure.subplots(2, 2, sharey=True).flat
-    rows = tables["study_rows"]
     for axes, (study, title) in zip(panels, LEARNING.items(), strict=True):
-        part = rows[rows["study"] == study].set_index("label")["arm"]
+        labels = summaries.study_labels(tables, study).to_dict()
         if study == "methods":
-            part = part[part.isin(summaries.base_and_instruct(tables))]
-        curve(tables["training"], "reward", axes, tuple(part), {arm: label for label, arm in part.items()})
+            labels = {arm: labels[arm] for arm in summaries.base_and_instruct(tables)}
+        curve(tables["training"], "reward", axes, labels, labels)
         axes.set(title=title, ylim=(0, 1), xlabel="RL step", ylabel="training reward (F1)")
         axes.legend(fontsize=7.5, ncols=2, loc="upper left")
 

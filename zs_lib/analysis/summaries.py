@@ -91,21 +91,29 @@ def base_and_instruct(tables: Tables) -> tuple[str, str]:
     )
 
 
+def study_labels(tables: Tables, study: str) -> pd.Series:
+    """Labels of a study's rows by their arm, in the study's order.
+
+    Raises:
+        DataError: the study's rows are not among the tables.
+    """
+    table = tables["study_rows"]
+    labels = table[table["study"] == study].set_index("arm")["label"]
+    if labels.empty:
+        raise DataError(f"The study '{study}' is not stored: `zs reproduce --full` makes its runs.")
+    return labels
+
+
 def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
     """`heldout_table` of a study's evaluated rows, in the study's order and by label instead of arm.
 
     Raises:
         DataError: the study's rows are not among the tables.
     """
-    table, evaluated = tables["study_rows"], tables["evaluation"]
-    part = table[table["study"] == study].set_index("arm")["label"]
-    if part.empty:
-        raise DataError(
-            f"The rows of the study '{study}' are not stored: `zs reproduce --full` makes their runs."
-        )
-    scores = heldout_table(evaluated[evaluated["arm"].isin([*part.index, START])], score)
-    found = [arm for arm in part.index if arm in scores.index]
-    return scores.loc[found].assign(arm=found).rename(index=part).rename_axis("row")
+    labels, evaluated = study_labels(tables, study), tables["evaluation"]
+    scores = heldout_table(evaluated[evaluated["arm"].isin([*labels.index, START])], score)
+    found = [arm for arm in labels.index if arm in scores.index]
+    return scores.loc[found].assign(arm=found).rename(index=labels).rename_axis("row")
 
 
 def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
@@ -113,16 +121,12 @@ def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
 
     The interval is the 95% interval of the average over seeds and all questions.
     """
-    table = tables["study_rows"]
-    labels = table[table["study"] == study].set_index("arm")["label"]
-    evaluated = tables["evaluation"]
+    labels, evaluated = study_labels(tables, study), tables["evaluation"]
     scores = study_scores(tables, study, score)
     frame = subset_table(evaluated[evaluated["arm"].isin(labels.index)], score)
     frame = frame.rename(index=labels).reindex(scores.index)
-    interval = [
-        f"{100 * low:.1f} to {100 * high:.1f}"
-        for low, high in zip(scores["low"], scores["high"], strict=True)
-    ]
+    low, high = 100 * scores["low"], 100 * scores["high"]
+    interval = low.map("{:.1f}".format) + " to " + high.map("{:.1f}".format)
     return frame.assign(interval=interval, seeds=scores["seeds"])
 
 
@@ -132,14 +136,9 @@ def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
     Raises:
         DataError: the study's rows are not among the tables.
     """
-    rows, table = tables["study_rows"], tables["evaluation"]
-    if "methods" not in set(rows["study"]):
-        raise DataError(
-            "The rows of the study 'methods' are not stored: `zs reproduce --full` makes their runs."
-        )
-    main = rows.loc[(rows["arm"] == studies.MAIN) & (rows["study"] == "methods"), "label"]
-    core_backbone = main.iloc[0].rpartition(", ")[2]
+    core_backbone = study_labels(tables, "methods")[studies.MAIN].rpartition(", ")[2]
     names = {method: method for method in METHODS if method != "search"} | METHOD_LABELS
+    table = tables["evaluation"]
     parts = table["arm"].str.partition("/backbone=")
     # an arm that names no backbone has the core's
     backbone = parts[2].where(parts[1] != "", core_backbone)
