@@ -39,27 +39,20 @@ def sample_questions(questions: list[Question], each: int) -> pd.DataFrame:
 
 def check_split(questions: list[Question], passages: list[Passage]) -> pd.DataFrame:
     """Check that no hop or passage of the test split is in the training split."""
-    facts = {
-        split: {
-            (hop.entity, hop.relation)
-            for question in questions
-            if question.split == split
-            for hop in question.hops
-        }
-        for split in ("train", "test")
-    }
     stated = {
-        split: {passage.text for passage in passages if passage.split == split} for split in ("train", "test")
+        "no (entity, relation)": {(q.split, (hop.entity, hop.relation)) for q in questions for hop in q.hops},
+        "no passage": {(passage.split, passage.text) for passage in passages},
     }
-    return pd.DataFrame(
-        [
+    rows = []
+    for what, found in stated.items():
+        train, test = ({fact for split, fact in found if split == name} for name in ("train", "test"))
+        rows.append(
             {
                 "statement": f"{what} in both train and test",
-                "train": len(sets["train"]),
-                "test": len(sets["test"]),
-                "shared": len(sets["train"] & sets["test"]),
-                "verdict": "holds" if sets["train"].isdisjoint(sets["test"]) else "does not hold",
+                "train": len(train),
+                "test": len(test),
+                "shared": len(train & test),
+                "verdict": "holds" if train.isdisjoint(test) else "does not hold",
             }
-            for what, sets in (("no (entity, relation)", facts), ("no passage", stated))
-        ]
-    )
+        )
+    return pd.DataFrame(rows)

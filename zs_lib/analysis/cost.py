@@ -13,9 +13,9 @@ import pandas as pd
 
 from zs_lib import config
 from zs_lib.analysis import paper, roofline
-from zs_lib.config import Profile, paths
+from zs_lib.analysis.shipped import read_shipped
+from zs_lib.config import Profile
 from zs_lib.config.values import pick
-from zs_lib.errors import DataError
 
 API_ROW, SIMULATOR_ROW = "Google", "SFT-3B"
 """Rows of the paper's Table 8 that imply its prices."""
@@ -33,7 +33,7 @@ RUNS = 4
 
 def implied_prices() -> dict[str, float]:
     """Dollars per API query and per GPU hour that the paper's totals imply."""
-    table = paper.load_table("cost").set_index("search_engine")
+    table = _table8()
     api, simulator = table.loc[API_ROW], table.loc[SIMULATOR_ROW]
     return {
         "query": api["api_cost_usd"] / api["training_queries"],
@@ -82,12 +82,7 @@ def quotes(name: str = "prices") -> pd.DataFrame:
     Raises:
         DataError: the file is damaged.
     """
-    try:
-        return pd.read_csv(paths.ROOT / "data" / f"{name}.csv")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"data/{name}.csv cannot be read ({error}): restore it with `git checkout`."
-        ) from error
+    return read_shipped(name)
 
 
 def hourly(serverless: bool = False) -> dict[str, float]:
@@ -121,14 +116,10 @@ def recomputed_table8() -> pd.DataFrame:
     Columns: queries, rollouts, searches_a_rollout, gpu_hours, usd, printed (the paper's dollars) and saved.
     Dollars are at SerpAPI's quote for 30,000 searches, and at one price per hour for all GPUs.
     """
-    table, training = paper.load_table("cost").set_index("search_engine"), paper_load()
+    table, training = _table8(), paper_load()
     hours = pd.Series({row: paper_gpus(row) for row in table.index}) * table["training_hours"]
-    api = (
-        table["training_queries"]
-        * (table["api_cost_usd"] > 0)
-        * engine_prices(1).loc[COMPARED[0], "usd_per_1000"]
-        / 1000
-    )
+    price = engine_prices(1).loc[COMPARED[0], "usd"]
+    api = table["training_queries"] * (table["api_cost_usd"] > 0) * price
     return pd.DataFrame(
         {
             "queries": table["training_queries"],
@@ -144,7 +135,11 @@ def recomputed_table8() -> pd.DataFrame:
 
 def paper_gpus(row: str) -> int:
     """Number of GPUs in a row of Table 8: 2 in "2xA100"."""
-    return int(str(paper.load_table("cost").set_index("search_engine").loc[row, "gpus"]).partition("x")[0])
+    return int(str(_table8().loc[row, "gpus"]).partition("x")[0])
+
+
+def _table8() -> pd.DataFrame:
+    return paper.load_table("cost").set_index("search_engine")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""Labels, colours and style of figures, and their parts: curves, bars, intervals, heat maps.
-
-An arm has one name and one colour in all figures: a row in LABELS and one in COLORS.
-"""
+"""Labels, colours and style of figures, and their parts: curves, bars, intervals, heat maps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -15,26 +15,18 @@ from zs_lib.analysis.results import START
 
 WINDOW = 5
 """Steps in the moving mean of a training curve: one step is the mean of only tens of rollouts."""
-LABELS = {
-    START: "before RL",
-    "zerosearch": "ZeroSearch (grounded simulator)",
-    "zerosearch-naive": "ZeroSearch (naive simulator)",
-    "zerosearch-no-sft": "ZeroSearch (no format SFT)",
-    "zerosearch-270m": "ZeroSearch (270M simulator)",
-    "search-r1": "Search-R1 (real engine)",
-    "r1": "R1 (no search)",
-    "search-r1/engine=dense": "Search-R1 (dense engine)",
+ARMS = {
+    START: ("before RL", "#9a9a9a"),
+    "zerosearch": ("ZeroSearch (grounded simulator)", "#1f6fb4"),
+    "zerosearch-naive": ("ZeroSearch (naive simulator)", "#e08214"),
+    "zerosearch-no-sft": ("ZeroSearch (no format SFT)", "#c0392b"),
+    "zerosearch-270m": ("ZeroSearch (270M simulator)", "#56b4e9"),
+    "search-r1": ("Search-R1 (real engine)", "#2a9d5c"),
+    "r1": ("R1 (no search)", "#8a4fa3"),
+    "search-r1/engine=dense": ("Search-R1 (dense engine)", "#00707a"),
 }
-COLORS = {
-    START: "#9a9a9a",
-    "zerosearch": "#1f6fb4",
-    "zerosearch-naive": "#e08214",
-    "zerosearch-no-sft": "#c0392b",
-    "zerosearch-270m": "#56b4e9",
-    "search-r1": "#2a9d5c",
-    "r1": "#8a4fa3",
-    "search-r1/engine=dense": "#00707a",
-}
+"""Arm → its name and its colour in all figures."""
+LABELS, COLORS = ({arm: row[column] for arm, row in ARMS.items()} for column in (0, 1))
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Colours of other lines, for readers with colour-blindness too (Okabe and Ito)."""
 STYLE = {
@@ -68,15 +60,16 @@ def curve(
     ]
     for number, (arm, part) in enumerate(shown):
         color = COLORS.get(arm, SERIES[number % len(SERIES)])
-        wide = (
-            part.pivot_table(index="step", columns="seed", values=column)
-            .rolling(WINDOW, min_periods=1)
-            .mean()
-        )
-        axes.plot(wide.index, wide.mean(axis=1), color=color, label=labels.get(arm, arm), lw=1.8)
-        if wide.shape[1] > 1:
-            axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.15, lw=0)
+        wide = part.pivot_table(index="step", columns="seed", values=column)
+        band(axes, wide.rolling(WINDOW, min_periods=1).mean(), color, label=labels.get(arm, arm), lw=1.8)
     axes.set_xlabel("RL step")
+
+
+def band(axes: Axes, wide: pd.DataFrame, color: str, **line: Any) -> None:
+    """Plot the mean over the columns as a line, and their range as a band."""
+    axes.plot(wide.index, wide.mean(axis=1), color=color, **line)
+    if wide.shape[1] > 1:
+        axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.15, lw=0)
 
 
 def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
@@ -84,12 +77,10 @@ def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
     named = {}
     for (arm, _), part in table.groupby(["arm", "seed"], sort=False):
         log = part.sort_values("step").reset_index(drop=True)
+        smooth = log["reward"].rolling(WINDOW, min_periods=1).mean().set_axis(log["step"])
         for warning in collapse_warnings(log):
-            if warning.step < named.get((arm, warning.name), (float("inf"),))[0]:
-                named[arm, warning.name] = (
-                    warning.step,
-                    log["reward"].rolling(WINDOW, min_periods=1).mean()[log["step"] == warning.step].iloc[0],
-                )
+            mark = warning.step, smooth[warning.step]
+            named[arm, warning.name] = min(named.get((arm, warning.name), mark), mark, key=itemgetter(0))
     for (arm, name), (step, reward) in named.items():
         axes.plot(step, reward, marker="X", ms=8, color=core_color(arm), mec="white", ls="", zorder=5)
         axes.annotate(
@@ -131,15 +122,19 @@ def color_of(arm: str) -> str:
     return next((color for recipe, color in recipes.items() if recipe in arm), core)
 
 
+def errors(scores: pd.DataFrame) -> list[pd.Series]:
+    """Lengths of the intervals below and above the F1, as matplotlib's error bars take them."""
+    return [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
+
+
 def forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]]) -> None:
     """Plot mean and interval of each row of `scores`, top down.
 
     `marks`: label → (value, colour) of a vertical line.
     """
     places = range(len(scores))[::-1]
-    errors = [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
     colors = [color_of(arm) for arm in scores["arm"]]
-    for place, value, below, above, color in zip(places, scores["f1"], *errors, colors, strict=True):
+    for place, value, below, above, color in zip(places, scores["f1"], *errors(scores), colors, strict=True):
         axes.errorbar(value, place, xerr=[[below], [above]], fmt="o", color=color, capsize=3, lw=1.4, ms=5)
         axes.text(value, place + 0.2, f"{value:.2f}", ha="center", va="bottom", fontsize=8)
     for label, (value, color) in marks.items():
@@ -156,11 +151,10 @@ def points(axes: Axes, scores: pd.DataFrame) -> None:
     order = list(dict.fromkeys(scores.index))
     for number, (line, part) in enumerate(scores.groupby("line", sort=False)):
         places = [order.index(label) + 0.06 * number for label in part.index]
-        errors = [part["f1"] - part["low"], part["high"] - part["f1"]]
         axes.errorbar(
             places,
             part["f1"],
-            yerr=errors,
+            yerr=errors(part),
             marker="o",
             ms=4,
             capsize=3,
@@ -175,18 +169,9 @@ def points(axes: Axes, scores: pd.DataFrame) -> None:
 def heat(axes: Axes, frame: pd.DataFrame) -> None:
     """Plot shares in [0, 1] as a heat map with their values."""
     axes.imshow(frame, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
-    for row in range(frame.shape[0]):
-        for column in range(frame.shape[1]):
-            value = frame.iloc[row, column]
-            axes.text(
-                column,
-                row,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8.5,
-                color="white" if value > 0.55 else "black",
-            )
+    for (row, column), value in np.ndenumerate(frame):
+        color = "white" if value > 0.55 else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color=color)
     axes.set_xticks(range(frame.shape[1]), frame.columns, fontsize=8)
     axes.set_yticks(range(frame.shape[0]), frame.index)
     axes.grid(visible=False)

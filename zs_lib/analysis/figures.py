@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zs_lib.analysis import cost, results, summaries
@@ -21,10 +23,12 @@ from zs_lib.analysis.drawing import (
     SERIES,
     STYLE,
     WINDOW,
+    band,
     bars,
     color_of,
     core_color,
     curve,
+    errors,
     forest,
     heat,
     label_of,
@@ -33,7 +37,8 @@ from zs_lib.analysis.drawing import (
 )
 from zs_lib.analysis.results import START, Tables
 from zs_lib.config import paths
-from zs_lib.errors import ConfigError, DataError
+from zs_lib.config.values import pick
+from zs_lib.errors import DataError
 from zs_lib.qa import SUBSETS
 from zs_lib.runs.files import write_bytes
 from zs_lib.studies import MAIN, TRAINED
@@ -62,23 +67,17 @@ FIGURES: dict[str, Drawing] = {}
 """Name of the file (its number is the notebook's) → how it is drawn."""
 
 
-def draws(
-    name: str,
-    size: tuple[float, float],
-    needs: tuple[str, ...] = (),
-    studies: tuple[str, ...] = (),
-    source: str = "",
-) -> Callable[[Draw], Draw]:
-    """Register the decorated function in FIGURES."""
+def draws(name: str, size: tuple[float, float], **more: Any) -> Callable[[Draw], Draw]:
+    """Register the decorated function in FIGURES; `more` are fields of `Drawing`."""
 
     def register(draw: Draw) -> Draw:
-        FIGURES[name] = Drawing(draw, size, needs, studies, source)
+        FIGURES[name] = Drawing(draw, size, **more)
         return draw
 
     return register
 
 
-@draws("01_retrieval", (12.0, 3.4), ("retrieval",))
+@draws("01_retrieval", (12.0, 3.4), needs=("retrieval",))
 def draw_retrieval(tables: Tables, figure: Figure) -> None:
     """Recall of the real engine for good queries, by subset and hop."""
     axes = figure.subplots()
@@ -92,7 +91,7 @@ def draw_retrieval(tables: Tables, figure: Figure) -> None:
     figure.legend(loc="outside upper right", ncols=2)
 
 
-@draws("02_tuning", (6.2, 3.4), ("tuning",))
+@draws("02_tuning", (6.2, 3.4), needs=("tuning",))
 def draw_tuning(tables: Tables, figure: Figure) -> None:
     """Loss of supervised fine-tuning."""
     axes = figure.subplots()
@@ -114,7 +113,7 @@ FIDELITY_BARS = {
 }
 
 
-@draws("02_fidelity", (11.0, 3.8), ("fidelity",))
+@draws("02_fidelity", (11.0, 3.8), needs=("fidelity",))
 def draw_fidelity(tables: Tables, figure: Figure) -> None:
     """Share of searches whose documents state the answer, by simulator, query and keyword."""
     table = tables["fidelity"]
@@ -140,7 +139,7 @@ def draw_fidelity(tables: Tables, figure: Figure) -> None:
     )
 
 
-@draws("03_curriculum", (9.0, 3.4), ("training",))
+@draws("03_curriculum", (9.0, 3.4), needs=("training",))
 def draw_curriculum(tables: Tables, figure: Figure) -> None:
     """Reward, interaction turns and noise of the main arm: Figures 2c and 3 of the paper."""
     table = tables["training"]
@@ -159,24 +158,25 @@ def draw_curriculum(tables: Tables, figure: Figure) -> None:
     right.set(ylabel="turns a rollout", title="Interaction turns")
 
 
-@draws("04_engines", (6.6, 3.8), ("training",))
+@draws("04_engines", (6.6, 3.8), needs=("training",))
 def draw_engines(tables: Tables, figure: Figure) -> None:
     """Training reward with real and simulated engines: Figures 2a and 2b of the paper."""
     axes = figure.subplots()
-    table = summaries.core(tables["training"])
-    curve(table, "reward", axes)
-    mark_warnings(table, axes)
-    axes.set(ylabel="training reward (F1)", title="Each arm's reward from its own engine", ylim=(0, 1))
+    _draw_rewards(axes, summaries.core(tables["training"]), "Each arm's reward from its own engine")
     axes.legend(loc="upper left", fontsize=8)
 
 
 def draw_live(tables: Tables, figure: Figure) -> None:
     """Training reward of all arms in the table, while they train."""
     axes = figure.subplots()
-    curve(tables["training"], "reward", axes)
-    mark_warnings(tables["training"], axes)
-    axes.set(ylabel="training reward (F1)", title="Training now", ylim=(0, 1))
+    _draw_rewards(axes, tables["training"], "Training now")
     axes.legend(loc="upper left", fontsize=7.5, ncols=2)
+
+
+def _draw_rewards(axes: Axes, table: pd.DataFrame, title: str) -> None:
+    curve(table, "reward", axes)
+    mark_warnings(table, axes)
+    axes.set(ylabel="training reward (F1)", title=title, ylim=(0, 1))
 
 
 PANELS = {
@@ -213,7 +213,7 @@ def draw_panel(table: pd.DataFrame, column: str) -> bytes:
     return buffer.getvalue()
 
 
-@draws("04_query_quality", (6.6, 3.4), ("training",))
+@draws("04_query_quality", (6.6, 3.4), needs=("training",))
 def draw_query_quality(tables: Tables, figure: Figure) -> None:
     """Query quality during training, by the engine of training."""
     axes = figure.subplots()
@@ -226,16 +226,15 @@ def draw_query_quality(tables: Tables, figure: Figure) -> None:
     axes.legend(loc="best", fontsize=8)
 
 
-@draws("04_heldout", (7.2, 3.0), ("evaluation",))
+@draws("04_heldout", (7.2, 3.0), needs=("evaluation",))
 def draw_heldout(tables: Tables, figure: Figure) -> None:
     """Held-out F1 with the real engine, over all subsets, with 95% intervals."""
     axes = figure.subplots()
     frame = summaries.heldout_table(summaries.core(tables["evaluation"])).iloc[::-1]
-    errors = [frame["f1"] - frame["low"], frame["high"] - frame["f1"]]
     axes.barh(
         [label_of(arm) for arm in frame.index],
         frame["f1"],
-        xerr=errors,
+        xerr=errors(frame),
         height=0.62,
         capsize=3,
         color=[core_color(arm) for arm in frame.index],
@@ -249,7 +248,7 @@ def draw_heldout(tables: Tables, figure: Figure) -> None:
     )
 
 
-@draws("04_subsets", (9.4, 3.2), ("evaluation",))
+@draws("04_subsets", (9.4, 3.2), needs=("evaluation",))
 def draw_subsets(tables: Tables, figure: Figure) -> None:
     """Held-out F1 by subset (the first single-hop and the first multi-hop one were trained on)."""
     axes = figure.subplots()
@@ -265,7 +264,7 @@ def _marks(tables: Tables, *arms: str) -> dict[str, tuple[float, str]]:
     return {label_of(arm): (means[arm], core_color(arm)) for arm in arms if arm in means}
 
 
-@draws("05_simulators", (7.2, 4.6), ("study_rows", "evaluation"), ("simulators",))
+@draws("05_simulators", (7.2, 4.6), needs=("study_rows", "evaluation"), studies=("simulators",))
 def draw_simulators(tables: Tables, figure: Figure) -> None:
     """Held-out F1 by the simulator used in training: Table 4 of the paper."""
     axes = figure.subplots()
@@ -282,7 +281,7 @@ CHOICES = {
 }
 
 
-@draws("06_choices", (9.4, 5.4), ("study_rows", "evaluation"), tuple(CHOICES))
+@draws("06_choices", (9.4, 5.4), needs=("study_rows", "evaluation"), studies=tuple(CHOICES))
 def draw_choices(tables: Tables, figure: Figure) -> None:
     """Held-out F1 by algorithm, curriculum and document mask (Tables 5 to 7), and by engine and RL steps."""
     panels = figure.subplots(2, 3, sharex=True).flat
@@ -301,7 +300,7 @@ LEARNING = {
 """Study → title of its panel of learning curves."""
 
 
-@draws("06_learning", (9.4, 6.2), ("study_rows", "training"), tuple(LEARNING))
+@draws("06_learning", (9.4, 6.2), needs=("study_rows", "training"), studies=tuple(LEARNING))
 def draw_learning(tables: Tables, figure: Figure) -> None:
     """Training reward by algorithm, curriculum, mask, and base or instruct model: Figures 4a to 4c."""
     panels = figure.subplots(2, 2, sharey=True).flat
@@ -314,7 +313,7 @@ def draw_learning(tables: Tables, figure: Figure) -> None:
         axes.legend(fontsize=7.5, ncols=2, loc="upper left")
 
 
-@draws("06_transfer", (11.0, 3.4), ("study_rows", "robustness"), ("engines",))
+@draws("06_transfer", (11.0, 3.4), needs=("study_rows", "robustness"), studies=("engines",))
 def draw_transfer(tables: Tables, figure: Figure) -> None:
     """Held-out F1 with other engines than in training, and with noise at test time."""
     table = tables["robustness"]
@@ -322,17 +321,11 @@ def draw_transfer(tables: Tables, figure: Figure) -> None:
     frame = table[table["noise"] == 0].pivot_table(index="arm", columns="engine", values="f1", sort=False)
     heat(left, frame.rename(index=label_of))
     left.set_title("Tested with")
-    for arm, part in table[table["engine"].isin(table.loc[table["noise"] > 0, "engine"])].groupby(
-        "arm", sort=False
-    ):
+    noisy = table["engine"].isin(table.loc[table["noise"] > 0, "engine"])
+    for arm, part in table[noisy].groupby("arm", sort=False):
         wide = part.pivot_table(index="noise", columns="seed", values="f1")
         if len(wide) > 1:
-            right.plot(
-                wide.index, wide.mean(axis=1), marker="o", ms=4, color=core_color(arm), label=label_of(arm)
-            )
-            right.fill_between(
-                wide.index, wide.min(axis=1), wide.max(axis=1), color=core_color(arm), alpha=0.15, lw=0
-            )
+            band(right, wide, core_color(arm), marker="o", ms=4, label=label_of(arm))
     right.set(
         title="Noise at test time",
         xlabel="share of searches that find nothing",
@@ -342,7 +335,7 @@ def draw_transfer(tables: Tables, figure: Figure) -> None:
     right.legend(fontsize=7.5)
 
 
-@draws("07_methods", (8.4, 3.8), ("study_rows", "evaluation"), ("methods",))
+@draws("07_methods", (8.4, 3.8), needs=("study_rows", "evaluation"), studies=("methods",))
 def draw_methods(tables: Tables, figure: Figure) -> None:
     """Average F1 of every method and backbone: Table 3 of the paper."""
     axes = figure.subplots()
@@ -350,28 +343,23 @@ def draw_methods(tables: Tables, figure: Figure) -> None:
     axes.set_title("Average F1 by method and backbone")
 
 
-@draws("07_scaling", (10.6, 3.4), ("study_rows", "evaluation"), ("simulators", "methods", "lengths"))
+@draws(
+    "07_scaling",
+    (10.6, 3.4),
+    needs=("study_rows", "evaluation"),
+    studies=("simulators", "methods", "lengths"),
+)
 def draw_scaling(tables: Tables, figure: Figure) -> None:
     """Held-out F1 against simulator size, policy size and number of RL steps."""
     panels = figure.subplots(1, 3, sharey=True)
     simulators = summaries.study_scores(tables, "simulators")
-    names = simulators.index.str.partition("-")
-    lines = [
-        simulators[[recipe == kind for recipe, *_ in names]]
-        .rename(index=lambda label: label.partition("-")[2])
-        .assign(line=kind)
-        for kind in ("grounded", "naive", "prompted")
-    ]
-    points(panels[0], pd.concat(lines))
-    policies = summaries.study_scores(tables, "methods").rename(
-        index=lambda label: label.replace("-Instruct", "-instruct")
-    )
-    names = policies.index.str.partition(", ")
-    policies = policies.set_axis([name.removesuffix("-instruct") for *_, name in names]).assign(
-        line=[
-            f"{method}, {'instruct' if name.endswith('-instruct') else 'base'}" for method, _, name in names
-        ]
-    )
+    names = simulators.index.to_series().str.partition("-")
+    simulators = simulators.assign(line=names[0]).set_axis(names[2])
+    points(panels[0], simulators[simulators["line"].isin(("grounded", "naive", "prompted"))])
+    policies = summaries.study_scores(tables, "methods")
+    names = policies.index.to_series().str.extract(r"(.+), (.+?)(-[Ii]nstruct)?$")
+    kind = np.where(names[2].isna(), "base", "instruct")
+    policies = policies.assign(line=names[0] + ", " + kind).set_axis(names[1])
     points(panels[1], policies[policies["line"].str.startswith(TRAINED[MAIN])])
     points(panels[2], summaries.study_scores(tables, "lengths").assign(line=TRAINED[MAIN]))
     for axes, title in zip(panels, ("Simulator", "Policy", "Training"), strict=True):
@@ -440,9 +428,7 @@ def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
     Raises:
         ConfigError: no figure has this name. DataError: a table that it needs is missing or empty.
     """
-    if name not in FIGURES:
-        raise ConfigError(f"Unknown figure {name!r}. Known: {', '.join(FIGURES)}.")
-    chosen = FIGURES[name]
+    chosen = pick("figure", name, FIGURES)
     if reason := _lacks(chosen, tables):
         raise DataError(f"The figure {name} cannot be drawn: {reason}")
     with plt.rc_context(STYLE):
@@ -487,17 +473,18 @@ def draw_all(profile: str, folder: Path, tables: Tables | None = None) -> tuple[
     """
     tables = tables or results.load_tables(profile)
     folder.mkdir(parents=True, exist_ok=True)
-    lacking = {name: reason for name, chosen in FIGURES.items() if (reason := _lacks(chosen, tables))}
-    for name in lacking:
-        (folder / f"{name}.png").unlink(missing_ok=True)
-    written = []
-    for name in (name for name in FIGURES if name not in lacking):
-        core = tables | {"provenance": summaries.core(tables["provenance"])}
-        shown = tables if FIGURES[name].studies else core
-        figure = draw(name, tables, provenance_of(shown, profile))
+    core = tables | {"provenance": summaries.core(tables["provenance"])}
+    written, lacking = [], {}
+    for name, chosen in FIGURES.items():
+        path = folder / f"{name}.png"
+        if reason := _lacks(chosen, tables):
+            lacking[name] = reason
+            path.unlink(missing_ok=True)
+            continue
+        figure = draw(name, tables, provenance_of(tables if chosen.studies else core, profile))
         picture = BytesIO()
         figure.savefig(picture, metadata={"Software": None})
         plt.close(figure)
-        written.append(folder / f"{name}.png")
-        write_bytes(written[-1], picture.getvalue())
+        write_bytes(path, picture.getvalue())
+        written.append(path)
     return written, lacking

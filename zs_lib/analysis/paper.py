@@ -9,11 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from zs_lib.config import paths
+from zs_lib.analysis.shipped import read_shipped
 from zs_lib.config.values import pick
-from zs_lib.errors import DataError
 
-FOLDER = paths.ROOT / "data" / "paper"
 TABLES = {
     "main_results": "Table 3",
     "simulator_choice": "Table 4",
@@ -36,12 +34,7 @@ def load_table(name: str) -> pd.DataFrame:
         ConfigError: no such table. DataError: the file is damaged.
     """
     pick("table of the paper", name, TABLES)
-    try:
-        return pd.read_csv(FOLDER / f"{name}.csv")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"data/paper/{name}.csv cannot be read ({error}): restore it with `git checkout`."
-        ) from error
+    return read_shipped(f"paper/{name}")
 
 
 def bamboogle_questions(score: float) -> int:

@@ -7,13 +7,13 @@ models (models.csv), data sheets (gpus.csv) and quoted prices (prices.csv).
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from zs_lib.analysis.shipped import read_shipped
 from zs_lib.config import paths
 from zs_lib.config.values import pick
 
@@ -118,8 +118,8 @@ def shape(model: str) -> Shape:
                 it["vocab_size"],
                 int(it["tie_word_embeddings"]),
             )
-    row = pick("model", model, {row["model"]: row for row in _table("models")})
-    return Shape(**{name: int(value) for name, value in row.items() if name not in ("model", "source")})
+    rows = read_shipped("models").set_index("model").drop(columns="source").to_dict("index")
+    return Shape(**pick("model", model, rows))
 
 
 def gpu(name: str) -> Gpu:
@@ -128,20 +128,17 @@ def gpu(name: str) -> Gpu:
     Raises:
         ConfigError: no such GPU is listed.
     """
-    row = pick("GPU", name, {row["gpu"]: row for row in _table("gpus")})
-    quotes = [
-        float(quote["usd"]) for quote in _table("prices") if quote["kind"] == "gpu" and quote["item"] == name
-    ]
-    memory, bandwidth, tflops = (
-        float(row[column]) for column in ("memory_gb", "bandwidth_gb_s", "bf16_tflops")
-    )
-    return Gpu(1e9 * memory, 1e9 * bandwidth, 1e12 * tflops, min(quotes, default=None))
+    row = pick("GPU", name, read_shipped("gpus").set_index("gpu").to_dict("index"))
+    memory, bandwidth, flops = 1e9 * row["memory_gb"], 1e9 * row["bandwidth_gb_s"], 1e12 * row["bf16_tflops"]
+    quotes = read_shipped("prices").query("kind == 'gpu' and item == @name")
+    return Gpu(memory, bandwidth, flops, min(quotes["usd"], default=None))
 
 
 def query_usd(engine: str, plan: Callable = min) -> float:
     """Dollars per query on the cheapest quoted plan (`max`: the dearest); 0 for engines that are not sold."""
-    plans = [row for row in _table("prices") if row["kind"] == "search" and row["vendor"].lower() == engine]
-    return plan((float(row["usd"]) / float(row["quantity"]) for row in plans), default=0.0)
+    table = read_shipped("prices").query("kind == 'search'")
+    plans = table[table["vendor"].str.lower() == engine]
+    return plan(plans["usd"] / plans["quantity"], default=0.0)
 
 
 MODELS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("3B", "7B", "14B")}
@@ -200,8 +197,3 @@ def fewest_gpus(model: str, gpu_name: str, query: Query = QUERY) -> int:
 
 def _simulator_shape(model: str) -> Shape:
     return shape(pick("model", model, MODELS))
-
-
-def _table(name: str) -> list[dict]:
-    with (DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
