@@ -237,7 +237,7 @@ def test_slurm_is_asked_for_what_the_profile_says_and_cancels(store, tmp_path, m
             line in script for line in ("--cpus-per-task=2", "--gpus-per-node=1", "export OMP_NUM_THREADS=2")
         )
         slot, slow = executor.new_slot(), CountingArm(sleep=0.2, steps=5000)
-        queue = scheduler._Queue(store, [(slow, 0)])
+        queue = scheduler._RunQueue(store, [(slow, 0)])
         ending = threading.Thread(
             target=lambda: (wait_for((store.path(slow, 0) / "metrics.jsonl").exists), slot.ask_to_end())
         )

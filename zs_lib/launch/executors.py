@@ -7,6 +7,7 @@ lost resumes elsewhere from its last checkpoint, and a finished run is not repea
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shlex
@@ -22,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from zs_lib.config import Resources, Share
 from zs_lib.config.values import pick
@@ -45,17 +45,26 @@ SLURM_HOURS = 24
 POLL_S = 1
 """Seconds between two checks of a SLURM job."""
 STOPPED = "it was stopped"
-MISSING_PACKAGE = "The executor '{}' needs the package {}: pip install -c constraints.txt -e '.[cluster]'."
 
 
-class Slot(Protocol):
+class Slot:
     """A place for one run at a time: a worker process, or a job of a cluster."""
+
+    def __init__(self):
+        self.lock, self.ended = threading.Lock(), False
 
     def do(self, job: dict) -> str | None:
         """Do a job (`worker.do`) and return its error, if any; called in a thread."""
+        raise NotImplementedError
 
     def ask_to_end(self) -> None:
         """Start no more jobs; training saves a checkpoint after its step and stops, others at once."""
+        with self.lock:
+            self.ended = True
+            self._cancel()
+
+    def _cancel(self) -> None:
+        """Ask the job in progress to end, if there is one."""
 
     def end(self, deadline: float) -> None:
         """Wait until the job has ended, and kill it at `deadline` (monotonic seconds)."""
@@ -90,12 +99,12 @@ def opened(
         yield executor
 
 
-class _WorkerSlot:
+class _WorkerSlot(Slot):
     """A worker process (`launch.worker`), started with its first job."""
 
     def __init__(self):
+        super().__init__()
         self.process, self.output = None, tempfile.TemporaryFile()
-        self.lock, self.ended = threading.Lock(), False
 
     def do(self, job: dict) -> str | None:
         try:
@@ -107,11 +116,9 @@ class _WorkerSlot:
         answer = process.stdout.readline()
         return json.loads(answer)["error"] if answer else self._exit_message()
 
-    def ask_to_end(self) -> None:
-        with self.lock:
-            self.ended = True
-            if self.process:
-                self.process.terminate()
+    def _cancel(self) -> None:
+        if self.process:
+            self.process.terminate()
 
     def end(self, deadline: float) -> None:
         if self.process:
@@ -157,14 +164,21 @@ def _open_local(address: str | None, resources: Resources) -> Iterator[Executor]
     yield LOCAL
 
 
+def _require(executor: str, package: str) -> None:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        cure = "pip install -c constraints.txt -e '.[cluster]'"
+        raise ConfigError(f"The executor '{executor}' needs the package {package}: {cure}.") from None
+
+
 @contextmanager
 def _open_ray(address: str | None, resources: Resources) -> Iterator[Executor]:
     # A new cluster would report its use to Ray's makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(MISSING_PACKAGE.format("ray", "ray")) from None
+    _require("ray", "ray")
+    import ray
+
     _check_listening(address)
     _connect_ray(address)
     try:
@@ -217,12 +231,12 @@ def _fits(share: Share) -> bool:
     return any(node.get("CPU", 0) >= share.cpus and node.get("GPU", 0) >= share.gpus for node in nodes)
 
 
-class _RaySlot:
+class _RaySlot(Slot):
     """A task of a Ray cluster; Ray restarts it elsewhere if its node is lost."""
 
     def __init__(self, remote, resources: Resources):
+        super().__init__()
         self.remote, self.resources, self.task = remote, resources, None
-        self.lock, self.ended = threading.Lock(), False
 
     def do(self, job: dict) -> str | None:
         import ray
@@ -241,13 +255,11 @@ class _RaySlot:
         except Exception as error:  # Ray has many; each is reported with the run's name
             return f"Ray: {type(error).__name__}: {_last_line(error)}"
 
-    def ask_to_end(self) -> None:
+    def _cancel(self) -> None:
         import ray
 
-        with self.lock:
-            self.ended = True
-            if self.task:
-                ray.cancel(self.task)  # raises KeyboardInterrupt in the task
+        if self.task:
+            ray.cancel(self.task)  # raises KeyboardInterrupt in the task
 
     def end(self, deadline: float) -> None:
         import ray
@@ -281,10 +293,7 @@ def _settings(share: Share) -> dict[str, str]:
 
 @contextmanager
 def _open_slurm(address: str | None, resources: Resources) -> Iterator[Executor]:
-    try:
-        import submitit  # noqa: F401
-    except ImportError:
-        raise ConfigError(MISSING_PACKAGE.format("slurm", "submitit")) from None
+    _require("slurm", "submitit")
     if not (shutil.which("sbatch") and shutil.which("srun")):
         raise ConfigError(
             "There is no SLURM here (sbatch and srun are not on the PATH): use a machine that submits jobs."
@@ -296,15 +305,16 @@ EXECUTORS = {"local": _open_local, "ray": _open_ray, "slurm": _open_slurm}
 """Executors by name: functions of an address and the resources of each kind of run."""
 
 
-class _SlurmSlot:
+class _SlurmSlot(Slot):
     """A job of SLURM, requeued at its time limit and on pre-emption, and submitted again if it is lost.
 
     sbatch reads its other settings from the environment: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT.
+    A cancelled job that does not end is killed by SLURM itself.
     """
 
     def __init__(self, resources: Resources, cluster: str = "slurm"):
+        super().__init__()
         self.resources, self.cluster, self.job = resources, cluster, None
-        self.lock, self.ended = threading.Lock(), False
 
     def do(self, job: dict) -> str | None:
         from submitit.core.utils import FailedJobError, UncompletedJobError
@@ -343,14 +353,9 @@ class _SlurmSlot:
             time.sleep(POLL_S)
         return STOPPED
 
-    def ask_to_end(self) -> None:
-        with self.lock:
-            self.ended = True
-            if self.job:
-                self.job.cancel(check=False)  # it may have ended
-
-    def end(self, deadline: float) -> None:
-        """Do nothing: SLURM itself kills a cancelled job that does not end."""
+    def _cancel(self) -> None:
+        if self.job:
+            self.job.cancel(check=False)  # it may have ended
 
 
 class _Resumed:

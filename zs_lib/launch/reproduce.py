@@ -53,15 +53,16 @@ def reproduce(
         runs = studies.study_runs(studies.full(study) if full else study)
         with executors.opened(executor, address, study.resources) as opened:
             make_runs(runs, jobs, executor=opened)
-    elif executor != "local":
+        slots = min(len(chosen), jobs or executors.LOCAL.slots)
+    elif executor == "local":
+        slots = 1  # a notebook that may have runs to make uses all cores for them
+    else:
         raise ConfigError(
             f"Notebooks make their runs on this machine: leave --only out, or --executor {executor}."
         )
     values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
     folder.mkdir(parents=True, exist_ok=True)
     notebooks = _NotebookQueue(chosen, folder, values)
-    # A notebook that may have runs to make uses all cores for them.
-    slots = 1 if only is not None else min(len(chosen), jobs or executors.LOCAL.slots)
     work_through(notebooks, [executors.LOCAL.new_slot() for _ in range(slots)])
     if notebooks.failed:
         raise RunError(notebooks.failed)
