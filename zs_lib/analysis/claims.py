@@ -413,8 +413,9 @@ def _share(
     statement: str, share: float, n: int, least: float | None = None, most: float | None = None
 ) -> Statement:
     """Test a share of `n` queries against a lower or an upper bound, by its Wilson interval."""
-    centre, width = share + Z * Z / (2 * n), Z * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    low, high = (centre - width) / (1 + Z * Z / n), (centre + width) / (1 + Z * Z / n)
+    from scipy import stats
+
+    low, high = stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
     if least is not None:
         bound, verdict = f"≥ {least:g}", _verdict(low >= least, high < least)
     else:
