@@ -22,7 +22,7 @@ from zs_lib.config import Resources, Share
 from zs_lib.config.arms import EvaluationArm, PolicyArm
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import executors, scheduler
-from zs_lib.launch.executors import Executor, _SlurmSlot, opened
+from zs_lib.launch.executors import Executor, _SlurmSlot, open_executor
 from zs_lib.runs import Run, RunStore
 
 WAIT_S = 900
@@ -123,7 +123,7 @@ def test_a_study_ends_as_the_local_one_though_a_node_is_killed(cluster, tmp_path
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with opened("ray", cluster.address) as executor:
+    with open_executor("ray", cluster.address) as executor:
         runs = scheduler.make_runs(study(), store=there, executor=executor)
     killer.join()
     ((run, step, timing),) = killed
@@ -136,11 +136,11 @@ def test_a_study_ends_as_the_local_one_though_a_node_is_killed(cluster, tmp_path
 
 def test_ctrl_c_keeps_what_was_done_and_needs_that_no_node_meets_are_told(cluster, store):
     with pytest.raises(ConfigError, match="No node of the Ray cluster has 1 CPU and 2 GPU.*policy"):
-        with opened("ray", cluster.address, Resources(policy=Share(gpus=2))):
+        with open_executor("ray", cluster.address, Resources(policy=Share(gpus=2))):
             pytest.fail("it was opened")
     code = (
         "from run_fixtures import CountingArm; from zs_lib.launch import executors, scheduler\n"
-        f"with executors.opened('ray', '{cluster.address}') as executor:\n"
+        f"with executors.open_executor('ray', '{cluster.address}') as executor:\n"
         "    arms = [(CountingArm(sleep=0.2, steps=5000), seed) for seed in range(4)]\n"
         "    scheduler.make_runs(arms, executor=executor)"
     )
@@ -160,7 +160,7 @@ def test_ctrl_c_keeps_what_was_done_and_needs_that_no_node_meets_are_told(cluste
 def test_failures_on_ray_are_told_by_name(cluster, store):
     arms = [CountingArm(steps=1, fail="typed"), CountingArm(steps=2, fail="untyped"), CountingArm()]
     with (
-        opened("ray", cluster.address) as executor,
+        open_executor("ray", cluster.address) as executor,
         pytest.raises(RunError, match="2 of 3 runs failed") as caught,
     ):
         scheduler.make_runs([(arm, 0) for arm in arms], store=store, executor=executor)
@@ -230,7 +230,7 @@ def test_slurm_is_asked_for_what_the_profile_says_and_cancels(store, tmp_path, m
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
-    with opened("slurm", resources=Resources(evaluation=Share(cpus=2, gpus=1))) as executor:
+    with open_executor("slurm", resources=Resources(evaluation=Share(cpus=2, gpus=1))) as executor:
         (run,) = scheduler.make_runs([(CountingArm(), 0)], store=store, executor=executor)
         script = next(commands.glob("*.sh")).read_text()
         assert run.finished and all(

@@ -16,7 +16,7 @@ from zs_lib import cli, config
 from zs_lib.config import Share, paths
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import executors, scheduler, worker
-from zs_lib.launch.executors import Executor, opened
+from zs_lib.launch.executors import Executor, open_executor
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_cannot_be_opened_is_told_in_one_line(given, cause, store, monkeypa
 def test_no_slurm_here(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", types.ModuleType("submitit"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="no SLURM here"), opened("slurm"):
+    with pytest.raises(ConfigError, match="no SLURM here"), open_executor("slurm"):
         pytest.fail("it was opened")
 
 
@@ -57,7 +57,7 @@ def test_an_address_where_no_cluster_is(address, monkeypatch):
         begun = time.monotonic()
         with (
             pytest.raises(RunError, match="No Ray cluster at .*ray start --head"),
-            opened("ray", address.format(free.getsockname()[1])),
+            open_executor("ray", address.format(free.getsockname()[1])),
         ):
             pytest.fail("it was opened")
         assert time.monotonic() - begun < executors.CONNECT_S + 5

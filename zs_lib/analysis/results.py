@@ -27,10 +27,10 @@ from zs_lib import qa, studies
 from zs_lib.analysis.old_names import with_new_names
 from zs_lib.config import Profile, paths
 from zs_lib.config.arms import EvaluationArm, FormatSFTArm, PolicyArm
-from zs_lib.config.contents import unreadable
+from zs_lib.config.contents import refuse_unreadable
 from zs_lib.config.engines import simulates
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
-from zs_lib.errors import DataError, RunError, UnreadableError
+from zs_lib.errors import DataError, RunError
 from zs_lib.evaluation.evaluate import SCORES_FILE
 from zs_lib.pipeline import needs
 from zs_lib.qa import Question, scoring
@@ -98,14 +98,15 @@ def read_scores(run: Run) -> pd.DataFrame:
     empty = {"prediction": [""], "query_quality": [""]}  # nothing else is: Nan is a city, NA a country code
     path = run.file(SCORES_FILE)
     try:
-        return pd.read_csv(path, dtype={"id": str, "prediction": str}, keep_default_na=False, na_values=empty)
+        with refuse_unreadable(path):
+            return pd.read_csv(
+                path, dtype={"id": str, "prediction": str}, keep_default_na=False, na_values=empty
+            )
     except (FileNotFoundError, ValueError) as error:
         raise DataError(
             f"{run.path.name}/{SCORES_FILE} is no table of scores ({error}): delete the run's folder, "
             "evaluate again."
         ) from error
-    except OSError as error:
-        raise UnreadableError(unreadable(path, error)) from error
 
 
 def evaluated_name(arm: EvaluationArm, profile: Profile) -> str:

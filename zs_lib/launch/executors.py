@@ -80,7 +80,7 @@ class Executor:
 
 
 @contextmanager
-def opened(
+def open_executor(
     name: str = "local", address: str | None = None, resources: Resources | None = None
 ) -> Iterator[Executor]:
     """Open an executor by name: "local", "ray" or "slurm".
@@ -92,10 +92,10 @@ def opened(
         ConfigError: the name is unknown, or has no address; a package or SLURM is missing; no node is large
         enough. RunError: the cluster cannot be reached.
     """
-    open_executor = pick("executor", name, EXECUTORS)
+    opened = pick("executor", name, EXECUTORS)
     if address and name != "ray":
         raise ConfigError(f"The executor '{name}' has no address: leave it out, or use ray.")
-    with open_executor(address, resources or Resources()) as executor:
+    with opened(address, resources or Resources()) as executor:
         yield executor
 
 

@@ -44,10 +44,10 @@ class Board:
         if not (run.path / "run.json").exists():  # its folder has only just been made
             return None
         at: Progress | None = run.read_progress()
+        title = f"  {run.kind} {run.label} s{run.seed}, {at.stage if at else 'starting'}"
         if at is None:
-            return f"  {run.kind} {run.label} s{run.seed}, starting"
+            return title
         since, first = self.first_seen.setdefault((run.path.name, at.stage), (now, at.step))
-        title = f"  {run.kind} {run.label} s{run.seed}, {at.stage}"
         return tqdm.format_meter(
             at.step,
             at.steps,

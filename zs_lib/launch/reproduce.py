@@ -38,7 +38,7 @@ def reproduce(
 
     `only`: numbers ("02") or names of notebooks; by default those of the core, or with `full` all. `seeds`
     and `jobs` are passed to the notebooks that have these parameters. Without `only`, all runs are made
-    first, in parallel, by an executor (`executors.opened`), which may be a cluster; the notebooks then read
+    first, in parallel, by an executor (`open_executor`), which may be a cluster; the notebooks then read
     finished runs and are executed in parallel too. With `only`, notebooks make their own runs, and are
     executed one after another.
 
@@ -51,7 +51,7 @@ def reproduce(
     chosen = [path for path in choose(only) if full or only is not None or path.stem[:2] <= LAST_OF_CORE]
     if only is None:
         runs = studies.study_runs(studies.full(study) if full else study)
-        with executors.opened(executor, address, study.resources) as opened:
+        with executors.open_executor(executor, address, study.resources) as opened:
             make_runs(runs, jobs, executor=opened)
         slots = min(len(chosen), jobs or executors.LOCAL.slots)
     elif executor == "local":
