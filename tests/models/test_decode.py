@@ -8,7 +8,6 @@ import torch
 from model_fixtures import tiny_model, tiny_tokenizer
 
 from zs_lib.errors import ModelError
-from zs_lib.models.attention import shared_prefix_attention
 from zs_lib.models.batch import PREFILL_TOKENS, Batch, Row, _shared_prefix, prefill_common_prefixes
 from zs_lib.models.decode import TransformersGenerator, sample
 from zs_lib.models.kv_cache import KVCache
@@ -157,7 +156,7 @@ def test_the_shared_prefix_leaves_each_prompt_a_token():
     )
 
 
-def test_a_shared_prefix_is_kept_once_and_the_models_attention_comes_back():
+def test_a_shared_prefix_is_kept_once_and_changes_no_forward_of_others(monkeypatch):
     prompts = prompts_of([3, 9, 5], prefix=range(20, 50))
     for dtype, shared in ((torch.float32, 30), (torch.bfloat16, 0)):  # half precision would round the scores
         model = tiny_model().to(dtype)
@@ -168,19 +167,21 @@ def test_a_shared_prefix_is_kept_once_and_the_models_attention_comes_back():
             batch.prefill()
         assert [keys.shape[1] for keys, _ in cache.prefix] == [30] * 2 * bool(shared)
         assert batch.cache.layers[0].slots[0].shape == (3, 2, 39 - shared + 4, 8)
-        before = model.config._attn_implementation
-        assert (
-            len(
-                TransformersGenerator(model, tiny_tokenizer()).generate(
-                    prompts, [(i,) for i in range(3)], 4, 1.0
-                )
-            )
-            == 3
+        before, generator = (
+            model(torch.tensor(prompts[:1])).logits,
+            TransformersGenerator(model, tiny_tokenizer()),
         )
-        with pytest.raises(KeyboardInterrupt), shared_prefix_attention(model):
-            assert model.config._attn_implementation != before
-            raise KeyboardInterrupt
-        assert model.config._attn_implementation == before
+        assert len(generator.generate(prompts, [(i,) for i in range(3)], 4, 1.0)) == 3
+        monkeypatch.setattr(Batch, "drop_finished", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            generator.generate(prompts, [(i,) for i in range(3)], 4, 1.0)
+        monkeypatch.undo()
+        assert model.config._attn_implementation == "sdpa"
+        assert model(torch.tensor(prompts[:1])).logits.equal(before)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ their common prompt. The result equals attention over each whole row up to float
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from zs_lib.errors import ModelError
@@ -23,8 +23,6 @@ from zs_lib.models.kv_cache import KeyValues
 
 PADDING = torch.iinfo(torch.long).max
 """Position of padding: later than every query, so that no causal mask shows it."""
-SHARED_PREFIX = "shared-prefix"
-"""Name of our attention in transformers' registry."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Layer types whose memory is keys and values, seen through a mask."""
 
@@ -88,7 +86,7 @@ def _unsupported(model: PreTrainedModel, reason: str) -> ModelError:
 
 
 def can_share(model: PreTrainedModel) -> bool:
-    """Tell whether `shared_prefix_attention` works for this model.
+    """Tell whether `model(..., prefix=prefix)` attends to a prefix whose keys and values are stored once.
 
     It must use transformers' attention interface, in float32 (in half precision our scores would be rounded,
     which the fused kernel keeps in float32). Its cache must hold the very keys and values that a layer
@@ -100,33 +98,23 @@ def can_share(model: PreTrainedModel) -> bool:
     return model.dtype == torch.float32 and interface and not other
 
 
-@contextmanager
-def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within it `model(..., prefix=prefix)` attends to a prefix and each row's own keys, one new token a
-    row."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(SHARED_PREFIX)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
 def _attend(
-    module,
+    module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor,
-    scaling: float,
-    prefix: KeyValues,
-    **_,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    prefix: KeyValues | None = None,
+    **options,
 ) -> tuple[Tensor, None]:
-    """Attention of one new token a row to the prefix and to the row's own keys (transformers' interface).
+    """Attention of one new token a row to a prefix and to the row's own keys (transformers' interface).
 
     query (rows, heads, 1, width), key and value (rows, key-value heads, own length, width), attention_mask
-    (rows, 1, 1, prefix length + own length); returns (rows, 1, heads, width).
+    (rows, 1, 1, prefix length + own length); returns (rows, 1, heads, width). Without a prefix it is SDPA.
     """
+    if prefix is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     rows, heads, _, width = query.shape
     prefix_key, prefix_value = prefix[module.layer_idx]
     kv_heads, length, _ = prefix_key.shape
@@ -138,6 +126,5 @@ def _attend(
     return read.reshape(rows, 1, heads, width), None
 
 
-AttentionInterface.register(SHARED_PREFIX, _attend)
-for name in ("sdpa", SHARED_PREFIX):  # "sdpa" outside of `forward_at` is transformers' own
-    AttentionMaskInterface.register(name, _mask)
+AttentionInterface.register("sdpa", _attend)
+AttentionMaskInterface.register("sdpa", _mask)  # both are transformers' own for everybody else

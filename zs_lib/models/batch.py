@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -50,7 +50,7 @@ class Batch:
     def __init__(self, model, rows: list[Row], max_tokens: int, kv_cache: KVCache, keep_finished: bool):
         """`keep_finished`: rows that leave the batch store their keys and values in `kv_cache`."""
         self.model, self.device = model, model.device
-        self.kv_cache, self.keep_finished = kv_cache, keep_finished
+        self.max_tokens, self.kv_cache, self.keep_finished = max_tokens, kv_cache, keep_finished
         self.shared, found = len(kv_cache.shared), [kv_cache.find(row.prompt) for row in rows]
         unread = [row.prompt[self.shared + count :] for row, (count, _) in zip(rows, found, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: len(unread[i]))  # padding costs most in prefill
@@ -64,6 +64,18 @@ class Batch:
         cached = [(self.end - len(unread[i]) - found[i][0], *found[i]) for i in order]
         layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
         self.cache = Cache(layers=[_LayerCache(layer, self.end + max_tokens, cached) for layer in layers])
+
+    def decode(self, extend: Callable[[list[Row], Tensor, int], Tensor]) -> None:
+        """Decode until every row has a stop reason. Finished rows leave the batch: each costs time.
+
+        `extend(rows, logits, position)` appends an id to each row; (rows, vocabulary) logits to (rows,) ids.
+        """
+        logits = self.prefill()
+        for position in range(self.max_tokens):
+            ids = self.drop_finished(extend(self.rows, logits, position))
+            if not self.rows:
+                return
+            logits = self.step(ids)
 
     def prefill(self) -> Tensor:
         """Read what is not cached of each prompt; (rows, vocabulary) logits of the first new token."""
@@ -150,7 +162,7 @@ class _Window:
     real: Tensor | None = None
     """(rows, 1, new, 1) bool: False on padding, which is not written (it attends to nothing: maybe NaN)."""
     prefix: KeyValues = ()
-    """Stands before the columns; none in a decoding step, where `shared_prefix_attention` reads it."""
+    """Stands before the columns; none in a decoding step, whose attention takes the prefix itself."""
 
 
 class _LayerCache(DynamicLayer):

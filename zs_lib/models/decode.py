@@ -8,13 +8,12 @@ of the very ids that were sampled. The model's forward is transformers' own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from zs_lib.models.attention import check_attention, shared_prefix_attention
+from zs_lib.models.attention import check_attention
 from zs_lib.models.batch import Batch, Row, prefill_common_prefixes
 from zs_lib.models.generator import Completion, Generator, decode_ids
 from zs_lib.models.kv_cache import KVCache
@@ -43,32 +42,26 @@ class TransformersGenerator(Generator):
         self.model.eval()
         rows = [Row(tuple(prompt), key) for prompt, key in zip(prompts, keys, strict=True)]
         keep, kv_cache = kv_cache is not None, KVCache() if kv_cache is None else kv_cache
+
+        def extend(rows: list[Row], logits: Tensor, position: int) -> Tensor:
+            ids, logprobs = sample(logits, [row.key for row in rows], position, temperature)
+            for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
+                row.ids.append(token)
+                row.logprobs.append(logprob)
+                if token in self._eos:
+                    row.stop_reason = "eos"
+                elif self.completes_stop(row.ids, stop):
+                    row.stop_reason = "stop"
+                elif position == max_tokens - 1:
+                    row.stop_reason = "length"
+            return ids
+
         prefill_common_prefixes(self.model, [row.prompt for row in rows], kv_cache)
         by_length = sorted(rows, key=lambda row: len(row.prompt))  # similar lengths together: little padding
         for start in range(0, len(rows), self.max_batch):
-            batch = Batch(self.model, by_length[start : start + self.max_batch], max_tokens, kv_cache, keep)
-            self._complete(batch, max_tokens, temperature, stop)
+            together = by_length[start : start + self.max_batch]
+            Batch(self.model, together, max_tokens, kv_cache, keep).decode(extend)
         return [Completion(row.ids, row.logprobs, row.stop_reason) for row in rows]
-
-    def _complete(self, batch: Batch, max_tokens: int, temperature: float, stop: tuple[str, ...]) -> None:
-        """Sample until every row is done. Finished rows leave the batch: each costs time."""
-        logits = batch.prefill()
-        with shared_prefix_attention(self.model) if batch.kv_cache.shared else nullcontext():
-            for position in range(max_tokens):
-                ids, logprobs = sample(logits, [row.key for row in batch.rows], position, temperature)
-                for row, token, logprob in zip(batch.rows, ids.tolist(), logprobs.tolist(), strict=True):
-                    row.ids.append(token)
-                    row.logprobs.append(logprob)
-                    if token in self._eos:
-                        row.stop_reason = "eos"
-                    elif self.completes_stop(row.ids, stop):
-                        row.stop_reason = "stop"
-                    elif position == max_tokens - 1:
-                        row.stop_reason = "length"
-                ids = batch.drop_finished(ids)
-                if not batch.rows:
-                    return
-                logits = batch.step(ids)
 
     def completes_stop(self, ids: list[int], stop: tuple[str, ...]) -> bool:
         """Tell whether the newest id completes a stop string, however many tokens the string is made of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from zs_lib.errors import ModelError
-from zs_lib.models.attention import shared_prefix_attention
 from zs_lib.models.batch import Batch, Row, prefill_common_prefixes
 from zs_lib.models.decode import REPLACED, TransformersGenerator, sample
 from zs_lib.models.kv_cache import KVCache
@@ -85,20 +84,16 @@ class BatchGenerator(TransformersGenerator):
     def complete(self, jobs: Sequence[Job], progress: Callable[[Job], None] = lambda job: None) -> None:
         """Complete jobs as one batch; `progress` is called with a job after each of its tokens."""
         self.model.eval()
-        kv_cache, position = KVCache(), 0
+        kv_cache, longest = KVCache(), max(job.sampling.max_tokens for job in jobs)
         prefill_common_prefixes(self.model, [job.prompt for job in jobs], kv_cache)
-        longest = max(job.sampling.max_tokens for job in jobs)
-        batch = Batch(self.model, list(jobs), longest, kv_cache, False)
-        logits = batch.prefill()
-        with shared_prefix_attention(self.model) if kv_cache.shared else nullcontext():
-            while True:
-                ids = self._choose(batch.rows, logits, position)
-                for job in batch.rows:
-                    progress(job)
-                ids = batch.drop_finished(ids)
-                if not batch.rows:
-                    return
-                logits, position = batch.step(ids), position + 1
+
+        def extend(jobs: list[Job], logits: Tensor, position: int) -> Tensor:
+            ids = self._choose(jobs, logits, position)
+            for job in jobs:
+                progress(job)
+            return ids
+
+        Batch(self.model, list(jobs), longest, kv_cache, False).decode(extend)
 
     def _choose(self, jobs: list[Job], logits: Tensor, position: int) -> Tensor:
         """Append the next id to each job, and its stop reason if it was the last; ids (n,)."""
