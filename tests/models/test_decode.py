@@ -167,10 +167,8 @@ def test_a_shared_prefix_is_kept_once_and_changes_no_forward_of_others(monkeypat
             batch.prefill()
         assert [keys.shape[1] for keys, _ in cache.prefix] == [30] * 2 * bool(shared)
         assert batch.cache.layers[0].slots[0].shape == (3, 2, 39 - shared + 4, 8)
-        before, generator = (
-            model(torch.tensor(prompts[:1])).logits,
-            TransformersGenerator(model, tiny_tokenizer()),
-        )
+        before = model(torch.tensor(prompts[:1])).logits
+        generator = TransformersGenerator(model, tiny_tokenizer())
         assert len(generator.generate(prompts, [(i,) for i in range(3)], 4, 1.0)) == 3
         monkeypatch.setattr(Batch, "drop_finished", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -178,6 +176,17 @@ def test_a_shared_prefix_is_kept_once_and_changes_no_forward_of_others(monkeypat
         monkeypatch.undo()
         assert model.config._attn_implementation == "sdpa"
         assert model(torch.tensor(prompts[:1])).logits.equal(before)
+
+
+@pytest.mark.parametrize("prefix", [(), tuple(range(20, 50))], ids=["no prefix", "shared prefix"])
+def test_autocast_is_rounding_only(generator, prefix):
+    """As in a trainer of others that samples in mixed precision."""
+    prompts = prompts_of([3, 9, 5], prefix=prefix)
+    with torch.autocast("cpu", torch.bfloat16):
+        completions = generator.generate(prompts, [(i,) for i in range(3)], 8, 1.0)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        expected = full_logprobs(generator, prompt, completion.ids, 1.0)
+        assert completion.logprobs == pytest.approx(expected.tolist(), abs=0.3)
 
 
 def interrupt(*_):

@@ -2,9 +2,9 @@
 
 Which keys a layer may see, the model itself decides: all earlier ones, those of a sliding window, those of a
 chunk. Its own mask functions are given each row's positions, so padding and a prefix that is stored apart
-change nothing. And attention over a prefix that all rows share, whose keys and values are stored once and
-read once for all rows: decoding waits for memory, and much of what it would read for a simulator's rows is
-their common prompt. The result equals attention over each whole row up to float rounding.
+change nothing. A prefix that all rows share is read once for all rows: decoding waits for memory, and much
+of what it would read for a simulator's rows is their common prompt. The result equals attention over each
+whole row up to float rounding.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ PADDING = torch.iinfo(torch.long).max
 """Position of padding: later than every query, so that no causal mask shows it."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Layer types whose memory is keys and values, seen through a mask."""
-
-
 _current: ContextVar[tuple[Tensor, Tensor, list] | None] = ContextVar("positions", default=None)
 
 
@@ -114,6 +112,8 @@ def _attend(
     (rows, 1, 1, prefix length + own length); returns (rows, 1, heads, width). Without a prefix it is SDPA.
     """
     if prefix is None:
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.to(query.dtype)  # autocast rounds scores, and knows no masks
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     rows, heads, _, width = query.shape
     prefix_key, prefix_value = prefix[module.layer_idx]
@@ -127,4 +127,4 @@ def _attend(
 
 
 AttentionInterface.register("sdpa", _attend)
-AttentionMaskInterface.register("sdpa", _mask)  # both are transformers' own for everybody else
+AttentionMaskInterface.register("sdpa", _mask)  # others get transformers' own from both
