@@ -112,8 +112,6 @@ def _attend(
     (rows, 1, 1, prefix length + own length); returns (rows, 1, heads, width). Without a prefix it is SDPA.
     """
     if prefix is None:
-        if attention_mask is not None and attention_mask.is_floating_point():
-            attention_mask = attention_mask.to(query.dtype)  # autocast rounds scores, and knows no masks
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     rows, heads, _, width = query.shape
     prefix_key, prefix_value = prefix[module.layer_idx]
