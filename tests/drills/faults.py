@@ -26,6 +26,7 @@ from random import Random
 
 import pandas as pd
 import torch
+from engine_fixtures import simulator_arm
 from http_fixtures import Asked, serving
 
 from zs_lib import config, qa
@@ -81,7 +82,10 @@ def simulator(asked: Asked) -> dict:
 
 SERVERS = {
     "retriever": (retriever, lambda address: SearchR1Engine(address, LIMITS)),
-    "simulator": (simulator, lambda address: OpenAIEngine(address, "paper", 0.0, 50, "M", LIMITS)),
+    "simulator": (
+        simulator,
+        lambda address: OpenAIEngine(address, simulator_arm("paper", 0.0, 50), "M", LIMITS),
+    ),
 }
 """Kind of server → its right answer, and the engine that asks it."""
 SPOILT: dict[str, Callable[[Asked], None]] = {

@@ -38,11 +38,7 @@ def test_engines_by_name(keys, monkeypatch, tmp_path):
     assert isinstance(build_engine("zerosearch-wiki:http://127.0.0.1:1"), WikiRetrieverEngine)
     arm = config.load_profile("tiny").simulators[0]
     served = build_engine("openai:llama3.2:3b@http://127.0.0.1:1", simulator=arm)
-    assert (served.model, served.service.address, served.template) == (
-        "llama3.2:3b",
-        "http://127.0.0.1:1",
-        arm.template,
-    )
+    assert (served.model, served.service.address, served.arm) == ("llama3.2:3b", "http://127.0.0.1:1", arm)
     assert (
         len(build_engine("openai:M@http://127.0.0.1:1,http://127.0.0.1:2/v1", simulator=arm).service.replicas)
         == 2

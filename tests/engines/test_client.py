@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from engine_fixtures import simulator_arm
 from http_fixtures import QUICK, ask, completion, drip, drip_headers, half, hang, serving
 
 from zs_lib.config import paths
@@ -197,11 +198,7 @@ def test_no_proxy_is_read_as_requests_reads_it(no_proxies, monkeypatch, no_proxy
 )
 @pytest.mark.parametrize(
     "make",
-    [
-        WikiRetrieverEngine,
-        SearchR1Engine,
-        lambda url, limits: OpenAIEngine(url, "paper", 0.8, 60, "", limits),
-    ],
+    [WikiRetrieverEngine, SearchR1Engine, lambda url, limits: OpenAIEngine(url, simulator_arm(), "", limits)],
 )
 def test_a_proxy_that_cannot_be_used_is_one_error_without_its_password(
     no_proxies, monkeypatch, proxy, message, make
@@ -243,7 +240,7 @@ def simulator(seconds=0.0):
 
 
 def replicas(*servers, limits=QUICK):
-    return OpenAIEngine(",".join(f"{server.url}/v1/" for server in servers), "paper", 0.8, 60, "M", limits)
+    return OpenAIEngine(",".join(f"{server.url}/v1/" for server in servers), simulator_arm(), "M", limits)
 
 
 def test_replicas_share_the_load_by_what_each_has_under_way():
@@ -307,4 +304,4 @@ def test_all_replicas_dead_is_an_error_that_names_each_in_bounded_time():
                 f"the simulator's server: {cause} (2 attempts); check that {server.url} is up" in result.error
             )
         with pytest.raises(EngineError, match=f"{gone.url} is up .*{broken.url} is up"):
-            OpenAIEngine(f"{gone.url},{broken.url}", "paper", 0.8, 60, limits=QUICK)
+            OpenAIEngine(f"{gone.url},{broken.url}", simulator_arm(), limits=QUICK)

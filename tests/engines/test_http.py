@@ -7,6 +7,7 @@ from base64 import b64encode
 from urllib.parse import parse_qs, quote, quote_plus, urlsplit
 
 import pytest
+from engine_fixtures import simulator_arm
 from http_fixtures import KEY, QUICK, ask, completion, half, serving
 
 from zs_lib import protocol
@@ -206,7 +207,7 @@ def test_a_served_simulator_is_asked_and_read_like_ours(keys):
         )
 
     with serving(answer) as server:
-        engine = OpenAIEngine(server.url + "/v1/", "paper", 0.8, 60, limits=QUICK)
+        engine = OpenAIEngine(server.url + "/v1/", simulator_arm(), limits=QUICK)
         request = SearchRequest("capital", "which?", ("Paris", "P"), noisy=True, key=(3, "search"))
         assert engine.search([request, request], 2) == [SearchResult(("one", "two"), "ok")] * 2
         body = server.asked[1].body
@@ -235,14 +236,14 @@ def test_a_served_simulator_is_asked_and_read_like_ours(keys):
 )
 def test_a_served_simulator_that_thinks(content, documents):
     with serving(lambda asked: asked.reply(completion(content))) as server:
-        engine = OpenAIEngine(server.url, "paper", 0.8, 60, "M", QUICK)
+        engine = OpenAIEngine(server.url, simulator_arm(), "M", QUICK)
         assert engine.search(ask("q"), 1) == [SearchResult(documents, "ok" if documents else "empty")]
         assert engine.tokens == 7
 
 
 def test_a_served_simulator_gets_no_special_token_that_a_text_spells():
     with serving(lambda asked: asked.reply(completion("Doc 1: x"))) as server:
-        engine = OpenAIEngine(server.url, "short", 0.8, 60, "M", QUICK)
+        engine = OpenAIEngine(server.url, simulator_arm("short"), "M", QUICK)
         engine.search([SearchRequest("a <|im_end|> 3 < 5", "who [INST]?", ("<s>x", "y"))], 1)
         assert server.asked[0].body["messages"][0]["content"] == protocol.simulator_prompt(
             "a (im_end) 3 < 5", "who (INST)?", "(s)x", True, 1, "short"
@@ -260,8 +261,8 @@ def test_a_served_simulator_gets_no_special_token_that_a_text_spells():
 def test_a_server_with_several_models_needs_a_name(listed, message):
     with serving(lambda asked: asked.reply(listed)) as server:
         with pytest.raises(EngineError, match=message):
-            OpenAIEngine(server.url, "paper", 0.8, 60, limits=QUICK)
-        assert OpenAIEngine(server.url, "paper", 0.8, 60, "A", QUICK).model == "A"
+            OpenAIEngine(server.url, simulator_arm(), limits=QUICK)
+        assert OpenAIEngine(server.url, simulator_arm(), "A", QUICK).model == "A"
 
 
 # keys

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from zs_lib import config
+from zs_lib.config.arms import SimulatorArm
 from zs_lib.engines import SearchRequest, SearchResult
 
 TEXTS = [
@@ -33,3 +35,9 @@ class FixedEngine:
         self.requests += requests
         found = SearchResult.of(self.documents[:num_documents])
         return [replace(found, status="failed", error="down") if self.failing else found for _ in requests]
+
+
+def simulator_arm(template: str = "paper", temperature: float = 0.8, max_tokens: int = 60) -> SimulatorArm:
+    """A simulator that is prompted and sampled as told."""
+    arm = config.load_profile("tiny").simulators[0]
+    return replace(arm, template=template, temperature=temperature, max_tokens=max_tokens)

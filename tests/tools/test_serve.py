@@ -13,6 +13,7 @@ import time
 
 import httpx
 import pytest
+from engine_fixtures import simulator_arm
 from model_fixtures import tiny_model, tiny_tokenizer
 from run_fixtures import CountingArm
 from serve_fixtures import CORPUS, TOKEN, request, serving
@@ -220,11 +221,13 @@ def test_a_simulator_s_run_is_served_by_its_name(store):
 
 
 def test_our_openai_engine_asks_our_simulator(simulator):
-    engine = OpenAIEngine(simulator.url, "short", 0.9, 40, limits=Limits(concurrency=8))
+    engine = OpenAIEngine(simulator.url, simulator_arm("short", 0.9, 40), limits=Limits(concurrency=8))
     assert engine.model == "tiny"
     requests = [request("Doc 1: capital", (i,), i % 2 == 0) for i in range(12)]
     results = engine.search(requests, 3)
-    ours = SimulatedEngine(TransformersGenerator(tiny_model(), tiny_tokenizer()), "short", 0.9, 40)
+    ours = SimulatedEngine(
+        TransformersGenerator(tiny_model(), tiny_tokenizer()), simulator_arm("short", 0.9, 40)
+    )
     seeded = [request(r.query, (seed_of(r.key),), r.noisy) for r in requests]
     assert results == ours.search(seeded, 3) and results[7] == engine.search([requests[7]], 3)[0]
     assert engine.tokens > 0
@@ -235,7 +238,7 @@ def test_a_replica_killed_in_the_middle_of_a_batch_costs_no_answer(simulator, fo
         request("Doc 1: capital", (i,), i % 2 == 0) for i in range(320)
     ]  # so many that it is killed before the last
     with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN="") as other:
-        engine = OpenAIEngine(f"{simulator.url},{other.url}", "short", 2.0, 60)
+        engine = OpenAIEngine(f"{simulator.url},{other.url}", simulator_arm("short", 2.0))
         dying = engine.service.replicas[1]
         killer = threading.Thread(
             target=kill_when, args=(lambda: dying.asked > dying.in_flight > 0, other.process)
@@ -244,7 +247,7 @@ def test_a_replica_killed_in_the_middle_of_a_batch_costs_no_answer(simulator, fo
         found = engine.search(requests, 3)
         killer.join()
         assert other.process.wait(5) == -signal.SIGKILL and dying.failures > 0
-    assert found == OpenAIEngine(simulator.url, "short", 2.0, 60).search(requests, 3)
+    assert found == OpenAIEngine(simulator.url, simulator_arm("short", 2.0)).search(requests, 3)
     assert engine.search(requests[:2], 3) == found[:2] and {result.status for result in found} <= {
         "ok",
         "empty",

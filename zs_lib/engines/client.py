@@ -167,6 +167,7 @@ class Service:
             return portal.call(self._fetch, calls)
 
     def failed(self, cause: str, cure: str, by_content: bool = True) -> Failed:
+        """A failed call of this service: what happened and what to do about it."""
         return Failed(f"{self.name}: {cause}; {cure}.", by_content)
 
     async def _fetch(self, calls: Sequence[Call]) -> list[Any]:

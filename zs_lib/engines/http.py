@@ -17,6 +17,7 @@ from typing import Any
 
 from zs_lib import __version__, protocol
 from zs_lib.config import paths
+from zs_lib.config.arms import SimulatorArm
 from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult
 from zs_lib.engines.client import Call, Failed, Limits, Service
 from zs_lib.engines.simulated import simulator_prompt, stop_string
@@ -45,26 +46,19 @@ class HttpEngine(SearchEngine, ABC):
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         """Search; where the requests of one call fail together, make each alone: one may be the cause."""
-        starts = range(0, len(requests), self.together)
-        results = self._ask([requests[start : start + self.together] for start in starts], num_documents)
-        alone = [place for place, result in enumerate(results) if result is None]
-        again = self._ask([[requests[place]] for place in alone], num_documents)
-        for place, result in zip(alone, again, strict=True):
-            results[place] = result
-        return results
-
-    def _ask(
-        self, groups: Sequence[Sequence[SearchRequest]], num_documents: int
-    ) -> list[SearchResult | None]:
-        """Make one call for each group: a result for each request, None where it may fare better alone."""
-        answers = self.service.fetch([self._call(group, num_documents) for group in groups])
-        results: list[SearchResult | None] = []
-        for group, answer in zip(groups, answers, strict=True):
-            try:
-                results += self._read(answer, len(group), num_documents)
-            except Failed as failed:
-                alone = failed.by_content and len(group) > 1
-                results += [None if alone else SearchResult((), "failed", str(failed))] * len(group)
+        results: list[SearchResult | None] = [None] * len(requests)
+        for together in (self.together, 1):
+            left = [place for place, result in enumerate(results) if result is None]
+            groups = [left[start : start + together] for start in range(0, len(left), together)]
+            calls = [self._call([requests[place] for place in group], num_documents) for group in groups]
+            for group, answer in zip(groups, self.service.fetch(calls), strict=True):
+                try:
+                    found = self._read(answer, len(group), num_documents)
+                except Failed as failed:
+                    alone = failed.by_content and len(group) > 1
+                    found = [None if alone else SearchResult((), "failed", str(failed))] * len(group)
+                for place, result in zip(group, found, strict=True):
+                    results[place] = result
         return results
 
     def _read(self, answer: Any, count: int, num_documents: int) -> list[SearchResult]:
@@ -200,9 +194,7 @@ class OpenAIEngine(HttpEngine):
     def __init__(
         self,
         address: str,
-        template: str,
-        temperature: float,
-        max_tokens: int,
+        arm: SimulatorArm,
         model: str = "",
         limits: Limits = Limits(concurrency=32, attempt_s=120.0),
     ):
@@ -215,19 +207,18 @@ class OpenAIEngine(HttpEngine):
         """
         address = ",".join(one.strip().rstrip("/").removesuffix("/v1") for one in address.split(","))
         super().__init__(f"openai:{address}", _own_server("the simulator's server", address, limits))
-        self.template, self.temperature, self.max_tokens = template, temperature, max_tokens
-        self.tokens, self.model = 0, model or self._only_model()
+        self.arm, self.tokens, self.model = arm, 0, model or self._only_model()
 
     def _call(self, group, num_documents):
         # How the server encodes special tokens that a text spells is not known: it gets none.
-        prompt = protocol.neutralise(simulator_prompt(group[0], num_documents, self.template))
+        prompt = protocol.neutralise(simulator_prompt(group[0], num_documents, self.arm.template))
         return Call(
             "/v1/chat/completions",
             body={
                 "model": self.model,
                 "messages": [{"role": "user", "content": prompt}],
-                "temperature": self.temperature,
-                "max_tokens": self.max_tokens,
+                "temperature": self.arm.temperature,
+                "max_tokens": self.arm.max_tokens,
                 "stop": [stop_string(num_documents)],
                 "seed": seed_of(group[0].key),
             },
@@ -303,12 +294,12 @@ def build(spec: EngineSpec) -> SearchEngine:
     if spec.kind in SEARCH_APIS:
         cache = Path(os.environ.get("ZS_SEARCH_CACHE") or paths.ROOT / "data" / "search_cache")
         return CachedEngine(BudgetedEngine(SEARCH_APIS[spec.kind](), max_usd=_budget()), cache)
-    if (arm := spec.simulator) is None:
+    if spec.simulator is None:
         raise EngineError(
             "The engine 'openai' needs a simulator's arm: its template, temperature and max_tokens."
         )
     model, _, address = spec.address.rpartition("@")
-    return OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens, model)
+    return OpenAIEngine(address, spec.simulator, model)
 
 
 def _budget() -> float:

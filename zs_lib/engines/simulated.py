@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zs_lib import protocol
+from zs_lib.config.arms import SimulatorArm
 from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import EngineError
 
@@ -21,24 +22,23 @@ class SimulatedEngine(SearchEngine):
 
     name = "simulated"
 
-    def __init__(self, generator: Generator, template: str, temperature: float, max_tokens: int):
-        self.generator, self.template = generator, template
-        self.temperature, self.max_tokens = temperature, max_tokens
+    def __init__(self, generator: Generator, arm: SimulatorArm):
+        self.generator, self.arm = generator, arm
 
     @property
     def tokens(self) -> int:
         return self.generator.tokens
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        texts = [simulator_prompt(request, num_documents, self.template) for request in requests]
+        texts = [simulator_prompt(request, num_documents, self.arm.template) for request in requests]
         # Where something is drawn, the keys tell equal prompts apart.
-        first = [texts.index(text) if self.temperature == 0 else i for i, text in enumerate(texts)]
+        first = [texts.index(text) if self.arm.temperature == 0 else i for i, text in enumerate(texts)]
         asked = sorted(set(first))
         completions = self.generator.generate(
             [self.generator.encode_prompt(texts[i]) for i in asked],
             [requests[i].key for i in asked],
-            self.max_tokens,
-            self.temperature,
+            self.arm.max_tokens,
+            self.arm.temperature,
             stop=(stop_string(num_documents),),
         )
         written = {
@@ -57,9 +57,8 @@ def build(spec: EngineSpec) -> SimulatedEngine:
         raise EngineError(f"The engine '{spec.name}' needs a simulator: give its model and its arm.")
     from zs_lib.models.load import load_generator  # torch: a simulator on a server needs none
 
-    arm = spec.simulator
-    generator = load_generator(spec.model, arm.dtype, arm.generator)
-    return SimulatedEngine(generator, arm.template, arm.temperature, arm.max_tokens)
+    generator = load_generator(spec.model, spec.simulator.dtype, spec.simulator.generator)
+    return SimulatedEngine(generator, spec.simulator)
 
 
 def simulator_prompt(request: SearchRequest, num_documents: int, template: str) -> str:

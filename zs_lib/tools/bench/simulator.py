@@ -39,7 +39,7 @@ def measure(small: bool = False) -> Iterator[dict]:
     ours = build_engine("simulated", model=BACKBONE, simulator=arm)
     with _server() as address:
         limits = Limits(concurrency=max(CONCURRENT), attempt_s=120.0)
-        served = OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens, limits=limits)
+        served = OpenAIEngine(address, arm, limits=limits)
         for count in CONCURRENT[:2] if small else CONCURRENT:
             theirs = _Transformers(ours, arm)
             for who, engine in (("ours", ours), ("ours, served", served), ("transformers", theirs)):
@@ -110,7 +110,7 @@ def _sharing(address: str, arm: SimulatorArm, burst: int) -> Iterator[dict]:
 
     It is below 2 if requests are answered in order of arrival.
     """
-    engines = [OpenAIEngine(address, arm.template, arm.temperature, arm.max_tokens) for _ in range(RUNS)]
+    engines = [OpenAIEngine(address, arm) for _ in range(RUNS)]
     for engine in engines:
         service = engine.service
         engine.service = _Watched(service.name, service.address, service.limits, service.headers)
