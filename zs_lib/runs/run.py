@@ -122,10 +122,7 @@ class Run:
         """run.json: label, seed, config, packages, code, machine."""
         record = read_json(self.path / "run.json", self.cure)
         if not isinstance(record.get("config"), dict) or not isinstance(record.get("label"), str):
-            raise RunError(
-                f"{self.path / 'run.json'} lacks label or config (damaged, or of another version): "
-                f"{self.cure}."
-            )
+            raise self._error("run.json", "lacks label or config (damaged, or of another version)")
         self.file("run.json")
         return record
 
@@ -237,10 +234,7 @@ class Run:
         found = checkpoints.load_checkpoint(folders[-1])
         for name, digest_then in found.logs.items():
             if self._digest_up_to(found.step, name) != digest_then:
-                raise RunError(
-                    f"{self.path / name} is damaged (its lines up to step {found.step} have changed): "
-                    f"{self.cure}."
-                )
+                raise self._error(name, f"is damaged (its lines up to step {found.step} have changed)")
         return found
 
     def logged(self, name: str) -> Log:
@@ -289,18 +283,20 @@ class Run:
         """Hold the run's lock; wait for another holder, up to LOCK_WAIT_S."""
         path = self.path / "lock"
         path.touch()  # with the rights of the umask, for a store that a group shares
+        lock = FileLock(path, fallback_to_soft=False)  # a soft one would outlive a killed process
         try:
-            lock = FileLock(path, timeout=LOCK_WAIT_S, poll_interval=LOCK_POLL_S).acquire()
+            lock.acquire(timeout=LOCK_WAIT_S, poll_interval=LOCK_POLL_S)
         except Timeout:
             what = f"Another process still works on {self.path.name}"
             raise RunError(f"{what} after {LOCK_WAIT_S / 3600:.0f} h: end it.") from None
-        with lock:
+        try:
             yield
+        finally:
+            lock.release()
 
     def begin(self, arm: Any, seed: int) -> None:
         """Write run.json of a new run; of one that was cut off, drop what was logged after its checkpoint."""
-        path = self.path / "run.json"
-        if path.exists():
+        if (self.path / "run.json").exists():
             self.check_record()
             checkpoint = self.checkpoint()
             last = checkpoint.step if checkpoint else -math.inf
@@ -308,11 +304,11 @@ class Run:
                 self.logged(name).cut(lambda row: row["step"] <= last)
             return
         if self.begun:
-            raise RunError(f"{path} is missing beside the run's other files: {self.cure}.")
+            raise self._error("run.json", "is missing beside the run's other files")
         record = {"label": getattr(arm, "name", ""), "seed": seed, "config": identity(arm)}
         if contents := contents_of(record["config"]):
             record["contents"] = contents
-        write_json(path, record | provenance())
+        write_json(self.path / "run.json", record | provenance())
 
     def finish(self, summary: dict) -> None:
         """Seal the files by their digests, write summary.json, and drop the checkpoint."""
@@ -339,11 +335,12 @@ class Run:
         except (ValueError, RecursionError):  # NaN, a thousand brackets
             found = ""
         if found != self.digest:
-            raise RunError(
-                f"{self.path / 'run.json'} does not hold the configuration {self.digest}: {self.cure}."
-            )
+            raise self._error("run.json", f"does not hold the configuration {self.digest}")
 
     # -------------------------------------------------------------------------------- inside
+
+    def _error(self, name: str, what: str) -> RunError:
+        return RunError(f"{self.path / name} {what}: {self.cure}.")
 
     @functools.cached_property
     def _steps(self) -> Any:
@@ -370,7 +367,7 @@ class Run:
         path = self.path / "sha256.json"
         digests = read_json(path, self.cure)
         if path.read_text(encoding="utf-8") != to_json(digests, indent=1):
-            raise RunError(f"{path} is damaged (not as it was written): {self.cure}.")
+            raise self._error("sha256.json", "is damaged (not as it was written)")
         return digests
 
     def _check_files(self) -> None:
