@@ -359,10 +359,9 @@ def _runs_export(args: argparse.Namespace) -> None:
 def _runs_record(args: argparse.Namespace) -> None:
     overrides = {} if args.seeds is None else {"seeds": args.seeds}
     core = config.load_profile(args.profile, overrides)
-    from zs_lib import studies
     from zs_lib.analysis import results, tables
 
-    missing = results.record_tables(studies.full(core), RunStore(), core)
+    missing = results.record_tables(core, RunStore())
     print(results.RECORDS / core.name)
     if missing:
         print(f"{len(missing)} runs are not finished and left out ({missing[0]}, …).", file=sys.stderr)

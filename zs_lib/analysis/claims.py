@@ -70,9 +70,8 @@ def heldout_statements(tables: Tables) -> pd.DataFrame:
         (f"{real} minus R1 (no search): F1", "search-r1", "r1", sub, 0.0),
         ("ZeroSearch grounded minus naive simulator: F1", MAIN, "zerosearch-naive", sub, 0.0),
     ]
-    return _frame(
-        [_compare(table, *row) for row in compared] + [_searches(table, arm) for arm in (MAIN, "search-r1")]
-    )
+    tested = [_above(bound, said, *compare(table, *arms)) for said, *arms, bound in compared]
+    return _frame(tested + [_searches(table, arm) for arm in (MAIN, "search-r1")])
 
 
 def fidelity_statements(tables: Tables) -> pd.DataFrame:
@@ -330,7 +329,8 @@ def _fine_tuned(tables: Tables, sizes: int = 1) -> list[tuple[str, str]]:
 
 
 def _difference(tables: Tables, statement: str, arm: str, other: str, bound: float = 0.0) -> Statement:
-    return _compare(_table(tables, "evaluation"), f"F1: {statement}", arm, other, sub, bound)
+    """Test that the F1 of an arm minus that of another is above `bound`."""
+    return _above(bound, f"F1: {statement}", *compare(_table(tables, "evaluation"), arm, other, sub))
 
 
 def _ends(curve: pd.Series) -> int:
@@ -371,9 +371,9 @@ def _paired(statement: str, differences: list[float], bound: float = 0.0) -> Sta
 
 
 def compare(
-    table: pd.DataFrame, arm: str, other: str, statistic: Callable, score: str = "f1", seed: int = 0
+    table: pd.DataFrame, arm: str, other: str, statistic: Callable
 ) -> tuple[float, float, float, int, int]:
-    """Compare two arms by `statistic(mean of arm, mean of other)`: (estimate, low, high, seeds, questions).
+    """Compare two arms by `statistic(mean F1, mean F1 of other)`: (estimate, low, high, seeds, questions).
 
     Paired hierarchical bootstrap: both arms share the resampled questions, and also the seeds if both have
     the same ones (a seed takes the same training questions in every arm). seeds: the smaller number of the
@@ -382,10 +382,10 @@ def compare(
     Raises:
         DataError: an arm was not evaluated.
     """
-    first, second = _matrix(table, arm, score), _matrix(table, other, score)
+    first, second = _matrix(table, arm), _matrix(table, other)
     shared = first.columns.intersection(second.columns)
     a, b = first[shared].to_numpy(), second[shared].to_numpy()
-    rng, n = np.random.default_rng(seed), len(shared)
+    rng, n = np.random.default_rng(0), len(shared)
     questions, seeds = draw_counts(rng, n) / n, draw_counts(rng, len(a)) / len(a)
     others = seeds if first.index.equals(second.index) else draw_counts(rng, len(b)) / len(b)
     draws = statistic(((seeds @ a) * questions).sum(axis=1), ((others @ b) * questions).sum(axis=1))
@@ -393,12 +393,6 @@ def compare(
     untrained = (START, *METHODS)
     trained = [len(m) for name, m in ((arm, a), (other, b)) if name.partition("/")[0] not in untrained]
     return float(statistic(a.mean(), b.mean())), float(low), float(high), min(trained, default=1), n
-
-
-def _compare(
-    table: pd.DataFrame, statement: str, arm: str, other: str, statistic: Callable, bound: float
-) -> Statement:
-    return _above(bound, statement, *compare(table, arm, other, statistic))
 
 
 def _searches(table: pd.DataFrame, arm: str) -> Statement:
@@ -445,11 +439,11 @@ def _verdict(right: bool, wrong: bool, seeds: int = 2) -> str:
     return "holds" if right else "does not hold" if wrong else "undecided"
 
 
-def _matrix(table: pd.DataFrame, arm: str, score: str) -> pd.DataFrame:
+def _matrix(table: pd.DataFrame, arm: str) -> pd.DataFrame:
     part = table[table["arm"] == arm]
     if part.empty:
         raise DataError(f"No evaluation of the arm {arm!r} is stored: `zs reproduce --full` makes it.")
-    return part.pivot_table(index="seed", columns="id", values=score)
+    return part.pivot_table(index="seed", columns="id", values="f1")
 
 
 def _frame(statements: list[Statement]) -> pd.DataFrame:

@@ -173,22 +173,18 @@ def retrieval_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     return recall.reset_index()
 
 
-def retrieval_recall(
-    questions: Sequence[Question], engine: SearchEngine, ks: tuple[int, ...] = (3, 5)
-) -> pd.DataFrame:
+def retrieval_recall(questions: Sequence[Question], engine: SearchEngine) -> pd.DataFrame:
     """Recall of good queries ("relation of entity", one a hop): an engine's ceiling for every policy.
 
     One row a subset and hop; recall@k is the share of queries whose first k documents state the hop's answer,
     questions their number.
     """
-    asked = [
-        (question.subset, place, hop) for question in questions for place, hop in enumerate(question.hops, 1)
-    ]
+    asked = [(q.subset, place, hop) for q in questions for place, hop in enumerate(q.hops, 1)]
     requests = [SearchRequest(hop.query, "", ()) for _, _, hop in asked]
     rows = [
         {"subset": subset, "hop": place}
-        | {f"recall@{k}": scoring.contains("\n".join(result.documents[:k]), hop.answers) for k in ks}
-        for (subset, place, hop), result in zip(asked, engine.search(requests, max(ks)), strict=True)
+        | {f"recall@{k}": scoring.contains("\n".join(found.documents[:k]), hop.answers) for k in (3, 5)}
+        for (subset, place, hop), found in zip(asked, engine.search(requests, 5), strict=True)
     ]
     groups = pd.DataFrame(rows).groupby(["subset", "hop"], sort=False)
     return groups.mean().assign(questions=groups.size())
@@ -278,20 +274,20 @@ def collect_tables(profile: Profile, store: RunStore) -> Tables:
     return {name: table(profile, store) for name, table in TABLES.items()}
 
 
-def record_tables(profile: Profile, store: RunStore, core: Profile, folder: Path | None = None) -> list[str]:
-    """Write the tables to `data/results/<profile>/` (or `folder`); return the names of unfinished runs.
+def record_tables(core: Profile, store: RunStore) -> list[str]:
+    """Write the tables of a profile and its studies to `data/results/<profile>/`; name unfinished runs.
 
-    A study may be recorded before it is complete: unfinished runs are left out.
+    Studies may be recorded before they are complete: their unfinished runs are left out.
 
     Raises:
-        RunError: a run of `core`, the part that must be complete, is not finished.
+        RunError: a run of the profile itself is not finished.
     """
     if missing := _unfinished(core, store):
         raise RunError(
             f"{len(missing)} runs are not finished ({', '.join(missing[:4])}, …): "
             f"`zs reproduce --profile {core.name} --seeds {core.seeds}` makes them."
         )
-    folder = folder or RECORDS / profile.name
+    profile, folder = studies.full(core), RECORDS / core.name
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in collect_tables(profile, store).items():
         # no time stamp, so that equal tables are equal files
