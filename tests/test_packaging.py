@@ -129,6 +129,7 @@ def test_profiles_settings_and_tables_are_package_data():
         *PROFILES.glob("*"),
         *(ROOT / "zs_lib" / "launch").glob("*.yaml"),
         ROOT / "zs_lib" / "models" / "packaged.toml",
+        *(path for path in (ROOT / "zs_lib" / "tools" / "verl_recipe").iterdir() if path.is_file()),
     }
 
 

@@ -95,6 +95,7 @@ PARSER = _Parser(prog="zs", description="ZeroSearch workbench (arXiv 2505.04588)
 COMMANDS = PARSER.add_subparsers(required=True, metavar="COMMAND")
 GROUPS = {
     "runs": "the run store",
+    "export": "an arm as a recipe for another trainer",
     "notebooks": "the notebooks' own files",
     "serve": "servers over HTTP, on this machine alone unless ZS_SERVE_TOKEN is set",
     "benchmark": "the embedded benchmark",
@@ -367,6 +368,25 @@ def _runs_record(args: argparse.Namespace) -> None:
         print(f"{len(missing)} runs are not finished and left out ({missing[0]}, …).", file=sys.stderr)
     if core.name == MAIN:
         tables.update_readme(results.load_tables(core.name))
+
+
+@command(
+    "export verl",
+    "write an arm as a recipe for verl: data, configuration, reward, search tool",
+    option("arm", metavar="ARM", help="a policy of the profile or its studies, by name"),
+    option("--out", type=Path, required=True, metavar="DIR", help="a new folder"),
+    PROFILE,
+    option("--seed", type=int, default=0, metavar="N"),
+)
+def _export_verl(args: argparse.Namespace) -> None:
+    check_folder(args.out, "--out", write=True)
+    core = config.load_profile(args.profile)
+    from zs_lib import studies
+    from zs_lib.tools.export_verl import export_verl
+
+    arms = {arm.name: arm for arm in studies.full(core).policies}
+    arm = pick("policy", args.arm, arms)
+    print(export_verl(arm, args.out, core.evaluation, args.seed))
 
 
 @command("notebooks store", "maintainers: keep the outputs of the last run in the notebooks", PROFILE)
