@@ -12,7 +12,6 @@ from functools import partial
 import pytest
 import test_trl_gradient as reference
 import torch
-from accelerate import Accelerator
 from arm_fixtures import arm, objective
 from policy_fixtures import load, written
 from torch import tensor
@@ -146,11 +145,7 @@ def gradient_of_first(backbone, monkeypatch, name: str, length: int, engine: str
     """The gradient of a rollout of 4 tokens beside one of `length` tokens with advantage 0, as one vector."""
     first = written([2, 3], [4, 5, 6, 7], [True] * 4)
     second = written([2, 3], [8] * length, [True] * length)
-    learner = Learner(
-        load(backbone).model,
-        arm(objective=objective(name), engine=engine, max_grad_norm=1e9),
-        Accelerator(cpu=True),
-    )
+    learner = Learner(load(backbone).model, arm(objective=objective(name), engine=engine, max_grad_norm=1e9))
     monkeypatch.setattr(learner.optimizer, "zero_grad", lambda: None)
     learner.update(1, [first, second], [1.0, 0.0])
     return torch.cat([parameter.grad.flatten() for parameter in learner.parameters.values()])
@@ -174,9 +169,7 @@ def test_logged_kl_and_clip_fraction_are_per_token_whatever_the_normaliser(backb
     def statistics(name):
         # The first update is large enough that some ratios of the second are clipped.
         cfg = objective(name, kl_coef=0.1, updates_per_batch=2)
-        learner = Learner(
-            load(backbone).model, arm(objective=cfg, engine="bm25", learning_rate=0.01), Accelerator(cpu=True)
-        )
+        learner = Learner(load(backbone).model, arm(objective=cfg, engine="bm25", learning_rate=0.01))
         return learner.update(9, rollouts, [1.0, -1.0])
 
     dr_grpo, grpo = statistics("dr_grpo"), statistics("grpo")

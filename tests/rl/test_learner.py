@@ -9,7 +9,6 @@ import random
 
 import pytest
 import torch
-from accelerate import Accelerator
 from arm_fixtures import arm
 from policy_fixtures import KL, PPO, load, written
 from transformers import LlamaForCausalLM
@@ -36,7 +35,7 @@ def batch():
 
 def updated(backbone, batch, step=1):
     """The weights after one update."""
-    learn = Learner(load(backbone).model, arm(), Accelerator(cpu=True))
+    learn = Learner(load(backbone).model, arm())
     stats = learn.update(step, *batch)
     return learn.state(), stats
 
@@ -47,7 +46,7 @@ def gradient(backbone, batch, monkeypatch, dropping: bool, micro_batch_tokens: i
     trajectories, advantages = batch
     if not dropping:
         advantages = [a or 1e-30 for a in advantages]
-    learn = Learner(load(backbone).model, arm(max_grad_norm=1e9), Accelerator(cpu=True))
+    learn = Learner(load(backbone).model, arm(max_grad_norm=1e9))
     monkeypatch.setattr(learn.optimizer, "zero_grad", lambda: None)
     stats = learn.update(1, trajectories, advantages)
     return {name: parameter.grad for name, parameter in learn.parameters.items()}, stats
@@ -79,11 +78,7 @@ def test_an_update_that_runs_out_of_memory_goes_on_in_halves(backbone, batch, mo
     )
 
     def gradients(limit):
-        learn, found, refused = (
-            Learner(load(backbone).model, arm(objective=objective), Accelerator(cpu=True)),
-            [],
-            [],
-        )
+        learn, found, refused = (Learner(load(backbone).model, arm(objective=objective)), [], [])
 
         def full(*_):
             refused.append(1)
@@ -123,7 +118,7 @@ def test_an_update_that_runs_out_of_memory_goes_on_in_halves(backbone, batch, mo
 
 
 def test_one_trajectory_that_does_not_fit_is_an_error_with_the_setting(backbone, batch):
-    learn = Learner(load(backbone).model, arm(), Accelerator(cpu=True))
+    learn = Learner(load(backbone).model, arm())
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -161,7 +156,7 @@ def test_document_tokens_are_trained_only_when_asked(batch):
 
 def test_a_step_makes_good_tokens_likelier_and_bad_ones_less_likely(backbone):
     good, bad = written([2, 3], [4, 5], [True, True]), written([2, 3], [6, 7], [True, True])
-    learn = Learner(load(backbone).model, arm(), Accelerator(cpu=True))
+    learn = Learner(load(backbone).model, arm())
 
     def likelihoods():
         rows = make_rows([good, bad], [1.0, -1.0], True)
@@ -182,7 +177,7 @@ def test_a_step_makes_good_tokens_likelier_and_bad_ones_less_likely(backbone):
 def test_the_kl_term_holds_the_policy_at_its_reference(backbone, batch):
     """With a large coefficient and no reward, a policy that was moved away comes back."""
     held = arm(objective=dataclasses.replace(arm().objective, kl_coef=1.0), learning_rate=1e-2)
-    learn = Learner(load(backbone).model, held, Accelerator(cpu=True))
+    learn = Learner(load(backbone).model, held)
     with torch.no_grad():
         for parameter in learn.parameters.values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
@@ -197,7 +192,7 @@ def test_a_batch_without_advantages_changes_nothing(backbone, batch):
 
 
 def test_the_critic_sees_policy_tokens_only_and_learns_the_reward(backbone, batch):
-    learn = Learner(load(backbone).model, arm(objective=PPO), Accelerator(cpu=True))
+    learn = Learner(load(backbone).model, arm(objective=PPO))
     rewards = [1.0, 0.0, 0.0, 1.0, 0.5, 0.0]
     micro = micro_batches(make_rows(batch[0], rewards, True), torch.device("cpu"))
     learn._estimate_advantages(micro)
@@ -220,7 +215,7 @@ def test_a_document_moves_no_weight_of_ppo_but_through_attention(backbone):
     def moved(document):
         trajectory = written([2, 3], [4, 5, 6, *document], [True] * 3 + [False] * len(document))
         other = written([2, 3], [7, 8], [True] * 2)
-        learn = Learner(load(backbone).model, arm(objective=PPO), Accelerator(cpu=True))
+        learn = Learner(load(backbone).model, arm(objective=PPO))
         learn.update(1, [trajectory, other], [1.0, 0.0])
         return learn.state()
 
@@ -246,7 +241,7 @@ def test_a_gradient_that_is_not_finite_is_an_error(backbone, batch):
 
 
 def test_a_checkpoint_of_another_model_is_refused(backbone):
-    learn = Learner(load(backbone).model, arm(), Accelerator(cpu=True))
+    learn = Learner(load(backbone).model, arm())
     with pytest.raises(RunError, match="delete the run"):
         learn.restore({"model.lm_head.weight": learn.parameters["lm_head.weight"]})
 
@@ -263,9 +258,9 @@ def reference_logprobs(learn, batch):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lora_leaves_the_weights_alone_and_the_base_is_its_reference(dtype, backbone, batch):
-    plain = Learner(load(backbone).model, arm(objective=KL, dtype=dtype), Accelerator(cpu=True))
+    plain = Learner(load(backbone).model, arm(objective=KL, dtype=dtype))
     base = dict(load(backbone).model.to(getattr(torch, dtype)).named_parameters())
-    learn = Learner(load(backbone).model, lora(dtype=dtype), Accelerator(cpu=True))
+    learn = Learner(load(backbone).model, lora(dtype=dtype))
     assert learn.frozen is None and plain.frozen is not None
     for _ in range(3):
         stats = learn.update(9, *batch)
@@ -284,7 +279,7 @@ def test_lora_leaves_the_weights_alone_and_the_base_is_its_reference(dtype, back
 
 
 def test_the_merged_model_of_lora_is_an_ordinary_model_that_says_the_same(backbone, batch, tmp_path):
-    learn = Learner(load(backbone).model, lora(), Accelerator(cpu=True))
+    learn = Learner(load(backbone).model, lora())
     learn.update(9, *batch)
     ids = torch.tensor([batch[0][1].ids])
     with torch.no_grad():
@@ -302,7 +297,7 @@ def test_gradient_checkpointing_keeps_the_gradient_and_runs_layers_again(
 ):
     def gradients(on):
         values = {"gradient_checkpointing": on, "lora_rank": lora_rank, "max_grad_norm": 1e9}
-        learn = Learner(load(backbone).model, arm(**values), Accelerator(cpu=True))
+        learn = Learner(load(backbone).model, arm(**values))
         ran = []
         learn.model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: ran.append(1))
         monkeypatch.setattr(learn.optimizer, "zero_grad", lambda: None)
@@ -317,7 +312,7 @@ def test_gradient_checkpointing_keeps_the_gradient_and_runs_layers_again(
 
 def test_half_precision_keeps_steps_that_it_could_not_hold(backbone, batch):
     """1e-6 is below the resolution of nearly every weight: only the float32 copies can add up such steps."""
-    learn = Learner(load(backbone).model, arm(dtype="bfloat16", learning_rate=1e-6), Accelerator(cpu=True))
+    learn = Learner(load(backbone).model, arm(dtype="bfloat16", learning_rate=1e-6))
     before = {name: parameter.clone() for name, parameter in learn.parameters.items()}
     for _ in range(2):
         learn.update(9, *batch)
@@ -332,7 +327,7 @@ def test_half_precision_adds_gradients_up_in_full(backbone, batch, monkeypatch):
     monkeypatch.setattr(batches, "MICRO_BATCH_TOKENS", 1)
 
     def gradients(dtype):
-        learn = Learner(load(backbone).model, arm(dtype=dtype, max_grad_norm=1e9), Accelerator(cpu=True))
+        learn = Learner(load(backbone).model, arm(dtype=dtype, max_grad_norm=1e9))
         monkeypatch.setattr(learn.optimizer, "zero_grad", lambda: None)
         learn.update(1, *batch)
         return torch.cat([parameter.grad.flatten() for parameter in learn.parameters.values()])

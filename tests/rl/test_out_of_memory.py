@@ -7,7 +7,6 @@ import random
 
 import pytest
 import torch
-from accelerate import Accelerator
 from arm_fixtures import arm
 from policy_fixtures import KL, PPO, load, written
 
@@ -49,7 +48,7 @@ class Recording(Learner):
     """A learner that keeps the gradient of each optimizer step."""
 
     def __init__(self, model, arm):
-        super().__init__(model, arm, Accelerator(cpu=True))
+        super().__init__(model, arm)
         self.gradients, step = [], self.optimizer.step
 
         def record():

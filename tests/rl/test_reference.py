@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from arm_fixtures import arm
 from model_fixtures import tiny_model, tiny_tokenizer
 from test_rollout import CFG, QUESTIONS, Engine
@@ -68,7 +67,7 @@ def test_the_gradient_is_that_of_the_plain_path(kl_coef, monkeypatch):
     trajectories = rolled_out(TransformersGenerator, 1.0)
     advantages = [0.0 if i % 3 == 0 else 1.0 - 0.3 * i for i in range(len(trajectories))]
     objective = replace(arm().objective, kl_coef=kl_coef)
-    learning = Learner(tiny_model(seed=1), arm(objective=objective, max_grad_norm=1e9), Accelerator(cpu=True))
+    learning = Learner(tiny_model(seed=1), arm(objective=objective, max_grad_norm=1e9))
     if kl_coef:
         learning.frozen.load_state_dict(tiny_model(seed=2).state_dict())
     monkeypatch.setattr(learning.optimizer, "zero_grad", lambda: None)

@@ -5,7 +5,6 @@ import dataclasses
 import shlex
 
 import pytest
-from accelerate import Accelerator
 from model_fixtures import tiny_model
 
 from zs_lib import cli
@@ -75,7 +74,7 @@ def test_states_are_what_a_learner_holds(values):
         cfg.vocab_size,
         1,
     )
-    learn = Learner(model, arm, Accelerator(cpu=True))
+    learn = Learner(model, arm)
     learn.optimizer.zero_grad = lambda: None
     learn.update(
         1, [Trajectory(None, [2, 3], [4, 5], [True, True], [float("nan")] * 2, (), "answer", None)], [1.0]

@@ -131,12 +131,8 @@ def _after_search(
         error=result.error,
         cut=cut,
     )
-    trajectory = replace(trajectory, turns=(turn, *trajectory.turns))
-    return (
-        replace(trajectory, stop_reason="engine_failed", answer=None)
-        if result.status == "failed"
-        else trajectory
-    )
+    failed = {"stop_reason": "engine_failed", "answer": None} if result.status == "failed" else {}
+    return replace(trajectory, turns=(turn, *trajectory.turns), **failed)
 
 
 class _Reader(SearchEngine):

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from zs_lib.config.arms import PolicyArm
@@ -58,10 +58,10 @@ class Learner:
     on the policy's last hidden states, so one forward pass gives log-probabilities and values.
     """
 
-    def __init__(self, model: PreTrainedModel, arm: PolicyArm, accelerator: Accelerator):
-        self.arm, self.accelerator, self.algorithm = arm, accelerator, algorithm(arm.objective)
+    def __init__(self, model: PreTrainedModel, arm: PolicyArm):
+        self.arm, self.algorithm = arm, algorithm(arm.objective)
         # Dropout stays off for good: what is sampled and what is trained must be the same distribution.
-        self.model = model.to(accelerator.device, getattr(torch, arm.dtype)).eval()
+        self.model = model.to(getattr(torch, arm.dtype)).eval()
         self.has_kl = arm.objective.kl_coef > 0
         self.frozen = (
             copy.deepcopy(self.model).requires_grad_(False) if self.has_kl and not arm.lora_rank else None
@@ -82,7 +82,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(groups, lr=arm.learning_rate, weight_decay=WEIGHT_DECAY)
 
     def _new_critic(self) -> torch.nn.Linear:
-        critic = torch.nn.Linear(self.model.config.hidden_size, 1, device=self.accelerator.device)
+        critic = torch.nn.Linear(self.model.config.hidden_size, 1, device=self.model.device)
         for parameter in critic.parameters():
             torch.nn.init.zeros_(parameter)  # it begins with the value 0 everywhere, whatever the seed
         return critic
@@ -111,7 +111,7 @@ class Learner:
         normalizer = self.algorithm.normalizer(tokens, len(trajectories), budget)
         if not self.has_kl and self.critic is None:
             rows = [row for row in rows if row.advantage != 0]
-        batches = distributed.shard(micro_batches(rows, self.accelerator.device))
+        batches = distributed.shard(micro_batches(rows, self.model.device))
         totals: Counter = Counter()
         with self._checkpointing():
             if self.critic and rows:
@@ -185,7 +185,7 @@ class Learner:
             totals.update(stats)
         totals = distributed.all_sum(totals)
         distributed.all_reduce_gradients(self.parameters.values())
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.arm.max_grad_norm).item()
+        norm = clip_grad_norm_(self.parameters.values(), self.arm.max_grad_norm).item()
         if not math.isfinite(norm):
             raise RunError(
                 f"The gradient of '{self.arm.name}' is not finite at step {step}: lower the learning rate, "
@@ -235,7 +235,7 @@ class Learner:
             values, old_values = self._values(states), batch.values
             stats["value_loss"] = value_loss(values, old_values, batch.returns, objective.clip, normalizer)
             loss = loss + objective.value_coef * stats["value_loss"]
-        self.accelerator.backward(loss)
+        loss.backward()
         return {name: value.item() for name, value in stats.items()}
 
     def _drop_gradients(self) -> None:
@@ -282,7 +282,7 @@ class Learner:
     def _gather(self, parts: list[Tensor]) -> Tensor:
         """Join one tensor per micro-batch, of all processes."""
         everywhere = distributed.unshard([part.cpu() for part in parts])
-        return torch.cat(everywhere).to(self.accelerator.device)
+        return torch.cat(everywhere).to(self.model.device)
 
     def state(self) -> dict[str, Tensor]:
         """Collect weights and optimizer moments, by name, for a checkpoint."""

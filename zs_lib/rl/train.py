@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
 
 from zs_lib.config.arms import PolicyArm
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import ConfigError, DataError, EngineError
+from zs_lib.models.generator import Generator
 from zs_lib.models.load import LoadedModel, build_generator
 from zs_lib.qa import Question
 from zs_lib.rl.curriculum import noise_probability
@@ -71,12 +70,13 @@ def train(
         raise DataError(
             f"No training questions in the subsets {', '.join(arm.subsets)}: choose others in the profile."
         )
-    learner = Learner(policy.model, arm, Accelerator(cpu=not torch.cuda.is_available()))
+    learner = Learner(policy.model, arm)
+    generator = build_generator(arm.generator, learner.model, policy.tokenizer)
     first, metrics = 1, None
     if checkpoint := run.checkpoint():
         learner.restore(checkpoint.tensors)
         first, metrics = checkpoint.step + 1, run.metrics().iloc[-1].to_dict()
-    training = Training(run, arm, questions, learner, policy.tokenizer, engine)
+    training = Training(run, arm, questions, learner, generator, engine)
     with between_steps() as asked_to_stop:
         for step in range(first, arm.steps + 1):
             metrics, stop = training.step(step, metrics), asked_to_stop()
@@ -99,20 +99,16 @@ def train(
     }
 
 
+@dataclass
 class Training:
     """A policy in training; `step` does one step and logs it."""
 
-    def __init__(
-        self,
-        run: Run,
-        arm: PolicyArm,
-        questions: Sequence[Question],
-        learner: Learner,
-        tokenizer: PreTrainedTokenizerBase,
-        engine: SearchEngine | None,
-    ):
-        self.run, self.arm, self.questions, self.learner, self.engine = run, arm, questions, learner, engine
-        self.generator = build_generator(arm.generator, learner.model, tokenizer)
+    run: Run
+    arm: PolicyArm
+    questions: Sequence[Question]
+    learner: Learner
+    generator: Generator
+    engine: SearchEngine | None
 
     def step(self, step: int, last: dict | None) -> dict[str, float | None]:
         """Roll out P questions x G rollouts, turn rewards into advantages, and update the policy.

@@ -81,7 +81,6 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | 
     - entropy: mean of -log p over the policy's tokens, in nats at the sampling temperature: an unbiased
       estimate that needs no second forward pass and includes zero-variance groups
     """
-    logprobs = [p for t in trajectories for p, mine in zip(t.logprobs, t.mask, strict=True) if mine]
     return {
         "f1": _mean(scoring.f1(t.answer, t.question.golden_answers) for t in trajectories),
         "em": _mean(scoring.em(t.answer, t.question.golden_answers) for t in trajectories),
@@ -95,7 +94,9 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | 
         "prompt_tokens": _mean(len(t.prompt_ids) for t in trajectories),
         "completion_tokens": _mean(len(t.ids) for t in trajectories),
         "policy_tokens": _mean(sum(t.mask) for t in trajectories),
-        "entropy": _mean(-p for p in logprobs),
+        "entropy": _mean(
+            -p for t in trajectories for p, mine in zip(t.logprobs, t.mask, strict=True) if mine
+        ),
     }
 
 

@@ -8,7 +8,7 @@ from random import Random
 
 import numpy as np
 
-from zs_lib.engines import SearchEngine, SearchRequest
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError
 from zs_lib.qa import TRAINED_ON, Question, load_questions
@@ -95,20 +95,20 @@ def measure_fidelity(
     good = [(question, hop, hop.query) for question in questions for hop in question.hops]
     bad = [(question, question.hops[-1], _bad_query(question, questions, rng)) for question in questions]
 
-    def ask(engine: SearchEngine, queries: Sequence[tuple], noisy: bool = False, *key: str):
+    def ask(engine: SearchEngine, queries: Sequence[tuple], kind: str) -> list[SearchResult]:
         requests = [
-            SearchRequest(query, question.question, question.golden_answers, noisy, (*key, i))
+            SearchRequest(query, question.question, question.golden_answers, kind == "noisy", (kind, i))
             for i, (question, _, query) in enumerate(queries)
         ]
         return engine.search(requests, k)
 
-    asked = [("useful", good, False), ("noisy", good, True), ("bad", bad, False)]
-    answered = []
-    for done, (kind, queries, noisy) in enumerate(asked):
-        progress(done, len(asked))
-        answered.append(ask(engine, queries, noisy, kind))
-    useful, noisy, off = answered
-    truth, truth_off = ask(real, good), ask(real, bad)
+    progress(0, 3)
+    useful = ask(engine, good, "useful")
+    progress(1, 3)
+    noisy = ask(engine, good, "noisy")
+    progress(2, 3)
+    off = ask(engine, bad, "bad")
+    truth, truth_off = ask(real, good, "useful"), ask(real, bad, "bad")
     first = [hop is question.hops[0] and len(question.hops) > 1 for question, hop, _ in good]
     hit, real_hit = _hits(useful, good), _hits(truth, good)
     documents = [document for result in useful for document in result.documents]

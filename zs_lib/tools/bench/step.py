@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from zs_lib import config, qa
 from zs_lib.config.arms import PolicyArm
@@ -97,7 +96,7 @@ def _least_work(
 def _ours(
     loaded: LoadedModel, arm: PolicyArm, trajectories: Sequence[Trajectory], advantages: Sequence[float]
 ) -> Callable[[], object]:
-    learner = Learner(copy.deepcopy(loaded.model), arm, Accelerator(cpu=True))
+    learner = Learner(copy.deepcopy(loaded.model), arm)
     return lambda: learner.update(1, trajectories, advantages)
 
 
