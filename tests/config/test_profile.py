@@ -123,7 +123,7 @@ def test_a_profile_that_extends_another_differs_in_what_it_says(tmp_path, monkey
         config.load_profile("mine")
 
 
-def test_profiles_name_them():
+def test_profiles_name_engines():
     tiny = config.load_profile("tiny", {"evaluation.engine": "search-r1:http://127.0.0.1:8000"})
     assert tiny.evaluation.engine == "search-r1:http://127.0.0.1:8000"
     served = config.load_profile("tiny", {"policy.engine": "openai:http://127.0.0.1:8000"}).policy(

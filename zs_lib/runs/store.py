@@ -118,8 +118,9 @@ class RunStore:
             return found[0]
         labels: dict[Run, str] = {}
         for run in runs:
-            with suppress(RunError):  # damaged ones have no label
-                labels |= {run: run.label} if run.finished else {}
+            if run.finished:
+                with suppress(RunError):  # a damaged one has no label
+                    labels[run] = run.label
         if named := [run for run, label in labels.items() if label == prefix]:
             with_model = [run for run in named if (run.path / "model").is_dir()]
             return max(with_model or named, key=lambda run: (run.path / "summary.json").stat().st_mtime_ns)
@@ -133,8 +134,8 @@ class RunStore:
         """Damage found in the store, with a progress bar. Unfinished runs are not errors; they resume."""
         from tqdm import tqdm
 
-        bar = {"unit": "run", "leave": False, "delay": PROGRESS_AFTER_S, "disable": None}
-        return [error for run in tqdm(self.list(), desc="verify", **bar) for error in run.verify()]
+        runs = tqdm(self.list(), desc="verify", unit="run", leave=False, delay=PROGRESS_AFTER_S, disable=None)
+        return [error for run in runs for error in run.verify()]
 
 
 def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:

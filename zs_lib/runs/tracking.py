@@ -44,9 +44,8 @@ class Tracker:
             getattr(self._to, method)(*arguments, **more)
         except Exception as error:  # of its server, its disk or itself: no reason to lose a training
             self._to = None
-            told = f"The tracker '{self.kind}' failed ({error}) and is dropped"
-            told = f"{told}; the run goes on, and its own log is complete."
-            warnings.warn(told, RuntimeWarning, stacklevel=3)
+            dropped = f"The tracker '{self.kind}' failed ({error}) and is dropped"
+            warnings.warn(f"{dropped}; the run and its own log go on.", RuntimeWarning, stacklevel=3)
 
 
 def _start(kind: str, name: str, folder: Path, config: dict) -> Any:
