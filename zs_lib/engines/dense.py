@@ -51,15 +51,15 @@ def _latent_semantic(texts: list[str]) -> tuple[np.ndarray, Encode]:
 
     words = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
     try:
-        parts = len(words.fit(texts).vocabulary_)
+        matrix = words.fit_transform(texts)
     except ValueError:  # an empty vocabulary
         raise EngineError(f"None of the {len(texts)} passages has a word to search for.") from None
     dimensions = min(DIMENSIONS, len(texts))
-    to_array = FunctionTransformer(lambda matrix: matrix.toarray())
-    svd = TruncatedSVD(dimensions, random_state=0) if dimensions < parts else to_array
-    pipeline = make_pipeline(words, svd, Normalizer(copy=False))
+    to_array = FunctionTransformer(lambda sparse: sparse.toarray())
+    svd = TruncatedSVD(dimensions, random_state=0) if dimensions < matrix.shape[1] else to_array
+    latent = make_pipeline(svd, Normalizer(copy=False))
     with np.errstate(invalid="ignore"):  # of equal passages sklearn tells the variance, which nobody asks for
-        return pipeline.fit_transform(texts), pipeline.transform
+        return latent.fit_transform(matrix), make_pipeline(words, latent).transform
 
 
 def _embedding(texts: list[str], name: str) -> tuple[np.ndarray, Encode]:
