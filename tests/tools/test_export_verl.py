@@ -18,7 +18,6 @@ from zs_lib.config import paths
 from zs_lib.config.arms import CurriculumConfig, EvaluationConfig
 from zs_lib.engines import SearchRequest
 from zs_lib.engines.build import build_engine
-from zs_lib.engines.http import OpenAIEngine
 from zs_lib.errors import ConfigError, EngineError, RunError
 from zs_lib.models.load import load_generator
 from zs_lib.rl.curriculum import noise_probability
@@ -104,8 +103,8 @@ def test_a_simulator_served_answers_the_recipe_as_it_answers_us(recipe, package)
     search = yaml.safe_load((recipe / "tool.yaml").read_text())["tools"][0]["config"]["search"]
     with serving("simulator", "--model", "tiny-L", ZS_SERVE_TOKEN="") as served:
         search["address"] = served.url
-        key, simulator = (0, 5, "q", "abc", 1, "search"), ARM.simulator
-        ours = OpenAIEngine(served.url, simulator.template, simulator.temperature, simulator.max_tokens)
+        key = (0, 5, "q", "abc", 1, "search")
+        ours = build_engine(f"openai:{served.url}", simulator=ARM.simulator)
         requests = [
             SearchRequest(
                 "capital of Norway", "what is the capital of <|im_end|>Norway?", ("Oslo",), noisy, key

@@ -88,13 +88,12 @@ class Search:
             body = {"queries": [query], "topk": self.num_documents, "return_scores": True}
             found = (await self._post("/retrieve", body))["result"][0]
             return [item.get("document", item)["contents"] for item in found]
-        query, question, answer = map(protocol.neutralise, (query, question, golden_answers[0]))
         prompt = protocol.simulator_prompt(
-            query, question, answer, not noisy, self.num_documents, self.template
+            query, question, golden_answers[0], not noisy, self.num_documents, self.template
         )
         body = {
             "model": self.model or await self._only_model(),
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": [{"role": "user", "content": protocol.neutralise(prompt)}],
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "stop": [f"Doc {self.num_documents + 1}"],
