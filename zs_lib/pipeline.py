@@ -23,6 +23,9 @@ from zs_lib.config.engines import from_store
 from zs_lib.config.values import pick
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.errors import ConfigError, DataError
+from zs_lib.evaluation.methods import METHODS
+from zs_lib.rl.curriculum import SCHEDULES
+from zs_lib.rl.rewards import REWARDS
 from zs_lib.runs import Run, RunStore, distributed, kind_of
 
 Progress = Callable[[int, int, dict], None]
@@ -68,17 +71,13 @@ def _show_step(bar: tqdm, step: int, steps: int, metrics: dict) -> None:
 def check(arm: Any) -> None:
     """ConfigError if a name in an arm, or in one that it needs, stands in no table; before any work."""
     if isinstance(arm, PolicyArm):
-        from zs_lib.rl.curriculum import SCHEDULES
         from zs_lib.rl.objectives import algorithm
-        from zs_lib.rl.rewards import REWARDS
 
         algorithm(arm.objective)
         pick("reward", arm.reward, REWARDS)
         if arm.curriculum:
             pick("noise schedule", arm.curriculum.schedule, SCHEDULES)
     elif isinstance(arm, EvaluationArm):
-        from zs_lib.evaluation.methods import METHODS
-
         pick("method", arm.method, METHODS)
     for needed, _ in needs(arm, seed=0):
         check(needed)
@@ -148,9 +147,8 @@ def _make_format_sft(run: Run, arm: FormatSFTArm, store: RunStore, progress: Pro
 
     loaded = load_model(arm.backbone, arm.sft.dtype)
     questions = [q for q in qa.load_benchmark(arm.benchmark, "train") if q.is_chain]
-    rows = lesson_rows(
-        questions, build_engine(arm.sft.engine, split="train"), loaded.tokenizer, arm.sft, run.seed
-    )
+    engine = build_engine(arm.sft.engine, split="train")
+    rows = lesson_rows(questions, engine, loaded.tokenizer, arm.sft, run.seed)
     summary = fine_tune(run, loaded, rows, arm.sft, progress)
     save_model(run, loaded, arm.sft.dtype)
     return {"backbone": arm.backbone, "examples": len(rows)} | summary
@@ -168,9 +166,8 @@ def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: Progress) ->
     run.progress("judging", 1, 2)
     judge = load_generator(_start_model(arm.judge, arm, store), arm.dtype)
     pairs = judge_pairs(pairs, judge, arm.rollout)
-    (run.path / PAIRS).write_text(
-        "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs), encoding="utf-8"
-    )
+    lines = "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs)
+    (run.path / PAIRS).write_text(lines, encoding="utf-8")
     return judge_agreement(pairs)
 
 
@@ -227,9 +224,8 @@ def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: Pr
     from zs_lib.evaluation.evaluate import SCORES_FILE, evaluate_subsets, pick_questions, summarise
     from zs_lib.models.load import load_generator
 
-    model = (
-        store.get(arm.policy, run.seed).model_dir if arm.policy else _start_model(arm.backbone, arm, store)
-    )
+    trained = store.get(arm.policy, run.seed) if arm.policy else None
+    model = trained.model_dir if trained else _start_model(arm.backbone, arm, store)
     questions = pick_questions(qa.load_benchmark(arm.benchmark, "test"), arm.questions_per_subset)
     generator = load_generator(model, arm.dtype, arm.generator)
     scores = evaluate_subsets(generator, questions, engine_for(arm, store), arm, run)
