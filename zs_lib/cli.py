@@ -384,8 +384,7 @@ def _export_verl(args: argparse.Namespace) -> None:
     from zs_lib import studies
     from zs_lib.tools.export_verl import export_verl
 
-    arms = {arm.name: arm for arm in studies.full(core).policies}
-    arm = pick("policy", args.arm, arms)
+    arm = studies.full(core).policy(args.arm)
     print(export_verl(arm, args.out, core.evaluation, args.seed))
 
 
