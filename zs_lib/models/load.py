@@ -61,9 +61,9 @@ def load_model(name: str | Path, dtype: str = "float32") -> LoadedModel:
 def weights_digest(name: str | Path) -> str:
     """Hash the files of a model that was loaded: weights, settings, tokenizer (`model_digest`)."""
     source = Path(_sources(str(name))[0][0])
-    return model_digest(
-        source if source.is_dir() else Path(try_to_load_from_cache(str(name), "config.json")).parent
-    )
+    if not source.is_dir():  # in the hub cache
+        source = Path(try_to_load_from_cache(str(name), "config.json")).parent
+    return model_digest(source)
 
 
 def load_generator(name: str | Path, dtype: str = "float32", backend: str = "transformers") -> Generator:
