@@ -22,6 +22,7 @@ from zs_lib.qa import Question
 from zs_lib.rl.rewards import reward
 from zs_lib.rl.rollout import rollout
 from zs_lib.ui import ask
+from zs_lib.ui.terminal import visible
 
 SOURCES = sorted((paths.ROOT / "zs_lib").rglob("*.py"))
 
@@ -156,7 +157,7 @@ def test_a_query_cannot_change_the_keyword_of_a_simulator_prompt():
 
 def test_a_terminal_gets_no_commands():
     text = "a\tb\nc\x1b[31m\r\x07\x9b2J\x00\x7f\u202eabc\u2066\ud800 é 東京 \u200d🙂"
-    shown = protocol.visible(text)
+    shown = visible(text)
     assert (
         shown == "a\tb\nc‹U+001B›[31m‹U+000D›‹U+0007›‹U+009B›2J‹U+0000›‹U+007F›"
         "‹U+202E›abc‹U+2066›‹U+D800› é 東京 \u200d🙂"

@@ -18,7 +18,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
-from zs_lib import config, protocol
+from zs_lib import config
 from zs_lib.config.engines import engine_names
 from zs_lib.config.paths import check_folder
 from zs_lib.config.values import pick
@@ -26,6 +26,7 @@ from zs_lib.errors import ConfigError, ZeroSearchError
 from zs_lib.runs import RunStore, distributed, interrupts
 from zs_lib.runs.store import OF_DISK
 from zs_lib.ui import ask
+from zs_lib.ui.terminal import VisibleStream, visible
 
 MAIN = "tiny"
 """The default profile of commands: the study that README and figures/ show."""
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the error line stands alone
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        with redirect_stdout(_Visible(sys.stdout)):
+        with redirect_stdout(VisibleStream(sys.stdout)):
             return args.command(args) or 0
     except ZeroSearchError as error:
         return _failed(str(error))
@@ -60,35 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str) -> int:
-    print(f"zs: {protocol.visible(' '.join(message.split()))}", file=sys.stderr)
+    print(f"zs: {visible(' '.join(message.split()))}", file=sys.stderr)
     return 1
-
-
-class _Visible(io.TextIOBase):
-    """Standard output that shows control characters instead of sending them to the terminal."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        self._stream.write(protocol.visible(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose usage errors show control characters of the arguments, too."""
 
     def _print_message(self, message: str, file: TextIO | None = None) -> None:
-        super()._print_message(protocol.visible(message), file)
+        super()._print_message(visible(message), file)
 
 
 PARSER = _Parser(prog="zs", description="ZeroSearch workbench (arXiv 2505.04588).")
@@ -323,7 +304,7 @@ def _runs_show(args: argparse.Namespace) -> None:
     shown["summary"] = run.summary if run.finished else None
     text = json.dumps(shown, indent=1, ensure_ascii=False)
     # Within JSON's strings, control characters are named as JSON names them.
-    print("".join(c if protocol.visible(c) == c else json.dumps(c)[1:-1] for c in text))
+    print("".join(c if visible(c) == c else json.dumps(c)[1:-1] for c in text))
 
 
 @command("runs verify", "look for damage")

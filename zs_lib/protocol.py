@@ -82,11 +82,6 @@ _THOUGHT_END = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|channel\
 # The protocol's tags, and special tokens of tokenizers (<|im_end|>, <s>, [INST]): a document could hold both.
 # Possessive, so that a "<" before any amount of white space costs no more than its length.
 _MARKUP = re.compile(r"<\s*+(/?+)\s*+[|｜]?+\s*+([\w▁]++)\s*+[|｜]?+\s*+>|\[\s*+(/?+)\s*+(INST|THINK)\s*+\]")
-_COMMANDS = {
-    code: f"‹U+{code:04X}›"
-    for low, high in ((0, 9), (11, 32), (0x7F, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A), (0xD800, 0xE000))
-    for code in range(low, high)
-}
 
 
 def policy_prompt(question: str, template: str) -> str:
@@ -243,15 +238,6 @@ def neutralise(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def visible(text: str) -> str:
-    """Make text of documents and models safe to print.
-
-    Characters that would command a terminal, reverse a line or are lone surrogates are named instead
-    (‹U+001B›); tab and newline stay.
-    """
-    return text.translate(_COMMANDS)
 
 
 def _template(templates: dict[str, str], name: str, what: str) -> str:

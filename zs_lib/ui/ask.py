@@ -53,13 +53,13 @@ def ask(arguments: argparse.Namespace) -> None:
     cfg = replace(cfg, temperature=0.0)
     (trajectory,) = rollout([question], load_generator(model), engine, cfg, [(0,)])
     for turn in trajectory.turns:
-        print(protocol.visible(turn.text))
+        print(turn.text)
         if turn.documents:
-            print(protocol.visible(protocol.format_observation(turn.documents).rstrip("\n")))
+            print(protocol.format_observation(turn.documents).rstrip("\n"))
     if trajectory.answer is None:
         print(f"No answer ({trajectory.stop_reason}).")
     else:
-        print(f"Answer: {protocol.visible(trajectory.answer)}")
+        print(f"Answer: {trajectory.answer}")
 
 
 def simulate(arguments: argparse.Namespace) -> None:
@@ -94,11 +94,11 @@ def evaluate_file(arguments: argparse.Namespace) -> None:
     table = evaluate_to_file(arguments.out, questions, generator, engine, setup)
     if table["subset"].any():
         means = table.groupby("subset")[["f1", "em", "cover_em", "searches"]].mean().round(3)
-        print(protocol.visible(means.to_string()))
+        print(means.to_string())
     mean = table[["f1", "em", "cover_em", "searches"]].mean()
     print(
         f"{len(table)} questions: F1 {mean['f1']:.3f}, EM {mean['em']:.3f}, cover-EM {mean['cover_em']:.3f}, "
-        f"{mean['searches']:.2f} searches; predictions in {protocol.visible(str(arguments.out))}"
+        f"{mean['searches']:.2f} searches; predictions in {arguments.out}"
     )
     print(f"stopped by: {_shares(table['stop_reason'])}")
 
@@ -147,7 +147,7 @@ def golden_answers(question: str) -> tuple[str, ...]:
 def _print_documents(result: SearchResult) -> None:
     if result.status == "failed":
         raise EngineError(result.error)
-    print(protocol.visible(protocol.format_documents(result.documents)), end="")
+    print(protocol.format_documents(result.documents), end="")
 
 
 def _engine(name: str, study: config.Profile) -> SearchEngine:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from zs_lib import protocol
 from zs_lib.analysis import drawing, figures
 from zs_lib.analysis.collapse import collapse_warnings
 from zs_lib.config.values import pick
@@ -27,6 +26,7 @@ from zs_lib.launch import progress
 from zs_lib.launch.progress import ArmState, clock
 from zs_lib.qa import scoring
 from zs_lib.runs import Run
+from zs_lib.ui.terminal import visible
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def text(value: object) -> str:
     Control characters become visible. Each $ and backslash is an element of its own, across which MathJax
     finds no formula.
     """
-    return _MATH.sub(lambda found: f"<span>{found.group()}</span>", html.escape(protocol.visible(str(value))))
+    return _MATH.sub(lambda found: f"<span>{found.group()}</span>", html.escape(visible(str(value))))
 
 
 def trajectory(record: dict, title: str = "", shade: str = "", simulated: bool = False) -> str:
