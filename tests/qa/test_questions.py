@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow
 import pytest
 from benchmark_fixtures import stated, tokenizer, true_sentences, world
+from datasets import Dataset
 from hub_fixtures import write_hub
 from pyarrow import parquet
 
@@ -356,7 +357,8 @@ def test_a_parquet_file_s_columns_are_all_told(tmp_path):
         ("none.csv", b"", "is empty"),
         ("none.tsv", b"question\tanswer\n", "no rows"),
         ("latin.csv", "question,answer\noù?,x\n".encode("latin-1"), "cannot be read as a table of UTF-8"),
-        ("wide.csv", b"question,answer\na,b,c,d\ne\n", "wide.csv"),
+        ("wide.csv", b"question,answer\na,b,c,d\ne\n", "UTF-8 text .*Expected 2 fields in line 2, saw 4"),
+        ("shifted.csv", b"question,answer\n1,Who?,I\n2,Where?,Oslo\n", "Expected 2 fields in line 2, saw 3"),
         ("cells.csv", b"question,answer\nWho?,\n", "none of them empty"),
     ],
 )
@@ -396,7 +398,7 @@ def test_corpora_without_header_or_ids_and_with_other_columns(tmp_path):
     (tmp_path / "collection.tsv").write_text("0\tOslo is a city.\n1\tRome, too.\n")
     assert [p.id for p in qa.load_corpus(tmp_path / "collection.tsv")] == ["0", "1"]
     (tmp_path / "own.jsonl").write_text('{"body": "Oslo"}\n\n{"body": "Rome"}\n')
-    with pytest.raises(DataError, match=r"own.jsonl, line 1 is no passage .*there are: body\).*--columns"):
+    with pytest.raises(DataError, match=r"own.jsonl, line 1: no passage .*there are: body\).*--columns"):
         qa.load_corpus(tmp_path / "own.jsonl")
     assert qa.load_corpus(tmp_path / "own.jsonl", {"contents": "body"}) == [
         qa.Passage("1", "Oslo", ""),
@@ -417,7 +419,7 @@ def test_a_missing_file_is_one_clear_error(tmp_path):
 def test_a_damaged_passage_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(questions_module, "BENCHMARK", tmp_path)
     (tmp_path / "passages.jsonl").write_text('{"id": "1", "text": "The capital of Norway is Oslo."}\n')
-    with pytest.raises(DataError, match="passages.jsonl, line 1 is no passage.*zs benchmark build"):
+    with pytest.raises(DataError, match="passages.jsonl, line 1: no passage.*zs benchmark build"):
         qa.load_passages()
 
 
@@ -548,6 +550,18 @@ def test_without_the_folder_the_hub_is_asked(monkeypatch):
         ((questions_module.HUB_TEST, "nq"), {"split": "test"}),
         ((questions_module.HUB_TRAIN, None), {"split": "train"}),
     ]
+
+
+def test_a_set_of_the_hub_is_read_batch_by_batch(monkeypatch):
+    rows = [{"id": f"q{i}", "question": "Who?", "golden_answers": ["I"], "prompt": "x"} for i in range(5)]
+    asked = []
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *which, **more: asked.append((which, more)) or Dataset.from_list(rows)
+    )
+    monkeypatch.setattr(files, "BATCH", 2)
+    questions = qa.load_questions("somebody/something:all:dev")
+    assert questions == [qa.Question(f"q{i}", "Who?", ("I",)) for i in range(5)]
+    assert asked == [(("somebody/something", "all"), {"split": "dev"})]
 
 
 @pytest.mark.parametrize("name", ["bomb.parquet", "bomb.jsonl.gz", "bomb.csv.gz"])

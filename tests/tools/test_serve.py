@@ -182,7 +182,7 @@ def test_what_cannot_be_served_is_one_line(arguments, message, store, capsys):
     [
         ("{", "line 2 is not JSON (Expecting property name"),
         ("[]", "line 2"),
-        ('{"id": "1"}', "line 2 is no passage (id or contents are missing"),
+        ('{"id": "1"}', "line 2: no passage (id or contents are missing"),
         ('{"id": null, "contents": "x"}', "no text"),
         ('{"id": "1", "contents": ["x"]}', "no text"),
         ("\udcff", "cannot be read as UTF-8"),

@@ -18,32 +18,32 @@ Columns = Mapping[str, str]
 """Our column -> theirs, with dots into nested ones: {"golden_answers": "extra_info.answer"}."""
 
 
-class Unclear(ValueError):
-    """What is wrong with a row's columns, for the message of a DataError."""
+class RowError(ValueError):
+    """What is wrong with a row, for a DataError that names its place."""
 
 
 def question_row(row: dict, columns: Columns | None = None) -> dict:
     """The row with our columns `question`, `golden_answers` (a list of texts) and `id` where it has them.
 
     Raises:
-        Unclear: an answer is no text or number, there are several columns of answers, or `columns` names one
+        RowError: an answer is no text or number, there are several columns of answers, or `columns` names one
             that is not there.
     """
     row = _renamed(row, columns)
     if row.get("answerable") is False:  # MuSiQue's other half
-        raise Unclear("it is not answerable, so no answer is right: leave it out")
-    found = dict(row)
-    for name in ("question", *ANSWERS):
+        raise RowError("it is not answerable, so no answer is right: leave it out")
+    for name in ("question",) if "golden_answers" in row else ("question", *ANSWERS):
         if name not in row and len(same := [known for known in row if known.lower() == name]) == 1:
-            found[name] = row[same[0]]
-    if "question" not in found and isinstance(asked := _at(row, "extra_info.question"), str):
-        found["question"] = asked
-    if "id" not in found and "_id" in found:
-        found["id"] = found["_id"]
-    answers = found["golden_answers"] if "golden_answers" in found else _answers(found)
-    if answers is not None or "golden_answers" in found:
-        found["golden_answers"] = _texts(answers)
-    return found
+            row[name] = row[same[0]]
+    if "question" not in row and isinstance(asked := _at(row, "extra_info.question"), str):
+        row["question"] = asked
+    if "id" not in row and "_id" in row:
+        row["id"] = row["_id"]
+    if "golden_answers" in row:
+        row["golden_answers"] = _texts(row["golden_answers"])
+    elif (answers := _answers(row)) is not None:
+        row["golden_answers"] = _texts(answers)
+    return row
 
 
 def passage_row(row: dict, columns: Columns | None = None) -> tuple[object, object]:
@@ -60,7 +60,7 @@ def _renamed(row: dict, columns: Columns | None) -> dict:
     found = dict(row)
     for ours, theirs in (columns or {}).items():
         if (value := row.get(theirs, _at(row, theirs))) is None:
-            raise Unclear(f"no column {theirs} (there are: {', '.join(row)})")
+            raise RowError(f"no column {theirs} (there are: {', '.join(row)})")
         found[ours] = value
     return found
 
@@ -82,7 +82,7 @@ def _answers(row: dict) -> object:
     every = {text for texts in found.values() for text in texts}
     if whole := [texts for texts in found.values() if set(texts) == every]:
         return whole[0]
-    raise Unclear(f"which answers are right, {' or '.join(found)}?")
+    raise RowError(f"which answers are right, {' or '.join(found)}?")
 
 
 def _texts(value: object) -> list[str]:
@@ -100,4 +100,4 @@ def _texts(value: object) -> list[str]:
         return [str(int(value)) if value == int(value) else str(value)]
     elif isinstance(value, list) and all(isinstance(one, (str, int, float)) for one in value):
         return [text for one in value for text in ([one] if isinstance(one, str) else _texts(one))]
-    raise Unclear(f"no golden_answers in {value!r:.100}: they are a text, a number or a list of these")
+    raise RowError(f"no golden_answers in {value!r:.100}: they are a text, a number or a list of these")

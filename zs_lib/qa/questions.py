@@ -19,15 +19,16 @@ import reprlib
 import tomllib
 import types
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from zs_lib.config.paths import BENCHMARK
 from zs_lib.errors import DataError
 from zs_lib.qa.files import read_rows
-from zs_lib.qa.forms import Columns, Unclear, passage_row, question_row
+from zs_lib.qa.forms import Columns, RowError, passage_row, question_row
 
 SUBSETS = {
     "natural": "NQ",
@@ -65,7 +66,21 @@ HUB_SETS = {
 """The paper's seven sets -> the split with answers that the original evaluates on."""
 
 
-@dataclass(frozen=True)
+KINDS = {
+    "question": (str, "a text"),
+    "id": ((str, int, types.NoneType), "a text or a number"),
+    "subset": (str, "a text"),
+    "data_source": (str, "a text"),
+    "split": (str, "a text"),
+    "popularity": (int, "a whole number"),
+    "hops": (list, "a list"),
+}
+"""Column -> its type, and how an error calls that."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
 class Hop:
     """One step to the answer: a good query names `entity`; its document holds one of `answers`."""
 
@@ -75,8 +90,8 @@ class Hop:
 
     @property
     def noun(self) -> str:
-        """What a query calls the relation ("capital"), for the benchmark's relations."""
-        return _nouns()[self.relation]
+        """What a query calls the relation ("highest mountain" for the benchmark's "highest_point")."""
+        return _nouns().get(self.relation, self.relation)
 
     @property
     def query(self) -> str:
@@ -91,7 +106,7 @@ def _nouns() -> dict[str, str]:
         return {row["name"]: row["noun"] for row in tomllib.load(file)["relations"]}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
     """A question with its right answers; `hops` is empty for questions whose steps are not known."""
 
@@ -114,7 +129,7 @@ class Question:
         return (*self.golden_answers, *(answer for hop in self.hops for answer in hop.answers))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Passage:
     """A document of the corpus that the real engine searches."""
 
@@ -142,28 +157,28 @@ def load_questions(
             have one id.
     """
     source = BENCHMARK / "questions.jsonl" if source is None else source
-    name = source.name if isinstance(source, Path) else source
-    wanted = (subset,) if isinstance(subset, str) else subset
     cure = REBUILD if Path(source).parent == BENCHMARK else QUESTION_LINE
-    questions = [
-        _question(row, f"{name}, line {line}", number, columns)
-        for number, (line, row) in enumerate(_watched(read_rows(source, cure), name), 1)
-    ]
-    ids = Counter(question.id for question in questions)
-    if len(ids) < len(questions):  # all randomness hangs on the id, and tables are joined by it
-        raise DataError(
-            f"{name}: two lines have the id {ids.most_common(1)[0][0]!r}; give each its own, or none"
-        )
+    questions = _read(source, cure, lambda row, number: _question(row, number, columns))
+    if len({question.id for question in questions}) < len(questions):
+        # All randomness hangs on the id, and tables are joined by it.
+        twice = Counter(question.id for question in questions).most_common(1)[0][0]
+        name = getattr(source, "name", source)
+        raise DataError(f"{name}: two lines have the id {twice!r}; give each its own, or none")
+    wanted = (subset,) if isinstance(subset, str) else subset
     return [
         q for q in questions if (wanted is None or q.subset in wanted) and (split is None or q.split == split)
     ]
 
 
-def _watched(rows: Iterable, name: Path | str) -> Iterable:
-    """The rows, with a progress bar in a terminal if reading them takes more than two seconds."""
-    from tqdm import tqdm  # help and profiles, which import this module, come at once without
-
-    return tqdm(rows, f"reading {name}", unit=" rows", delay=2, leave=False, disable=None)
+def _read(source: Path | str, cure: str, read: Callable[[dict, int], T]) -> list[T]:
+    """Read each row with its number; what is wrong with one is told with its line."""
+    found = []
+    for number, (line, row) in enumerate(read_rows(source, cure), 1):
+        try:
+            found.append(read(row, number))
+        except RowError as error:
+            raise DataError(f"{getattr(source, 'name', source)}, line {line}: {error}") from None
+    return found
 
 
 def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None) -> list[Question]:
@@ -229,8 +244,7 @@ def load_passages(split: str | None = None, corpus: str = "passages") -> list[Pa
 
     The corpus is "passages", the benchmark's own, or "factbook", the World Factbook's prose.
     """
-    path = BENCHMARK / f"{corpus}.jsonl"
-    passages = (_passage(row, path, number) for number, row in read_rows(path, REBUILD))
+    passages = _read(BENCHMARK / f"{corpus}.jsonl", REBUILD, lambda row, _: _embedded_passage(row))
     return [passage for passage in passages if split in (None, passage.split)]
 
 
@@ -242,54 +256,26 @@ def load_corpus(path: Path, columns: Columns | None = None) -> list[Passage]:
     Raises:
         DataError: the file cannot be read, or a row is no passage.
     """
-    rows = enumerate(read_rows(path, CORPUS_LINE), 1)
-    return [_contents(row, f"{path.name}, line {line}", number, columns) for number, (line, row) in rows]
+    return _read(path, CORPUS_LINE, lambda row, number: _passage(row, number, columns))
 
 
-KINDS = {
-    "question": (str, "a text"),
-    "id": ((str, int, types.NoneType), "a text or a number"),
-    "subset": (str, "a text"),
-    "data_source": (str, "a text"),
-    "split": (str, "a text"),
-    "popularity": (int, "a whole number"),
-    "hops": (list, "a list"),
-}
-
-
-def _question(row: dict, where: str, number: int, columns: Columns | None) -> Question:
-    given = row
-    try:
-        row = question_row(row, columns)
-    except Unclear as problem:
-        raise DataError(f"{where}: {problem}; {COLUMNS}") from None
+def _question(row: dict, number: int, columns: Columns | None) -> Question:
+    given, row = row, question_row(row, columns)
     if missing := [column for column in ("question", "golden_answers") if column not in row]:
-        raise DataError(
-            f"{where}: no column {' and '.join(missing)} (there are: {', '.join(given) or 'none'}); each "
+        raise RowError(
+            f"no column {' and '.join(missing)} (there are: {', '.join(given) or 'none'}); each "
             f"line needs 'question' (text) and 'golden_answers' (list of texts); {COLUMNS}"
         )
     if not _are_texts(row["golden_answers"]) or not all(map(str.strip, row["golden_answers"])):
-        raise DataError(
-            f"{where}: golden_answers must be a list of at least one text, none of them empty, "
+        raise RowError(
+            "golden_answers must be a list of at least one text, none of them empty, "
             f"not {reprlib.repr(row['golden_answers'])}"
         )
     for column, (kind, what) in KINDS.items():
         if column in row and not (isinstance(row[column], kind) and _is_sound(row[column])):
-            raise DataError(f"{where}: {column} must be {what}, not {reprlib.repr(row[column])}")
+            raise RowError(f"{column} must be {what}, not {reprlib.repr(row[column])}")
     if not row["question"].strip():
-        raise DataError(f"{where}: the question is empty; give it, or leave the line out")
-    hops = []
-    for hop in row.get("hops", ()):
-        if not (
-            isinstance(hop, dict)
-            and _are_texts([hop.get("entity"), hop.get("relation")])
-            and _are_texts(hop.get("answers"))
-        ):
-            raise DataError(
-                f"{where}: each of its hops needs 'entity', 'relation' and 'answers', "
-                f"not {reprlib.repr(hop)}; leave the column out if they are not known"
-            )
-        hops.append(Hop(hop["entity"], hop["relation"], tuple(hop["answers"])))
+        raise RowError("the question is empty; give it, or leave the line out")
     known, source = row.get("id"), row.get("data_source", "")
     known = str(number if known is None else known)
     # Sets that were put together count each of their parts anew: "train_0" is in all of them.
@@ -299,8 +285,21 @@ def _question(row: dict, where: str, number: int, columns: Columns | None) -> Qu
         tuple(row["golden_answers"]),
         row.get("subset", source),
         row.get("split", ""),
-        tuple(hops),
+        tuple(map(_hop, row.get("hops", ()))),
         row.get("popularity", 0),
+    )
+
+
+def _hop(row: object) -> Hop:
+    if (
+        isinstance(row, dict)
+        and _are_texts([row.get("entity"), row.get("relation")])
+        and _are_texts(row.get("answers"))
+    ):
+        return Hop(row["entity"], row["relation"], tuple(row["answers"]))
+    raise RowError(
+        "each of its hops needs 'entity', 'relation' and 'answers', "
+        f"not {reprlib.repr(row)}; leave the column out if they are not known"
     )
 
 
@@ -314,24 +313,21 @@ def _are_texts(value: object) -> bool:
 
 def _is_sound(value: object) -> bool:
     """Whether a value is free of lone surrogates ("\\ud800" in JSON), which no tokenizer takes."""
-    return not isinstance(value, str) or not re.search("[\ud800-\udfff]", value)
+    return not isinstance(value, str) or not _SURROGATES.search(value)
 
 
-def _passage(row: dict, path: Path, number: int) -> Passage:
+def _embedded_passage(row: dict) -> Passage:
     try:
         return Passage(**row)
     except TypeError as error:
-        raise DataError(f"{path.name}, line {number} is no passage ({error}): {REBUILD}") from None
+        raise RowError(f"no passage ({error}): {REBUILD}") from None
 
 
-def _contents(row: dict, where: str, number: int, columns: Columns | None) -> Passage:
-    try:
-        known, text = passage_row(row, columns)
-    except Unclear as problem:
-        raise DataError(f"{where}: {problem}; {COLUMNS}") from None
+def _passage(row: dict, number: int, columns: Columns | None) -> Passage:
+    known, text = passage_row(row, columns)
     if not isinstance(known, (str, int)) or not isinstance(text, str):
-        raise DataError(
-            f"{where} is no passage (id or contents are missing, or no text; there are: "
+        raise RowError(
+            f"no passage (id or contents are missing, or no text; there are: "
             f"{', '.join(row) or 'none'}): {CORPUS_LINE}; {COLUMNS}"
         )
     return Passage(str(number if known == "" else known), text, "")
