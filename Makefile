@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test lint format test-browser test-distributed test-ray vllm test-vllm test-verl fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test lint format test-browser test-distributed test-ray test-large vllm test-vllm test-verl fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -93,6 +93,9 @@ test-distributed: $(STAMP)  ## one run by two processes, against one by one: the
 test-ray: $(STAMP)  ## a study on two Ray nodes of this machine, one of them killed; SLURM's jobs by submitit
 	@$(VENV)/bin/python -c 'import ray, submitit' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[cluster]'
 	$(VENV)/bin/python -m pytest tests/drills/cluster.py
+
+test-large: $(STAMP)  ## a million questions of one's own, in three forms: bounded memory, progress
+	$(VENV)/bin/python -m pytest -s tests/drills/large.py
 
 fuzz: $(STAMP)  ## 100,000 hostile inputs for parsers, loaders and the run store, recorded in data/results
 	PYTHONPATH=tests:tests/support $(VENV)/bin/python tests/drills/fuzz.py
