@@ -105,10 +105,11 @@ def work_through(queue: Queue, slots: list[Slot], watch: Callable[..., None] | N
 
 @dataclass(frozen=True)
 class _Task:
-    """A run to make, and the folders of the runs that must be finished first."""
+    """A run to make, its folder, and the folders of the runs that must be finished first."""
 
     arm: Any
     seed: int
+    path: Path
     needs: tuple[Path, ...]
 
     @property
@@ -139,38 +140,32 @@ class _RunQueue(Queue):
             needed = needs(arm, seed)
             for other in needed:
                 self._add(*other)  # earlier in the queue than this one
-            self.waiting[path] = _Task(arm, seed, tuple(self.store.path(*other) for other in needed))
+            self.waiting[path] = _Task(arm, seed, path, tuple(self.store.path(*other) for other in needed))
 
     def next(self) -> _Task | None:
         with self.changed:
             while self.waiting:
-                for path, task in list(self.waiting.items()):
+                for task in list(self.waiting.values()):
                     failed = [self.failed_names[need] for need in task.needs if need in self.failed_names]
                     if failed:
-                        self._settle(path, task, f"needs {failed[0]}, which failed")
+                        self._settle(task, f"needs {failed[0]}, which failed")
                     elif self.done.issuperset(task.needs):
-                        return self.waiting.pop(path)
+                        return self.waiting.pop(task.path)
                 self.changed.wait(timeout=1)
         return None
 
     def job(self, task: _Task) -> dict:
-        log = self.store.path(task.arm, task.seed) / "worker.log"
-        return to_job(task.arm) | {
-            "kind": kind_of(task.arm),
-            "seed": task.seed,
-            "store": str(self.store.root),
-            "log": str(log),
-        }
+        store, log = str(self.store.root), str(task.path / "worker.log")
+        return to_job(task.arm) | {"kind": kind_of(task.arm), "seed": task.seed, "store": store, "log": log}
 
     def finished(self, task: _Task, error: str | None) -> None:
-        path = self.store.path(task.arm, task.seed)
-        if error is None and not _seen(path):
+        if error is None and not _seen(task.path):
             error = (
                 f"it is finished on another machine, and not here: {self.store.root} must be a folder "
                 "that all machines share"
             )
         with self.changed:
-            self._settle(path, task, error)
+            self._settle(task, error)
 
     def close(self) -> None:
         with self.changed:
@@ -182,12 +177,12 @@ class _RunQueue(Queue):
         seconds = time.monotonic() - self.started
         return f"{len(self.done)} of {self.total} runs finished{failed} ({clock(seconds)})"
 
-    def _settle(self, path: Path, task: _Task, error: str | None) -> None:
-        self.waiting.pop(path, None)
+    def _settle(self, task: _Task, error: str | None) -> None:
+        self.waiting.pop(task.path, None)
         if error is None:
-            self.done.add(path)
+            self.done.add(task.path)
         else:
-            self.failed_names[path] = task.name
+            self.failed_names[task.path] = task.name
             self.failed[task.name] = error
         self.changed.notify_all()
 
