@@ -73,8 +73,7 @@ def evaluate_subsets(
     arm: EvaluationArm,
     run: Run,
 ) -> pd.DataFrame:
-    """`evaluate` subset by subset, reporting the run's progress; subsets in the order of their first
-    question."""
+    """Score subset by subset, in the order of their first questions, with the run's progress published."""
     subsets = list(dict.fromkeys(question.subset for question in questions))
     tables = []
     for number, subset in enumerate(subsets):
@@ -85,14 +84,14 @@ def evaluate_subsets(
 
 
 def pick_questions(questions: Sequence[Question], per_subset: int) -> list[Question]:
-    """At most `per_subset` questions of each subset, drawn by their ids alone."""
+    """Pick at most `per_subset` questions of each subset, by their ids alone."""
     drawn = sorted(questions, key=lambda question: uniform((question.id,), 0, "evaluation"))
     subsets = dict.fromkeys(question.subset for question in questions)
     return [q for subset in subsets for q in [q for q in drawn if q.subset == subset][:per_subset]]
 
 
 def summarise(table: pd.DataFrame) -> dict:
-    """Means over questions per subset, and over subsets (the paper's average) under "mean"; JSON types."""
+    """Average over questions per subset, and over subsets (the paper's average) under "mean"; JSON types."""
     subsets = {
         subset: {"questions": len(part), **{score: _mean(part[score]) for score in SCORES}}
         for subset, part in table.groupby("subset", sort=False)

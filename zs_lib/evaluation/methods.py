@@ -30,22 +30,22 @@ Method = Callable[
 
 
 def search(questions, generator, engine, cfg, keys) -> list[Trajectory]:
-    """The model searches when it wants to: trained policies, and RA-Agent if it was not trained."""
+    """Let the model search when it wants to: trained policies, and RA-Agent if it was not trained."""
     return rollout(questions, generator, engine, cfg, keys)
 
 
 def direct(questions, generator, engine, cfg, keys) -> list[Trajectory]:
-    """Direct Answer: nothing but the answer."""
+    """Answer at once (Direct Answer)."""
     return rollout(questions, generator, None, cfg, keys, opening=protocol.tag("answer"))
 
 
 def cot(questions, generator, engine, cfg, keys) -> list[Trajectory]:
-    """Chain of thought: a thought, then the answer, without search."""
+    """Think, then answer, without search (chain of thought)."""
     return _think_and_answer(questions, generator, cfg, keys, [""] * len(questions))
 
 
 def rag(questions, generator, engine, cfg, keys) -> list[Trajectory]:
-    """Retrieval-augmented generation: one search for the question as it stands, a thought, the answer."""
+    """Search once for the question as it stands, think, then answer (retrieval-augmented generation)."""
     requests = [
         SearchRequest(question.question, question.question, question.golden_answers, key=(*key, 0, "search"))
         for question, key in zip(questions, keys, strict=True)
@@ -61,7 +61,7 @@ def rag(questions, generator, engine, cfg, keys) -> list[Trajectory]:
 
 
 def search_o1(questions, generator, engine, cfg, keys) -> list[Trajectory]:
-    """Search-o1 (arXiv 2501.05366): as `search`, but the model is shown its own reading of the documents."""
+    """Search as `search` does, but show the model its own reading of the documents (arXiv 2501.05366)."""
     return rollout(questions, generator, _Reader(engine, generator, cfg), cfg, keys)
 
 

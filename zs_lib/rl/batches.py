@@ -101,11 +101,9 @@ def split_microbatch(batch: MicroBatch) -> list[MicroBatch]:
         return [batch]
     tokens = int(batch.loss_mask[:half].sum())
     of_tokens = [getattr(batch, f.name) for f in fields(MicroBatch)[2:]]
-    return [
-        MicroBatch(
-            batch.inputs[part],
-            batch.loss_mask[part],
-            *(None if value is None else value[its_tokens] for value in of_tokens),
-        )
-        for part, its_tokens in ((slice(half), slice(tokens)), (slice(half, None), slice(tokens, None)))
-    ]
+
+    def part(rows: slice, tokens: slice) -> MicroBatch:
+        cut = (None if value is None else value[tokens] for value in of_tokens)
+        return MicroBatch(batch.inputs[rows], batch.loss_mask[rows], *cut)
+
+    return [part(slice(half), slice(tokens)), part(slice(half, None), slice(tokens, None))]

@@ -63,8 +63,7 @@ def batch_standardised(rewards: Tensor) -> Tensor:
     return torch.zeros_like(rewards).masked_scatter(present, standardise(kept, kept))
 
 
-# Surrogates: (what is maximised at each token, whether it was clipped there). `logp`, `ratio` (new over old
-# probability) and `advantages` have one shape; `clip` is the configuration's.
+# Surrogates (`Algorithm.surrogate`); `ratio` is new over old probability, in the shape of `logp`.
 
 
 def clipped_surrogate(logp: Tensor, ratio: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
@@ -86,8 +85,7 @@ def clipped_weight(logp: Tensor, ratio: Tensor, advantages: Tensor, clip: float)
     return ratio.detach().clamp(max=1 + clip) * advantages * logp, ratio > 1 + clip
 
 
-# Normalisers: the divisor of the sum over a batch's tokens, from the numbers of its trained tokens, of its
-# rollouts, and of the tokens that a policy may write in one rollout (`rollout.token_budget`).
+# Normalisers (`Algorithm.normalizer`); `budget` is `rollout.token_budget`.
 
 
 def trained_tokens(tokens: int, rollouts: int, budget: int) -> int:

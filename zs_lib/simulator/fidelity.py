@@ -17,17 +17,18 @@ from zs_lib.simulator.pairs import split_questions
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Share of distinct n-grams of words among all n-grams, in [0, 1]; 0 if there are none."""
+    """Compute the share of distinct n-grams of words among all n-grams, in [0, 1]; 0 if there are none."""
     words = [text.lower().split() for text in texts]
     ngrams = [tuple(ws[i : i + n]) for ws in words for i in range(len(ws) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def two_sample_auc(first: Sequence[str], second: Sequence[str]) -> float:
-    """AUC of a linear classifier on word and word-pair counts that separates two sets of texts, 5-fold.
+    """Compute the AUC of a linear classifier, on word and word-pair counts, between two sets of texts.
 
-    0.5: it cannot tell them apart; 1.0: it always can. Equal texts stay in one fold: else a copy of a text in
-    the other set would teach the classifier the wrong label, and identical sets would come out far below 0.5.
+    0.5: it cannot tell them apart; 1.0: it always can. Of the five folds, equal texts stay in one: else a
+    copy of a text in the other set would teach the classifier the wrong label, and identical sets would come
+    out far below 0.5.
 
     Raises:
         DataError: a set has fewer than 5 texts or only equal ones, or both together fewer than 5 different
@@ -60,7 +61,7 @@ def two_sample_auc(first: Sequence[str], second: Sequence[str]) -> float:
 
 
 def fidelity_questions(questions_from: str, count: int) -> list[Question]:
-    """Questions of the embedded benchmark whose hops are known, at most `count`, drawn by a fixed key.
+    """Draw at most `count` questions of the embedded benchmark whose hops are known, by a fixed key.
 
     "held out": training questions that no pair was made from (the simulator may know the facts that bridge
     two hops); "test": questions about entities that it never met.
@@ -136,7 +137,7 @@ def measure_fidelity(
 
 
 def _bad_query(question: Question, questions: Sequence[Question], rng: Random) -> str:
-    """A query that misses the entity: half the time the relation alone, else another entity's good query."""
+    """Make a query without the entity: half the time the relation alone, else another entity's good query."""
     hop = question.hops[-1]
     if rng.random() < 0.5:
         return hop.noun

@@ -61,7 +61,7 @@ def split_questions(questions: Sequence[Question]) -> tuple[list[Question], list
 def collect_pairs(
     arm: PairsArm, questions: Sequence[Question], collector: Generator, engine: SearchEngine
 ) -> list[Pair]:
-    """Roll out the collector with the real engine; its searches as pairs, equal ones of a question once.
+    """Roll out the collector with the real engine; returns its searches, equal ones of a question once.
 
     Raises:
         EngineError: the engine failed a search: its pairs would be missing for good.
@@ -128,7 +128,7 @@ def judge_pairs(pairs: Sequence[Pair], generator: Generator, cfg: RolloutConfig)
 
 
 def judge_agreement(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Agreement of the LLM judge with plain containment: shares of all pairs, and Cohen's kappa."""
+    """Compare the LLM judge with plain containment: shares of all pairs, and Cohen's kappa."""
     from sklearn.metrics import cohen_kappa_score
 
     useful, contained = [pair.useful for pair in pairs], [pair.contained for pair in pairs]
@@ -182,7 +182,7 @@ def encode_examples(
 
 
 def read_pairs(run: Run) -> list[Pair]:
-    """The pairs of a finished `PairsArm` run.
+    """Read the pairs of a finished `PairsArm` run.
 
     Raises:
         DataError: they are no pairs. RunError: they are not as they were stored, or unreadable.
