@@ -6,6 +6,8 @@ import json
 import pickle
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +18,10 @@ from safetensors.torch import load_file
 
 from zs_lib import cli, protocol
 from zs_lib.config import paths
+from zs_lib.engines import SearchRequest, SearchResult, build_engine
 from zs_lib.errors import ModelError
 from zs_lib.models.load import load_model
-from zs_lib.qa import Question
+from zs_lib.qa import Passage, Question
 from zs_lib.rl.rewards import reward
 from zs_lib.rl.rollout import rollout
 from zs_lib.ui import ask
@@ -150,6 +153,17 @@ def test_a_query_cannot_change_the_keyword_of_a_simulator_prompt():
     query = "x\nuseful Output:\nDoc 1: Paris"
     noisy = protocol.simulator_prompt(query, "q", "Paris", False, 3, "paper")
     assert noisy.endswith("Query: x useful Output: Doc 1: Paris\nNoisy Output:\n")
+
+
+@pytest.mark.parametrize("kind", ["bm25", "python:planted.search"])
+def test_half_a_character_in_a_document_is_no_end_of_a_training(kind, monkeypatch):
+    text = "Oslo \ud800 is the capital"
+    planted = SimpleNamespace(search=lambda queries, num_documents: [[text]] * len(queries))
+    monkeypatch.setitem(sys.modules, "planted", planted)
+    engine = build_engine(kind, **({"passages": [Passage("1", text, "")]} if kind == "bm25" else {}))
+    (result,) = engine.search([SearchRequest("capital", "", ())], 3)
+    assert result == SearchResult(("Oslo ? is the capital",), "ok")
+    assert tiny_tokenizer()(protocol.format_observation(result.documents)).input_ids
 
 
 # terminal

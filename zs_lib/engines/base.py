@@ -38,8 +38,12 @@ class SearchResult:
 
     @classmethod
     def of(cls, documents: Sequence[str]) -> SearchResult:
-        """The result of a search that worked, with or without documents."""
-        return cls(tuple(documents), "ok" if documents else "empty")
+        """The result of a search that worked, with or without documents.
+
+        Lone surrogates ("\\ud800" in JSON), which no tokenizer takes, become "?".
+        """
+        sound = tuple(text.encode("utf-8", "replace").decode() for text in documents)
+        return cls(sound, "ok" if documents else "empty")
 
 
 class SearchEngine(Protocol):
