@@ -17,7 +17,6 @@ from zs_lib.errors import ConfigError
 TAGS = ("think", "search", "information", "answer")
 STOP_STRINGS = ("</search>", "</answer>")  # a policy turn ends where one of them is complete
 
-
 # The paper's Table 1. The question stands at the end, so every prompt of a batch shares one long prefix.
 PAPER_POLICY_TEMPLATE = """\
 Answer the given question. You must conduct reasoning inside <think> and </think> first every time you get \
@@ -27,7 +26,6 @@ new information. After reasoning, if you find you lack some knowledge, you can c
 you can directly provide the answer inside <answer> and </answer> without detailed illustrations. \
 For example, <answer> Beijing </answer>. Question: {question}
 """
-
 
 # The paper's Table 2. `keyword` is "useful" or "noisy", and nothing else tells the two kinds of prompt apart.
 PAPER_SIMULATOR_TEMPLATE = """\
@@ -40,7 +38,6 @@ Each document should contain about 30 words, and these documents should contain 
 Query: {query}
 {Keyword} Output:
 """
-
 
 # For backbones of a few million parameters: they read a format, not instructions, and each token costs time.
 SHORT_SIMULATOR_TEMPLATE = """\
@@ -77,8 +74,6 @@ _LIST_ITEM = re.compile(
 )
 _THOUGHT = re.compile(r"<think(?:ing)?>|<reasoning>|\[THINK\]|<\|channel\|>analysis")
 _THOUGHT_END = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|channel\|>final<\|message\|>")
-
-
 # The protocol's tags, and special tokens of tokenizers (<|im_end|>, <s>, [INST]): a document could hold both.
 # Possessive, so that a "<" before any amount of white space costs no more than its length.
 _MARKUP = re.compile(r"<\s*+(/?+)\s*+[|｜]?+\s*+([\w▁]++)\s*+[|｜]?+\s*+>|\[\s*+(/?+)\s*+(INST|THINK)\s*+\]")

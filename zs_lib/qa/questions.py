@@ -198,9 +198,8 @@ def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None)
         return load_questions(subset=subset, split=split)
     kind, _, training = name.partition(":")
     if kind != "hub":
-        if not (
-            own := [question for question in load_questions(name) if (question.split or "train") == split]
-        ):
+        own = [question for question in load_questions(name) if (question.split or "train") == split]
+        if not own:
             raise DataError(f"{name} has no {split} questions: say so in their column 'split'.")
         return own
     if split == "train":
@@ -215,8 +214,7 @@ def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None)
     if lacking := [one for one in subset or () if one not in known]:
         raise DataError(
             f"The benchmark '{name}' has no {split} questions of {', '.join(lacking)}, only of "
-            f"{', '.join(known)}: "
-            "correct policy.subsets, or the files."
+            f"{', '.join(known)}: correct policy.subsets, or the files."
         )
     return [
         replace(question, split=split)
