@@ -80,14 +80,17 @@ _MARKUP = re.compile(r"<\s*+(/?+)\s*+[|｜]?+\s*+([\w▁]++)\s*+[|｜]?+\s*+>|\[
 
 
 def policy_prompt(question: str, template: str) -> str:
-    """The policy's prompt (paper: Table 1). `template` is a key of POLICY_TEMPLATES, else ConfigError."""
+    """Write the policy's prompt (paper: Table 1).
+
+    `template` is a key of POLICY_TEMPLATES, else ConfigError.
+    """
     return _template(POLICY_TEMPLATES, template, "policy").format(question=_one_line(question))
 
 
 def simulator_prompt(
     query: str, question: str, answer: str, useful: bool, num_documents: int, template: str
 ) -> str:
-    """The simulator's prompt (paper: Table 2); useful and noisy differ in that keyword only.
+    """Write the simulator's prompt (paper: Table 2); useful and noisy differ in that keyword only.
 
     `template` is a key of SIMULATOR_TEMPLATES, else ConfigError.
     """
@@ -103,27 +106,27 @@ def simulator_prompt(
 
 
 def tag(name: str) -> str:
-    """The opening tag of one of TAGS."""
+    """Write the opening tag of one of TAGS."""
     return f"<{name}>"
 
 
 def end_tag(name: str) -> str:
-    """The closing tag of one of TAGS."""
+    """Write the closing tag of one of TAGS."""
     return f"</{name}>"
 
 
 def format_think(thought: str) -> str:
-    """A thought, as the policy writes it: "<think> … </think>"."""
+    """Write a thought as the policy does: "<think> … </think>"."""
     return f"{tag('think')} {thought} {end_tag('think')}"
 
 
 def format_search(query: str) -> str:
-    """A search, as the policy writes it: "<search> … </search>"."""
+    """Write a search as the policy does: "<search> … </search>"."""
     return f"{tag('search')} {query} {end_tag('search')}"
 
 
 def format_answer(answer: str) -> str:
-    """An answer, as the policy writes it: "<answer> … </answer>"."""
+    """Write an answer as the policy does: "<answer> … </answer>"."""
     return f"{tag('answer')} {answer} {end_tag('answer')}"
 
 
@@ -212,7 +215,7 @@ def _without_thought(text: str) -> str:
 
 
 def format_observation(documents: Sequence[str]) -> str:
-    """The observation that the policy is shown after a search.
+    """Write the observation that the policy is shown after a search.
 
     Markup inside a document is neutralised ('<answer>' -> '(answer)'), so no document can open or close a
     tag. No documents give an empty pair of tags.
@@ -222,7 +225,7 @@ def format_observation(documents: Sequence[str]) -> str:
 
 
 def format_invalid_notice() -> str:
-    """The observation that the policy is shown after an invalid action."""
+    """Write the observation that the policy is shown after an invalid action."""
     return "<information>Invalid action. Search or answer.\n</information>\n"
 
 

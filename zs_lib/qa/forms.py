@@ -23,7 +23,7 @@ class RowError(ValueError):
 
 
 def question_row(row: dict, columns: Columns | None = None) -> dict:
-    """The row with our columns `question`, `golden_answers` (a list of texts) and `id` where it has them.
+    """Name a row's columns `question`, `golden_answers` (a list of texts) and `id`, where it has them.
 
     Raises:
         RowError: an answer is no text or number, there are several columns of answers, or `columns` names one
@@ -47,7 +47,11 @@ def question_row(row: dict, columns: Columns | None = None) -> dict:
 
 
 def passage_row(row: dict, columns: Columns | None = None) -> tuple[object, object]:
-    """Id and contents of a passage, None where there is none; a title stands on a line before the text."""
+    """Find a passage's id ("" if it has none) and contents; a title stands on a line before the text.
+
+    Raises:
+        RowError: `columns` names one that is not there.
+    """
     row = _renamed(row, columns)
     known = next((row[name] for name in IDS if name in row), "")
     text = row.get("contents", row.get("text"))

@@ -23,7 +23,6 @@ from zs_lib.tools.benchmark.world import Fact, World, load_world, passage
 
 Style = Callable[[Relation], tuple[str, ...]]
 """The question templates of a relation that a subset draws from."""
-PASSAGES_PER_FACT = 2
 MAX_QUESTIONS = {
     "natural": {"train": 1200, "dev": 200, "test": 500},
     "trivia": {"test": 500},
@@ -126,7 +125,7 @@ def build_passages(world: World) -> Iterable[Passage]:
         name = f"{fact.subject.id}/{fact.relation.name}"
         rng = Random(name)
         variants = (0, rng.randrange(1, len(fact.relation.passages)))
-        for number, variant in enumerate(variants[:PASSAGES_PER_FACT]):
+        for number, variant in enumerate(variants):
             yield Passage(f"{name}/{number}", passage(world, fact, variant, rng), fact.subject.split)
 
 

@@ -80,23 +80,17 @@ class World:
 
     def shuffled(self, rng: Random) -> World:
         """A world of the same names in which every fact is false: each subject gets another object."""
-        pools: dict[Relation, list[Fact]] = {}
+        by_object: dict[Relation, dict[str, Fact]] = {}
         for fact in self.facts:
-            pools.setdefault(fact.relation, {}).setdefault(fact.object, fact)
+            by_object.setdefault(fact.relation, {}).setdefault(fact.object, fact)
+        pools = {relation: list(found.values()) for relation, found in by_object.items()}
         facts = []
         for fact in self.facts:
             other = fact
             while set(other.answers) & set(fact.answers):
-                other = rng.choice(self._objects(pools, fact.relation))
+                other = rng.choice(pools[fact.relation])
             facts.append(Fact(fact.subject, fact.relation, other.object, other.object_id, other.aliases))
         return World(self.entities, facts)
-
-    @staticmethod
-    def _objects(pools: dict, relation: Relation) -> list[Fact]:
-        """Facts with distinct objects, once per relation as a list (drawing from a dict is slow)."""
-        if isinstance(pools[relation], dict):
-            pools[relation] = list(pools[relation].values())
-        return pools[relation]
 
 
 def split_of(cluster: str) -> str:
