@@ -66,7 +66,8 @@ def application(batches: Batches, name: str, token: str = "") -> Starlette:
         async def answer(fields: dict) -> dict | EventStream:
             if take(fields, "model", str, "") not in ("", name):
                 raise Refused(404, f"there is no such model: this server has '{name}'")
-            asked = form(name, await _jobs(batches, fields, form is Chat), _include_usage(fields))
+            include_usage = take(take(fields, "stream_options", dict, {}), "include_usage", bool, False)
+            asked = form(name, await _jobs(batches, fields, form is Chat), include_usage)
             if take(fields, "stream", bool, False):
                 return EventStream(_events(batches, asked))
             await _complete(batches, asked.jobs)
@@ -200,11 +201,6 @@ def _check_length(batches: Batches, text: str) -> None:
             raise Refused(400, f"a prompt of more than {context} tokens does not fit the model's context")
 
 
-def _include_usage(fields: dict) -> bool:
-    options = take(fields, "stream_options", dict, {})
-    return take(options, "include_usage", bool, False)
-
-
 async def _complete(batches: Batches, jobs: list[Job]) -> None:
     """Wait until jobs are complete; leaving earlier, by an error or a cancellation, gives them up."""
     batches.add(jobs)
@@ -244,6 +240,6 @@ async def _events(batches: Batches, asked: Chat) -> AsyncIterator[str]:
             yield event(asked.chunk() | {"usage": asked.usage()})
         yield "data: [DONE]\n\n"
     except (Refused, ModelError) as error:
-        yield event({"error": {"message": str(error)}})
+        yield event({"error": {"message": error.detail if isinstance(error, Refused) else str(error)}})
     finally:
         work.cancel()

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -246,13 +247,11 @@ def _run_vllm(weights: str, name: str, address: _Address, example: str) -> None:
     address.socket.close()
     # Not on the command line, which other users can see.
     secret = {"VLLM_API_KEY": address.token} if address.token else {}
-    environ = os.environ | secret
-    process = subprocess.Popen(command, env=environ, stdout=sys.stderr, start_new_session=True)
+    process = subprocess.Popen(command, env=os.environ | secret, stdout=sys.stderr, start_new_session=True)
     try:
         _wait_until_ready(process, f"{address.url}/health")
         print(f"Ready: {example}", flush=True)
-        process.wait()
-        raise ModelError(f"vLLM ended with exit code {process.returncode}: see its messages above.")
+        raise _vllm_ended(process.wait())
     finally:
         _end(process)
 
@@ -260,24 +259,23 @@ def _run_vllm(weights: str, name: str, address: _Address, example: str) -> None:
 def _wait_until_ready(process: subprocess.Popen, url: str) -> None:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ModelError(f"vLLM ended with exit code {process.returncode}: see its messages above.")
-        try:
+        if (code := process.poll()) is not None:
+            raise _vllm_ended(code)
+        with suppress(httpx.RequestError):
             if httpx.get(url, timeout=5, trust_env=False).is_success:
                 return
-        except httpx.RequestError:
-            pass
         time.sleep(0.5)
     raise ModelError(f"vLLM was not ready within {READY_S:g} s: see its messages above.")
 
 
+def _vllm_ended(code: int) -> ModelError:
+    return ModelError(f"vLLM ended with exit code {code}: see its messages above.")
+
+
 def _end(process: subprocess.Popen) -> None:
     """End a process and its children: by SIGTERM, then by SIGKILL."""
-    for stop in (signal.SIGTERM, signal.SIGKILL):
-        try:
+    with suppress(ProcessLookupError):
+        for stop in (signal.SIGTERM, signal.SIGKILL):
             os.killpg(process.pid, stop)
-            process.wait(GRACE_S)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)

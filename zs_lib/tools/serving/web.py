@@ -31,12 +31,8 @@ MAX_REQUESTS = 512
 """Requests that are being answered, or wait for it; further ones are refused (503)."""
 
 
-class Refused(Exception):
+class Refused(HTTPException):
     """A request is refused, with an HTTP status and a reason."""
-
-    def __init__(self, status: int, reason: str):
-        super().__init__(reason)
-        self.status = status
 
 
 Answer = dict | list | Response
@@ -85,7 +81,7 @@ def json_application(
 
 
 def _guarded(answer: Callable[[Request], Awaitable[Answer]], token: str) -> Callable:
-    """Build an endpoint: check the token, then answer; a refusal is an answer too."""
+    """Build an endpoint: check the token, then answer."""
 
     async def guarded(request: Request) -> Response:
         try:
@@ -94,10 +90,8 @@ def _guarded(answer: Callable[[Request], Awaitable[Answer]], token: str) -> Call
                 raise Refused(401, "send the server's token with the request: 'Authorization: Bearer …'")
             given = await answer(request)
             return given if isinstance(given, Response) else JSONResponse(given)
-        except Refused as refused:
-            return _error(refused.status, str(refused))
         except asyncio.CancelledError:
-            return _error(503, "the server is stopping")
+            raise Refused(503, "the server is stopping") from None
 
     return guarded
 
@@ -123,23 +117,20 @@ def event(value: dict) -> str:
 
 async def _while_connected(request: Request, answer: Awaitable[Answer]) -> Answer:
     """Await an answer; cancel it when the client leaves."""
-    given: Answer | Exception = Refused(503, "the client has left")
-    async with anyio.create_task_group() as group:
 
-        async def watch() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            group.cancel_scope.cancel()
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
-        group.start_soon(watch)
-        try:
-            given = await answer
-        except Exception as error:  # raised outside of the group, which would wrap it
-            given = error
-        group.cancel_scope.cancel()
-    if isinstance(given, Exception):
-        raise given
-    return given
+    work, left = asyncio.ensure_future(answer), asyncio.ensure_future(leaves())
+    try:
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise Refused(503, "the client has left")
+        return work.result()
+    finally:
+        work.cancel()
+        left.cancel()
 
 
 def _error(status: int, reason: str) -> JSONResponse:
@@ -198,22 +189,15 @@ async def _body(request: Request, max_body: int) -> dict:
     try:
         text = body.decode()
         fields = json.loads(text)
+        if SURROGATE.search(text):
+            json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Refused(400, "a text has half a surrogate pair, which is no character") from None
     except (ValueError, RecursionError):
         raise Refused(400, "the body is not JSON in UTF-8") from None
     if not isinstance(fields, dict):
         raise Refused(400, "the body is not a JSON object")
-    if SURROGATE.search(text) and not _is_unicode(fields):
-        raise Refused(400, "a text has half a surrogate pair, which is no character")
     return fields
-
-
-def _is_unicode(value: Any) -> bool:
-    """Whether all texts of a JSON value can be written as UTF-8."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def take(fields: dict, name: str, kind: type, default: Any = None) -> Any:
