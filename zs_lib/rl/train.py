@@ -58,7 +58,7 @@ def train(
     """Train `policy` in place, from the run's checkpoint if it has one, to `arm.steps`; returns the summary.
 
     Ctrl-C and SIGTERM stop it after the current step, with a checkpoint. The run gets metrics (one line a
-    step: `trajectory_metrics`, `Learner.update` and `Training.step` define them), sampled trajectories,
+    step: `trajectory_metrics`, `Learner.update` and `Training.log` define them), sampled trajectories,
     checkpoints, and at the end the model as a transformers folder in `run.model_dir`.
 
     Raises:
@@ -76,10 +76,16 @@ def train(
     if checkpoint := run.checkpoint():
         learner.restore(checkpoint.tensors)
         first, metrics = checkpoint.step + 1, run.metrics().iloc[-1].to_dict()
-    training = Training(run, arm, questions, learner, generator, engine)
+    training = Training(run, arm, questions, generator, engine)
     with between_steps() as asked_to_stop:
         for step in range(first, arm.steps + 1):
-            metrics, stop = training.step(step, metrics), asked_to_stop()
+            batch = training.collect(step, metrics)
+            advantages = group_advantages(batch.rewards, arm.objective).flatten().tolist()
+            rollouts = zip(batch.trajectories, advantages, strict=True)
+            alive, their_advantages = zip(*[(t, a) for t, a in rollouts if not t.failed], strict=True)
+            update = learner.update(step, alive, their_advantages)
+            generator.sync()
+            metrics, stop = training.log(batch, advantages, update), asked_to_stop()
             if step % arm.checkpoint_every == 0 or step == arm.steps or stop:
                 run.save(step, learner.state(), {})
             if progress:
@@ -100,54 +106,73 @@ def train(
 
 
 @dataclass
+class Batch:
+    """The rollouts of a step: P questions x G trajectories, group by group, and what sampling them took."""
+
+    step: int
+    trajectories: list[Trajectory]
+    rewards: torch.Tensor  # (P, G) double; NaN where the engine failed
+    noise: float
+    failed: float  # share of rollouts that left the batch because their engine failed
+    used: dict[str, int]
+    seconds: dict[str, float]
+    sampled_at: float
+
+
+@dataclass
 class Training:
-    """A policy in training; `step` does one step and logs it."""
+    """What every trainer shares: `collect` samples the batch of a step, `log` logs what was made of it."""
 
     run: Run
     arm: PolicyArm
     questions: Sequence[Question]
-    learner: Learner
     generator: Generator
     engine: SearchEngine | None
 
-    def step(self, step: int, last: dict | None) -> dict[str, float | None]:
-        """Roll out P questions x G rollouts, turn rewards into advantages, and update the policy.
+    def collect(self, step: int, last: dict | None) -> Batch:
+        """Roll out the step's questions; `last` are the metrics of the step before.
 
-        `last` are the metrics of the step before. Besides what the trajectories and the update report, they
-        are: reward (mean of `arm.reward`), zero_variance_groups (share of groups whose rewards are equal),
-        failed (share of rollouts that left the batch because their engine failed), noise_probability,
-        rollout_tokens and search_tokens (sampled by policy and simulator), real_searches (queries that a
-        mixed engine sent to the real one).
+        Raises:
+            EngineError: more than FAILED_LIMIT of the rollouts failed with their engine.
         """
         arm, before, started = self.arm, self._used(), time.perf_counter()
         noise = noise_probability(step, arm.steps, arm.curriculum, last)
         engine = _Stopwatch(self.engine) if self.engine else None
         trajectories = self._roll_out(step, engine, noise)
-        rolled_out, searching = time.perf_counter(), engine.seconds if engine else 0.0
-
-        failed = check_failed(trajectories, arm.engine, step)
+        sampled_at, searching = time.perf_counter(), engine.seconds if engine else 0.0
         rewards = torch.tensor([reward(t, arm.reward) for t in trajectories], dtype=torch.float64)
-        rewards = rewards.view(-1, arm.group_size)  # (P, G)
-        advantages = group_advantages(rewards, arm.objective).flatten().tolist()
-        rollouts = list(zip(trajectories, advantages, strict=True))
-        alive, their_advantages = zip(*[(t, a) for t, a in rollouts if not t.failed], strict=True)
-        update = self.learner.update(step, alive, their_advantages)
-        self.generator.sync()
+        return Batch(
+            step=step,
+            trajectories=trajectories,
+            rewards=rewards.view(-1, arm.group_size),
+            noise=noise,
+            failed=check_failed(trajectories, arm.engine, step),
+            used=distributed.all_sum({name: now - before[name] for name, now in self._used().items()}),
+            seconds={"rollout": sampled_at - started - searching, "search": searching},
+            sampled_at=sampled_at,
+        )
 
+    def log(self, batch: Batch, advantages: Sequence[float], update: dict) -> dict[str, float | None]:
+        """Log a step after its update; returns its metrics.
+
+        Besides what the trajectories and the update report, they are: reward (mean of `arm.reward`),
+        zero_variance_groups (share of groups whose rewards are equal), failed, noise_probability,
+        rollout_tokens and search_tokens (sampled by policy and simulator), real_searches (queries that a
+        mixed engine sent to the real one).
+        """
         metrics = {
-            "reward": rewards.nanmean().item(),
-            "zero_variance_groups": zero_variance_groups(rewards).double().mean().item(),
-            "failed": failed,
-            "noise_probability": noise,
-            **trajectory_metrics(alive),
+            "reward": batch.rewards.nanmean().item(),
+            "zero_variance_groups": zero_variance_groups(batch.rewards).double().mean().item(),
+            "failed": batch.failed,
+            "noise_probability": batch.noise,
+            **trajectory_metrics([t for t in batch.trajectories if not t.failed]),
             **update,
-            "rollout_tokens": sum(sum(t.mask) for t in trajectories),
-            **distributed.all_sum({name: count - before[name] for name, count in self._used().items()}),
+            "rollout_tokens": sum(sum(t.mask) for t in batch.trajectories),
+            **batch.used,
         }
-        self.run.log(step, **metrics)
-        updating = time.perf_counter() - rolled_out
-        self.run.log_timing(step, rollout=rolled_out - started - searching, search=searching, update=updating)
-        self._log_trajectories(step, rollouts)
+        self.run.log(batch.step, **metrics)
+        self.run.log_timing(batch.step, **batch.seconds, update=time.perf_counter() - batch.sampled_at)
+        self._log_trajectories(batch.step, list(zip(batch.trajectories, advantages, strict=True)))
         return metrics
 
     def _roll_out(self, step: int, engine: SearchEngine | None, noise: float) -> list[Trajectory]:
