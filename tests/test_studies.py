@@ -26,12 +26,31 @@ def test_a_variant_differs_in_what_its_name_says():
     profile = config.load_profile("tiny")
     main = profile.policy("zerosearch")
     made = studies.select(profile, "algorithms", "masks", "curricula").policies
-    assert made[: len(profile.policies)] == profile.policies and len(made) == len(profile.policies) + 9
+    assert made[: len(profile.policies)] == profile.policies and len(made) == len(profile.policies) + 10
     for arm in (main, *made[len(profile.policies) :]):
         changed = {f.name for f in fields(arm) if getattr(arm, f.name) != getattr(main, f.name)} - {"name"}
         assert changed == (
             set() if arm is main else {"curriculum"} if "curriculum" in arm.name else {"objective"}
         ), arm.name
+
+
+def test_table_5_has_the_original_s_reinforce_and_the_one_with_a_baseline():
+    for name, core in (("tiny", "REINFORCE, group mean"), ("paper", "REINFORCE")):
+        rows = studies.study_arms(config.load_profile(name), "algorithms")
+        assert rows[core].name == "zerosearch"
+        told = {label: (arm.objective.algorithm, arm.objective.baseline) for label, arm in rows.items()}
+        assert told["REINFORCE"] == ("reinforce", "none")
+        assert told["REINFORCE, group mean"] == ("reinforce", "group_mean")
+        assert [told[label][0] for label in ("REINFORCE++", "GRPO", "PPO")] == ["reinforce++", "grpo", "ppo"]
+
+
+def test_the_paper_s_update_is_the_original_s():
+    """train_reinforce.sh: 256 of 320 trajectories a step, clip 0.2, 0.001 of k3, at most 10 a token."""
+    arm = config.load_profile("paper").policy("zerosearch")
+    objective = arm.objective
+    assert arm.prompts_per_step * arm.group_size == 320 and objective.minibatch_rollouts == 256
+    assert (objective.clip, objective.kl_coef, objective.kl_max) == (0.2, 0.001, 10.0)
+    assert (objective.algorithm, objective.baseline, objective.updates_per_batch) == ("reinforce", "none", 1)
 
 
 def test_an_arm_equal_to_a_core_arm_is_that_arm():

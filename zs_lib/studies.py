@@ -49,10 +49,19 @@ def simulators(profile: Profile) -> Rows:
 
 
 def algorithms(profile: Profile) -> Rows:
-    """Table 5, and REINFORCE++ beyond the paper."""
-    names = {"REINFORCE": "reinforce", "REINFORCE++": "reinforce++", "GRPO": "grpo", "PPO": "ppo"}
+    """Table 5: REINFORCE on the raw reward, as in the original, GRPO and PPO.
+
+    Beyond the paper: REINFORCE with the group's mean as baseline (GRPO without its standard deviation), and
+    REINFORCE++.
+    """
+    main = profile.policy(MAIN)
+    baselines = {"REINFORCE": "none", "REINFORCE, group mean": "group_mean"}
+    names = {"REINFORCE++": "reinforce++", "GRPO": "grpo", "PPO": "ppo"}
     return {
-        label: variant(profile.policy(MAIN), "algorithm", name, objective={"algorithm": name})
+        label: variant(main, "baseline", name, objective={"algorithm": "reinforce", "baseline": name})
+        for label, name in baselines.items()
+    } | {
+        label: variant(main, "algorithm", name, objective={"algorithm": name})
         for label, name in names.items()
     }
 

@@ -15,7 +15,7 @@ def test_subset_table_has_the_papers_shape(tables):
 
 def test_a_study_table_has_its_rows_in_order(tables):
     table = summaries.study_table(tables, "algorithms")
-    assert list(table.index) == ["REINFORCE", "REINFORCE++", "GRPO", "PPO"]
+    assert list(table.index) == ["REINFORCE", "REINFORCE, group mean", "REINFORCE++", "GRPO", "PPO"]
     assert list(table.columns) == [*SUBSETS, "Avg", "interval", "seeds"] and (table["Avg"] == 50.0).all()
     with pytest.raises(DataError, match="'none'"):
         summaries.study_table(tables, "none")

@@ -41,6 +41,7 @@ ARMS = {
     "reinforce": SEARCHING,
     "reinforce++ with LoRA": replace(SEARCHING, objective=NORMALISED, lora_rank=4),
     "ppo": replace(SEARCHING, objective=PPO),
+    "minibatches": replace(SEARCHING, objective=replace(NORMALISED, minibatch_rollouts=8)),
     "fine-tuning": replace(config.load_profile("smoke").simulators[0], steps=14, batch_size=4),
 }
 ROWS = 26  # seven batches an epoch, of which the last is half a one

@@ -9,7 +9,7 @@ import random
 
 import pytest
 import torch
-from arm_fixtures import arm
+from arm_fixtures import arm, objective
 from policy_fixtures import KL, PPO, load, written
 from transformers import LlamaForCausalLM
 
@@ -194,8 +194,10 @@ def test_a_batch_without_advantages_changes_nothing(backbone, batch):
 def test_the_critic_sees_policy_tokens_only_and_learns_the_reward(backbone, batch):
     learn = Learner(load(backbone).model, arm(objective=PPO))
     rewards = [1.0, 0.0, 0.0, 1.0, 0.5, 0.0]
-    micro = micro_batches(make_rows(batch[0], rewards, True), torch.device("cpu"))
-    learn._estimate_advantages(micro)
+    whole = learn._minibatch(batch[0], rewards)
+    micro = whole.batches
+    with torch.no_grad():
+        learn._estimate_advantages([whole])
     assert sum(len(part.values) for part in micro) == sum(sum(t.mask) for t in batch[0])
     returns = torch.cat([part.returns for part in micro])
     assert sorted(set(returns.tolist())) == [
@@ -334,3 +336,66 @@ def test_half_precision_adds_gradients_up_in_full(backbone, batch, monkeypatch):
 
     full, half = gradients("float32"), gradients("bfloat16")
     assert half.dtype == torch.float32 and torch.nn.functional.cosine_similarity(full, half, dim=0) > 0.999
+
+
+def test_reinforce_plus_plus_standardises_over_tokens_by_hand(backbone):
+    """Rewards 1 and 0 of 4 and 2 tokens: mean 2/3, variance (4 / 9 + 2 * 4 / 9) / 5, deviation 0.51640."""
+    learn = Learner(load(backbone).model, arm(objective=objective("reinforce++")))
+    long, short = written([2, 3], [4, 5, 6, 7], [True] * 4), written([2, 3], [8, 9], [True] * 2)
+    whole = learn._minibatch([long, short], [1.0, 0.0])
+    learn._estimate_advantages([whole])
+    (batch,) = whole.batches
+    expected = torch.tensor([1 / 3] * 4 + [-2 / 3] * 2) / (math.sqrt(4 / 15) + 1e-4)
+    torch.testing.assert_close(batch.advantages, expected)
+    assert batch.values is None and learn.critic is None
+    # As over two minibatches: the mean is the batch's.
+    parts = [learn._minibatch([long], [1.0]), learn._minibatch([short], [0.0])]
+    learn._estimate_advantages(parts)
+    torch.testing.assert_close(torch.cat([part.batches[0].advantages for part in parts]), expected)
+
+
+def reference_steps(model, cfg, trajectories, advantages, order, learning_rate):
+    """Off-policy steps written out: `order` lists the trajectories of each optimizer step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    rows = [make_rows([t], [a], True) for t, a in zip(trajectories, advantages, strict=True)]
+    batches_ = [micro_batches(row, torch.device("cpu"))[0] for row in rows]
+
+    def logprobs(one):
+        return token_logprobs(model, trained_states(model, one), one, 1.0)
+
+    with torch.no_grad():
+        old = [logprobs(one) for one in batches_]
+    for places in order:
+        tokens = sum(int(batches_[i].loss_mask.sum()) for i in places)
+        loss = 0.0
+        for i in places:
+            ratio = torch.exp(logprobs(batches_[i]) - old[i])
+            a = batches_[i].advantages
+            loss = loss - torch.min(ratio * a, ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * a).sum() / tokens
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_minibatches_are_steps_one_after_the_other_the_later_ones_off_policy(backbone, batch, epochs):
+    """As in the original, where 256 of 320 trajectories make the first step, and the other 64 the second."""
+    advantages, rate = [1.0, 0.5, -0.5, -0.5, 0.25, -1.0], 0.01
+    cfg = objective(minibatch_rollouts=4, updates_per_batch=epochs)
+    made = arm(objective=cfg, learning_rate=rate, warmup_ratio=0.0, max_grad_norm=1e9)
+    learn = Learner(load(backbone).model, made)
+    stats = learn.update(1, batch[0], advantages)
+    order = [[0, 1, 2, 3], [4, 5]] * epochs
+    expected = reference_steps(load(backbone).model, cfg, batch[0], advantages, order, rate)
+    assert {int(state["step"]) for state in learn.optimizer.state.values()} == {len(order)}
+    for name, weight in learn.parameters.items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-4, rtol=1e-3, msg=name)
+    assert stats["clip_fraction"] > 0  # a step of this size moves ratios beyond 1 +- 0.2
+    assert stats["update_tokens"] == epochs * updated(backbone, (batch[0], advantages))[1]["update_tokens"]
+
+
+def test_a_minibatch_without_anything_to_learn_from_takes_no_step(backbone, batch):
+    learn = Learner(load(backbone).model, arm(objective=objective(minibatch_rollouts=3)))
+    learn.update(1, batch[0], [0.0, 0.0, 0.0, 1.0, -1.0, 0.0])
+    assert {int(state["step"]) for state in learn.optimizer.state.values()} == {1}

@@ -33,6 +33,7 @@ ARMS = {
     "KL, two updates": arm(**OWN, objective=replace(KL, kl_coef=0.1)),
     "GRPO, documents trained": arm(**OWN, objective=replace(PLAIN, algorithm="grpo", mask_documents=False)),
     "CISPO, two updates": arm(**OWN, objective=replace(PLAIN, algorithm="cispo", updates_per_batch=2)),
+    "REINFORCE++": arm(**OWN, objective=replace(KL, algorithm="reinforce++", updates_per_batch=2)),
     "Dr. GRPO": arm(**OWN, objective=replace(KL, algorithm="dr_grpo")),
     "adaptive curriculum": arm(**OWN | {"curriculum": ADAPTIVE}, reward="em"),
 }
@@ -114,9 +115,18 @@ def test_on_the_benchmark_with_a_shipped_backbone_and_bm25_too(kl_coef, tmp_path
     assert logged["searches"].min() > 0 and logged["reward"].max() > 0
 
 
-@pytest.mark.parametrize("change", [{"objective": PPO}, {"lora_rank": 2}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": PPO},
+        {"objective": replace(PLAIN, minibatch_rollouts=2)},
+        {"objective": replace(PLAIN, sampler_ratio_max=2.0)},
+        {"lora_rank": 2},
+        {"dtype": "bfloat16"},
+    ],
+)
 def test_what_it_leaves_out_is_an_error(change, backbone):
-    with pytest.raises(ConfigError, match="critic, LoRA or half precision"):
+    with pytest.raises(ConfigError, match="a part that is left out here"):
         train_minimal(replace(ARMS["REINFORCE"], **change), QUESTIONS, load(backbone), LookupEngine(), seed=0)
 
 

@@ -22,6 +22,7 @@ from zs_lib.rl.objectives import (
     group_advantages,
     kl_k3,
     policy_loss,
+    sampler_weights,
     value_loss,
     zero_variance_groups,
 )
@@ -44,9 +45,7 @@ def by(kind: str) -> ObjectiveConfig:
         ("group_mean", [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0]]),
         ("leave_one_out", [[2 / 3, -2 / 3, -2 / 3, 2 / 3], [0, 0, 0, 0]]),  # 1 - 1/3 and 0 - 2/3
         ("grpo", [[0.86587, -0.86587, -0.86587, 0.86587], [0, 0, 0, 0]]),  # 0.5 / (sqrt(1/3) + 1e-4)
-        # mean 0.35; squares 2 * 0.65^2 + 2 * 0.35^2 + 4 * 0.15^2 = 1.18; deviation sqrt(1.18 / 7) + 1e-4 =
-        # 0.41067
-        ("reinforce++", [[1.58276, -0.85226, -0.85226, 1.58276], [-0.36525] * 4]),
+        ("reinforce++", [[1, 0, 0, 1], [0.2, 0.2, 0.2, 0.2]]),  # standardised over tokens later, as PPO's
         ("ppo", [[1, 0, 0, 1], [0.2, 0.2, 0.2, 0.2]]),
     ],
 )
@@ -64,7 +63,6 @@ def test_advantages_by_hand(kind, expected):
         ("group_mean", [0.3, 0.0, -0.3]),
         ("leave_one_out", [0.6, 0.0, -0.6]),
         ("grpo", [0.3 / (0.3 * math.sqrt(2) + 1e-4), 0.0, -0.3 / (0.3 * math.sqrt(2) + 1e-4)]),
-        ("reinforce++", [0.3 / (0.3 * math.sqrt(2) + 1e-4), 0.0, -0.3 / (0.3 * math.sqrt(2) + 1e-4)]),
     ],
 )
 def test_a_rollout_that_left_the_batch_counts_in_no_mean(kind, expected):
@@ -226,3 +224,42 @@ def test_what_stands_on_document_tokens_moves_nothing():
     for documents in [(-9.0, 0.0, -3.0), (-float("inf"), 0.0, 0.0), (NAN, NAN, NAN)]:
         other_loss, other_grad, other_stats = gradient(*documents)
         assert (other_loss, other_stats) == (loss, stats) and torch.equal(other_grad, grad)
+
+
+def test_a_bounded_kl_by_hand():
+    """exp(d) - d - 1 is 0.71828 at d = 1 and 17.08554 at d = 3; the original clamps each token's at 10."""
+    logp = tensor([-1.0, -3.0], requires_grad=True)
+    bounded = kl_k3(logp, tensor([0.0, 0.0]), most=10.0)
+    torch.testing.assert_close(bounded, tensor([0.71828, 10.0]), atol=1e-5, rtol=0)
+    bounded.sum().backward()
+    torch.testing.assert_close(logp.grad, tensor([1 - math.e, 0.0]))
+    assert kl_k3(logp, tensor([0.0, 0.0]))[1].item() == pytest.approx(math.exp(3) - 4, abs=1e-4)
+
+
+def test_the_loss_takes_the_bound_of_its_objective():
+    logp, ref = tensor([[-3.0]]), tensor([[0.0]])
+    for most, kl in ((0.0, math.exp(3) - 4), (10.0, 10.0)):
+        cfg = objective(kl_coef=0.1, kl_max=most)
+        loss, stats = policy_loss(logp, logp, ref, tensor([[0.0]]), tensor([[True]]), cfg, 1)
+        assert stats["kl"].item() == pytest.approx(kl, abs=1e-4)
+        assert loss.item() == pytest.approx(0.1 * kl, abs=1e-4)
+
+
+def test_weights_between_trainer_and_sampler_by_hand():
+    """e^0.5 = 1.64872 stays, e^2 = 7.38906 is cut to 3, e^-1 = 0.36788 too; a document's token counts 1."""
+    sampler = tensor([-1.5, -3.0, 0.0, NAN])
+    weights = sampler_weights(tensor([-1.0, -1.0, -1.0, -1.0]), sampler, 3.0)
+    torch.testing.assert_close(weights, tensor([1.64872, 3.0, 0.36788, 1.0]), atol=1e-5, rtol=0)
+
+
+def test_the_sampler_s_weights_scale_the_surrogate_and_not_the_kl():
+    logp = tensor([[-1.0, -1.0]], requires_grad=True)
+    ref, sampler, mask = tensor([[-1.5, -1.5]]), tensor([[-1.5, -3.0]]), tensor([[True, True]])
+    cfg = objective(kl_coef=0.1, sampler_ratio_max=3.0)
+    loss, _ = policy_loss(logp, logp.detach(), ref, tensor([[2.0]]), mask, cfg, 1.0, sampler)
+    k3 = math.exp(-0.5) - 0.5
+    assert loss.item() == pytest.approx(-2.0 * (math.exp(0.5) + 3.0) + 0.1 * 2 * k3, abs=1e-5)
+    loss.backward()
+    torch.testing.assert_close(
+        logp.grad, tensor([[math.exp(0.5), 3.0]]) * -2.0 + 0.1 * (1 - math.exp(-0.5)), atol=1e-5, rtol=0
+    )

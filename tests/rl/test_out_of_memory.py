@@ -103,8 +103,13 @@ def test_a_gradient_hook_that_ran_out_of_memory_leaves_no_gradient(
 
 
 @DTYPES
-def test_critic_values_are_computed_in_halves_where_memory_runs_out(backbone, batch, dtype):
-    plain, failing = learner(backbone, PPO, dtype), learner(backbone, PPO, dtype)
+@pytest.mark.parametrize(
+    "cfg", [PPO, dataclasses.replace(PLAIN, minibatch_rollouts=3)], ids=["critic", "minibatches"]
+)
+def test_values_before_the_first_step_are_computed_in_halves_where_memory_runs_out(
+    backbone, batch, dtype, cfg
+):
+    plain, failing = learner(backbone, cfg, dtype), learner(backbone, cfg, dtype)
     plain.update(9, *batch)
     inner = failing.model.base_model
     inner.forward = Once(inner.forward, 1, lambda *_: not torch.is_grad_enabled())

@@ -59,7 +59,9 @@ def trajectories():
     return rollouts
 
 
-def trl_gradient(folder, tmp_path, loss_type, kl_coef, trajectories, advantages, old, reference):
+def trl_gradient(
+    folder, tmp_path, loss_type, kl_coef, trajectories, advantages, old, reference, sampler_ratio=None
+):
     """Loss and gradients by parameter name of TRL's own `compute_loss`."""
     args = GRPOConfig(
         output_dir=str(tmp_path),
@@ -95,6 +97,9 @@ def trl_gradient(folder, tmp_path, loss_type, kl_coef, trajectories, advantages,
         "ref_per_token_logps": reference,
         "num_items_in_batch": mask.sum(),
     }
+    if sampler_ratio is not None:  # as with vLLM, which need not be there for the loss
+        trainer.use_vllm, trainer.vllm_importance_sampling_correction = True, True
+        inputs["importance_sampling_ratio"] = sampler_ratio
     model = trainer.model.float()
     model.zero_grad()
     loss = trainer.compute_loss(model, inputs)
@@ -102,7 +107,7 @@ def trl_gradient(folder, tmp_path, loss_type, kl_coef, trajectories, advantages,
     return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def our_gradient(folder, cfg, trajectories, advantages, old, reference, budget=None):
+def our_gradient(folder, cfg, trajectories, advantages, old, reference, budget=None, sampler=None):
     """The same from `rl.learner` and `rl.objectives`: one micro-batch a row, the algorithm's normaliser."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = sum(sum(t.mask) for t in trajectories)
@@ -117,7 +122,10 @@ def our_gradient(folder, cfg, trajectories, advantages, old, reference, budget=N
         old_logp, ref_logp = old_row[: len(mine)][mine], reference_row[: len(mine)][mine]
         everywhere = torch.ones_like(logp, dtype=torch.bool)
         ref_logp = ref_logp if cfg.kl_coef else None
-        loss, _ = policy_loss(logp, old_logp, ref_logp, batch.advantages, everywhere, cfg, normalizer)
+        sampler_logp = None if sampler is None else sampler.pop(0)[: len(mine)][mine]
+        loss, _ = policy_loss(
+            logp, old_logp, ref_logp, batch.advantages, everywhere, cfg, normalizer, sampler_logp
+        )
         loss.backward()
         total += loss.item()
     return total, {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -143,6 +151,28 @@ def test_loss_and_gradient_equal_trls(folder, tmp_path, trajectories, loss_type,
     ours, our_grads = our_gradient(folder, cfg, trajectories, advantages, old, reference)
     assert ours == pytest.approx(theirs, abs=1e-6)
     assert set(our_grads) == set(their_grads)
+    for name, gradient in our_grads.items():
+        assert gradient.abs().max() > 1e-4, f"{name} has no gradient: the comparison would be empty"
+        torch.testing.assert_close(gradient, their_grads[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_correction_for_the_sampler_equals_trls(folder, tmp_path, trajectories):
+    """TRL's "token_truncate", whose ratios its trainer clamps before the loss (grpo_trainer, clip_max)."""
+    cfg = objective("grpo", clip=CLIP, kl_coef=KL, sampler_ratio_max=3.0)
+    advantages = group_advantages(REWARDS, cfg).flatten()
+    shape = pad_right([t.ids for t in trajectories]).shape
+    generator = torch.Generator().manual_seed(3)
+    old, reference = -4.0 + torch.randn(2, *shape, generator=generator)
+    sampler = old + torch.randn(*shape, generator=generator)
+    ratio = (old - sampler).exp().clamp(max=3.0)
+    assert (ratio == 3.0).any() and (ratio < 1).any()
+    theirs, their_grads = trl_gradient(
+        folder, tmp_path, "bnpo", KL, trajectories, advantages, old, reference, ratio
+    )
+    ours, our_grads = our_gradient(
+        folder, cfg, trajectories, advantages, old, reference, sampler=list(sampler)
+    )
+    assert ours == pytest.approx(theirs, abs=1e-6)
     for name, gradient in our_grads.items():
         assert gradient.abs().max() > 1e-4, f"{name} has no gradient: the comparison would be empty"
         torch.testing.assert_close(gradient, their_grads[name], atol=1e-6, rtol=1e-4, msg=name)

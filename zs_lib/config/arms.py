@@ -235,9 +235,18 @@ class ObjectiveConfig(Checked):
     kl_coef: Annotated[float, within(0, 10)]
     """Weight of KL(policy || reference) in the loss; the paper takes 0.001. 0: no reference model is kept."""
     updates_per_batch: Annotated[int, within(1, 100)]
-    """Optimizer steps on each batch of trajectories; with 1 the ratio is 1 and nothing is clipped."""
+    """Epochs over each batch of trajectories; with 1 and no minibatches the ratio is 1 and nothing is
+    clipped."""
     mask_documents: bool = True
     """Document tokens stay out of the loss (paper, Table 7); False is the ablation."""
+    minibatch_rollouts: Annotated[int, within(0)] = added_later(0)
+    """Trajectories of one optimizer step, in the batch's order; 0: all. The original takes 256 of 320, so its
+    second step is off-policy and clipped."""
+    kl_max: Annotated[float, within(0)] = added_later(0.0)
+    """Upper bound of the KL estimate of a token; 0: none. The original's is 10."""
+    sampler_ratio_max: Annotated[float, within(0)] = added_later(0.0)
+    """Upper bound of the importance weights between trainer and sampler (`rl.objectives.sampler_weights`).
+    TRL takes 3; 0: no correction, which our own sampler does not need."""
     gamma: UnitInterval = added_later(1.0)
     """PPO: discount a token; the paper takes 1."""
     gae_lambda: UnitInterval = added_later(1.0)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -49,6 +50,16 @@ def token_logprobs(model: PreTrainedModel, states: Tensor, batch: MicroBatch, te
     return -torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
 
 
+@dataclass(frozen=True)
+class _Minibatch:
+    """The trajectories of one optimizer step."""
+
+    batches: list[MicroBatch]  # this process's share; halved in place where memory runs out
+    normalizer: int  # divisor of the sum over its tokens
+    trained_tokens: int
+    tokens_read: int  # in a forward pass of all processes; 0: there is nothing to learn from
+
+
 class Learner:
     """A policy with its optimizer, frozen reference (with a KL term) and critic (PPO); `update` is one step.
 
@@ -88,47 +99,56 @@ class Learner:
         return critic
 
     def update(self, step: int, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> dict:
-        """Train on one batch: `objective.updates_per_batch` optimizer steps, each on all of it.
+        """Train on one batch: `objective.updates_per_batch` times a step on each of its minibatches.
 
-        `advantages` are rewards if there is a critic. Every process gets the whole batch and takes its share
-        of the micro-batches, which are the same however many processes there are.
+        `advantages` are rewards where the algorithm standardises over tokens. Every process gets the whole
+        batch and takes its share of the micro-batches, which are the same however many processes there are.
 
-        Returns means over the updates: kl (None without a reference) and clip_fraction, both per trained
-        token; value_loss (None without a critic); grad_norm (before clipping). And sampler_gap (mean distance
-        of the sampler's log-probabilities from ours, in nats a token), learning_rate, and update_tokens
-        (tokens in forward passes). With nothing to learn from (zero-variance groups only, and no KL) the
-        weights stay as they are, and the statistics are 0.
+        Returns means over the optimizer steps: kl (None without a reference) and clip_fraction, both per
+        trained token; value_loss (None without a critic); grad_norm (before clipping). And sampler_gap (mean
+        distance of the sampler's log-probabilities from ours, in nats a token), learning_rate, and
+        update_tokens (tokens read to train). With nothing to learn from (zero-variance groups only, and no
+        KL) the weights stay as they are, and the statistics are 0.
 
         Raises:
             ModelError: the sampler has other weights, or memory holds not one trajectory, or no optimizer.
             RunError: the gradient is not finite.
         """
         objective = self.arm.objective
-        rows = make_rows(trajectories, advantages, objective.mask_documents)
+        size = objective.minibatch_rollouts or len(trajectories)
+        parts = [slice(at, at + size) for at in range(0, len(trajectories), size)]
+        minibatches = [self._minibatch(trajectories[part], advantages[part]) for part in parts]
+        minibatches = [minibatch for minibatch in minibatches if minibatch.tokens_read]
+        steps: list[dict[str, float]] = []
+        with self._checkpointing():
+            if self.algorithm.over_tokens and minibatches:
+                self._estimate_advantages(minibatches)
+            for minibatch in minibatches[1:]:  # the first's are those of its own first forward pass
+                self._freeze_logprobs(minibatch.batches)
+            for _ in range(objective.updates_per_batch):
+                steps += [self._one_update(step, minibatch) for minibatch in minibatches]
+        means = {name: sum(one[name] for one in steps) / len(steps) for name in (steps[0] if steps else ())}
+        return {
+            "kl": means.get("kl", 0.0) if self.has_kl else None,
+            "value_loss": None if self.critic is None else means.get("value_loss", 0.0),
+            "clip_fraction": means.get("clip_fraction", 0.0),
+            "grad_norm": means.get("grad_norm", 0.0),
+            "sampler_gap": self._sampler_gap(minibatches) if minibatches else 0.0,
+            "learning_rate": learning_rate(self.arm, step),
+            "update_tokens": sum(one.tokens_read for one in minibatches) * objective.updates_per_batch,
+        }
+
+    def _minibatch(self, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> _Minibatch:
+        """Pack this process's share of a minibatch, without the rows that no gradient comes from."""
+        rows = make_rows(trajectories, advantages, self.arm.objective.mask_documents)
         # Counted before rows are dropped, so that dropping them does not change the gradient.
-        tokens = sum(sum(row.loss_mask) for row in rows)
+        trained = sum(sum(row.loss_mask) for row in rows)
         budget = token_budget(self.arm.rollout, searches=self.arm.engine != "none")
-        normalizer = self.algorithm.normalizer(tokens, len(trajectories), budget)
-        if not self.has_kl and self.critic is None:
+        normalizer = self.algorithm.normalizer(trained, len(trajectories), budget)
+        if not self.has_kl and not self.algorithm.over_tokens:
             rows = [row for row in rows if row.advantage != 0]
         batches = distributed.shard(micro_batches(rows, self.model.device))
-        totals: Counter = Counter()
-        with self._checkpointing():
-            if self.critic and rows:
-                self._estimate_advantages(batches)
-            for _ in range(objective.updates_per_batch if rows else 0):
-                totals.update(self._one_update(step, batches, normalizer))
-        means = {name: total / objective.updates_per_batch for name, total in totals.items()}
-        per_token = normalizer / max(1, tokens)  # 1 unless the algorithm divides by something else
-        return {
-            "kl": means.get("kl", 0.0) * per_token if self.has_kl else None,
-            "value_loss": None if self.critic is None else means.get("value_loss", 0.0),
-            "clip_fraction": means.get("clip_fraction", 0.0) * per_token,
-            "grad_norm": means.get("grad_norm", 0.0),
-            "sampler_gap": self._sampler_gap(batches) if rows else 0.0,
-            "learning_rate": learning_rate(self.arm, step),
-            "update_tokens": sum(len(row.ids) for row in rows) * objective.updates_per_batch,
-        }
+        return _Minibatch(list(batches), normalizer, trained, sum(len(row.ids) for row in rows))
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
@@ -160,8 +180,17 @@ class Learner:
             self.adapters.enable_adapter_layers()
 
     @torch.no_grad()
-    def _estimate_advantages(self, batches: list[MicroBatch]) -> None:
-        """Turn rewards into PPO's advantages: GAE for each trajectory, then standardised over the batch."""
+    def _estimate_advantages(self, minibatches: list[_Minibatch]) -> None:
+        """Standardise advantages over the batch's trained tokens; with a critic they are GAE's (PPO)."""
+        for minibatch in minibatches if self.critic else ():
+            self._estimate_returns(minibatch.batches)
+        batches = [batch for minibatch in minibatches for batch in minibatch.batches]
+        whole = self._gather([batch.advantages for batch in batches])
+        for batch in batches:
+            batch.advantages = standardise(batch.advantages, whole)
+
+    def _estimate_returns(self, batches: list[MicroBatch]) -> None:
+        """Turn rewards into the critic's values, GAE for each trajectory, and the critic's targets."""
         gamma, lam = self.arm.objective.gamma, self.arm.objective.gae_lambda
         estimated = self._for_each(batches, lambda batch: self._values(trained_states(self.model, batch)))
         for batch, values in zip(batches, estimated, strict=True):
@@ -170,20 +199,30 @@ class Learner:
             batch.values = values
             batch.advantages = torch.cat([gae(row, rewards[0].item(), gamma, lam) for row, rewards in rows])
             batch.returns = batch.advantages + values
-        whole = self._gather([batch.advantages for batch in batches])
-        for batch in batches:
-            batch.advantages = standardise(batch.advantages, whole)
+
+    @torch.no_grad()
+    def _freeze_logprobs(self, batches: list[MicroBatch]) -> None:
+        """Keep the log-probabilities of the policy that sampled, before a step changes it."""
+        computed = self._for_each(batches, self._logprobs)
+        for batch, logprobs in zip(batches, computed, strict=True):
+            batch.old_logprobs = logprobs
+
+    def _logprobs(self, batch: MicroBatch) -> Tensor:
+        """Compute the policy's log-probabilities of the trained tokens, (N,)."""
+        states = trained_states(self.model, batch)
+        return token_logprobs(self.model, states, batch, self.arm.rollout.temperature)
 
     def _values(self, states: Tensor) -> Tensor:
         """Compute the critic's values of the trained tokens, (N,)."""
         return self.critic(states.float()).squeeze(-1)
 
-    def _one_update(self, step: int, batches: list[MicroBatch], normalizer: int) -> dict[str, float]:
-        """Take one optimizer step on the whole batch; returns its statistics and the norm before clipping."""
-        totals: Counter = Counter()
-        for stats in self._for_each(batches, lambda batch: self._backward(batch, normalizer)):
+    def _one_update(self, step: int, minibatch: _Minibatch) -> dict[str, float]:
+        """Take one optimizer step; returns statistics per trained token, and the norm before clipping."""
+        normalizer, totals = minibatch.normalizer, Counter()
+        for stats in self._for_each(minibatch.batches, lambda batch: self._backward(batch, normalizer)):
             totals.update(stats)
-        totals = distributed.all_sum(totals)
+        per_token = normalizer / minibatch.trained_tokens  # 1 unless the algorithm divides by something else
+        statistics = {name: total * per_token for name, total in distributed.all_sum(totals).items()}
         distributed.all_reduce_gradients(self.parameters.values())
         norm = clip_grad_norm_(self.parameters.values(), self.arm.max_grad_norm).item()
         if not math.isfinite(norm):
@@ -196,7 +235,7 @@ class Learner:
         self._optimizer_step()
         self._drop_gradients()
         self._round()
-        return {**totals, "grad_norm": norm}
+        return statistics | {"grad_norm": norm}
 
     def _for_each(self, batches: list[MicroBatch], work: Callable[[MicroBatch], T]) -> list[T]:
         """Do `work` on each micro-batch; where memory runs out, halve them for good and start again.
@@ -229,7 +268,14 @@ class Learner:
             batch.old_logprobs = logp.detach()
         everywhere = torch.ones_like(logp, dtype=torch.bool)  # `logp` holds trained tokens only
         loss, stats = policy_loss(
-            logp, batch.old_logprobs, batch.ref_logprobs, batch.advantages, everywhere, objective, normalizer
+            logp,
+            batch.old_logprobs,
+            batch.ref_logprobs,
+            batch.advantages,
+            everywhere,
+            objective,
+            normalizer,
+            batch.sampler_logprobs,
         )
         if self.critic:
             values, old_values = self._values(states), batch.values
@@ -269,8 +315,9 @@ class Learner:
         for parameter, master in self.rounded:
             parameter.copy_(master)
 
-    def _sampler_gap(self, batches: list[MicroBatch]) -> float:
+    def _sampler_gap(self, minibatches: list[_Minibatch]) -> float:
         """Compute the mean distance of trainer and sampler, in nats a token; ModelError if it is large."""
+        batches = [batch for minibatch in minibatches for batch in minibatch.batches]
         gaps = self._gather([(batch.old_logprobs - batch.sampler_logprobs).abs() for batch in batches])
         if (gap := gaps.nanmean().item()) > SAMPLER_GAP_LIMIT:
             raise ModelError(
@@ -281,7 +328,7 @@ class Learner:
 
     def _gather(self, parts: list[Tensor]) -> Tensor:
         """Join one tensor per micro-batch, of all processes."""
-        everywhere = distributed.unshard([part.cpu() for part in parts])
+        everywhere = [part for share in distributed.all_gather([p.cpu() for p in parts]) for part in share]
         return torch.cat(everywhere).to(self.model.device)
 
     def state(self) -> dict[str, Tensor]:

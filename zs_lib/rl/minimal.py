@@ -8,7 +8,7 @@ Left out here, and where it is:
 - runs on disk: logged metrics and trajectories, checkpoints, resuming        `rl.train`, `runs.run`
 - several processes                                                           `runs.distributed`
 - large models: micro-batches, LoRA, half precision, gradient checkpointing   `rl.learner`, `rl.batches`
-- PPO's critic and its advantages                                             `rl.learner`, `rl.objectives`
+- PPO's critic; minibatches; the correction for another program's sampler     `rl.learner`, `rl.objectives`
 - another sampler than our own loop: vLLM                                     `models.vllm`
 - checks of settings, engine, sampler and gradient; warnings of a collapse    `rl.train`, `analysis.collapse`
 - loading the policy and building the engine (which answers the searches)     `pipeline`
@@ -34,7 +34,7 @@ from zs_lib.models.load import LoadedModel
 from zs_lib.qa import Question
 from zs_lib.rl.curriculum import noise_probability
 from zs_lib.rl.learner import WEIGHT_DECAY, learning_rate
-from zs_lib.rl.objectives import algorithm, group_advantages, policy_loss
+from zs_lib.rl.objectives import algorithm, group_advantages, policy_loss, standardise
 from zs_lib.rl.rewards import reward
 from zs_lib.rl.rollout import rollout, token_budget
 from zs_lib.rl.train import questions_of_step
@@ -47,10 +47,11 @@ def train_minimal(
     """Train `policy` in place for `arm.steps` steps; returns each step's metrics.
 
     Raises:
-        ConfigError: PPO, LoRA or half precision.
+        ConfigError: PPO, minibatches, a sampler's correction, LoRA or half precision.
     """
-    if algorithm(arm.objective).critic or arm.lora_rank or arm.dtype != "float32":
-        raise ConfigError(f"'{arm.name}' has a critic, LoRA or half precision: train it with `rl.train`.")
+    objective, full = arm.objective, arm.dtype == "float32" and not arm.lora_rank
+    if algorithm(objective).critic or objective.minibatch_rollouts or objective.sampler_ratio_max or not full:
+        raise ConfigError(f"'{arm.name}' has a part that is left out here: train it with `rl.train`.")
     P, G = arm.prompts_per_step, arm.group_size
     model = policy.model.eval()  # no dropout: sampled and trained distribution must be the same
     reference = copy.deepcopy(model).requires_grad_(False) if arm.objective.kl_coef > 0 else None
@@ -103,8 +104,11 @@ def collate(trajectories: Sequence[Trajectory], advantages: Tensor, arm: PolicyA
     loss_mask = pad_sequence(masks, batch_first=True)[:, 1:]
     rollouts = sum(not t.failed for t in trajectories)
     tokens, budget = int(loss_mask.sum()), token_budget(arm.rollout, searches)
-    normalizer = algorithm(arm.objective).normalizer(tokens, rollouts, budget)
-    return Batch(pad_sequence(ids, batch_first=True), loss_mask, advantages.float().view(-1, 1), normalizer)
+    how, advantages = algorithm(arm.objective), advantages.float().view(-1, 1)
+    if how.over_tokens:
+        advantages = standardise(advantages, advantages.expand_as(loss_mask)[loss_mask])
+    normalizer = how.normalizer(tokens, rollouts, budget)
+    return Batch(pad_sequence(ids, batch_first=True), loss_mask, advantages, normalizer)
 
 
 def token_logprobs(model: PreTrainedModel, ids: Tensor, temperature: float) -> Tensor:

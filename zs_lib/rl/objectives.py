@@ -53,16 +53,6 @@ def group_standardised(rewards: Tensor) -> Tensor:
     return centred / (deviation + STD_FLOOR)
 
 
-def batch_standardised(rewards: Tensor) -> Tensor:
-    """Standardise over the batch, as REINFORCE++ does (arXiv 2501.03262): (reward - mean) / (std + 1e-4).
-
-    The paper puts the KL into the reward; here it is in the loss, as for the other algorithms.
-    """
-    present = ~rewards.isnan()
-    kept = rewards[present]
-    return torch.zeros_like(rewards).masked_scatter(present, standardise(kept, kept))
-
-
 # Surrogates (`Algorithm.surrogate`); `ratio` is new over old probability, in the shape of `logp`.
 
 
@@ -110,6 +100,8 @@ class Algorithm:
     """(trained tokens, rollouts, tokens that a rollout may write) -> the divisor of the sum over tokens."""
     critic: bool = False
     """Whether a critic is trained, which turns rewards into advantages (`gae`)."""
+    over_tokens: bool = False
+    """Whether advantages are then standardised over the trained tokens of the batch."""
 
 
 BASELINES = {
@@ -121,9 +113,10 @@ BASELINES = {
 """Name -> baseline that REINFORCE may subtract from a reward."""
 ALGORITHMS = {
     "reinforce": Algorithm(None),
-    "reinforce++": Algorithm(batch_standardised),
+    # arXiv 2501.03262; the paper puts the KL into the reward, here it is in the loss, as for the others
+    "reinforce++": Algorithm(no_baseline, over_tokens=True),
     "grpo": Algorithm(group_standardised),
-    "ppo": Algorithm(no_baseline, critic=True),
+    "ppo": Algorithm(no_baseline, critic=True, over_tokens=True),
     # arXiv 2506.13585, equations 4 and 5
     "cispo": Algorithm(group_standardised, clipped_weight),
     # arXiv 2503.20783: GRPO with neither the standard deviation nor the lengths as divisors
@@ -195,14 +188,26 @@ def zero_variance_groups(rewards: Tensor) -> Tensor:
     return rewards.where(present, -torch.inf).amax(1) <= rewards.where(present, torch.inf).amin(1)
 
 
-def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
+def kl_k3(logp: Tensor, ref_logp: Tensor, most: float = 0.0) -> Tensor:
     """Estimate KL(policy || reference) at each token from policy samples: exp(d) - d - 1, d = ref - logp.
 
     Same shape as the inputs (natural logarithms). Never negative, zero where both agree, and unbiased. As a
-    loss its expected gradient is that of KL(reference || policy), which has the same minimum.
+    loss its expected gradient is that of KL(reference || policy), which has the same minimum. With a bound
+    (`most` above 0) it is at most that, and pulls no token beyond it.
     """
     difference = ref_logp - logp
-    return torch.exp(difference) - difference - 1
+    k3 = torch.exp(difference) - difference - 1
+    return k3.clamp(max=most) if most else k3
+
+
+def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, most: float) -> Tensor:
+    """Compute truncated importance weights, min(pi_old / pi_sampler, most), at each token.
+
+    They correct for a sampler whose probabilities differ from the trainer's under the same weights, as
+    vLLM's kernels do (TRL's "token_truncate"). Same shape as the inputs; 1 where the policy did not write
+    (NaN in `sampler_logp`).
+    """
+    return torch.exp(old_logp - sampler_logp).clamp(max=most).nan_to_num(1.0)
 
 
 def policy_loss(
@@ -213,26 +218,33 @@ def policy_loss(
     mask: Tensor,
     cfg: ObjectiveConfig,
     normalizer: float,
+    sampler_logp: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the scalar to minimise, and batch statistics, from per-token log-probabilities.
 
-    `logp` (with gradient), `old_logp` (the policy that sampled) and `ref_logp` (the reference policy; None
-    without a KL term) are (B, T) float; `advantages` broadcasts to them; `mask` is bool, True on the tokens
-    that are trained. Values where the mask is False move neither loss nor gradient, even NaN.
+    `logp` (with gradient), `old_logp` (the policy that sampled), `ref_logp` (the reference policy; None
+    without a KL term) and `sampler_logp` (as the sampler reported them, NaN where it wrote nothing; needed
+    with `cfg.sampler_ratio_max` only) are (B, T) float; `advantages` broadcasts to them; `mask` is bool, True
+    on the tokens that are trained. Values where the mask is False move neither loss nor gradient, even NaN.
 
-    loss = sum over the mask of [-surrogate + kl_coef * k3] / normalizer: the KL is added to what is
-    minimised, so it pulls the policy to the reference. `normalizer` is that of the whole batch
-    (`Algorithm.normalizer`), so that the losses of its micro-batches add up to its own; so do the statistics,
-    "clip_fraction" and, with a reference, "kl".
+    loss = sum over the mask of [-weight * surrogate + kl_coef * k3] / normalizer, where the weight is 1, or
+    `sampler_weights` with `cfg.sampler_ratio_max`. The KL is added to what is minimised, so it pulls the
+    policy to the reference. `normalizer` is that of the whole batch (`Algorithm.normalizer`), so that the
+    losses of its micro-batches add up to its own; so do the statistics, "clip_fraction" and, with a
+    reference, "kl".
     """
     # Masked values are replaced before the arithmetic: 0 * NaN would still be NaN in the gradient.
     logp, advantages = logp.where(mask, 0.0), advantages.expand_as(logp).where(mask, 0.0)
     ratio = torch.exp(logp - old_logp.where(mask, 0.0))
     surrogate, clipped = algorithm(cfg).surrogate(logp, ratio, advantages, cfg.clip)
+    if cfg.sampler_ratio_max:
+        surrogate = surrogate * sampler_weights(old_logp, sampler_logp, cfg.sampler_ratio_max).where(
+            mask, 0.0
+        )
     loss = -surrogate.sum() / normalizer
     stats = {"clip_fraction": clipped.sum() / normalizer}
     if ref_logp is not None:
-        kl = kl_k3(logp, ref_logp.where(mask, 0.0)).sum() / normalizer
+        kl = kl_k3(logp, ref_logp.where(mask, 0.0), cfg.kl_max).sum() / normalizer
         loss = loss + cfg.kl_coef * kl
         stats["kl"] = kl.detach()
     return loss, stats
