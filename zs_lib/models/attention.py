@@ -25,37 +25,38 @@ PADDING = torch.iinfo(torch.long).max
 """Position of padding: later than every query, so that no causal mask shows it."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Layer types whose memory is keys and values, seen through a mask."""
-_current: ContextVar[tuple[Tensor, Tensor, list] | None] = ContextVar("positions", default=None)
+_current: ContextVar[tuple[Tensor, Tensor, set] | None] = ContextVar("positions", default=None)
 
 
-def forward_at(model: PreTrainedModel, new: Tensor, keys: Tensor, **inputs) -> Tensor:
+def forward_at(model: PreTrainedModel, new: Tensor, keys: Tensor, **inputs) -> tuple[Tensor, bool]:
     """Logits of a forward pass in which each token sees the keys that its position in the text may see.
 
-    new (rows, new tokens) and keys (rows, keys): positions in each row's text; PADDING is never seen.
+    new (rows, new tokens) and keys (rows, keys): positions in each row's text; PADDING is never seen. Also
+    returns whether the model is plainly causal: no layer has a window or a chunk.
 
     Raises:
         ModelError: the model did not build its masks by transformers' mask functions.
     """
-    masks: list[Tensor] = []
-    token = _current.set((new, keys, masks))
+    asked: set[Callable] = set()
+    token = _current.set((new, keys, asked))
     try:
         logits = model(position_ids=new, **inputs).logits
     finally:
         _current.reset(token)
-    if not masks:
+    if not asked:
         raise _unsupported(model, "it does not build its attention masks by transformers' mask functions")
-    return logits
+    return logits, asked == {causal_mask_function}
 
 
 def _mask(*args, mask_function: Callable = causal_mask_function, **options) -> Tensor | None:
     """(rows, 1, new, keys) mask of one kind of layers, to be added to scores (transformers' interface)."""
     if not (positions := _current.get()):
         return sdpa_mask(*args, mask_function=mask_function, **options)
-    new, keys, masks = positions
+    new, keys, asked = positions
+    asked.add(mask_function)
     rows = torch.arange(len(new), device=new.device)[:, None, None, None]
     seen = mask_function(rows, 0, new[:, None, :, None], keys[:, None, None])
-    masks.append(torch.zeros_like(seen, dtype=options["dtype"]).masked_fill_(~seen, -torch.inf))
-    return masks[-1]
+    return torch.zeros_like(seen, dtype=options["dtype"]).masked_fill_(~seen, -torch.inf)
 
 
 def check_attention(model: PreTrainedModel) -> None:

@@ -61,6 +61,10 @@ class Batch:
         """(rows, columns): the position in its text of what stands in a column."""
         self.keys = self.positions.masked_fill(self.positions < self.shared, PADDING)
         """(rows, columns): the same, and PADDING where there is no key to attend to."""
+        hidden = torch.nn.functional.pad(self.keys == PADDING, (self.shared, 0))
+        self.mask = torch.zeros_like(hidden, dtype=model.dtype).masked_fill_(hidden, -torch.inf)
+        """(rows, shared prefix and columns): added to a step's scores if the model is plainly causal."""
+        self.causal = False
         cached = [(self.end - len(unread[i]) - found[i][0], *found[i]) for i in order]
         layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
         self.cache = Cache(layers=[_LayerCache(layer, self.end + max_tokens, cached) for layer in layers])
@@ -110,10 +114,15 @@ class Batch:
         """(n, vocabulary) logits of the last of ids (n, new), written to and attending within a window."""
         for layer in self.cache.layers:
             layer.window = window
-        new, own = self.positions[window.rows, window.new].clamp(min=0), self.keys[window.rows, window.seen]
-        keys = torch.cat([torch.arange(self.shared, device=self.device).expand(len(own), -1), own], 1)
         inputs = {"input_ids": ids, "past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
-        return forward_at(self.model, new, keys, **inputs, **options)[:, -1]
+        new = self.positions[window.rows, window.new].clamp(min=0)
+        if self.causal and window.real is None:  # asking for masks at every step costs small models 2%
+            mask = self.mask[:, None, None, : self.shared + self.end]
+            return self.model(position_ids=new, attention_mask=mask, **inputs, **options).logits[:, -1]
+        own = self.keys[window.rows, window.seen]
+        keys = torch.cat([torch.arange(self.shared, device=self.device).expand(len(own), -1), own], 1)
+        logits, self.causal = forward_at(self.model, new, keys, **inputs, **options)
+        return logits[:, -1]
 
     def drop_finished(self, ids: Tensor) -> Tensor:
         """Remove finished rows; the ids (rows,) of those that stay, in their new order.
@@ -134,7 +143,7 @@ class Batch:
                     slots[gap, :, : self.end] = slots[mover, :, : self.end]
         self.rows = [self.rows[i] for i in order]
         index = torch.tensor(order, dtype=torch.long, device=self.device)
-        self.keys, self.positions = self.keys[index], self.positions[index]
+        self.keys, self.positions, self.mask = self.keys[index], self.positions[index], self.mask[index]
         return ids[index]
 
     def store(self, i: int) -> None:
