@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test lint format test-browser test-distributed test-ray test-large vllm test-vllm test-verl fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test lint format test-browser test-distributed test-ray test-large vllm test-vllm test-verl test-gpu fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -77,6 +77,10 @@ $(VERL)/.ready: .ci/verl.txt
 
 test-verl: $(STAMP) $(VERL)/.ready  ## what `zs export verl` writes, loaded by verl's own classes (in .venv/verl)
 	HF_HUB_OFFLINE=1 $(VERL)/bin/python -m pytest --noconftest tests/drills/verl_recipe.py
+
+# The environment must have a torch for CUDA, and vLLM for its part (environment.yml).
+test-gpu: $(STAMP)  ## on an NVIDIA GPU, ten minutes: gradients, bfloat16, vLLM, FSDP2, speeds; recorded in data/results
+	$(VENV)/bin/python tests/drills/gpu.py
 
 # As root apt-get installs what is missing; sudo is used where there is one.
 test-browser: $(STAMP)  ## notebooks in JupyterLab and Chromium, by mouse and keys; screenshots in outputs/browser/

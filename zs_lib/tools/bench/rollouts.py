@@ -22,6 +22,7 @@ from zs_lib.rl.format_sft import lesson
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.train import questions_of_step
 from zs_lib.rl.trajectory import Trajectory
+from zs_lib.runs import distributed
 from zs_lib.tools.bench.machine import forward_flops, peak_flops
 
 MODEL, GROUP = "HuggingFaceTB/SmolLM2-135M-Instruct", 4
@@ -167,7 +168,28 @@ RESPONSE = {
 
 def trl(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
     """Make the tool loop of TRL's GRPOTrainer, in an environment whose only tool is the search engine."""
-    searches = []
+    searches: list[str] = []
+    trl_trainer = tool_trainer(generator, engine, cfg, GROUP, [""], searches)
+
+    def loop(questions: Sequence[Question]) -> dict[str, float]:
+        torch.manual_seed(0)
+        prompts = [protocol.policy_prompt(question.question, cfg.template) for question in questions]
+        inputs = [{"prompt": [{"role": "user", "content": text}]} for text in prompts]
+        output = trl_trainer._generate_and_score_completions(inputs)
+        return {"sampled tokens": output["tool_mask"].sum().item(), "searches": len(searches)}
+
+    return loop
+
+
+def tool_trainer(
+    generator: Generator,
+    engine: SearchEngine,
+    cfg: RolloutConfig,
+    rows: int,
+    prompts: Sequence[str],
+    searches: list[str],
+):
+    """Make TRL's GRPOTrainer on these prompts, with the engine as its only tool; queries go to `searches`."""
 
     class Environment:
         def reset(self, **_) -> None: ...
@@ -182,18 +204,10 @@ def trl(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
             (found,) = engine.search([SearchRequest(query, "", ("",))], cfg.num_documents)
             return protocol.format_observation(found.documents)
 
-    def loop(questions: Sequence[Question]) -> dict[str, float]:
-        torch.manual_seed(0)
-        prompts = [protocol.policy_prompt(question.question, cfg.template) for question in questions]
-        inputs = [{"prompt": [{"role": "user", "content": text}]} for text in prompts]
-        output = trl_trainer._generate_and_score_completions(inputs)
-        return {"sampled tokens": output["tool_mask"].sum().item(), "searches": len(searches)}
-
     tokenizer = copy.copy(generator.tokenizer)
     tokenizer.chat_template, tokenizer.response_template = CHAT, RESPONSE
-    chat = [[{"role": "user", "content": ""}]]
-    trl_trainer = trainer(generator.model, tokenizer, cfg, GROUP, chat, environment_factory=Environment)
-    return loop
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return trainer(generator.model, tokenizer, cfg, rows, chats, environment_factory=Environment)
 
 
 def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence = ("",), **options):
@@ -211,7 +225,7 @@ def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence =
         max_completion_length=cfg.max_context_tokens,
         max_tool_calling_iterations=cfg.max_searches,
         beta=0.0,
-        use_cpu=True,
+        use_cpu=distributed.device().type == "cpu",
         bf16=False,
         gradient_checkpointing=False,
         use_bias_correction_kl=False,
@@ -240,6 +254,7 @@ def format_tuned(name: str, how: FormatSFT) -> Path:
     if (folder / "config.json").is_file():
         return folder
     loaded, engine = load_model(name), build_engine(how.engine, split="train")
+    device = loaded.model.device
     chains = [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if q.is_chain]
     questions = questions_of_step(chains, SFT_STEPS * SFT_EXAMPLES, 1, 1)
     trained = [p for layer in loaded.model.base_model.layers[-SFT_LAYERS:] for p in layer.parameters()]
@@ -250,8 +265,8 @@ def format_tuned(name: str, how: FormatSFT) -> Path:
     for step in range(SFT_STEPS):
         for i, question in enumerate(questions[step * SFT_EXAMPLES : (step + 1) * SFT_EXAMPLES]):
             row = encode_example(loaded.tokenizer, lesson(question, engine, how), ended=i % 2 == 0)
-            ids, mask = torch.tensor(row["input_ids"]), torch.tensor(row["completion_mask"]) == 1
-            labels = torch.where(mask, ids, -100)
+            ids, mask = (torch.tensor(row[name], device=device) for name in ("input_ids", "completion_mask"))
+            labels = torch.where(mask == 1, ids, -100)
             (loaded.model(input_ids=ids[None], labels=labels[None]).loss / SFT_EXAMPLES).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -47,7 +47,7 @@ def measure(small: bool = False) -> Iterator[dict]:
 
 def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries: int) -> Iterator[dict]:
     loaded = load_model(name)
-    trajectories, rewards = _batch(loaded, arm)
+    trajectories, rewards = first_batch(loaded, arm)
     cases = [(f"KL {kl:g}" if kl else "without KL", kl, rewards) for kl in kl_coefs]
     cases.append(
         ("without KL, none idle", 0.0, rewards + torch.linspace(0, 0.1, rewards.numel()).view_as(rewards))
@@ -70,8 +70,8 @@ def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries:
         yield case | {"who": "both", "measure": "idle trajectories", "value": idle, "unit": "share"}
 
 
-def _batch(loaded: LoadedModel, arm: PolicyArm) -> tuple[list[Trajectory], torch.Tensor]:
-    """Trajectories of the arm's first step with BM25, and their rewards (P, G)."""
+def first_batch(loaded: LoadedModel, arm: PolicyArm) -> tuple[list[Trajectory], torch.Tensor]:
+    """Roll out the arm's first step with BM25: trajectories, and their rewards (P, G)."""
     questions = questions_of_step(
         qa.load_questions(subset=arm.subsets, split="train"), arm.prompts_per_step, 0, 1
     )
