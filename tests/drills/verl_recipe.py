@@ -271,7 +271,7 @@ def test_verls_loss_has_our_gradient(arm, recipes, monkeypatch):
 
     name = "reinforce" if arm == "zerosearch" else arm
     cfg = ObjectiveConfig(algorithm=name, baseline="group_mean", clip=0.2, kl_coef=0.001, updates_per_batch=1)
-    normalizer = 4 * actor.loss_scale_factor if arm == "dr_grpo" else None
+    normalizer = 4 * actor.loss_scale_factor if arm == "dr_grpo" else int(mask.sum())
     loss, _ = policy_loss(logp, old, reference, advantages, mask, cfg, normalizer)
     (ours,) = torch.autograd.grad(loss, logp)
     torch.testing.assert_close(theirs, ours, rtol=1e-9, atol=1e-12)

@@ -169,12 +169,24 @@ def test_every_algorithm_has_a_counterpart(tmp_path):
     assert values["data"]["custom_cls"]["path"] == "pkg://zerosearch.advantage"
 
 
+@pytest.mark.parametrize(("minibatch", "questions"), [(0, 64), (320, 64), (256, 32), (100, 16), (1, 1)])
+def test_minibatches_are_equal_and_hold_whole_groups(minibatch, questions, tmp_path):
+    objective = replace(ARM.objective, minibatch_rollouts=minibatch, sampler_ratio_max=3.0)
+    arm = replace(ARM, prompts_per_step=64, group_size=5, objective=objective)
+    values = yaml.safe_load((export_verl(arm, tmp_path / "recipe", FEW) / "config.yaml").read_text())
+    assert values["actor_rollout_ref"]["actor"]["ppo_mini_batch_size"] == questions
+    correction = values["algorithm"]["rollout_correction"]
+    assert correction == {"rollout_is": "token", "rollout_is_threshold": 3.0}
+
+
 def test_what_verl_cannot_do_is_refused_before_anything_is_written(tmp_path, recipe):
     folder = tmp_path / "new"
     adaptive = replace(ARM, curriculum=replace(ARM.curriculum, schedule="adaptive"))
     mixed = replace(ARM, engine="mixed", real_share=0.2)
     paid = replace(STUDY.policy("search-r1"), engine="serpapi")
-    for arm, message in ((adaptive, "adaptive"), (mixed, "mixed"), (paid, "serpapi")):
+    bounded = replace(ARM, objective=replace(ARM.objective, kl_max=3.0))
+    refused = ((adaptive, "adaptive"), (mixed, "mixed"), (paid, "serpapi"), (bounded, "kl_max = 3"))
+    for arm, message in refused:
         with pytest.raises(ConfigError, match=message):
             export_verl(arm, folder, FEW)
     assert not folder.exists()

@@ -7,6 +7,7 @@ that prompts, tags, scores and draws have one source.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ TEMPLATES = Path(__file__).with_name("verl_recipe")
 LIBRARY = Path(__file__).parents[1]
 SHARED = ("errors.py", "rng.py", "protocol.py", "qa/scoring.py")
 """Files of this library that the recipe gets as they are; they import nothing but one another."""
+VERL_KL_MAX = 10.0
+"""verl always clamps a token's k3 at this value."""
 TOKENS_PER_GPU = 16384
 """Tokens that verl puts into one forward pass: its default, unless one trajectory has more."""
 LONGEST_PROMPT = 1024
@@ -132,6 +135,8 @@ def _check(arm: PolicyArm) -> None:
         "the engine 'mixed'": arm.engine == "mixed",
         "the curriculum 'adaptive'": arm.curriculum is not None and arm.curriculum.schedule == "adaptive",
         "format SFT before RL": arm.format_sft is not None,
+        f"kl_max = {arm.objective.kl_max:g} (0 or {VERL_KL_MAX:g})": arm.objective.kl_max
+        not in (0, VERL_KL_MAX),
     }
     if found := [what for what, there in lacking.items() if there]:
         raise ConfigError(
@@ -199,10 +204,12 @@ def _values(arm: PolicyArm, seed: int, settings: dict, search: dict) -> dict:
         "tokens_per_gpu": max(TOKENS_PER_GPU, longest + rollout.max_context_tokens),
         "prompts_per_step": arm.prompts_per_step,
         "group_size": arm.group_size,
-        "mini_batch": arm.prompts_per_step,
+        "mini_batch": _minibatch_questions(arm),
         "epochs": objective.updates_per_batch,
         "use_kl": objective.kl_coef > 0,
         "lam": objective.gae_lambda,
+        "rollout_is": "token" if objective.sampler_ratio_max else None,
+        "rollout_is_threshold": objective.sampler_ratio_max or 2.0,
         "loss_scale_factor": token_budget(rollout, bool(search))
         if objective.algorithm == "dr_grpo"
         else None,
@@ -219,6 +226,14 @@ def _values(arm: PolicyArm, seed: int, settings: dict, search: dict) -> dict:
         "experiment": re.sub(r"[^\w.=-]+", "-", arm.name),
         "tool_config": "tool.yaml" if search else None,
     }
+
+
+def _minibatch_questions(arm: PolicyArm) -> int:
+    """Questions of one optimizer step: verl's minibatches are equal and hold whole groups."""
+    rollouts = arm.prompts_per_step * arm.group_size
+    count = math.ceil(rollouts / (arm.objective.minibatch_rollouts or rollouts))
+    equal = (n for n in range(count, arm.prompts_per_step) if arm.prompts_per_step % n == 0)
+    return arm.prompts_per_step // next(equal, arm.prompts_per_step)
 
 
 def _write_code(package: Path) -> None:
