@@ -265,7 +265,10 @@ def kill_when(due, process):
 @pytest.mark.parametrize("other", [{}, {"temperature": 0.3}])
 def test_a_burst_delays_another_s_request_by_no_more_than_what_is_before_it(simulator, other):
     """First come, first served: of the second burst at most one batch comes before the single request."""
-    answered = []
+    answered, sent = [], []
+
+    async def trace(event, _):
+        sent.extend([event] * (event == "http11.send_request_body.complete"))
 
     async def ask(client, who, **asked):
         body = {
@@ -273,7 +276,8 @@ def test_a_burst_delays_another_s_request_by_no_more_than_what_is_before_it(simu
             "max_tokens": 60,
             "temperature": 2.0,
         } | asked
-        assert (await client.post(f"{simulator.url}/v1/chat/completions", json=body)).is_success
+        url, extensions = f"{simulator.url}/v1/chat/completions", {"trace": trace}
+        assert (await client.post(url, json=body, extensions=extensions)).is_success
         answered.append(who)
 
     async def clients():
@@ -288,8 +292,11 @@ def test_a_burst_delays_another_s_request_by_no_more_than_what_is_before_it(simu
                 (modest, "single", 1, other),
                 (greedy, "second", 50, {}),
             ):
+                expected = len(sent) + count
                 for seed in range(count):
                     group.create_task(ask(client, who, seed=seed, **asked))
+                while len(sent) < expected:  # on a busy machine opening 70 connections takes its time
+                    await asyncio.sleep(0.05)
                 await asyncio.sleep(0.5)
 
     asyncio.run(clients())
