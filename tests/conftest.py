@@ -15,7 +15,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-SLOWEST = ("test_notebooks", "test_bench", "test_train", "test_trl_plugin", "test_serve", "test_figures")
+SLOWEST = (
+    "test_notebooks",
+    "test_suggestions",
+    "test_bench",
+    "test_train",
+    "test_trl_plugin",
+    "test_serve",
+    "test_figures",
+)
 """Files that take longest, first: one of them at the end would leave a process of `make test` idle."""
 
 

@@ -1,14 +1,19 @@
-"""The rows of every study of the tiny profile, as a table, without a run."""
+"""The rows of every study of a profile, as a table, without a run."""
 
 import pandas as pd
 
 from zs_lib import config, studies
 
+
+def study_rows(profile: config.Profile) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"study": study, "label": label, "arm": arm.name}
+            for study in studies.STUDIES
+            for label, arm in studies.study_arms(profile, study).items()
+        ]
+    )
+
+
 TINY = config.load_profile("tiny")
-ROWS = pd.DataFrame(
-    [
-        {"study": study, "label": label, "arm": arm.name}
-        for study in studies.STUDIES
-        for label, arm in studies.study_arms(TINY, study).items()
-    ]
-)
+ROWS = study_rows(TINY)
