@@ -177,7 +177,7 @@ class FailingEngine(SearchEngine):
                 num_documents,
             )
         )
-        return [SearchResult((), "failed", "planted fault") if fails else next(found) for fails in failing]
+        return [SearchResult.failed("planted fault") if fails else next(found) for fails in failing]
 
 
 def training(seed: int) -> dict:

@@ -67,7 +67,7 @@ class Counting:
         with self.lock:
             self.asked += [request.query for request in requests]
         return [
-            SearchResult((), "failed", "ill")
+            SearchResult.failed("ill")
             if request.query in self.fail
             else SearchResult.of([f"é {request.query}"] * (num_documents if request.query else 0))
             for request in requests

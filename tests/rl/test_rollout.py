@@ -130,7 +130,7 @@ def raises(request):
     raise EngineError("the line is down")
 
 
-@pytest.mark.parametrize("answer", [lambda request: SearchResult((), "failed", "the line is down"), raises])
+@pytest.mark.parametrize("answer", [lambda request: SearchResult.failed("the line is down"), raises])
 def test_a_failed_search_ends_its_trajectory_and_is_never_shown(answer):
     def some_fail(request):
         return answer(request) if "0" in request.query else SearchResult.of(["fine"])

@@ -76,5 +76,5 @@ class LookupEngine:
     def result(self, request) -> SearchResult:
         """Whether it fails is a function of the request's key."""
         if request.key[1] >= self.from_step and uniform(request.key, 0, "fault") < self.failing:
-            return SearchResult((), "failed", "no line")
+            return SearchResult.failed("no line")
         return SearchResult(("w5" if request.noisy else request.golden_answers[0],), "ok")

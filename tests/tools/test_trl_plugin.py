@@ -67,9 +67,7 @@ class WatchedEngine:
         self.requests += requests
         found = self.engine.search(requests, num_documents)
         return [
-            SearchResult((), "failed", "no line")
-            if uniform(request.key, 0, "fault") < self.failing
-            else result
+            SearchResult.failed("no line") if uniform(request.key, 0, "fault") < self.failing else result
             for request, result in zip(requests, found, strict=True)
         ]
 

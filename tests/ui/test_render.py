@@ -18,7 +18,7 @@ def test_what_is_shown_is_not_run(shade):
         render.trajectory(hostile, HOSTILE, shade),
         render.group([hostile], shade, titles=[HOSTILE]),
         render.documents(
-            {HOSTILE: SearchResult.of([HOSTILE]), "b": SearchResult((), "failed", HOSTILE)},
+            {HOSTILE: SearchResult.of([HOSTILE]), "b": SearchResult.failed(HOSTILE)},
             [HOSTILE],
             {HOSTILE: True},
         ),

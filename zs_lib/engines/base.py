@@ -38,12 +38,17 @@ class SearchResult:
 
     @classmethod
     def of(cls, documents: Sequence[str]) -> SearchResult:
-        """The result of a search that worked, with or without documents.
+        """Make the result of a search that worked, with or without documents.
 
         Lone surrogates ("\\ud800" in JSON), which no tokenizer takes, become "?".
         """
         sound = tuple(text.encode("utf-8", "replace").decode() for text in documents)
         return cls(sound, "ok" if documents else "empty")
+
+    @classmethod
+    def failed(cls, cause: object) -> SearchResult:
+        """Make the result of a search that failed."""
+        return cls((), "failed", str(cause))
 
 
 class SearchEngine(Protocol):

@@ -56,7 +56,7 @@ class HttpEngine(SearchEngine, ABC):
                     found = self._read(answer, len(group), num_documents)
                 except Failed as failed:
                     alone = failed.by_content and len(group) > 1
-                    found = [None if alone else SearchResult((), "failed", str(failed))] * len(group)
+                    found = [None if alone else SearchResult.failed(failed)] * len(group)
                 for place, result in zip(group, found, strict=True):
                     results[place] = result
         return results

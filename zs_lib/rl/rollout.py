@@ -190,7 +190,7 @@ def _search(engine: SearchEngine, requests: list[SearchRequest], num_documents: 
     except BudgetError:
         raise
     except EngineError as error:
-        return [SearchResult((), "failed", str(error))] * len(requests)
+        return [SearchResult.failed(error)] * len(requests)
 
 
 def cut_documents(

@@ -75,7 +75,7 @@ def _search(study: Profile, store: RunStore, name: str, request: SearchRequest) 
             engine = _simulated(_simulators(study, store)[name.partition(", ")[0]], store.root)
         return engine.search([request], study.evaluation.num_documents)[0]
     except EngineError as error:
-        return SearchResult((), "failed", str(error))
+        return SearchResult.failed(error)
 
 
 def _simulators(study: Profile, store: RunStore) -> dict[str, SimulatorArm]:
