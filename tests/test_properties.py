@@ -545,7 +545,7 @@ def stored() -> tuple[dict[str, bytes], dict[str, bytes]]:
                 run.log_trajectories(step, [{"text": f"π {step}"}])
                 run.log_timing(step, seconds=0.5)
                 if step == 4:
-                    run.save(step, {"total": torch.ones(3)}, {"half": 0.5})
+                    run.save(step, {"total": torch.ones(3)})
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):

@@ -126,7 +126,7 @@ def test_kill_and_resume_is_bit_identical(store, tmp_path):
         _ = run.summary
     assert (
         run.checkpoint().step == 4
-        and run.checkpoint().state["half"] == run.checkpoint().tensors["total"].item() / 2
+        and run.checkpoint().tensors["half"] == run.checkpoint().tensors["total"] / 2
     )
     ensure(arm, 0, store)
 
@@ -173,7 +173,7 @@ def interrupted(store) -> runs.Run:
         for step in range(1, 7):
             run.log(step, x=step)
             if step == 4:
-                run.save(step, {"x": torch.arange(3)}, {})
+                run.save(step, {"x": torch.arange(3)})
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -446,7 +446,7 @@ def filling(store: RunStore, size: int = 4000):
         checkpoint = run.checkpoint()
         for step in range(checkpoint.step + 1 if checkpoint else 1, 9):
             run.log(step, x=step)
-            run.save(step, {"x": torch.arange(step * size)}, {})
+            run.save(step, {"x": torch.arange(step * size)})
         return {"last": int(run.checkpoint().tensors["x"][-1])}
 
     return store.complete(CountingArm(), 0, work)

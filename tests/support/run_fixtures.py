@@ -58,7 +58,7 @@ def count(run: Run, arm: CountingArm, store: RunStore, progress: pipeline.Progre
             run.log_timing(step, seconds=time.time())
             stop = asked_to_stop()
             if step % 4 == 0 or stop:
-                run.save(step, {"total": total}, {"half": total.item() / 2})
+                run.save(step, {"total": total, "half": total / 2})
             if step == arm.die_at and not (run.path / "died").exists():
                 (run.path / "died").touch()
                 with (run.path / "metrics.jsonl").open("a") as file:

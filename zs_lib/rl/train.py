@@ -87,7 +87,7 @@ def train(
             generator.sync()
             metrics, stop = training.log(batch, advantages, update), asked_to_stop()
             if step % arm.checkpoint_every == 0 or step == arm.steps or stop:
-                run.save(step, learner.state(), {})
+                run.save(step, learner.state())
             if progress:
                 progress(step, arm.steps, metrics)
             if stop:

@@ -23,8 +23,8 @@ class Checkpoint:
 
     step: int
     tensors: dict[str, torch.Tensor]
-    state: dict
-    """JSON values."""
+    state: dict = field(default_factory=dict)
+    """JSON values besides the tensors."""
     logs: dict[str, str] = field(default_factory=dict)
     """Log file -> sha256 of its content up to this step."""
 

@@ -206,7 +206,7 @@ class Run:
         temporary.replace(self.path / "progress.json")
 
     @on_main_process
-    def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
+    def save(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
         """Save everything needed to resume after `step`, replacing the checkpoint before.
 
         A process killed here leaves the old checkpoint valid.
@@ -216,7 +216,7 @@ class Run:
                 sync(self.path / name)
         logs = {name: self._digest_up_to(step, name) for name in LOGS}
         folder = self.path / f"checkpoint-{step:08d}"
-        checkpoints.save_checkpoint(folder, Checkpoint(step, tensors, state, logs))
+        checkpoints.save_checkpoint(folder, Checkpoint(step, tensors, logs=logs))
         for older in self._checkpoints()[:-1]:
             shutil.rmtree(older)
 
