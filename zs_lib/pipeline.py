@@ -26,15 +26,13 @@ from zs_lib.errors import ConfigError, DataError
 from zs_lib.evaluation.methods import METHODS
 from zs_lib.rl.curriculum import SCHEDULES
 from zs_lib.rl.rewards import REWARDS
-from zs_lib.runs import Run, RunStore, distributed, kind_of
+from zs_lib.runs import Run, RunStore, StepCallback, distributed, kind_of
 
-Progress = Callable[[int, int, dict], None]
-"""Called after each training step with its number, the number of steps, and the step's metrics."""
 SIMULATOR_SEED = 0
-"""All policies share this one run of their simulator, as in the paper."""
+"""Seed of the one run of a simulator that all policies share, as in the paper."""
 
 
-def ensure(arm: Any, seed: int, store: RunStore, progress: Progress | None = None) -> Run:
+def ensure(arm: Any, seed: int, store: RunStore, progress: StepCallback | None = None) -> Run:
     """The finished run of this arm and seed: found in the store, resumed from its checkpoint, or made now.
 
     What the arm needs is ensured first. For the evaluation of a policy, `seed` names the policy's run; for
@@ -140,7 +138,7 @@ def simulator_engine(arm: SimulatorArm, seed: int, store: RunStore) -> SearchEng
 # -------------------------------------------------------------------------------------------
 
 
-def _make_format_sft(run: Run, arm: FormatSFTArm, store: RunStore, progress: Progress) -> dict:
+def _make_format_sft(run: Run, arm: FormatSFTArm, store: RunStore, progress: StepCallback) -> dict:
     from zs_lib.models.load import load_model
     from zs_lib.models.sft import fine_tune, save_model
     from zs_lib.rl.format_sft import lesson_rows
@@ -154,7 +152,7 @@ def _make_format_sft(run: Run, arm: FormatSFTArm, store: RunStore, progress: Pro
     return {"backbone": arm.backbone, "examples": len(rows)} | summary
 
 
-def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: Progress) -> dict:
+def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: StepCallback) -> dict:
     from zs_lib.models.load import load_generator
     from zs_lib.simulator.pairs import PAIRS, collect_pairs, judge_agreement, judge_pairs, split_questions
 
@@ -171,7 +169,7 @@ def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: Progress) ->
     return judge_agreement(pairs)
 
 
-def _make_simulator(run: Run, arm: SimulatorArm, store: RunStore, progress: Progress) -> dict:
+def _make_simulator(run: Run, arm: SimulatorArm, store: RunStore, progress: StepCallback) -> dict:
     """One that is not fine-tuned is copied into the run as it is, so that every arm is used alike."""
     from zs_lib.models.load import load_model
     from zs_lib.models.sft import fine_tune, save_model
@@ -187,7 +185,7 @@ def _make_simulator(run: Run, arm: SimulatorArm, store: RunStore, progress: Prog
     return summary
 
 
-def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: Progress) -> dict:
+def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: StepCallback) -> dict:
     from zs_lib.simulator.fidelity import fidelity_questions, measure_fidelity
 
     simulator = arm.simulator
@@ -205,7 +203,7 @@ def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: Progre
     )
 
 
-def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: Progress) -> dict:
+def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallback) -> dict:
     from zs_lib.models.load import load_model
     from zs_lib.rl.train import train
 
@@ -220,7 +218,7 @@ def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: Progress) 
     return train(run, arm, questions, policy, engine_for(arm, store, "train"), progress)
 
 
-def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: Progress) -> dict:
+def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: StepCallback) -> dict:
     from zs_lib.evaluation.evaluate import SCORES_FILE, evaluate_subsets, pick_questions, summarise
     from zs_lib.models.load import load_generator
 
@@ -237,7 +235,7 @@ def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: Pr
 class Maker:
     """How the runs of one kind of arm are made: (run, arm, store, progress) -> summary."""
 
-    make: Callable[[Run, Any, RunStore, Progress], dict]
+    make: Callable[[Run, Any, RunStore, StepCallback], dict]
     together: bool = False
     """Made by all processes at once (`runs.distributed`); else by the main one, while the others wait."""
 

@@ -20,7 +20,7 @@ from zs_lib import pipeline
 from zs_lib.config import paths
 from zs_lib.config.values import from_identity
 from zs_lib.errors import ModelError
-from zs_lib.runs import Run, RunStore
+from zs_lib.runs import Run, RunStore, StepCallback
 from zs_lib.runs.interrupts import between_steps
 
 PATHS = os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])
@@ -41,7 +41,7 @@ class CountingArm:
         return f"counting-{self.steps}"
 
 
-def count(run: Run, arm: CountingArm, store: RunStore, progress: pipeline.Progress | None) -> dict:
+def count(run: Run, arm: CountingArm, store: RunStore, progress: StepCallback | None) -> dict:
     with (store.root / "begun.txt").open("a") as file:
         file.write(f"{run.path.name} {os.getpid()}\n")
     if arm.fail == "typed":

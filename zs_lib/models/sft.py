@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import datasets
 import torch
@@ -13,13 +13,15 @@ from trl import SFTConfig, SFTTrainer
 from zs_lib.config.arms import FormatSFT, SimulatorArm
 from zs_lib.errors import ConfigError
 from zs_lib.models.load import LoadedModel, add_lora
-from zs_lib.runs import Run, distributed
-
-Progress = Callable[[int, int, dict], None]
+from zs_lib.runs import Run, StepCallback, distributed
 
 
 def fine_tune(
-    run: Run, loaded: LoadedModel, rows: list[dict], how: SimulatorArm | FormatSFT, progress: Progress | None
+    run: Run,
+    loaded: LoadedModel,
+    rows: list[dict],
+    how: SimulatorArm | FormatSFT,
+    progress: StepCallback | None,
 ) -> dict:
     """Fine-tune `loaded` in place, with the loss on the tokens of `completion_mask` only.
 
@@ -159,7 +161,7 @@ class _Trainer(SFTTrainer):
 
 
 class _Progress(TrainerCallback):
-    def __init__(self, progress: Progress):
+    def __init__(self, progress: StepCallback):
         self.progress = progress
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -16,7 +16,7 @@ DeepSpeed), a replay buffer, an entropy bonus, a format reward.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,7 +34,7 @@ from zs_lib.rl.rewards import reward
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.trajectory import Trajectory, to_record, trajectory_metrics
 from zs_lib.rng import permutation
-from zs_lib.runs import Run, distributed
+from zs_lib.runs import Run, StepCallback, distributed
 from zs_lib.runs.interrupts import between_steps
 
 LOGGED_QUESTIONS = 2
@@ -53,7 +53,7 @@ def train(
     questions: Sequence[Question],
     policy: LoadedModel,
     engine: SearchEngine | None,
-    progress: Callable[[int, int, dict], None] | None = None,
+    progress: StepCallback | None = None,
 ) -> dict:
     """Train `policy` in place, from the run's checkpoint if it has one, to `arm.steps`; returns the summary.
 

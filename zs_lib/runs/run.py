@@ -65,6 +65,10 @@ PASSING = ("lock", "progress.json", "worker.log")
 """Files about a run's progress, not its content; `verify` ignores them."""
 
 
+StepCallback = Callable[[int, int, dict], None]
+"""Called after each training step with its number, the number of steps, and the step's metrics."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """Progress of a run: `step` of `steps` in its current stage."""
