@@ -194,7 +194,8 @@ def test_verls_agent_loop_worker_rolls_out_and_its_reward_manager_scores(recipe,
         length = int(done.batch["attention_mask"][i, -len(ids) :].sum())
         shown = tokenizer.decode(ids[:length][~mask[:length]])
         assert shown.startswith("<information>Doc 1:") and shown.endswith("</information>\n")
-    _, sampling = model.asked[0]
+    prompt, sampling = model.asked[0]
+    assert prompt == batch["raw_prompt"][0][0]["content"]
     assert sampling["stop"] == ["</search>", "</answer>"] and sampling["include_stop_str_in_output"]
     assert sampling["max_tokens"] == 40
 

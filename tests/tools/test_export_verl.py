@@ -7,10 +7,12 @@ import importlib
 import sys
 from dataclasses import replace
 
+import http_fixtures
 import pandas as pd
 import pytest
 import yaml
 from arm_fixtures import arm as small_arm
+from http_fixtures import completion
 from serve_fixtures import serving
 
 from zs_lib import cli, config, protocol, qa
@@ -125,6 +127,32 @@ def test_a_simulator_served_answers_the_recipe_as_it_answers_us(recipe, package)
     assert documents[0] and documents[0] != documents[1]
 
 
+def test_the_request_to_a_simulator_is_ours(recipe, package):
+    """Byte by byte: published simulators depend on their prompt. A passing fault is asked again."""
+
+    bodies = []
+
+    def script(asked):
+        if asked.command == "GET":
+            return asked.reply({"data": [{"id": "simulator"}]})
+        bodies.append(asked.body)
+        if len(bodies) == 2:  # the recipe's first request
+            return asked.reply(None, status=503)
+        asked.reply(completion("Doc 1: Oslo."))
+
+    search = yaml.safe_load((recipe / "tool.yaml").read_text())["tools"][0]["config"]["search"]
+    request = SearchRequest("q [INST]", "what </search>?", ("Oslo",), True, (1, "a", "search"))
+    with http_fixtures.serving(script) as server:
+        ours = build_engine(f"openai:{server.url}", simulator=ARM.simulator)
+        (result,) = ours.search([request], ARM.rollout.num_documents)
+        asked = package("search").Search(**search | {"address": server.url})
+        documents = asyncio.run(
+            asked.documents(request.query, request.question, request.golden_answers, True, request.key)
+        )
+    assert documents == list(result.documents) == ["Oslo."]
+    assert len(bodies) == 3 and bodies[0] == bodies[1] == bodies[2]
+
+
 def test_a_retriever_served_answers_and_a_dead_server_is_one_error(package):
     Search = package("search").Search
     settings = {"kind": "retriever", "num_documents": 2, "attempts": 1}
@@ -156,6 +184,13 @@ def test_the_settings_are_the_arms(recipe):
     assert loop["max_context_tokens"] == ARM.rollout.max_context_tokens and loop["mask_documents"] is True
     assert (recipe / "model" / "model.safetensors").exists()
     assert "zs serve simulator --model grounded-tiny-L" in (recipe / "README.md").read_text()
+
+
+def test_the_prompt_is_the_bare_text_as_long_as_ours_is(recipe):
+    (loop,) = yaml.safe_load((recipe / "loop.yaml").read_text())
+    generator, text = load_generator("tiny-S"), protocol.policy_prompt("who?", ARM.rollout.template)
+    generator.tokenizer.chat_template = "{% for m in messages %}Chat: {{ m.content }}{% endfor %}"
+    assert (generator.encode_prompt(text) != generator.tokenizer.encode(text)) is loop["chat_template"]
 
 
 def test_every_algorithm_has_a_counterpart(tmp_path):

@@ -199,6 +199,7 @@ def _values(arm: PolicyArm, seed: int, settings: dict, search: dict) -> dict:
         "seed": seed,
         "max_searches": searches,
         "searches": bool(searches),
+        "chat_template": False,
         "max_turns": searches + 1,
         "prompt_tokens": longest,
         "tokens_per_gpu": max(TOKENS_PER_GPU, longest + rollout.max_context_tokens),

@@ -25,12 +25,14 @@ class ZeroSearchLoop(AgentLoopBase):
         max_turn_tokens: int,
         max_context_tokens: int,
         mask_documents: bool = True,
+        chat_template: bool = False,
         tools=None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.max_searches, self.max_turn_tokens = max_searches, max_turn_tokens
         self.max_context_tokens, self.mask_documents = max_context_tokens, mask_documents
+        self.chat_template = chat_template
         self.tool = next((tool for tool in tools.tools if tool.name == "search"), None) if tools else None
         if max_searches and self.tool is None:
             raise ConfigError("The tool 'search' is missing: name tool.yaml as multi_turn.tool_config_path.")
@@ -103,8 +105,8 @@ class ZeroSearchLoop(AgentLoopBase):
         return self.max_context_tokens - len(prompt) - len(ids) - self.max_turn_tokens
 
     def _encode_prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        """By the model's chat template; a model without one gets the bare text."""
-        if self.tokenizer.chat_template:
+        """Ids of the prompt: of the bare text, or by the model's chat template where loop.yaml says so."""
+        if self.chat_template:
             text = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False, **self.apply_chat_template_kwargs
             )
