@@ -169,7 +169,7 @@ HOST = option(
     option("--only", metavar="02,03", help="these notebooks, by number or name"),
     option("--full", action="store_true", help="every study and notebook (hours), not only the core"),
     SEEDS,
-    option("--jobs", type=int, metavar="N", help="runs side by side (default: one a core, on a cluster all)"),
+    option("--jobs", type=int, metavar="N", help="runs side by side at most (default: all that fit)"),
     option(
         "--executor",
         default="local",

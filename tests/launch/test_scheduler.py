@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from run_fixtures import PATHS, CountingArm
@@ -73,7 +74,7 @@ def test_a_run_waits_for_what_it_needs(store, monkeypatch):
     queue.finished(policy, "out of luck")
     assert queue.next().name == "policy zerosearch s1"
     queue.close()
-    assert queue.failed == {
+    assert dict(queue.failed.values()) == {
         "policy zerosearch s0": "out of luck",
         "evaluation zerosearch s0": "needs policy zerosearch s0, which failed",
     }
@@ -88,7 +89,30 @@ def test_what_needs_a_failed_run_fails_with_its_name(store, monkeypatch):
     simulator = queue.next()
     queue.finished(simulator, "out of luck")
     assert queue.next() is None
-    assert queue.failed["policy zerosearch s1"] == "needs simulator grounded-tiny-L s0, which failed"
+    cause = dict(queue.failed.values())["policy zerosearch s1"]
+    assert cause == "needs simulator grounded-tiny-L s0, which failed"
+
+
+def test_failed_runs_of_one_name_are_each_counted_and_told(store, monkeypatch):
+    """Evaluations of one arm with two engines: their names are equal, their folders are not."""
+    profile = config.load_profile("smoke")
+    evaluations = [
+        EvaluationArm.of_backbone(profile.policy("search-r1"), replace(profile.evaluation, engine=engine))
+        for engine in ("bm25", "dense")
+    ]
+
+    def work_through(queue, slots, watch):
+        for cause in ("no line", "no key"):
+            queue.finished(queue.next(), cause)
+
+    monkeypatch.setattr(scheduler, "work_through", work_through)
+    paths = [store.path(arm, 0).name for arm in evaluations]
+    with pytest.raises(RunError) as caught:
+        scheduler.make_runs([(arm, 0) for arm in evaluations], store=store)
+    assert str(caught.value) == (
+        "2 of 2 runs failed (the others are kept). "
+        f"evaluation start s0 ({paths[0]}): no line; evaluation start s0 ({paths[1]}): no key"
+    )
 
 
 def test_a_job_survives_the_way_to_a_worker():

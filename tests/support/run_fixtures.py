@@ -43,7 +43,7 @@ class CountingArm:
 
 def count(run: Run, arm: CountingArm, store: RunStore, progress: StepCallback | None) -> dict:
     with (store.root / "begun.txt").open("a") as file:
-        file.write(f"{run.path.name} {os.getpid()}\n")
+        file.write(f"{run.path.name} {os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
     if arm.fail == "typed":
         raise ModelError("There is no such model.")
     if arm.fail == "untyped":

@@ -8,7 +8,7 @@ Nothing else in the library asks which profile runs. Layout of a file:
     [simulator]  values that all simulators share     [[simulators]]  one row an arm: what differs
     [policy]     values that all policies share       [[policies]]    one row an arm: what differs
                  (with [policy.objective], [policy.rollout], [policy.curriculum])
-    [evaluation]                                                  [resources]     of a run on a cluster
+    [evaluation]                                                  [resources]     of a run
 
 A policy's `simulator` is the name of one of the simulators: "<recipe>-<backbone>".
 """
@@ -28,11 +28,12 @@ from zs_lib.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Share(Checked):
-    """The share of a cluster's machine that one run takes (`launch.executors`)."""
+    """The share of a machine that one run takes (`launch.placement`; on a cluster, Ray or SLURM)."""
 
     cpus: Annotated[int, within(1, 10_000)] = 1
     """Also the number of threads; only runs with equal numbers are equal bit for bit."""
     gpus: Annotated[int, within(0, 1000)] = 0
+    """For this run alone; 0: it is made on CPUs, whatever the machine has."""
 
     def __str__(self) -> str:
         return f"{self.cpus} CPU and {self.gpus} GPU"
@@ -40,7 +41,7 @@ class Share(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """The shares of a cluster's machines by kind of run."""
+    """The shares of machines by kind of run."""
 
     simulator: Share = Share()
     policy: Share = Share()

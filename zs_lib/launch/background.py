@@ -18,9 +18,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from zs_lib.config import Resources
 from zs_lib.config.contents import unreadable
+from zs_lib.config.values import from_identity, identity
 from zs_lib.errors import RunError, UnreadableError, ZeroSearchError
-from zs_lib.launch import scheduler, worker
+from zs_lib.launch import executors, scheduler, worker
 from zs_lib.runs import RunStore
 
 LOG = "background.log"
@@ -28,8 +30,15 @@ START_S = 60
 """Seconds within which the new process must hold its lock."""
 
 
-def start(wanted: Iterable[tuple[Any, int]], store: RunStore, jobs: int | None = None) -> int:
+def start(
+    wanted: Iterable[tuple[Any, int]],
+    store: RunStore,
+    jobs: int | None = None,
+    resources: Resources | None = None,
+) -> int:
     """Start a process that makes the missing runs of these (arm, seed) pairs; its process id.
+
+    `jobs` and `resources` bound what runs at once (`scheduler.make_runs`, `executors.local`).
 
     Raises:
         RunError: the store has a background process already or cannot be written, or the new one did not
@@ -55,7 +64,7 @@ def start(wanted: Iterable[tuple[Any, int]], store: RunStore, jobs: int | None =
         start_new_session=True,
         env=worker.environment(),
     )
-    process.stdin.write(json.dumps({"jobs": jobs, "pairs": pairs}))
+    process.stdin.write(json.dumps({"jobs": jobs, "pairs": pairs, "resources": identity(resources)}))
     process.stdin.close()
     deadline = time.monotonic() + START_S
     while working(store) != process.pid and process.poll() is None:
@@ -116,9 +125,9 @@ def main() -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            scheduler.make_runs(
-                [(worker.from_job(pair), pair["seed"]) for pair in job["pairs"]], job["jobs"], store
-            )
+            wanted = [(worker.from_job(pair), pair["seed"]) for pair in job["pairs"]]
+            executor = executors.local(job["resources"] and from_identity(Resources, job["resources"]))
+            scheduler.make_runs(wanted, job["jobs"], store, executor=executor)
         except ZeroSearchError as error:
             print(error, flush=True)
             return 1

@@ -28,6 +28,7 @@ from zs_lib.config import Resources, Share
 from zs_lib.config.values import pick
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import worker
+from zs_lib.launch.placement import Machine, visible_gpus
 from zs_lib.runs.provenance import available_cores
 
 ATTEMPTS = 4
@@ -85,12 +86,12 @@ def open_executor(
 ) -> Iterator[Executor]:
     """Open an executor by name: "local", "ray" or "slurm".
 
-    Ray connects to the cluster at `address`, else to the one of this machine, else starts a new one. On a
-    cluster each run gets the share of a node that `resources` sets for its kind.
+    Ray connects to the cluster at `address`, else to the one of this machine, else starts a new one. Each run
+    gets the share of a machine that `resources` sets for its kind.
 
     Raises:
-        ConfigError: the name is unknown, or has no address; a package or SLURM is missing; no node is large
-        enough. RunError: the cluster cannot be reached.
+        ConfigError: the name is unknown, or has no address; a package or SLURM is missing; no machine is
+        large enough. RunError: the cluster cannot be reached.
     """
     opened = pick("executor", name, EXECUTORS)
     if address and name != "ray":
@@ -99,16 +100,32 @@ def open_executor(
         yield executor
 
 
-class _WorkerSlot(Slot):
-    """A worker process (`launch.worker`), started with its first job."""
+class WorkerSlot(Slot):
+    """A worker process (`launch.worker`), started with its first job.
 
-    def __init__(self):
+    With a `machine`, a job waits for its share of it; without one it sees all devices, and has one thread.
+    """
+
+    def __init__(self, machine: Machine | None = None, resources: Resources | None = None):
         super().__init__()
-        self.process, self.output = None, tempfile.TemporaryFile()
+        self.machine, self.resources = machine, resources
+        self.process, self.settings, self.output = None, {}, tempfile.TemporaryFile()
 
     def do(self, job: dict) -> str | None:
+        if self.machine is None:
+            return self._do(job, worker.settings(1))
+        with self.machine.lend(self.resources.of(job["kind"]), lambda: self.ended) as place:
+            if place is None:
+                return STOPPED
+            try:
+                return self._do(job, worker.settings(place.cpus, place.gpus))
+            finally:
+                if place.gpus:  # the next run there needs the memory that this process would keep
+                    self._leave()
+
+    def _do(self, job: dict, settings: dict[str, str]) -> str | None:
         try:
-            process = self._start()
+            process = self._start(settings)
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
         except OSError as failure:  # no process could be started, or it died before it read its job
@@ -129,20 +146,29 @@ class _WorkerSlot(Slot):
                 self.process.wait()
         self.output.close()
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self, settings: dict[str, str]) -> subprocess.Popen:
         with self.lock:
             if self.ended:
                 raise OSError("ended")
+            if self.settings != settings:
+                self._leave()
             if self.process is None or self.process.poll() is not None:
+                self.settings = settings
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "zs_lib.launch.worker"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self.output,
                     encoding="utf-8",
-                    env=worker.environment() | worker.settings(1),
+                    env=worker.environment() | settings,
                 )
             return self.process
+
+    def _leave(self) -> None:
+        """End the process, which has no job."""
+        if self.process:
+            self.process.stdin.close()
+            self.process.wait()
 
     def _exit_message(self) -> str:
         """Why the worker process ended without an answer."""
@@ -156,12 +182,32 @@ class _WorkerSlot(Slot):
         return f"its process ended with exit code {code} ({''.join(last) or 'no output'})"
 
 
-LOCAL = Executor(_WorkerSlot, available_cores())
+def local(resources: Resources | None = None) -> Executor:
+    """This machine, which makes as many runs at once as their shares of its CPUs and GPUs allow.
+
+    Raises:
+        ConfigError: it has GPUs, but fewer than a run's share.
+    """
+    resources = resources or Resources()
+    shares = vars(resources).items()
+    gpus = visible_gpus() if any(share.gpus for _, share in shares) else ()
+    for kind, share in shares:
+        if 0 < len(gpus) < share.gpus:
+            raise _too_large("This machine does not have", kind, share)
+    machine = Machine(available_cores(), gpus)
+    return Executor(lambda: WorkerSlot(machine, resources), machine.cpus)
+
+
+def _too_large(nobody_has: str, kind: str, share: Share) -> ConfigError:
+    return ConfigError(
+        f"{nobody_has} {share}, which the profile's [resources] give to a run ({kind}): add one, or change "
+        "them."
+    )
 
 
 @contextmanager
 def _open_local(address: str | None, resources: Resources) -> Iterator[Executor]:
-    yield LOCAL
+    yield local(resources)
 
 
 def _require(executor: str, package: str) -> None:
@@ -184,10 +230,7 @@ def _open_ray(address: str | None, resources: Resources) -> Iterator[Executor]:
     try:
         for kind, share in vars(resources).items():
             if not _fits(share):
-                raise ConfigError(
-                    f"No node of the Ray cluster has {share}, which the profile's [resources] give to a run "
-                    f"({kind}): add one, or change them."
-                )
+                raise _too_large("No node of the Ray cluster has", kind, share)
         # A new process for each task, so that memory which one task leaks is not the next one's.
         remote = ray.remote(max_calls=1, max_retries=ATTEMPTS - 1)(worker.do)
         yield Executor(lambda: _RaySlot(remote, resources), CLUSTER_SLOTS)

@@ -20,6 +20,7 @@ from zs_lib.launch.scheduler import Queue, make_runs, work_through
 from zs_lib.launch.worker import to_job
 from zs_lib.runs import Run, RunStore, distributed
 from zs_lib.runs.files import read_json, write_json
+from zs_lib.runs.provenance import available_cores
 
 LAST_OF_CORE = "04"
 """Number of the last notebook that needs the core arms only."""
@@ -53,7 +54,7 @@ def reproduce(
         runs = studies.study_runs(studies.full(study) if full else study)
         with executors.open_executor(executor, address, study.resources) as opened:
             make_runs(runs, jobs, executor=opened)
-        slots = min(len(chosen), jobs or executors.LOCAL.slots)
+        slots = min(len(chosen), jobs or available_cores())
     elif executor == "local":
         slots = 1  # a notebook that may have runs to make uses all cores for them
     else:
@@ -63,7 +64,7 @@ def reproduce(
     values = {"profile": profile} | overrides | ({} if jobs is None else {"jobs": jobs})
     folder.mkdir(parents=True, exist_ok=True)
     notebooks = _NotebookQueue(chosen, folder, values)
-    work_through(notebooks, [executors.LOCAL.new_slot() for _ in range(slots)])
+    work_through(notebooks, [executors.WorkerSlot() for _ in range(slots)])
     if notebooks.failed:
         raise RunError(notebooks.failed)
     return [folder / path.name for path in chosen]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,18 +33,18 @@ def make_runs(
 ) -> list[Run]:
     """Make the missing runs of these (arm, seed) pairs in parallel; all their finished runs, in order.
 
-    `jobs` runs are made at once, in the slots of `executor`: by default one per core of this machine, each a
-    process with one thread. The runs that an arm needs (an evaluation its policy, a policy its simulator) are
-    added, and made first. A run that fails does not stop the others. Ctrl-C stops the workers within STOP_S
-    seconds; unfinished runs keep their last checkpoint. `watch()` is called several times a second, and at
-    the end `watch(last=True)`.
+    At most `jobs` runs are made at once, in the slots of `executor`: by default as many processes with one
+    thread as this machine has cores. The runs that an arm needs (an evaluation its policy, a policy its
+    simulator) are added, and made first. A run that fails does not stop the others. Ctrl-C stops the workers
+    within STOP_S seconds; unfinished runs keep their last checkpoint. `watch()` is called several times a
+    second, and at the end `watch(last=True)`.
 
     Raises:
         ConfigError: a name in an arm is unknown, before any work.
         RunError: some runs failed; it names each with its cause.
     """
     store, wanted = store or RunStore(), list(arms)
-    executor = executor or executors.LOCAL
+    executor = executor or executors.local()
     jobs = executor.slots if jobs is None else jobs
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: at least one process is needed.")
@@ -55,7 +56,11 @@ def make_runs(
     if queue.waiting:
         work_through(queue, [executor.new_slot() for _ in range(min(jobs, len(queue.waiting)))], watch)
     if queue.failed:
-        causes = "; ".join(f"{name}: {cause}" for name, cause in queue.failed.items())
+        names = Counter(name for name, _ in queue.failed.values())
+        causes = "; ".join(
+            f"{name if names[name] == 1 else f'{name} ({path.name})'}: {cause}"
+            for path, (name, cause) in queue.failed.items()
+        )
         raise RunError(f"{len(queue.failed)} of {queue.total} runs failed (the others are kept). {causes}")
     return [store.get(arm, seed) for arm, seed in wanted]
 
@@ -124,8 +129,7 @@ class _RunQueue(Queue):
         self.store, self.started = store, time.monotonic()
         self.waiting: dict[Path, _Task] = {}
         self.done: set[Path] = set()
-        self.failed_names: dict[Path, str] = {}  # folder of a failed run → its name
-        self.failed: dict[str, str] = {}  # its name → the cause
+        self.failed: dict[Path, tuple[str, str]] = {}  # folder of a failed run → its name, and the cause
         self.changed = threading.Condition()
         for arm, seed in wanted:
             self._add(arm, seed)
@@ -146,7 +150,7 @@ class _RunQueue(Queue):
         with self.changed:
             while self.waiting:
                 for task in list(self.waiting.values()):
-                    failed = [self.failed_names[need] for need in task.needs if need in self.failed_names]
+                    failed = [self.failed[need][0] for need in task.needs if need in self.failed]
                     if failed:
                         self._settle(task, f"needs {failed[0]}, which failed")
                     elif self.done.issuperset(task.needs):
@@ -182,8 +186,7 @@ class _RunQueue(Queue):
         if error is None:
             self.done.add(task.path)
         else:
-            self.failed_names[task.path] = task.name
-            self.failed[task.name] = error
+            self.failed[task.path] = (task.name, error)
         self.changed.notify_all()
 
 

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def settings(threads: int) -> dict[str, str]:
-    """Return environment variables for a process that computes with this number of threads.
+def settings(threads: int, gpus: Sequence[str] | None = None) -> dict[str, str]:
+    """Return environment variables for a process that computes with so many threads, and on these GPUs alone.
 
     More threads than cores are many times slower. The memory settings let glibc keep what one training step
     frees for the next, instead of returning it to the system: that took 30% of the time of fine-tuning
@@ -52,7 +53,8 @@ def settings(threads: int) -> dict[str, str]:
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     memory = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-    return dict.fromkeys(names, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"} | memory
+    devices = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    return dict.fromkeys(names, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"} | memory | devices
 
 
 def main() -> None:

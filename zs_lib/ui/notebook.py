@@ -21,12 +21,12 @@ from IPython.display import HTML, display
 
 from zs_lib import config, studies
 from zs_lib.analysis import figures, results
-from zs_lib.config import Profile
+from zs_lib.config import Profile, Resources
 from zs_lib.config.paths import check_folder
 from zs_lib.config.values import digest, reject_unknown
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, RunError
-from zs_lib.launch import notebooks, scheduler
+from zs_lib.launch import executors, notebooks, scheduler
 from zs_lib.rl.trajectory import Trajectory, to_record
 from zs_lib.runs import Run, RunStore
 from zs_lib.ui import render
@@ -37,6 +37,8 @@ CURVE_S = 5.0
 """Seconds between two updates of the live curve."""
 CONFIG_COLUMNS = 4
 """Columns in which `show_config` lists values."""
+_resources = Resources()
+"""Those of the study that was opened last: what each of its runs takes of this machine."""
 pd.options.display.max_colwidth = None  # warnings and claims are sentences
 
 
@@ -53,6 +55,8 @@ def open_study(
     check_parameters(PARAMETERS)
     changed = _decoded(overrides) if isinstance(overrides, str) else dict(overrides or {})
     loaded = config.load_profile(profile, changed | ({} if seeds is None else {"seeds": seeds}))
+    global _resources
+    _resources = loaded.resources
     return studies.select(loaded, *names)
 
 
@@ -119,7 +123,7 @@ def run(wanted: Sequence[tuple], jobs: int | None = None, study: Profile | None 
         return _stored(wanted)
     curve = _LiveCurve(study, wanted) if study else None
     try:
-        return scheduler.make_runs(wanted, jobs, watch=curve)
+        return scheduler.make_runs(wanted, jobs, watch=curve, executor=executors.local(_resources))
     except KeyboardInterrupt:
         raise Stopped(
             "Stopped. Finished runs and checkpoints are kept: run the cell again to resume."

@@ -21,7 +21,7 @@ from IPython.display import HTML
 from zs_lib import studies
 from zs_lib.analysis import cost, roofline, trajectory_index
 from zs_lib.analysis.trajectory_index import Entry, TrajectoryLog
-from zs_lib.config import Profile
+from zs_lib.config import Profile, Resources
 from zs_lib.config.engines import simulates
 from zs_lib.config.values import reject_unknown
 from zs_lib.errors import RunError, ZeroSearchError
@@ -148,7 +148,7 @@ def board(study: Profile, jobs: int | None = None, store: RunStore | None = None
     """Show the state of every arm of a study, with a button to make the missing runs in the background."""
     wanted, store = studies.study_runs(study), store or RunStore()
     if attended():
-        return StudyBoard(wanted, jobs, store)
+        return StudyBoard(wanted, jobs, store, study.resources)
     return HTML(render.board(progress.arm_states(wanted, store)))
 
 
@@ -413,8 +413,10 @@ def _size(path: Path) -> int:
 class StudyBoard(_Panel):
     """State of every arm, and buttons to make the missing runs."""
 
-    def __init__(self, wanted: Sequence[tuple], jobs: int | None, store: RunStore):
-        self.wanted, self.jobs, self.store = wanted, jobs, store
+    def __init__(
+        self, wanted: Sequence[tuple], jobs: int | None, store: RunStore, resources: Resources | None = None
+    ):
+        self.wanted, self.jobs, self.store, self.resources = wanted, jobs, store, resources
         self.start = ipywidgets.Button(
             description="Start or resume",
             button_style="primary",
@@ -441,7 +443,7 @@ class StudyBoard(_Panel):
             self._keep_fresh(self.refresh)
 
     def _start(self, _: object) -> None:
-        if self.show(lambda: str(background.start(self.wanted, self.store, self.jobs))):
+        if self.show(lambda: str(background.start(self.wanted, self.store, self.jobs, self.resources))):
             self._follow()
 
     def _stop(self, _: object) -> None:
