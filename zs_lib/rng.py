@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from random import Random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ def uniform(key: Key, counter: int, purpose: str) -> float:
     message = f"{purpose}:{','.join(map(str, key))}:{counter}".encode()
     bits = int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "big")
     return (bits >> 11) * 2.0**-53
+
+
+def seeded(key: Key) -> Random:
+    """Make a generator whose draws depend on the key only."""
+    return Random(",".join(map(str, key)))
 
 
 @lru_cache(maxsize=4)

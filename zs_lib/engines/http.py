@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from zs_lib import __version__, protocol
@@ -23,6 +22,8 @@ from zs_lib.engines.client import Call, Failed, Limits, Service
 from zs_lib.engines.simulated import simulator_prompt, stop_string
 from zs_lib.engines.wrappers import BudgetedEngine, CachedEngine
 from zs_lib.errors import EngineError
+from zs_lib.qa.forms import titled
+from zs_lib.rng import Key, seeded
 
 SERPAPI_KEYS = ("SERPAPI_API_KEY", "SER_API_KEY")
 """The second name is the original's."""
@@ -138,7 +139,7 @@ class SerpApiEngine(HttpEngine):
         if found is None and error and not re.search("returned any results|no results", error, re.I):
             said = self.service.quote(error)
             raise self.service.failed(f"an error ({said})", "see the account at SerpAPI, or go on later")
-        return [[_titled(item.get("title"), item.get("snippet")) for item in found or ()]]
+        return [[titled(item.get("title"), item.get("snippet")) for item in found or ()]]
 
 
 class SerperEngine(HttpEngine):
@@ -156,7 +157,7 @@ class SerperEngine(HttpEngine):
         return Call("/search", body={"q": group[0].query, "num": num_documents})
 
     def _documents(self, answer, num_documents):
-        return [[_titled(item.get("title"), item.get("snippet")) for item in answer["organic"]]]
+        return [[titled(item.get("title"), item.get("snippet")) for item in answer["organic"]]]
 
 
 class WikipediaEngine(HttpEngine):
@@ -181,7 +182,7 @@ class WikipediaEngine(HttpEngine):
             said = self.service.quote(answer["error"]["info"])
             raise self.service.failed(f"an error ({said})", "go on later")
         pages = sorted(answer.get("query", {}).get("pages", ()), key=lambda page: page["index"])
-        return [[_titled(page["title"], page["extract"]) for page in pages if page.get("extract")]]
+        return [[titled(page["title"], page["extract"]) for page in pages if page.get("extract")]]
 
 
 class OpenAIEngine(HttpEngine):
@@ -245,9 +246,9 @@ class OpenAIEngine(HttpEngine):
         raise EngineError(f"{self.service.address} {problem}: name one, openai:MODEL@URL.")
 
 
-def seed_of(key: tuple[int | str, ...]) -> int:
-    """31 bits that depend on the key alone: a seed that every server takes."""
-    return Random(",".join(map(str, key))).getrandbits(31)
+def seed_of(key: Key) -> int:
+    """Draw 31 bits that depend on the key alone: a seed that every server takes."""
+    return seeded(key).getrandbits(31)
 
 
 def _own_server(name: str, address: str, limits: Limits) -> Service:
@@ -272,11 +273,6 @@ def read_key(names: tuple[str, ...]) -> str:
             f"The environment's {' or '.join(names)} holds characters that no key has: set it again."
         )
     return key
-
-
-def _titled(title: str | None, text: str | None) -> str:
-    """Title and text in the form of a wiki-18 passage, the title on a line of its own."""
-    return "\n".join(filter(None, (title, text)))
 
 
 RETRIEVERS = {"search-r1": SearchR1Engine, "zerosearch-wiki": WikiRetrieverEngine}

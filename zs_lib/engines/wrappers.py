@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from random import Random
 from uuid import uuid4
 
 from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult
@@ -18,7 +17,7 @@ from zs_lib.engines.bm25 import build as build_bm25
 from zs_lib.engines.simulated import build as build_simulated
 from zs_lib.errors import BudgetError, EngineError
 from zs_lib.qa import Passage, scoring
-from zs_lib.rng import uniform
+from zs_lib.rng import seeded, uniform
 
 
 class CachedEngine(SearchEngine):
@@ -107,8 +106,8 @@ class BudgetedEngine(SearchEngine):
 class MixedEngine(SearchEngine):
     """Hands each request to `real` with probability `real_share`, else to `simulated`, by its key alone.
 
-    `real_searches` counts the requests that went to the real engine (they cost money), `tokens` those that
-    the simulator sampled.
+    `real_searches` counts the requests that went to the real engine (they cost money), `tokens` the tokens
+    that the simulator sampled.
     """
 
     name = "mixed"
@@ -160,7 +159,7 @@ class NoisyEngine(SearchEngine):
         ]
 
     def _unrelated(self, request: SearchRequest, count: int) -> SearchResult:
-        rng = Random(",".join(map(str, request.key)))
+        rng = seeded(request.key)
         drawn = (rng.choice(self._texts) for _ in range(100 * count))
         unrelated = (text for text in drawn if not scoring.contains(text, request.golden_answers))
         return SearchResult.of(list(islice(unrelated, count)))

@@ -56,7 +56,7 @@ def evaluate(
     answer = pick("method", method, METHODS)
     trajectories = answer(questions, generator, engine, replace(cfg, temperature=0.0), keys)
     seconds = (time.perf_counter() - started) / max(1, len(questions))
-    failed = [t for t in trajectories if t.stop_reason == "engine_failed"]
+    failed = [t for t in trajectories if t.failed]
     if failed:
         cause = next(turn.error for turn in failed[0].turns if turn.error)
         raise EngineError(

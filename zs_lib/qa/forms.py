@@ -56,8 +56,13 @@ def passage_row(row: dict, columns: Columns | None = None) -> tuple[object, obje
     known = next((row[name] for name in IDS if name in row), "")
     text = row.get("contents", row.get("text"))
     if "contents" not in row and isinstance(text, str) and isinstance(title := row.get("title"), str):
-        text = "\n".join(filter(None, (title, text)))
+        text = titled(title, text)
     return known, text
+
+
+def titled(title: str | None, text: str | None) -> str:
+    """Join title and text as in a wiki-18 passage, the title on a line of its own."""
+    return "\n".join(filter(None, (title, text)))
 
 
 def _renamed(row: dict, columns: Columns | None) -> dict:

@@ -137,7 +137,7 @@ class Training:
         """
         arm, before, started = self.arm, self._used(), time.perf_counter()
         noise = noise_probability(step, arm.steps, arm.curriculum, last)
-        engine = _Stopwatch(self.engine) if self.engine else None
+        engine = Stopwatch(self.engine) if self.engine else None
         trajectories = self._roll_out(step, engine, noise)
         sampled_at, searching = time.perf_counter(), engine.seconds if engine else 0.0
         rewards = torch.tensor([reward(t, arm.reward) for t in trajectories], dtype=torch.float64)
@@ -238,7 +238,7 @@ def questions_of_step(questions: Sequence[Question], count: int, seed: int, step
     return [questions[permutation(len(questions), seed, epoch)[place]] for epoch, place in split]
 
 
-class _Stopwatch(SearchEngine):
+class Stopwatch(SearchEngine):
     """An engine, and the seconds spent in it."""
 
     def __init__(self, engine: SearchEngine):

@@ -9,7 +9,6 @@ from random import Random
 import numpy as np
 
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
-from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.errors import DataError
 from zs_lib.qa import TRAINED_ON, Question, load_questions
 from zs_lib.qa.scoring import contains_answer
@@ -75,7 +74,7 @@ def fidelity_questions(questions_from: str, count: int) -> list[Question]:
 
 
 def measure_fidelity(
-    engine: SimulatedEngine,
+    engine: SearchEngine,
     questions: Sequence[Question],
     real: SearchEngine,
     k: int,

@@ -20,6 +20,7 @@ from zs_lib.engines.http import OpenAIEngine
 from zs_lib.engines.simulated import SimulatedEngine, simulator_prompt, stop_string
 from zs_lib.models.load import load_generator
 from zs_lib.rl.rollout import rollout
+from zs_lib.rl.train import Stopwatch
 from zs_lib.tools.bench.machine import forward_flops, peak_flops, seconds
 
 BACKBONE = "tiny-L"
@@ -73,23 +74,12 @@ def _speed(
 
 def _waiting(who: str, engine: SearchEngine, count: int) -> Iterator[dict]:
     """The share of the time that a step's rollouts, of the untrained policy of `tiny`, wait for documents."""
-    arm, searching = config.load_profile("tiny").policy("zerosearch"), 0.0
-
-    class Timed(SearchEngine):
-        name = engine.name
-
-        def search(self, requests, num_documents):
-            nonlocal searching
-            started = time.perf_counter()
-            found = engine.search(requests, num_documents)
-            searching += time.perf_counter() - started
-            return found
-
+    arm, timed = config.load_profile("tiny").policy("zerosearch"), Stopwatch(engine)
     questions = qa.load_questions(subset=arm.subsets, split="train")[:count]
     generator, keys = load_generator(arm.backbone), [(0, i) for i in range(count)]
-    took = seconds(lambda: rollout(questions, generator, Timed(), arm.rollout, keys, 0.25))
+    took = seconds(lambda: rollout(questions, generator, timed, arm.rollout, keys, 0.25))
     row = {"case": f"{count} rollouts", "who": who, "measure": "waiting for documents"}
-    yield row | {"value": searching / took, "unit": "of the time"}
+    yield row | {"value": timed.seconds / took, "unit": "of the time"}
 
 
 @dataclass(frozen=True)

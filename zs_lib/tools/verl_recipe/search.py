@@ -9,11 +9,11 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 
 import httpx
 from zerosearch import protocol
 from zerosearch.errors import ConfigError, EngineError
+from zerosearch.rng import seeded
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Search:
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "stop": [f"Doc {self.num_documents + 1}"],
-            "seed": Random(",".join(map(str, key))).getrandbits(31),
+            "seed": seeded(key).getrandbits(31),
         }
         answer = await self._post("/v1/chat/completions", body)
         return protocol.parse_documents(answer["choices"][0]["message"]["content"] or "", self.num_documents)
