@@ -24,7 +24,7 @@ from zs_lib.config.paths import check_folder
 from zs_lib.config.values import pick
 from zs_lib.errors import ConfigError, ZeroSearchError
 from zs_lib.runs import RunStore, distributed, interrupts
-from zs_lib.runs.store import OF_DISK
+from zs_lib.runs.store import DISK_ERRORS
 from zs_lib.ui import ask
 from zs_lib.ui.terminal import VisibleStream, visible
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (*OF_DISK, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        if error.errno not in (*DISK_ERRORS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise
         return _failed(f"{error}: check the path, its rights and its disk.")
 

@@ -28,7 +28,7 @@ class Board:
         # (run, stage) → when it was first seen, and at which step.
         self.first_seen: dict[tuple[str, str], tuple[float, int]] = {}
         self.lines_shown, self.shown_at, self.display = 0, 0.0, None
-        self.notebook = _in_notebook()
+        self.notebook = hasattr(ipython_shell(), "kernel")
         self.interval = REFRESH_S if self.notebook or sys.stderr.isatty() else LOG_S
 
     def refresh(self, *, last: bool = False) -> None:
@@ -170,6 +170,6 @@ def clock(seconds: float) -> str:
     return tqdm.format_interval(seconds)
 
 
-def _in_notebook() -> bool:
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return shell is not None and hasattr(shell, "kernel")
+def ipython_shell() -> Any:
+    """Return the IPython shell that runs this process; None outside IPython, which is then not imported."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

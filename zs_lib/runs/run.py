@@ -61,7 +61,7 @@ LOCK_WAIT_S = 12 * 3600
 LOCK_POLL_S = 0.2
 FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
 LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
-PASSING = ("lock", "progress.json", "worker.log")
+TRANSIENT = ("lock", "progress.json", "worker.log")
 """Files about a run's progress, not its content; `verify` ignores them."""
 
 
@@ -99,7 +99,7 @@ class Run:
     def begun(self) -> bool:
         """Whether it holds more than a process leaves that was killed before it wrote run.json."""
         try:
-            return not set(os.listdir(self.path)) <= {*PASSING, "run.json.tmp"}
+            return not set(os.listdir(self.path)) <= {*TRANSIENT, "run.json.tmp"}
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:  # something that cannot be looked into: reading its parts tells why
@@ -317,7 +317,7 @@ class Run:
     def finish(self, summary: dict) -> None:
         """Seal the files by their digests, write summary.json, and drop the checkpoint."""
         text = to_json(summary, indent=1)
-        write_json(self.path / "sha256.json", hashes(self.path, PASSING) | {"summary.json": _sha256(text)})
+        write_json(self.path / "sha256.json", hashes(self.path, TRANSIENT) | {"summary.json": _sha256(text)})
         write_text(self.path / "summary.json", text)
         for folder in self.path.glob("checkpoint*"):  # only an unfinished run needs them
             shutil.rmtree(folder)
@@ -376,7 +376,7 @@ class Run:
 
     def _check_files(self) -> None:
         digests = self._digests()
-        found = [name for name in listed(self.path, (*PASSING, "sha256.json")) if not name.startswith(".")]
+        found = [name for name in listed(self.path, (*TRANSIENT, "sha256.json")) if not name.startswith(".")]
         for name in {"run.json", "summary.json", *digests, *found}:  # a list that lacks even these is none
             check_digest(self.path / name, digests.get(name), self.cure, read_digest)
 

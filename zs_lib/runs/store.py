@@ -19,9 +19,9 @@ from zs_lib.runs.run import FOLDER, Run
 from zs_lib.runs.tracking import Tracker
 
 PROGRESS_AFTER_S = 3.0
-"""Seconds after which the check of a store shows how far it is."""
-OF_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-"""Errors of a disk that is full, read-only or failing; others are raised as they are."""
+"""Seconds after which `verify` shows a progress bar."""
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Error numbers of a disk that is full, read-only or failing; other errors are raised as they are."""
 
 
 class RunStore:
@@ -79,7 +79,7 @@ class RunStore:
                             summary = work(run)
                         run.finish(summary)
         except (OSError, SafetensorError) as error:  # safetensors tells the system's error in words only
-            if getattr(error, "errno", errno.EIO) not in OF_DISK:
+            if getattr(error, "errno", errno.EIO) not in DISK_ERRORS:
                 raise
             raise RunError(
                 f"{run.path} cannot be read or written ({error}): make room, mend its rights, or point "
@@ -113,7 +113,7 @@ class RunStore:
             found = [run for run in runs if any(n.startswith(prefix) for n in (run.path.name, run.digest))]
         if len(found) > 1:
             names = ", ".join(run.path.name for run in found)
-            raise RunError(f"Several runs are called {prefix!r}. They are: {names}.")
+            raise RunError(f"Several runs are called {prefix!r}: give more of the name of one of {names}.")
         if found:
             return found[0]
         labels: dict[Run, str] = {}

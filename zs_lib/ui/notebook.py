@@ -9,7 +9,6 @@ import ast
 import html
 import json
 import math
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -27,6 +26,7 @@ from zs_lib.config.values import digest, reject_unknown
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import executors, notebooks, scheduler
+from zs_lib.launch.progress import ipython_shell
 from zs_lib.rl.trajectory import Trajectory, to_record
 from zs_lib.runs import Run, RunStore
 from zs_lib.ui import render
@@ -80,7 +80,7 @@ def check_parameters(known: Iterable[str]) -> None:
     Raises:
         ConfigError: there is such a parameter.
     """
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    shell = ipython_shell()
     cells = shell.user_ns.get("In", []) if shell else []
     injected = [name for cell in cells if cell.startswith("# Parameters\n") for name in _assigned(cell)]
     reject_unknown("parameter", injected, known)

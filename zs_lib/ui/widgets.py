@@ -9,7 +9,6 @@ run that they watch, or with the widget.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,8 +53,7 @@ NONE_LOGGED, NONE_LEFT, NONE_WATCHED, NONE_STORED, NONE_TRAINS = map(
 
 def attended() -> bool:
     """Whether a person may use this kernel: front ends allow input with each cell, programs do not."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    kernel = getattr(shell, "kernel", None)
+    kernel = getattr(progress.ipython_shell(), "kernel", None)
     return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
