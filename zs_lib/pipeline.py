@@ -33,7 +33,7 @@ SIMULATOR_SEED = 0
 
 
 def ensure(arm: Any, seed: int, store: RunStore, progress: StepCallback | None = None) -> Run:
-    """The finished run of this arm and seed: found in the store, resumed from its checkpoint, or made now.
+    """Find the finished run of this arm and seed in the store, resume it from its checkpoint, or make it now.
 
     What the arm needs is ensured first. For the evaluation of a policy, `seed` names the policy's run; for
     that of a backbone it makes no difference. Without `progress`, a run that is made in a terminal shows a
@@ -67,7 +67,7 @@ def _show_step(bar: tqdm, step: int, steps: int, metrics: dict) -> None:
 
 
 def check(arm: Any) -> None:
-    """ConfigError if a name in an arm, or in one that it needs, stands in no table; before any work."""
+    """Raise ConfigError if a name in an arm, or in one that it needs, stands in no table; before any work."""
     if isinstance(arm, PolicyArm):
         from zs_lib.rl.objectives import algorithm
 
@@ -82,7 +82,7 @@ def check(arm: Any) -> None:
 
 
 def needs(arm: Any, seed: int) -> list[tuple[Any, int]]:
-    """The (arm, seed) of the runs that must be finished before this one."""
+    """List (arm, seed) of the runs that must be finished before this one."""
     if isinstance(arm, FidelityArm):
         return [(arm.simulator, seed)]
     if isinstance(arm, SimulatorArm):
@@ -112,7 +112,7 @@ def _start_model(backbone: str, arm: Any, store: RunStore) -> str:
 def engine_for(
     arm: PolicyArm | EvaluationArm, store: RunStore, split: str | None = None
 ) -> SearchEngine | None:
-    """The engine that answers an arm's queries; None if its policy may not search.
+    """Build the engine that answers an arm's queries; None if its policy may not search.
 
     `split`: whose passages a real engine searches (training must not find test facts); None: all. A simulator
     of the store must be finished.
@@ -130,7 +130,7 @@ def engine_for(
 
 
 def simulator_engine(arm: SimulatorArm, seed: int, store: RunStore) -> SearchEngine:
-    """The simulated engine of a finished simulator run."""
+    """Build the simulated engine of a finished simulator run."""
     return build_engine("simulated", model=store.get(arm, seed).model_dir, simulator=arm)
 
 
@@ -233,7 +233,7 @@ def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: St
 
 @dataclass(frozen=True)
 class Maker:
-    """How the runs of one kind of arm are made: (run, arm, store, progress) -> summary."""
+    """The function that makes the runs of one kind of arm: (run, arm, store, progress) -> summary."""
 
     make: Callable[[Run, Any, RunStore, StepCallback], dict]
     together: bool = False

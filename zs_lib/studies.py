@@ -129,7 +129,7 @@ STUDIES: dict[str, Callable[[Profile], Rows]] = {
 
 
 def study_arms(profile: Profile, name: str) -> Rows:
-    """Rows of a study of STUDIES: label → arm.
+    """List the rows of a study of STUDIES: label → arm.
 
     An arm of the profile replaces a variant of the same content or name (a backbone with its own noise).
 
@@ -174,12 +174,12 @@ QUESTIONS_FROM = {"held out": math.inf, "test": 150}
 
 
 def policy_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of every policy."""
+    """List (arm, seed) of every policy."""
     return [(arm, seed) for arm in profile.policies for seed in range(profile.seeds)]
 
 
 def fidelity_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of every simulator's fidelity, on both kinds of questions."""
+    """List (arm, seed) of every simulator's fidelity, on both kinds of questions."""
     count = profile.evaluation.fidelity_questions
     return [
         (FidelityArm(simulator=arm, questions_from=source, num_questions=min(count, most)), 0)
@@ -189,7 +189,7 @@ def fidelity_runs(profile: Profile) -> list[tuple]:
 
 
 def baseline_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of the untrained baselines: every model that a policy starts from, with each method."""
+    """List (arm, seed) of the untrained baselines: every model that a policy starts from, by each method."""
     starts: dict = {}
     for arm in profile.policies:
         starts.setdefault((arm.backbone, arm.format_sft), arm)
@@ -201,7 +201,7 @@ def baseline_runs(profile: Profile) -> list[tuple]:
 
 
 def robustness_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of evaluating `searching_runs` with each other engine, and with each share of noise."""
+    """List (arm, seed) of evaluating `searching_runs` with each other engine, and each share of noise."""
     cfg, main = profile.evaluation, next(arm for arm in profile.policies if arm.simulator)
     changes = [
         {"engine": engine, "simulator": main.simulator if engine == "simulated" else None}
@@ -216,7 +216,7 @@ def robustness_runs(profile: Profile) -> list[tuple]:
 
 
 def searching_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of the core policies that search, and of those trained with another real engine."""
+    """List (arm, seed) of the core policies that search, and of those trained with another real engine."""
     return [
         (arm, seed)
         for arm, seed in policy_runs(profile)
@@ -225,14 +225,14 @@ def searching_runs(profile: Profile) -> list[tuple]:
 
 
 def evaluation_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of every evaluation, of baselines and of policies."""
+    """List (arm, seed) of every evaluation, of baselines and of policies."""
     return baseline_runs(profile) + [
         (EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in policy_runs(profile)
     ]
 
 
 def study_runs(profile: Profile) -> list[tuple]:
-    """(arm, seed) of every run of the study; policies first, since they take longest."""
+    """List (arm, seed) of every run of the study; policies first, since they take longest."""
     return (
         policy_runs(profile)
         + [(arm, 0) for arm in profile.simulators]

@@ -104,7 +104,7 @@ def shape(model: str) -> Shape:
     Raises:
         ConfigError: the model is in none of them.
     """
-    for folder in (DATA / "backbones" / model, Path(model)):
+    for folder in (paths.BACKBONES / model, Path(model)):
         if (folder / "config.json").is_file():
             it = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             head = it.get("head_dim") or it["hidden_size"] // it["num_attention_heads"]

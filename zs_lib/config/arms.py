@@ -16,8 +16,7 @@ from zs_lib.errors import ConfigError
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 """Where the metrics of a run can go besides its own log (`runs.tracking`)."""
 GENERATORS = ("transformers", "vllm")
-"""What samples from a model: our own loop on transformers' forward (`models.decode`), or vLLM
-(`models.vllm`)."""
+"""Samplers: our own loop on transformers' forward (`models.decode`), or vLLM (`models.vllm`)."""
 DTYPES = ("float32", "bfloat16")
 
 
@@ -83,7 +82,7 @@ class CurriculumConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsConfig(Checked):
-    """How the weights of a model are held while it is trained."""
+    """Precision and memory of a model's weights in training."""
 
     dtype: Annotated[str, among(*DTYPES)] = added_later("float32")
     """"float32", or "bfloat16": half the memory for the weights that are run; those that are trained keep a
@@ -168,7 +167,7 @@ class SimulatorArm(WeightsConfig):
     format_sft: FormatSFT | None = added_later(None)
     """Format SFT of collector and judge, which are prompted as policies."""
     generator: GeneratorName = added_later("transformers")
-    """What samples the simulator's documents."""
+    """Sampler of the simulator's documents."""
     tracker: TrackerName = field(default="none", metadata=LABEL, compare=False)
     """Set by the profile; in neither digest nor comparison, so it makes no other arm."""
 
@@ -300,7 +299,7 @@ class PolicyArm(WeightsConfig):
     format_sft: FormatSFT | None = added_later(None)
     """Format SFT of the backbone before RL; the reference policy is the model after it."""
     generator: GeneratorName = added_later("transformers")
-    """What samples the rollouts."""
+    """Sampler of the rollouts."""
     tracker: TrackerName = field(default="none", metadata=LABEL, compare=False)
     """As in `SimulatorArm`."""
 
@@ -317,7 +316,7 @@ class PolicyArm(WeightsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Checked):
-    """How policies are compared: greedily, on held-out questions, with the real engine for every method."""
+    """Comparison of policies: greedy, on held-out questions, with the real engine for every method."""
 
     questions_per_subset: Count
     """Test questions of each subset, the same ones for every policy; the paper takes 500."""
@@ -334,7 +333,7 @@ class EvaluationConfig(Checked):
     noise: tuple[float, ...] = ()
     """Shares of searches that find nothing useful, with which the core arms are evaluated besides."""
     generator: GeneratorName = "transformers"
-    """What samples the answers."""
+    """Sampler of the answers."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -366,7 +365,7 @@ class EvaluationArm:
     backbone: str
     """The backbone of the policy."""
     engine: str
-    """A real engine, or "none"."""
+    """A real engine, "none", or "simulated" (only in `studies.robustness`)."""
     questions_per_subset: int
     """As in `EvaluationConfig`."""
     rollout: RolloutConfig
@@ -388,7 +387,7 @@ class EvaluationArm:
 
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
-        """The evaluation of an arm's policy; one trained without search is evaluated without."""
+        """Make the evaluation of an arm's policy; one trained without search is evaluated without."""
         return cls(
             policy=arm,
             backbone=arm.backbone,
@@ -402,7 +401,7 @@ class EvaluationArm:
 
     @classmethod
     def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:
-        """The evaluation of an arm's untrained backbone, by some method with the real engine."""
+        """Make the evaluation of an arm's untrained backbone, by some method with the real engine."""
         of_policy = cls.of_policy(arm, cfg)
         return replace(of_policy, policy=None, engine=cfg.engine, method=method, format_sft=arm.format_sft)
 

@@ -34,7 +34,7 @@ def read_digest(path: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """As `read_digest`, but the file is read again only if its size, inode or times have changed."""
+    """Hash a file as `read_digest` does, reading it again only if its size, inode or times have changed."""
     path = Path(os.path.abspath(path))
     with refuse_unreadable(path):
         found = path.stat()
@@ -76,7 +76,7 @@ def model_digest(folder: Path) -> str:
 
 
 def contents_of(plain: Any, key: str = "") -> dict[str, str]:
-    """The files and model folders of this machine that an arm's `values.identity` names: name -> digest."""
+    """Hash the local files and model folders that an arm's `values.identity` names: name -> digest."""
     if isinstance(plain, (dict, list)):
         parts = plain.items() if isinstance(plain, dict) else (("", item) for item in plain)
         return {name: digest for key, part in parts for name, digest in contents_of(part, key).items()}
@@ -98,7 +98,7 @@ def _content(key: str, value: Any) -> str | None:
 
 
 def pinned(plain: Any, contents: dict[str, str], key: str = "") -> Any:
-    """An `identity` that names its files and folders by their `contents`, wherever they lie."""
+    """Name the files and folders in an `identity` by their `contents`, wherever they lie."""
     if isinstance(plain, list):
         return [pinned(item, contents) for item in plain]
     if isinstance(plain, dict):

@@ -14,13 +14,13 @@ class EngineRow:
     """One kind of engine, as profiles and the command line name it."""
 
     name: str
-    """As people write it; after a colon stands what it takes: URL, MODEL, MODULE.FUNCTION."""
+    """The name that people write; after a colon stands what it takes: URL, MODEL, MODULE.FUNCTION."""
     module: str
     """The file in `zs_lib/engines/` that makes it."""
     simulates: bool = False
     """A simulator writes the documents; else they are found (a "real" engine)."""
     from_store: bool = False
-    """That simulator is a run of the store, rather than somebody else's server."""
+    """Its simulator is a run of the store, rather than somebody else's server."""
     ranks: bool = False
     """Ranks passages with scores on this machine, so `zs serve retriever` can serve it."""
     compared: bool = False
@@ -48,29 +48,29 @@ _BY_KIND = {(row.name.partition(":")[0], ":" in row.name): row for row in ROWS}
 
 
 def find_engine(name: str) -> EngineRow | None:
-    """The row of an engine's name, whatever its address; None if there is no such engine."""
+    """Find the row of an engine's name, whatever its address; None if there is no such engine."""
     kind, _, address = name.partition(":")
     return _BY_KIND.get((kind, bool(address)))
 
 
 def without_address(name: str) -> str:
-    """An engine's name with URL, or what else it takes, for its address: an address may be private."""
+    """Replace the address in an engine's name by URL, or what else it takes: an address may be private."""
     row = find_engine(name)
     return row.name if row else name
 
 
 def engine_names(**flags: bool) -> list[str]:
-    """Names of the engines whose rows have these values: engine_names(simulates=False)."""
+    """List the engines whose rows have these values: engine_names(simulates=False)."""
     return [row.name for row in ROWS if all(getattr(row, flag) == value for flag, value in flags.items())]
 
 
 def simulates(name: str) -> bool:
-    """Whether a simulator writes this engine's documents; False for "none" and unknown names."""
+    """Tell whether a simulator writes this engine's documents; False for "none" and unknown names."""
     row = find_engine(name)
     return row is not None and row.simulates
 
 
 def from_store(name: str) -> bool:
-    """Whether that simulator is a run of the store, which must be made first."""
+    """Tell whether an engine's simulator is a run of the store, which must be made first."""
     row = find_engine(name)
     return row is not None and row.from_store

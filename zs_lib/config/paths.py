@@ -19,7 +19,7 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095 - 256
 
 
 def check_folder(path: Path | str, what: str, write: bool = False) -> Path:
-    """The absolute path of a folder that exists or can be made; `what` names its source ("ZS_RUNS", "--out").
+    """Check that a folder exists or can be made; its absolute path. `what` names its source ("ZS_RUNS").
 
     Raises:
         ConfigError: it is a file, below a file, too long, a loop of links, or (with `write`) is read-only.

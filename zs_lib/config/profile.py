@@ -46,10 +46,10 @@ class Resources:
     simulator: Share = Share()
     policy: Share = Share()
     evaluation: Share = Share()
-    """Of every other kind, too: fidelity, pairs, format SFT."""
+    """Also the share of every other kind: fidelity, pairs, format SFT."""
 
     def of(self, kind: str) -> Share:
-        """The share of a kind of run."""
+        """Return the share of a kind of run."""
         return getattr(self, kind, self.evaluation)
 
 
@@ -80,16 +80,16 @@ class Profile(Checked):
             raise ConfigError(f"Two different policies are called {twice!r}: rename one of them.")
 
     def policy(self, name: str) -> PolicyArm:
-        """The policy arm of this name; ConfigError, which lists the names, if there is none."""
+        """Find the policy arm of this name; ConfigError, which lists the names, if there is none."""
         return pick("policy", name, {arm.name: arm for arm in self.policies})
 
     def simulator(self, name: str) -> SimulatorArm:
-        """The simulator of this name; ConfigError, which lists the names, if there is none."""
+        """Find the simulator of this name; ConfigError, which lists the names, if there is none."""
         return pick("simulator", name, {arm.name: arm for arm in self.simulators})
 
 
 def profiles() -> list[str]:
-    """Names of the profiles, smallest first."""
+    """List the profiles' names, smallest first."""
     order = ["smoke", "tiny", "smol", "smol-sizes", "paper"]
     found = [path.stem for path in paths.PROFILES.glob("*.toml")]
     return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))

@@ -23,7 +23,7 @@ _hints = functools.cache(typing.get_type_hints)
 
 
 def added_later(default: Any) -> Any:
-    """A dataclass field that was added after runs had been stored.
+    """Declare a dataclass field that was added after runs had been stored.
 
     At its default it is left out of the identity, so those runs keep their digests; the meaning of the
     default must never change.
@@ -32,8 +32,10 @@ def added_later(default: Any) -> Any:
 
 
 def identity(value: Any, *, labels: bool = False) -> Any:
-    """A configuration as JSON values: its fields (see `added_later`), its type's name as "type", labels if
-    asked for."""
+    """Turn a configuration into JSON values: its fields, its type's name as "type", labels if asked for.
+
+    Fields `added_later` are left out at their defaults.
+    """
     if isinstance(value, (list, tuple)):
         return [identity(item, labels=labels) for item in value]
     if not is_dataclass(value):
@@ -95,7 +97,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 Check = Callable[[Any], str | None]
-"""What is wrong with a value, as the end of a sentence; None if nothing is."""
+"""Says what is wrong with a value, as the end of a sentence; None if nothing is."""
 
 
 class Checked:
@@ -136,7 +138,7 @@ def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
 
 
 def reject_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """ConfigError, which lists the known names, if one of the given names is not among them."""
+    """Raise ConfigError, which lists the known names, if one of the given names is not among them."""
     known = list(known)
     unknown = [name for name in given if name not in known]
     if unknown:

@@ -1,4 +1,4 @@
-"""What an engine is asked, what it answers, and what it is built from."""
+"""Types of search engines: requests, results, the interface, and what an engine is built from."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class RankingEngine(SearchEngine):
 
     @abstractmethod
     def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
-        """The best passages of each query; of equal ones the earlier first."""
+        """Rank the best passages of each query; of equal ones the earlier first."""
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         ranked = self.rank([request.query for request in requests], num_documents)
@@ -88,16 +88,16 @@ class RankingEngine(SearchEngine):
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What the `build` of an engine's file gets."""
+    """Everything that an engine may be built from: the argument of each engine file's `build`."""
 
     name: str
-    """As in the profile, with its address."""
+    """The name in the profile, with its address."""
     split: str | None = None
-    """Whose passages are searched (training must not search test facts); None: all."""
+    """The split whose passages are searched (training must not search test facts); None: all."""
     model: str | Path | None = None
     """Where the simulator of the store is, for engines that have one."""
     simulator: SimulatorArm | None = None
-    """How a simulator is prompted and sampled."""
+    """The arm that says how a simulator is prompted and sampled."""
     passages: Sequence[Passage] | None = None
     """A corpus of your own, for engines that rank; None: the embedded benchmark's."""
     real_share: float = 0.0
@@ -109,5 +109,5 @@ class EngineSpec:
 
     @property
     def address(self) -> str:
-        """What stands after the colon; empty if there is none."""
+        """The part of the name after the colon; empty if there is none."""
         return self.name.partition(":")[2]

@@ -39,12 +39,14 @@ class BM25Engine(RankingEngine):
             if any(words := _words(texts, self._shortest)):
                 break
         else:
-            raise EngineError(f"None of the {len(texts)} passages has a word that BM25 could search for.")
+            raise EngineError(
+                f"None of the {len(texts)} passages has a word to search for: check the corpus."
+            )
         self.index = bm25s.BM25()
         self.index.index(words, show_progress=False)
 
     def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
-        """The best passages of each query; repeated queries are looked up once."""
+        """Rank the best passages of each query; repeated queries are looked up once."""
         distinct = list(dict.fromkeys(queries))
         words = zip(distinct, _words(distinct, self._shortest), strict=True)
         found = {query: self._best(query_words, num_documents) for query, query_words in words}
@@ -63,7 +65,7 @@ class BM25Engine(RankingEngine):
 
 
 def build(spec: EngineSpec) -> BM25Engine:
-    """BM25 over the spec's or the embedded benchmark's passages, and the Factbook's for "bm25+factbook"."""
+    """Build BM25 over the spec's passages, else the benchmark's, with the Factbook's for "bm25+factbook"."""
     if spec.passages is not None:
         return BM25Engine(spec.passages)
     return _embedded(spec.split, spec.kind.endswith("+factbook"))

@@ -68,7 +68,7 @@ class Call:
     body: dict | None = None
 
     def for_httpx(self) -> dict[str, Any]:
-        """Arguments of httpx besides the address. Lone surrogates, which no server takes, become "?"."""
+        """Make httpx's arguments besides the address. Lone surrogates, which no server takes, become "?"."""
         if self.body is None:
             return {"method": "GET", "params": urlencode(self.params, errors="replace")}
         content = json.dumps(self.body, ensure_ascii=False).encode(errors="replace")
@@ -156,7 +156,7 @@ class Service:
         return tuple(map(_Replica, self.address.split(",")))
 
     def fetch(self, calls: Sequence[Call]) -> list[Any]:
-        """Answers (JSON values) in the order of the calls, with a `Failed` in the place of one that failed.
+        """Fetch the answers (JSON values) in the order of the calls; a `Failed` for a call that failed.
 
         Raises:
             EngineError: the service refuses the key: no other call could fare better.
@@ -167,7 +167,7 @@ class Service:
             return portal.call(self._fetch, calls)
 
     def failed(self, cause: str, cure: str, by_content: bool = True) -> Failed:
-        """A failed call of this service: what happened and what to do about it."""
+        """Make the failure of a call: what happened and what to do about it."""
         return Failed(f"{self.name}: {cause}; {cure}.", by_content)
 
     async def _fetch(self, calls: Sequence[Call]) -> list[Any]:
@@ -274,11 +274,11 @@ class Service:
         return bytes(body)
 
     def quote(self, words: str) -> str:
-        """A service's own words, short, on one line, without the key in case they repeat it."""
+        """Quote a service's own words, short, on one line, without the key in case they repeat it."""
         return " ".join(self.hide_key(words).split())[:QUOTED]
 
     def hide_key(self, text: str) -> str:
-        """A service's text with its key, in whatever encoding it is echoed, replaced by "[key]"."""
+        """Replace the key in a service's text, in whatever encoding it is echoed, by "[key]"."""
         return self._key_forms.sub("[key]", text) if self.key else text
 
     @cached_property
@@ -365,7 +365,7 @@ def _proxy(address: str) -> httpx.Proxy | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, reachable from itself alone."""
+    """Tell whether a host is this machine, reachable from itself alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -37,7 +37,7 @@ class CustomEngine(SearchEngine):
             found = self._function([request.query for request in requests], num_documents)
         except Exception as error:
             raise EngineError(
-                f"The engine 'python:{self.name}' failed ({type(error).__name__}: {error})."
+                f"The engine 'python:{self.name}' failed ({type(error).__name__}: {error}): correct it."
             ) from error
         lists = isinstance(found, list) and all(isinstance(documents, list) for documents in found)
         texts = lists and all(isinstance(text, str) for documents in found for text in documents)
@@ -49,5 +49,5 @@ class CustomEngine(SearchEngine):
 
 
 def build(spec: EngineSpec) -> CustomEngine:
-    """The engine of the function that the spec names."""
+    """Build the engine of the function that the spec names."""
     return CustomEngine(spec.address)

@@ -13,7 +13,7 @@ from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
 
 DIMENSIONS = 256
-"""Of the LSA vectors: enough to separate a few thousand short passages."""
+"""Dimensions of the LSA vectors: enough to separate a few thousand short passages."""
 Encode = Callable[[Sequence[str]], np.ndarray]
 """n queries -> (n, d) float32, rows of length 1."""
 
@@ -32,7 +32,7 @@ class DenseEngine(RankingEngine):
         self._vectors, self._encode = _embedding(texts, model) if model else _latent_semantic(texts)
 
     def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
-        """The nearest passages of each query, with cosines; of equally near ones the earlier first."""
+        """Rank the nearest passages of each query, with cosines; of equally near ones the earlier first."""
         if not queries:
             return []
         scores = self._encode(queries) @ self._vectors.T
@@ -53,7 +53,9 @@ def _latent_semantic(texts: list[str]) -> tuple[np.ndarray, Encode]:
     try:
         matrix = words.fit_transform(texts)
     except ValueError:  # an empty vocabulary
-        raise EngineError(f"None of the {len(texts)} passages has a word to search for.") from None
+        raise EngineError(
+            f"None of the {len(texts)} passages has a word to search for: check the corpus."
+        ) from None
     dimensions = min(DIMENSIONS, len(texts))
     to_array = FunctionTransformer(lambda sparse: sparse.toarray())
     svd = TruncatedSVD(dimensions, random_state=0) if dimensions < matrix.shape[1] else to_array
@@ -70,7 +72,7 @@ def _embedding(texts: list[str], name: str) -> tuple[np.ndarray, Encode]:
 
 
 def build(spec: EngineSpec) -> DenseEngine:
-    """The dense engine over the spec's or the embedded benchmark's passages."""
+    """Build the dense engine over the spec's or the embedded benchmark's passages."""
     if spec.passages is not None:
         return DenseEngine(spec.passages, spec.address)
     return _embedded(spec.split, spec.address)

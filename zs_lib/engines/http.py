@@ -266,7 +266,7 @@ def _key(service: str, names: tuple[str, ...]) -> str:
 
 
 def read_key(names: tuple[str, ...]) -> str:
-    """The first of these environment variables that is set; EngineError if it cannot stand in a header."""
+    """Read the first of these environment variables that is set; EngineError if no header can hold it."""
     key = next(filter(None, (os.environ.get(name, "").strip() for name in names)), "")
     if not (key.isascii() and key.isprintable()):
         raise EngineError(
@@ -280,7 +280,7 @@ SEARCH_APIS = {"serpapi": SerpApiEngine, "serper": SerperEngine, "wikipedia": Wi
 
 
 def build(spec: EngineSpec) -> SearchEngine:
-    """A retriever or a simulator at the spec's address, or a search API behind a cache and a budget.
+    """Build a retriever or a simulator at the spec's address, or a search API behind a cache and a budget.
 
     Raises:
         EngineError: a key, the simulator's arm or a valid budget is missing.

@@ -48,7 +48,7 @@ class SimulatedEngine(SearchEngine):
 
 
 def build(spec: EngineSpec) -> SimulatedEngine:
-    """The simulator in the folder `spec.model`.
+    """Load the simulator in the folder `spec.model`.
 
     Raises:
         EngineError: the spec has no simulator. ModelError: it cannot be loaded.
@@ -62,11 +62,11 @@ def build(spec: EngineSpec) -> SimulatedEngine:
 
 
 def simulator_prompt(request: SearchRequest, num_documents: int, template: str) -> str:
-    """The simulator's prompt for a request."""
+    """Write the simulator's prompt for a request."""
     useful, answer = not request.noisy, request.golden_answers[0]
     return protocol.simulator_prompt(request.query, request.question, answer, useful, num_documents, template)
 
 
 def stop_string(num_documents: int) -> str:
-    """Where a simulator is stopped, as in the original: the header of one document too many."""
+    """Return the string that stops a simulator, as in the original: the header of one document too many."""
     return f"Doc {num_documents + 1}"

@@ -131,7 +131,7 @@ class MixedEngine(SearchEngine):
 
 
 def build(spec: EngineSpec) -> MixedEngine:
-    """The engine "mixed": the simulator of `spec`, and BM25 for `spec.real_share` of the queries."""
+    """Build the engine "mixed": the simulator of `spec`, and BM25 for `spec.real_share` of the queries."""
     simulated, real = replace(spec, name="simulated"), EngineSpec("bm25", spec.split)
     return MixedEngine(build_simulated(simulated), build_bm25(real), spec.real_share)
 

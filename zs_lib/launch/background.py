@@ -82,7 +82,7 @@ def start(
 
 
 def working(store: RunStore) -> int | None:
-    """The id of this store's background process; None if there is none."""
+    """Return the id of this store's background process; None if there is none."""
     try:
         with (store.root / LOG).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -103,7 +103,7 @@ def stop(store: RunStore) -> None:
 
 
 def last_output(store: RunStore) -> str:
-    """The last line of output of the last background process; empty if there was none."""
+    """Read the last line of output of the last background process; empty if there was none."""
     try:
         lines = (store.root / LOG).read_text(encoding="utf-8").splitlines()[1:]
     except FileNotFoundError:

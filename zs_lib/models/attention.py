@@ -29,7 +29,7 @@ _current: ContextVar[tuple[Tensor, Tensor, set] | None] = ContextVar("positions"
 
 
 def forward_at(model: PreTrainedModel, new: Tensor, keys: Tensor, **inputs) -> tuple[Tensor, bool]:
-    """Logits of a forward pass in which each token sees the keys that its position in the text may see.
+    """Compute logits so that each token sees the keys that its position in the text may see.
 
     new (rows, new tokens) and keys (rows, keys): positions in each row's text; PADDING is never seen. Also
     returns whether the model is plainly causal: no layer has a window or a chunk.

@@ -161,7 +161,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Window:
-    """What one forward pass touches of the slots."""
+    """The part of the slots that one forward pass reads and writes."""
 
     rows: slice
     seen: slice

@@ -32,7 +32,7 @@ for one in characters:
 
 
 def check_size(folder: Path) -> None:
-    """ModelError if `config.json` describes far more weights than the folder's files can hold.
+    """Raise ModelError if `config.json` describes far more weights than the folder's files can hold.
 
     At least one bit a weight: what the files lack would be allocated, and filled with random numbers.
     """
@@ -49,12 +49,12 @@ def check_size(folder: Path) -> None:
     if weights > max(8 * stored, MANY):
         raise ModelError(
             f"The model '{folder}' is refused: its config.json describes at least {weights:,} weights, and "
-            f"its files hold {stored:,} bytes."
+            f"its files hold {stored:,} bytes: take another model."
         )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """ModelError if an expression that splits or normalises texts takes exponential time."""
+    """Raise ModelError if an expression that splits or normalises texts takes exponential time."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return
@@ -65,7 +65,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if expressions and not _is_bounded(bare.to_str(), "".join(expressions)):
         raise ModelError(
             f"The tokenizer of '{name}' is refused: one of its expressions takes exponential time "
-            f"({expressions[0][:80]!r})."
+            f"({expressions[0][:80]!r}): take another model."
         )
 
 

@@ -1,4 +1,4 @@
-"""What every sampler offers: token ids in, token ids and their log-probabilities out."""
+"""The interface of every sampler: token ids in, token ids and their log-probabilities out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zs_lib.rng import Key
 
 @dataclass(frozen=True)
 class Completion:
-    """What was sampled after one prompt.
+    """The ids sampled after one prompt.
 
     `logprobs[i]` is the log-probability of `ids[i]` in nats under softmax(logits / temperature), the
     distribution that it was sampled from; for greedy decoding (temperature 0) under softmax(logits). A
@@ -44,15 +44,15 @@ class Generator(ABC):
         self.context = getattr(model.config, "max_position_embeddings", None)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text that starts a sequence, after what the tokenizer puts first (its BOS, if any)."""
+        """Encode a text that starts a sequence, after what the tokenizer puts first (its BOS, if any)."""
         return encode_text(self.tokenizer, text, start=True)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text that continues a sequence."""
+        """Encode a text that continues a sequence."""
         return encode_text(self.tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, tags kept, end-of-sequence tokens left out."""
+        """Decode ids to text, tags kept, end-of-sequence tokens left out."""
         return decode_ids(self.tokenizer, [i for i in ids if i not in self._eos])
 
     def generate(
@@ -102,5 +102,5 @@ class Generator(ABC):
 
 
 def decode_ids(tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids as they stand, special tokens and white space included."""
+    """Decode ids as they stand, special tokens and white space included."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -10,12 +10,11 @@ from os.path import commonprefix
 from torch import Tensor
 
 CAPACITY_BYTES = 2 * 2**30
-"""Of keys and values; a further rollout of tiny-S needs 0.4 MB in all. What does not fit is prefilled
-again."""
+"""Most bytes of a cache; each rollout of tiny-S needs 0.4 MB. What does not fit is prefilled again."""
 
 Ids = tuple[int, ...]
 KeyValues = Sequence[tuple[Tensor, Tensor]]
-"""Of each layer, both (key-value heads, length, head width)."""
+"""Keys and values of each layer, both (key-value heads, length, head width)."""
 
 
 @dataclass
@@ -34,7 +33,7 @@ class KVCache:
     _own: dict[Ids, KeyValues] = field(default_factory=dict)
 
     def fits(self, texts: Sequence[Ids]) -> bool:
-        """Whether all texts begin with `shared` and go on after it."""
+        """Tell whether all texts begin with `shared` and go on after it."""
         shared = self.shared
         return shared is not None and all(
             len(text) > len(shared) and text[: len(shared)] == shared for text in texts
@@ -51,7 +50,7 @@ class KVCache:
             self._evict(other)
 
     def find(self, text: Ids) -> tuple[int, KeyValues]:
-        """Number of cached ids after `shared` (never the last id of the text), and their keys and values.
+        """Count the cached ids after `shared` (never the text's last id); also their keys and values.
 
         The tensors may be longer than that number.
         """

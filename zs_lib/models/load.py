@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 ATTENTION = "sdpa"
-"""The implementation that takes the masks of `generate`."""
+"""The implementation of attention that takes our masks (`models.attention`)."""
 LORA_SCALE = 2
 """Factor of the product of LoRA's two matrices; a customary value, and part of the learning rate."""
 
@@ -79,7 +79,7 @@ def load_generator(name: str | Path, dtype: str = "float32", backend: str = "tra
 
 
 def build_generator(backend: str, model, tokenizer) -> Generator:
-    """What samples from a model that is in memory; `backend` is one of `arms.GENERATORS`.
+    """Build what samples from a model in memory; `backend` is one of `arms.GENERATORS`.
 
     Raises:
         ModelError: vLLM is asked for and not installed.
@@ -159,7 +159,7 @@ def _check_rights(folder: Path) -> None:
 
 
 def _load(source: str, local_only: bool, dtype: str) -> LoadedModel:
-    if local_only:  # in no time
+    if local_only:  # which takes no time worth a bar
         logging.disable_progress_bar()
     else:
         logging.enable_progress_bar()
@@ -185,7 +185,7 @@ def _load(source: str, local_only: bool, dtype: str) -> LoadedModel:
 
 
 def shipped() -> list[str]:
-    """Names of the backbones in `data/backbones/`."""
+    """List the backbones in `data/backbones/`."""
     return sorted(path.parent.name for path in BACKBONES.glob("*/config.json"))
 
 

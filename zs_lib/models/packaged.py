@@ -50,7 +50,7 @@ PACKAGES = {
 
 
 def folder(name: str) -> Path:
-    """The folder of the unpacked model, existing or not."""
+    """Return the folder of the unpacked model, existing or not."""
     return FOLDER / name.replace("/", "--")
 
 

@@ -117,7 +117,7 @@ class _Trainer(SFTTrainer):
         super().__init__(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy of the trained ids, the only ones for which the output head runs.
+        """Compute the cross-entropy of the trained ids, the only ones for which the output head runs.
 
         TRL's own holds fewer logits at a time and reads them more often: on a CPU a fifth of the time of
         `tiny-S`.

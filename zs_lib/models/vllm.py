@@ -26,7 +26,7 @@ from zs_lib.rng import uniform
 CONTEXT = 8192
 """Longest context; models may declare more, which would only want a larger cache."""
 CACHE_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
-"""For keys and values, in bytes: vLLM would else take most of a memory that it shares with a trainer."""
+"""Bytes for keys and values: vLLM would else take most of a memory that it shares with a trainer."""
 BLOCK = {"cpu": 32, "cuda": 16}
 """Tokens of a cache block. vLLM's default on a CPU, 128, is longer than a turn: each would be read again."""
 PROBES, PROBE_TOKENS = (10, 100, 300), 8

@@ -128,7 +128,7 @@ def _headless(first: list[str]) -> list[str] | None:
 
 
 def as_list(text: str) -> list | None:
-    """The list that a text spells, in JSON or as Python writes it; None if it spells none."""
+    """Read the list that a text spells, in JSON or as Python writes it; None if it spells none."""
     if not (text.startswith("[") and text.endswith("]")):
         return None
     for read in (json.loads, ast.literal_eval):

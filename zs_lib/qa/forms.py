@@ -19,7 +19,7 @@ Columns = Mapping[str, str]
 
 
 class RowError(ValueError):
-    """What is wrong with a row, for a DataError that names its place."""
+    """A row is wrong; the message becomes a DataError that names its place."""
 
 
 def question_row(row: dict, columns: Columns | None = None) -> dict:

@@ -64,8 +64,6 @@ HUB_SETS = {
     "bamboogle": "test",
 }
 """The paper's seven sets -> the split with answers that the original evaluates on."""
-
-
 KINDS = {
     "question": (str, "a text"),
     "id": ((str, int, types.NoneType), "a text or a number"),
@@ -90,7 +88,7 @@ class Hop:
 
     @property
     def noun(self) -> str:
-        """What a query calls the relation ("highest mountain" for the benchmark's "highest_point")."""
+        """The relation's name in a query ("highest mountain" for the benchmark's "highest_point")."""
         return _nouns().get(self.relation, self.relation)
 
     @property

@@ -25,7 +25,7 @@ _TYPOGRAPHIC = str.maketrans(
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD normalisation: lower case, no punctuation, no articles, single spaces.
+    """Normalise as SQuAD does: lower case, no punctuation, no articles, single spaces.
 
     What would vanish keeps its articles ("the the"), or else its punctuation ("%").
     """
@@ -40,7 +40,7 @@ def _forms(text: str) -> list[str]:
 
 
 def em(prediction: str | None, golden_answers: Sequence[str]) -> float:
-    """1.0 if the prediction equals a gold answer, else 0.0; no prediction scores 0."""
+    """Score 1.0 if the prediction equals a gold answer, else 0.0; no prediction scores 0."""
     if prediction is None:
         return 0.0
     normalized = normalize_answer(prediction)
@@ -48,7 +48,7 @@ def em(prediction: str | None, golden_answers: Sequence[str]) -> float:
 
 
 def cover_em(prediction: str | None, golden_answers: Sequence[str]) -> float:
-    """1.0 if a gold answer is a substring of the prediction, else 0.0: what the released scorer calls EM.
+    """Score 1.0 if a gold answer is a substring of the prediction, else 0.0: the released scorer's "EM".
 
     A gold answer of articles or punctuation alone, which nearly every text holds, must be the prediction.
     """
@@ -59,7 +59,10 @@ def cover_em(prediction: str | None, golden_answers: Sequence[str]) -> float:
 
 
 def f1(prediction: str | None, golden_answers: Sequence[str]) -> float:
-    """Token F1 in [0, 1], best over the gold answers: the paper's reward. No special case for yes and no."""
+    """Score token F1 in [0, 1], best over the gold answers: the paper's reward.
+
+    Yes and no are no special case.
+    """
     if prediction is None:
         return 0.0
     return max((_token_f1(prediction, golden) for golden in golden_answers), default=0.0)
@@ -75,12 +78,12 @@ def _token_f1(prediction: str, golden: str) -> float:
 
 
 def contains(text: str, phrases: Sequence[str]) -> bool:
-    """Whether a phrase stands in the text as whole words, normalised ("Oslo" is not in "Oslofjord")."""
+    """Tell whether a phrase stands in the text as whole words, normalised ("Oslo" is not in "Oslofjord")."""
     padded = f" {normalize_answer(text)} "
     normalized = (normalize_answer(phrase) for phrase in phrases)
     return any(phrase and f" {phrase} " in padded for phrase in normalized)
 
 
 def contains_answer(documents: Sequence[str], answers: Sequence[str]) -> bool:
-    """Whether one of the documents contains one of the answers (`contains`)."""
+    """Tell whether one of the documents contains one of the answers (`contains`)."""
     return any(contains(document, answers) for document in documents)

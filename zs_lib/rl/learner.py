@@ -322,7 +322,8 @@ class Learner:
         if (gap := gaps.nanmean().item()) > SAMPLER_GAP_LIMIT:
             raise ModelError(
                 f"The tokens of '{self.arm.name}' were sampled {gap:.2f} nats away from what the trained "
-                "model gives them: the generator has other weights, or it changes logits after its head."
+                "model gives them (the generator has other weights, or changes logits after its head): set "
+                'policy.generator to "transformers", or take another model.'
             )
         return gap
 

@@ -3,8 +3,8 @@
 An algorithm is one row of ALGORITHMS: its advantages, its surrogate of the probability ratio, and its
 normaliser (the divisor of the sum over tokens). To add one, add its functions and its row here.
 
-On the batch that was just sampled every ratio is 1, and each surrogate's gradient is REINFORCE's,
-A * grad(log p); clipping only acts when a batch is used for several updates.
+In the first optimizer step on a batch every ratio is 1, and each surrogate's gradient is REINFORCE's,
+A * grad(log p); clipping only acts in later ones, on further minibatches or epochs.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the main process, which writes."""
+    """Tell whether this is the main process, which writes."""
     return world_size() == 1 or _state().is_main_process
 
 
@@ -50,7 +50,7 @@ def on_main_process(write: Callable[..., None]) -> Callable[..., None]:
 
 
 def device() -> torch.device:
-    """The device of this process: a GPU of its own, if there is one."""
+    """Return the device of this process: a GPU of its own, if there is one."""
     import torch
 
     alone = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,7 +58,7 @@ def device() -> torch.device:
 
 
 def model_is_sharded() -> bool:
-    """Whether each process holds only a part of the model (FSDP, DeepSpeed)."""
+    """Tell whether each process holds only a part of the model (FSDP, DeepSpeed)."""
     return any(
         os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
         for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
@@ -66,7 +66,7 @@ def model_is_sharded() -> bool:
 
 
 def shard(items: Sequence) -> Sequence:
-    """This process's share of the items: every n-th one."""
+    """Take this process's share of the items: every n-th one."""
     return items[_state().process_index :: world_size()] if world_size() > 1 else items
 
 
@@ -77,7 +77,7 @@ def unshard(share: Sequence) -> list:
 
 
 def all_gather(value: Any) -> list:
-    """The values of all processes, the main one's first; RunError if a process is gone."""
+    """Gather the values of all processes, the main one's first; RunError if a process is gone."""
     if world_size() == 1:
         return [value]
     import torch
@@ -114,7 +114,7 @@ def all_reduce_gradients(parameters: Iterable[torch.Tensor]) -> None:
 
 @contextmanager
 def main_process_only() -> Iterator[None]:
-    """Within it this process works as if it were the only one, while the others wait."""
+    """Let this process work as if it were the only one, while the others wait; a context."""
     global _alone
     before, _alone = _alone, True
     try:

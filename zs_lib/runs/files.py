@@ -104,7 +104,7 @@ def hashes(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:
 
 
 def listed(folder: Path, leave_out: Collection[str] = ()) -> list[str]:
-    """Relative paths of the files below `folder`, in order.
+    """List the relative paths of the files below `folder`, in order.
 
     Left out: names in `leave_out`, files still being written, and checkpoints, which carry their own digests.
     """
@@ -135,11 +135,11 @@ class Log:
             file.write(text)
 
     def rows(self) -> list[dict]:
-        """All objects, in order."""
+        """Read all objects, in order."""
         return [row for row, _ in self._lines()]
 
     def text(self, keep: Callable[[dict], bool]) -> str:
-        """The lines of the objects that `keep` accepts, unchanged."""
+        """Read the lines of the objects that `keep` accepts, unchanged."""
         return "".join(line for row, line in self._lines() if keep(row))
 
     def cut(self, keep: Callable[[dict], bool] = lambda row: True) -> None:

@@ -168,7 +168,7 @@ class Run:
         return self.path / "model"
 
     def file(self, name: str) -> Path:
-        """The path of one of the run's files, to be read; of a finished run, only with its stored content.
+        """Return the path of one of the run's files, to be read; a finished run's are checked first.
 
         Raises:
             RunError: it is damaged or missing; names file and cure. UnreadableError: it cannot be read.
@@ -227,7 +227,7 @@ class Run:
     # -------------------------------------------------------------------------------- what can be read
 
     def checkpoint(self) -> Checkpoint | None:
-        """The last checkpoint; None if there is none.
+        """Load the last checkpoint; None if there is none.
 
         Raises:
             RunError: it is damaged, or what was logged up to it; names file and cure.
@@ -242,31 +242,31 @@ class Run:
         return found
 
     def logged(self, name: str) -> Log:
-        """One of LOGS."""
+        """Open one of LOGS."""
         return Log(self.path / name, self.cure, step=int)
 
     def metrics(self) -> pd.DataFrame:
-        """Logged metrics, one row a line; empty (with a `step` column) before the first."""
+        """Read the logged metrics, one row a line; empty (with a `step` column) before the first."""
         return self._frame("metrics.jsonl")
 
     def timing(self) -> pd.DataFrame:
-        """Logged seconds, one row a line."""
+        """Read the logged seconds, one row a line."""
         return self._frame("timing.jsonl")
 
     def trajectories(self) -> list[dict]:
-        """Logged trajectories, each with its `step`."""
+        """Read the logged trajectories, each with its `step`."""
         self.file("trajectories.jsonl")
         return self.logged("trajectories.jsonl").rows()
 
     def read_progress(self) -> Progress | None:
-        """Published progress; None before the first, or if the file is damaged."""
+        """Read the published progress; None before the first, or if the file is damaged."""
         try:
             return from_dict(Progress, read_json(self.path / "progress.json", ""), "progress.json")
         except ZeroSearchError:
             return None
 
     def verify(self) -> list[RunError]:
-        """The damage found in this run: an error for each, which names file and cure."""
+        """Look for damage in this run: an error for each, which names file and cure."""
         parts: list[Callable[[], Any]] = [self.check_record, *(self.logged(name).rows for name in LOGS)]
         if self.finished:
             parts += [lambda: self.summary, self._check_files]
@@ -323,7 +323,7 @@ class Run:
             shutil.rmtree(folder)
 
     def refuse_links(self) -> None:
-        """RunError if the run's folder, or a file that its work would write, is a link to another place."""
+        """Raise RunError if the run's folder, or a file that its work would write, is a link elsewhere."""
         links = [self.path] if self.path.is_symlink() else []
         with suppress(OSError):  # not there, or not to be read: whoever reads it tells
             links += [] if self.finished else [path for path in self.path.iterdir() if path.is_symlink()]
@@ -333,7 +333,7 @@ class Run:
             )
 
     def check_record(self) -> None:
-        """RunError if run.json does not hold the configuration that names the folder."""
+        """Raise RunError if run.json does not hold the configuration that names the folder."""
         try:
             found = digest(self.config, self.contents)
         except (ValueError, RecursionError):  # NaN, a thousand brackets

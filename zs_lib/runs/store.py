@@ -37,11 +37,11 @@ class RunStore:
         self.root = paths.check_folder(root or named or paths.ROOT / "data" / "runs", what).resolve()
 
     def path(self, arm: Any, seed: int) -> Path:
-        """The folder of the run of this arm and seed, existing or not."""
+        """Return the folder of the run of this arm and seed, existing or not."""
         return self.root / f"{kind_of(arm)}-{digest(arm)}-s{seed}"
 
     def get(self, arm: Any, seed: int) -> Run | None:
-        """The run of this arm and seed, finished or not; None if it was never begun."""
+        """Find the run of this arm and seed, finished or not; None if it was never begun."""
         run = Run(self.path(arm, seed))
         return run if run.begun else None
 
@@ -93,14 +93,13 @@ class RunStore:
         return Tracker(kind, run.path.name, self.root / "tensorboard", config)
 
     def list(self) -> list[Run]:
-        """All runs that were begun, by folder name, damaged ones included (reading their parts raises
-        RunError)."""
+        """List all runs that were begun, by folder name; damaged ones too, whose parts raise RunError."""
         folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
         runs = [Run(path) for path in folders if FOLDER.fullmatch(path.name)]
         return [run for run in runs if run.begun]
 
     def find(self, prefix: str) -> Run:
-        """The one run whose folder name or digest begins with `prefix`; else the newest of this label.
+        """Find the one run whose folder name or digest begins with `prefix`; else the newest of this label.
 
         Of finished runs with the same label, one that left a model goes before others.
 
@@ -131,7 +130,7 @@ class RunStore:
         )
 
     def verify(self) -> list[RunError]:
-        """Damage found in the store, with a progress bar. Unfinished runs are not errors; they resume."""
+        """Look for damage in the store, with a progress bar. Unfinished runs are not errors; they resume."""
         from tqdm import tqdm
 
         runs = tqdm(self.list(), desc="verify", unit="run", leave=False, delay=PROGRESS_AFTER_S, disable=None)
@@ -153,5 +152,5 @@ def _work_along(run: Run, work: Callable[[Run], dict] | None) -> Run:
 
 
 def kind_of(arm: Any) -> str:
-    """The kind of an arm's runs: "policy" for a PolicyArm."""
+    """Name the kind of an arm's runs: "policy" for a PolicyArm."""
     return type(arm).__name__.lower().removesuffix("arm")

@@ -52,7 +52,7 @@ NONE_LOGGED, NONE_LEFT, NONE_WATCHED, NONE_STORED, NONE_TRAINS = map(
 
 
 def attended() -> bool:
-    """Whether a person may use this kernel: front ends allow input with each cell, programs do not."""
+    """Tell whether a person may use this kernel: front ends allow input with each cell, programs do not."""
     kernel = getattr(progress.ipython_shell(), "kernel", None)
     return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
 
