@@ -20,7 +20,7 @@ SLOWEST = (
     "test_suggestions",
     "test_bench",
     "test_train",
-    "test_trl_plugin",
+    "test_trl",
     "test_serve",
     "test_figures",
 )

@@ -69,9 +69,9 @@ def _show_step(bar: tqdm, step: int, steps: int, metrics: dict) -> None:
 def check(arm: Any) -> None:
     """Raise ConfigError if a name in an arm, or in one that it needs, stands in no table; before any work."""
     if isinstance(arm, PolicyArm):
-        from zs_lib.rl.objectives import algorithm
+        from zs_lib.rl import objectives, trl
 
-        algorithm(arm.objective)
+        trl.check_arm(arm) if arm.trainer == "trl" else objectives.algorithm(arm.objective)
         pick("reward", arm.reward, REWARDS)
         if arm.curriculum:
             pick("noise schedule", arm.curriculum.schedule, SCHEDULES)
@@ -205,16 +205,22 @@ def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: StepCa
 
 def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallback) -> dict:
     from zs_lib.models.load import load_model
-    from zs_lib.rl.train import train
 
-    if distributed.model_is_sharded():
+    if arm.trainer == "trl":
+        from zs_lib.rl.trl_trainer import train
+    else:
+        from zs_lib.rl.train import train
+
+    if arm.trainer == "own" and distributed.model_is_sharded():
         raise ConfigError(
             "RL needs the whole policy in every process, to sample from it: start it with the configuration "
-            "zs_lib/launch/ddp.yaml; where memory is short, set policy.lora_rank, dtype or "
-            "gradient_checkpointing."
+            'zs_lib/launch/ddp.yaml, or set policy.trainer = "trl"; where memory is short, set '
+            "policy.lora_rank, dtype or gradient_checkpointing."
         )
+    # TRL trains float32 weights under mixed precision; those that adapters leave frozen keep their dtype.
+    dtype = "float32" if arm.trainer == "trl" and not arm.lora_rank else arm.dtype
     questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
-    policy = load_model(_start_model(arm.backbone, arm, store), arm.dtype)
+    policy = load_model(_start_model(arm.backbone, arm, store), dtype)
     return train(run, arm, questions, policy, engine_for(arm, store, "train"), progress)
 
 

@@ -28,7 +28,7 @@ from zs_lib.models.generator import Generator
 from zs_lib.runs import distributed
 
 if TYPE_CHECKING:
-    from peft import LoraModel
+    from peft import LoraConfig, LoraModel
     from sentence_transformers import SentenceTransformer
 
 
@@ -189,18 +189,24 @@ def shipped() -> list[str]:
     return sorted(path.parent.name for path in BACKBONES.glob("*/config.json"))
 
 
+def lora_config(rank: int) -> LoraConfig:
+    """LoRA of all linear layers but the head."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear")
+
+
 def add_lora(model: PreTrainedModel, rank: int) -> LoraModel:
     """Freeze a model in place, and add trained low-rank matrices (LoRA) to its linear layers but the head.
 
     They are float32, their product is 0 at first, and the same whatever the seed. What is returned can switch
     them off (`disable_adapter_layers`), and merge them into the weights (`merge_and_unload`).
     """
-    from peft import LoraConfig, LoraModel
+    from peft import LoraModel
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear")
-        adapters = LoraModel(model, config, "default")
+        adapters = LoraModel(model, lora_config(rank), "default")
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

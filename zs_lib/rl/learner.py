@@ -34,6 +34,26 @@ def learning_rate(arm: PolicyArm, step: int) -> float:
     return arm.learning_rate * min(1.0, step / max(1, round(arm.warmup_ratio * arm.steps)))
 
 
+def check_gradient(norm: float, arm: PolicyArm, step: int) -> None:
+    """RunError if the norm of a gradient is not finite."""
+    if not math.isfinite(norm):
+        raise RunError(
+            f"The gradient of '{arm.name}' is not finite at step {step}: lower the learning rate, or raise "
+            "kl_coef."
+        )
+
+
+def check_sampler_gap(gap: float, arm: PolicyArm) -> float:
+    """Return the mean distance of trainer and sampler, in nats a token; ModelError if it is large."""
+    if gap > SAMPLER_GAP_LIMIT:
+        raise ModelError(
+            f"The tokens of '{arm.name}' were sampled {gap:.2f} nats away from what the trained "
+            "model gives them (the generator has other weights, or changes logits after its head): set "
+            'policy.generator to "transformers", or take another model.'
+        )
+    return gap
+
+
 def trained_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """Compute the last hidden states where the next token is trained, (N, width).
 
@@ -225,11 +245,7 @@ class Learner:
         statistics = {name: total * per_token for name, total in distributed.all_sum(totals).items()}
         distributed.all_reduce_gradients(self.parameters.values())
         norm = clip_grad_norm_(self.parameters.values(), self.arm.max_grad_norm).item()
-        if not math.isfinite(norm):
-            raise RunError(
-                f"The gradient of '{self.arm.name}' is not finite at step {step}: lower the learning rate, "
-                "or raise kl_coef."
-            )
+        check_gradient(norm, self.arm, step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.arm, step) * group["factor"]
         self._optimizer_step()
@@ -319,13 +335,7 @@ class Learner:
         """Compute the mean distance of trainer and sampler, in nats a token; ModelError if it is large."""
         batches = [batch for minibatch in minibatches for batch in minibatch.batches]
         gaps = self._gather([(batch.old_logprobs - batch.sampler_logprobs).abs() for batch in batches])
-        if (gap := gaps.nanmean().item()) > SAMPLER_GAP_LIMIT:
-            raise ModelError(
-                f"The tokens of '{self.arm.name}' were sampled {gap:.2f} nats away from what the trained "
-                "model gives them (the generator has other weights, or changes logits after its head): set "
-                'policy.generator to "transformers", or take another model.'
-            )
-        return gap
+        return check_sampler_gap(gaps.nanmean().item(), self.arm)
 
     def _gather(self, parts: list[Tensor]) -> Tensor:
         """Join one tensor per micro-batch, of all processes."""

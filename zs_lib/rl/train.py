@@ -64,12 +64,7 @@ def train(
     Raises:
         ConfigError: temperature 0. DataError: no questions. EngineError: the engine failed too many rollouts.
     """
-    if arm.rollout.temperature == 0:
-        raise ConfigError(f"'{arm.name}' has temperature 0: rollouts of a group would be equal, raise it.")
-    if not questions:
-        raise DataError(
-            f"No training questions in the subsets {', '.join(arm.subsets)}: choose others in the profile."
-        )
+    check_start(arm, questions)
     learner = Learner(policy.model, arm)
     generator = build_generator(arm.generator, learner.model, policy.tokenizer)
     first, metrics = 1, None
@@ -96,10 +91,25 @@ def train(
         return {}
     learner.merged_model().save_pretrained(run.model_dir)
     policy.tokenizer.save_pretrained(run.model_dir)
+    return summarise(run, sum(parameter.numel() for parameter in learner.parameters.values()))
+
+
+def check_start(arm: PolicyArm, questions: Sequence[Question]) -> None:
+    """ConfigError if rollouts of a group would be equal; DataError if there are no questions."""
+    if arm.rollout.temperature == 0:
+        raise ConfigError(f"'{arm.name}' has temperature 0: rollouts of a group would be equal, raise it.")
+    if not questions:
+        raise DataError(
+            f"No training questions in the subsets {', '.join(arm.subsets)}: choose others in the profile."
+        )
+
+
+def summarise(run: Run, parameters: int) -> dict:
+    """Make the summary of a finished training of so many trained parameters."""
     rewards = run.metrics()["reward"]
     return {
         "steps": len(rewards),
-        "parameters": sum(parameter.numel() for parameter in learner.parameters.values()),
+        "parameters": parameters,
         "first_reward": float(rewards.head(SUMMARY_STEPS).mean()),
         "last_reward": float(rewards.tail(SUMMARY_STEPS).mean()),
     }

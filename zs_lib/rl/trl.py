@@ -1,4 +1,6 @@
-"""Train with TRL: rollouts with a simulated or real engine, under the curriculum, in any `trl.GRPOTrainer`.
+"""What TRL's `GRPOTrainer` is given: our rollouts, and the settings that an arm stands for.
+
+An arm with `trainer = "trl"` is trained by `trl_trainer`. For people who have a trainer of their own:
 
     search = SearchRollouts(questions, engine, cfg, curriculum)
     GRPOTrainer(model, search.reward, args, train_dataset=search.dataset(), rollout_func=search)
@@ -10,11 +12,13 @@ other fields go to the reward functions; log-probabilities are used with vLLM on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from zs_lib.config.arms import CurriculumConfig, RolloutConfig
+from zs_lib.config.arms import CurriculumConfig, PolicyArm, RolloutConfig
+from zs_lib.config.values import pick
 from zs_lib.engines import SearchEngine
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.models.generator import Generator
@@ -29,6 +33,70 @@ from zs_lib.rl.trajectory import Trajectory
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
+
+
+LOSSES: dict[str, dict[str, Any]] = {
+    # Ours, by the same names: the same losses.
+    "reinforce": {"loss_type": "dapo", "scale_rewards": "none"},
+    "grpo": {"loss_type": "dapo"},
+    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
+    "cispo": {"loss_type": "cispo"},
+    # Others of TRL, by its names; its page "Paper Index" has the papers.
+    "bnpo": {"loss_type": "bnpo"},
+    "dapo": {"loss_type": "dapo"},
+    "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+    "sapo": {"loss_type": "sapo"},
+    "vespo": {"loss_type": "vespo"},
+    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+    "grpo_by_sequence": {"loss_type": "grpo"},  # its "grpo": a mean over rollouts of means over tokens
+}
+"""Algorithm of an arm with `trainer = "trl"` -> its settings of `trl.GRPOConfig`."""
+
+
+def check_arm(arm: PolicyArm) -> None:
+    """Check that TRL can train an arm; ConfigError, which says what it cannot do and what to change."""
+    objective, batch = arm.objective, arm.prompts_per_step * arm.group_size
+    pick("algorithm of the trainer 'trl'", objective.algorithm, LOSSES)
+    cannot = []
+    if objective.algorithm == "reinforce" and objective.baseline != "group_mean":
+        cannot.append(f"subtract the baseline '{objective.baseline}' (only 'group_mean')")
+    if objective.kl_max:
+        cannot.append("bound the KL of a token (kl_max)")
+    if arm.group_size < 2:
+        cannot.append("learn from a group of one (group_size)")
+    if objective.minibatch_rollouts and batch % objective.minibatch_rollouts:
+        cannot.append(f"split {batch} rollouts into minibatches of {objective.minibatch_rollouts}")
+    if cannot:
+        raise ConfigError(
+            f"policy '{arm.name}': TRL cannot {' or '.join(cannot)}: change that, or take trainer = \"own\"."
+        )
+
+
+def to_trl(trajectories: Sequence[Trajectory], mask_documents: bool = True) -> dict[str, list]:
+    """Turn trajectories into what a `rollout_func` returns.
+
+    Keys: prompt_ids, completion_ids, logprobs (NaN where the policy did not write) and env_mask, 1 on the
+    trained tokens: the policy's own or, without `mask_documents`, all; none of one whose engine failed.
+
+    Raises:
+        ConfigError: a prompt leaves no room for a turn; TRL needs one.
+    """
+    if short := next((t for t in trajectories if not t.ids), None):
+        raise ConfigError(
+            f"The prompt of {short.question.question!r} leaves no tokens for a turn: raise the rollouts' "
+            "max_context_tokens."
+        )
+    return {
+        "prompt_ids": [t.prompt_ids for t in trajectories],
+        "completion_ids": [t.ids for t in trajectories],
+        "logprobs": [
+            [p if mine else math.nan for p, mine in zip(t.logprobs, t.mask, strict=True)]
+            for t in trajectories
+        ],
+        "env_mask": [
+            [int(not t.failed and (mine or not mask_documents)) for mine in t.mask] for t in trajectories
+        ],
+    }
 
 
 class SearchRollouts:
@@ -72,8 +140,8 @@ class SearchRollouts:
     def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, list]:
         """Roll out one trajectory per prompt, in TRL's form.
 
-        Keys: prompt_ids, completion_ids, logprobs, env_mask (1 on the policy's tokens) and, for `reward`, f1,
-        searches and noise. Randomness is a function of (seed, step, process, question, index in the batch).
+        Keys: those of `to_trl` and, for `reward`, f1, searches and noise. Randomness is a function of
+        (seed, step, process, question, index in the batch).
 
         Raises:
             ConfigError: the trainer has a setting that rollouts cannot follow. DataError: a prompt is not a
@@ -93,16 +161,7 @@ class SearchRollouts:
         found = self.trajectories = rollout(questions, generator, self.engine, cfg, keys, noise)
         model.train(training)
         check_failed(found, getattr(self.engine, "name", "none"), step)
-        if short := next((t for t in found if not t.ids), None):
-            raise ConfigError(
-                f"The prompt of {short.question.question!r} leaves no tokens for a turn: raise the rollouts' "
-                f"max_context_tokens ({cfg.max_context_tokens})."
-            )
-        return {
-            "prompt_ids": [t.prompt_ids for t in found],
-            "completion_ids": [t.ids for t in found],
-            "logprobs": [t.logprobs for t in found],
-            "env_mask": [list(map(int, t.mask)) for t in found],
+        return to_trl(found) | {
             "f1": [reward(t, "f1") for t in found],
             "searches": [t.num_searches for t in found],
             "noise": [noise] * len(found),

@@ -1,0 +1,285 @@
+"""TRL as an arm's trainer: on the same rollouts it makes what our own loop makes, and it resumes exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from arm_fixtures import arm, objective
+from policy_fixtures import QUESTIONS, LookupEngine, load
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from zs_lib import config, pipeline
+from zs_lib.config.arms import CurriculumConfig
+from zs_lib.errors import ConfigError, ModelError, RunError
+from zs_lib.rl import train as own
+from zs_lib.rl import trl, trl_trainer
+from zs_lib.rl.learner import Learner
+from zs_lib.runs import RunStore
+
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+"""Float32's, after a few steps of Adam, which divides small gradients by small numbers."""
+ADAPTIVE = CurriculumConfig(schedule="adaptive", p_start=0.0, p_end=0.5, band_low=0.1, band_high=0.1)
+# Slow, for learning magnifies rounding.
+THREE_STEPS = arm(engine="bm25", learning_rate=2e-4, steps=3, trainer="trl")
+
+
+def made(backbone, folder, arm, engine=None, progress=None):
+    """The run of an arm by its own trainer."""
+    train = trl_trainer.train if arm.trainer == "trl" else own.train
+
+    def work(run):
+        return train(run, arm, QUESTIONS, load(backbone), engine or LookupEngine(), progress)
+
+    return RunStore(folder).complete(arm, 0, work)
+
+
+def both(backbone, folder, arm, failing=0.0):
+    """The runs of an arm by our own trainer and by TRL."""
+    return [
+        made(backbone, folder, replace(arm, trainer=name), LookupEngine(failing)) for name in ("own", "trl")
+    ]
+
+
+def weights(run):
+    return load_file(run.model_dir / "model.safetensors")
+
+
+def assert_same_weights(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], **ROUNDING, msg=(name + ": {}").format)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "failing"),
+    [
+        ("grpo", {}, 0.0),
+        ("grpo", {"kl_coef": 0.05, "updates_per_batch": 2}, 0.1),
+        ("grpo", {"sampler_ratio_max": 2.0, "mask_documents": False}, 0.0),
+        ("dr_grpo", {}, 0.0),
+        ("cispo", {"updates_per_batch": 2}, 0.0),
+        ("reinforce", {"kl_coef": 0.05}, 0.0),
+    ],
+)
+def test_three_steps_equal_our_own(name, changes, failing, backbone, tmp_path):
+    changed = replace(THREE_STEPS, objective=objective(name, **changes))
+    ours, theirs = both(backbone, tmp_path, changed, failing)
+    mine, other = ours.metrics(), theirs.metrics()
+    assert list(mine) == list(other) and len(mine) == 3
+    # TRL reads rows without advantage, too; the gap is nothing but rounding.
+    for column in mine.drop(columns=["update_tokens", "sampler_gap"]):
+        one, two = (torch.tensor(log[column].astype(float).to_numpy()) for log in (mine, other))
+        torch.testing.assert_close(
+            one, two, rtol=1e-3, atol=1e-5, equal_nan=True, msg=f"{column}: {{}}".format
+        )
+    assert other["sampler_gap"].max() < 1e-5 and other["grad_norm"].min() > 0.01
+    assert_same_weights(weights(ours), weights(theirs))
+    start = load_file(backbone / "model.safetensors")
+    assert max((weights(theirs)[n] - start[n]).abs().max() for n in start) > 100 * ROUNDING["atol"] / 2
+    assert ours.summary == pytest.approx(theirs.summary)
+    logged, watched = ours.trajectories(), theirs.trajectories()
+    assert len(logged) == len(watched)
+    for one, two in zip(logged, watched, strict=True):
+        assert one.pop("advantage", 0.0) == pytest.approx(two.pop("advantage", 0.0), abs=1e-3)
+        assert [turn["text"] for turn in one["turns"]] == [turn["text"] for turn in two["turns"]]
+        assert one.keys() == two.keys() and one["reward"] == two["reward"]
+
+
+@pytest.mark.parametrize(("name", "kl"), [("grpo", 0.05), ("dr_grpo", 0.0)])
+def test_gradients_equal_our_own(name, kl, backbone, tmp_path, monkeypatch):
+    """Of the first update, by name and before clipping."""
+    gradients: dict[str, dict] = {"own": {}, "trl": {}}
+
+    def keep(trainer, named):
+        gradients[trainer] |= {n: p.grad.clone() for n, p in named if n not in gradients[trainer]}
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            keep("trl", model.named_parameters())
+
+    step = Learner._optimizer_step
+    monkeypatch.setattr(
+        Learner, "_optimizer_step", lambda self: (keep("own", self.parameters.items()), step(self))
+    )
+    make = trl_trainer.PolicyTrainer.__init__
+    monkeypatch.setattr(
+        trl_trainer.PolicyTrainer,
+        "__init__",
+        lambda self, *given: (make(self, *given), self.add_callback(Keep()), None)[-1],
+    )
+    both(
+        backbone,
+        tmp_path,
+        replace(THREE_STEPS, steps=1, objective=objective(name, kl_coef=kl), max_grad_norm=1e6),
+    )
+    assert gradients["own"].keys() == gradients["trl"].keys()
+    for parameter, gradient in gradients["own"].items():
+        assert gradient.abs().max() > 1e-5, f"{parameter} has no gradient: the comparison would be empty"
+        torch.testing.assert_close(gradient, gradients["trl"][parameter], atol=1e-6, rtol=1e-4, msg=parameter)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_breaks_off_resumes_from_its_checkpoint_and_ends_the_same(backbone, tmp_path):
+    """Also in the middle of a pass over the questions, with a curriculum that follows the rewards."""
+    changed = replace(THREE_STEPS, steps=7, checkpoint_every=3, curriculum=ADAPTIVE, prompts_per_step=2)
+    changed = replace(changed, objective=objective("grpo", minibatch_rollouts=6))
+    whole = made(backbone, tmp_path / "whole", changed)
+
+    def kill(step, *_):
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        made(backbone, tmp_path / "cut", changed, progress=kill)
+    store, seen = RunStore(tmp_path / "cut"), []
+    broken = store.get(changed, 0)
+    assert len(broken.metrics()) == 5 and broken.checkpoint().step == 3 and store.verify() == []
+    resumed = made(backbone, tmp_path / "cut", changed, progress=lambda step, *_: seen.append(step))
+    assert seen == [4, 5, 6, 7]
+    for log in ("metrics.jsonl", "trajectories.jsonl"):
+        assert (resumed.path / log).read_bytes() == (whole.path / log).read_bytes()
+    assert all(torch.equal(weights(resumed)[name], tensor) for name, tensor in weights(whole).items())
+    assert resumed.summary == whole.summary and store.verify() == []
+    assert not list(resumed.path.glob("checkpoint*")) and whole.metrics()["noise_probability"].nunique() > 1
+
+
+def test_a_run_that_breaks_off_when_it_is_trained_only_finishes(backbone, tmp_path, monkeypatch):
+    changed = replace(THREE_STEPS, steps=2)
+    whole = made(backbone, tmp_path / "whole", changed)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(trl_trainer, "summarise", lambda *_: (_ for _ in ()).throw(Killed))
+        made(backbone, tmp_path / "cut", changed)
+    seen = []
+    resumed = made(backbone, tmp_path / "cut", changed, progress=lambda *event: seen.append(event))
+    assert not seen and resumed.summary == whole.summary
+    assert all(torch.equal(weights(resumed)[name], tensor) for name, tensor in weights(whole).items())
+
+
+def test_minibatches_are_optimizer_steps_of_one_batch(backbone, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        trl_trainer.PolicyTrainer,
+        "_compute_loss",
+        lambda self, model, inputs, compute=trl_trainer.PolicyTrainer._compute_loss: (
+            seen.append((self.state.global_step, len(inputs["prompt_ids"]))),
+            compute(self, model, inputs),
+        )[-1],
+    )
+    changed = objective("grpo", minibatch_rollouts=6, updates_per_batch=2)
+    run = made(backbone, tmp_path, replace(THREE_STEPS, steps=2, objective=changed))
+    assert len(run.metrics()) == 2 and run.metrics()["clip_fraction"].max() >= 0
+    rows = {step: sum(size for at, size in seen if at == step) for step in range(12)}
+    assert rows == dict.fromkeys(range(12), 6)  # 2 batches, 3 minibatches twice each
+
+
+@pytest.mark.parametrize("name", ["gspo", "vespo", "sapo"])
+def test_losses_of_trl_train(name, backbone, tmp_path):
+    run = made(backbone, tmp_path, replace(THREE_STEPS, steps=1, objective=objective(name)))
+    start = load_file(backbone / "model.safetensors")
+    assert any(not torch.equal(weights(run)[n], start[n]) for n in start)
+
+
+@pytest.mark.parametrize("name", trl.LOSSES)
+def test_every_loss_has_settings_that_trl_takes(name, tmp_path):
+    changed = replace(THREE_STEPS, objective=objective(name))
+    args = trl_trainer._config(SimpleNamespace(path=tmp_path, seed=0), changed, on_cpu=True)
+    assert trl.LOSSES[name].items() <= vars(args).items()
+    assert args.epsilon_high == (1.2 if name == "cispo" else None) and args.epsilon == 0.2
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_bfloat16_and_adapters_leave_an_ordinary_model(lora_rank, backbone, tmp_path):
+    changed = replace(
+        THREE_STEPS,
+        steps=2,
+        dtype="bfloat16",
+        lora_rank=lora_rank,
+        gradient_checkpointing=True,
+        learning_rate=1e-2,
+    )
+    run = made(backbone, tmp_path, changed)
+    found, start = weights(run), load_file(backbone / "model.safetensors")
+    assert found.keys() == start.keys() and {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert any(not torch.equal(found[n], start[n].bfloat16()) for n in start)
+    assert (run.summary["parameters"] < 15_000) is (lora_rank > 0)
+    assert run.metrics()["sampler_gap"].max() < 0.05
+
+
+def test_a_sampler_with_other_weights_is_an_error(backbone, tmp_path, monkeypatch):
+    collect = own.Training.collect
+
+    def astray(self, *given):
+        batch = collect(self, *given)
+        for trajectory in batch.trajectories:
+            trajectory.logprobs[:] = [p - 1 for p in trajectory.logprobs]
+        return batch
+
+    monkeypatch.setattr(own.Training, "collect", astray)
+    with pytest.raises(ModelError, match="1.00 nats away"):
+        made(backbone, tmp_path, THREE_STEPS)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error(backbone, tmp_path, monkeypatch):
+    compute = trl_trainer.PolicyTrainer._compute_loss
+    monkeypatch.setattr(
+        trl_trainer.PolicyTrainer, "_compute_loss", lambda *given: compute(*given) * float("nan")
+    )
+    with pytest.raises(RunError, match="not finite at step 1"):
+        made(backbone, tmp_path, THREE_STEPS)
+
+
+def test_memory_that_runs_out_is_a_model_error(backbone, tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(trl_trainer.PolicyTrainer, "_compute_loss", fail)
+    with pytest.raises(ModelError, match="gradient_checkpointing"):
+        made(backbone, tmp_path, THREE_STEPS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": objective("ppo")}, "Unknown algorithm of the trainer 'trl' 'ppo'"),
+        ({"objective": objective("reinforce++")}, r"reinforce\+\+"),
+        ({"objective": objective(baseline="none")}, "baseline 'none'"),
+        ({"objective": objective("grpo", kl_coef=0.01, kl_max=10.0)}, "kl_max"),
+        ({"objective": objective("grpo", minibatch_rollouts=5)}, "18 rollouts into minibatches of 5"),
+        ({"group_size": 1}, "group of one"),
+    ],
+)
+def test_what_trl_cannot_do_is_said_before_anything_begins(changes, message, store):
+    with pytest.raises(ConfigError, match=message):
+        pipeline.ensure(replace(THREE_STEPS, **changes), 0, store)
+    assert store.list() == []
+
+
+def test_names_of_trl_are_for_trl_only(store):
+    with pytest.raises(ConfigError, match="gspo"):
+        pipeline.ensure(arm(objective=objective("gspo")), 0, store)
+    with pytest.raises(ConfigError, match="trainer = 'verl' is unknown"):
+        arm(trainer="verl")
+
+
+def test_processes_that_cannot_share_an_update_are_refused(monkeypatch):
+    monkeypatch.setattr(trl_trainer.distributed, "world_size", lambda: 4)
+    with pytest.raises(ConfigError, match="18 rollouts: 4 processes"):
+        trl_trainer._check_processes(THREE_STEPS)
+    monkeypatch.setattr(trl_trainer.distributed, "model_is_sharded", lambda: True)
+    with pytest.raises(ConfigError, match="LoRA"):
+        trl_trainer._check_processes(replace(THREE_STEPS, prompts_per_step=2, lora_rank=4))
+
+
+def test_an_arm_of_a_profile_is_trained_through_the_pipeline(store):
+    smoke = config.load_profile("smoke", {"policy.trainer": "trl", "policy.objective.algorithm": "grpo"})
+    r1 = smoke.policy("r1")
+    run = pipeline.ensure(r1, 0, store)
+    assert run.finished and run.config["trainer"] == "trl" and run.summary["steps"] == r1.steps
+    assert store.verify() == []
