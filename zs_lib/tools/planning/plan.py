@@ -17,10 +17,9 @@ from zs_lib.config.arms import EvaluationConfig, PolicyArm, RolloutConfig, Simul
 from zs_lib.config.engines import simulates
 from zs_lib.errors import ConfigError
 from zs_lib.models.kv_cache import CAPACITY_BYTES
+from zs_lib.rl.batches import MICRO_BATCH_TOKENS
 from zs_lib.runs import RunStore
 
-MICRO_BATCH_TOKENS = 1024
-"""Tokens of one micro-batch of the update (`rl.batches`)."""
 PROMPT, SIMULATOR_PROMPT, TURN, DOCUMENT = 180, 120, 120, 45
 """Tokens of a policy's prompt (Table 1), a simulator's (Table 2), a turn, and a document with its header."""
 SEARCHES = 1.0
