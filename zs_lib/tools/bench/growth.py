@@ -15,12 +15,11 @@ from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.models.load import load_generator
 from zs_lib.qa import Passage
 from zs_lib.rl.rollout import rollout
-from zs_lib.rl.train import questions_of_step
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.runs import RunStore
 from zs_lib.tools.bench import start
 from zs_lib.tools.bench.machine import peak_bytes, peak_flops, seconds
-from zs_lib.tools.bench.rollouts import least_work
+from zs_lib.tools.bench.rollouts import GROUP, grouped_questions, least_work
 
 ROLLOUTS = (64, 256, 1024)
 PASSAGES = (4_000, 62_500, 1_000_000)
@@ -51,8 +50,7 @@ def _rollouts(count: int) -> Iterator[dict]:
     """
     arm, generator = config.load_profile("tiny").policies[0], load_generator("tiny-S-instruct")
     engine = build_engine("bm25", split="train")
-    picked = questions_of_step(qa.load_questions(subset=arm.subsets, split="train"), count // 4, 0, 1)
-    questions = [question for question in picked for _ in range(4)]
+    questions = grouped_questions(arm, count // GROUP)
     keys = [(0, i) for i in range(count)]
     done: list[Trajectory] = []
     took = seconds(lambda: done.extend(rollout(questions, generator, engine, arm.rollout, keys)))

@@ -12,7 +12,7 @@ import torch
 
 from zs_lib import config, protocol, qa
 from zs_lib.config import paths
-from zs_lib.config.arms import FormatSFT, RolloutConfig
+from zs_lib.config.arms import FormatSFT, PolicyArm, RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
 from zs_lib.models.encoding import encode_example
 from zs_lib.models.generator import Generator
@@ -46,8 +46,7 @@ def measure(small: bool = False) -> Iterator[dict]:
     name, count = ("tiny-S-instruct", 8) if small else (MODEL, 64)
     generator = load_generator(name if small else format_tuned(name, arm.format_sft))
     engine = build_engine("bm25", split="train")
-    picked = questions_of_step(qa.load_questions(subset=arm.subsets, split="train"), count // GROUP, 0, 1)
-    questions = [question for question in picked for _ in range(GROUP)]
+    questions = grouped_questions(arm, count // GROUP)
     loops = {"ours": ours, "original": original, "TRL": trl}
     for who, make in loops.items():
         loop = make(generator, engine, arm.rollout)
@@ -66,6 +65,12 @@ def measure(small: bool = False) -> Iterator[dict]:
         case = f"{count} rollouts, {name.rpartition('/')[2]}"
         for measured, value, unit in rows:
             yield {"case": case, "who": who, "measure": measured, "value": value, "unit": unit}
+
+
+def grouped_questions(arm: PolicyArm, prompts: int, group: int = GROUP) -> list[Question]:
+    """Pick the training questions of an arm's first step, each `group` times in a row."""
+    picked = questions_of_step(qa.load_questions(subset=arm.subsets, split="train"), prompts, 0, 1)
+    return [question for question in picked for _ in range(group)]
 
 
 def ours(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from zs_lib import config, qa
+from zs_lib import config
 from zs_lib.config.arms import PolicyArm
 from zs_lib.engines import build_engine
 from zs_lib.models.load import LoadedModel, build_generator, load_model
@@ -18,7 +18,6 @@ from zs_lib.rl.learner import WEIGHT_DECAY, Learner
 from zs_lib.rl.objectives import group_advantages
 from zs_lib.rl.rewards import reward
 from zs_lib.rl.rollout import rollout
-from zs_lib.rl.train import questions_of_step
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.tools.bench import rollouts
 from zs_lib.tools.bench.machine import forward_flops, peak_flops, seconds
@@ -72,14 +71,11 @@ def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries:
 
 def first_batch(loaded: LoadedModel, arm: PolicyArm) -> tuple[list[Trajectory], torch.Tensor]:
     """Roll out the arm's first step with BM25: trajectories, and their rewards (P, G)."""
-    questions = questions_of_step(
-        qa.load_questions(subset=arm.subsets, split="train"), arm.prompts_per_step, 0, 1
-    )
-    repeated = [question for question in questions for _ in range(arm.group_size)]
+    repeated = rollouts.grouped_questions(arm, arm.prompts_per_step, arm.group_size)
     generator = build_generator("transformers", loaded.model, loaded.tokenizer)
     engine = build_engine("bm25", split="train")
     done = rollout(repeated, generator, engine, arm.rollout, [(0, i) for i in range(len(repeated))])
-    return done, torch.tensor([reward(t, "f1") for t in done], dtype=torch.float64).view(len(questions), -1)
+    return done, torch.tensor([reward(t, "f1") for t in done], dtype=torch.float64).view(-1, arm.group_size)
 
 
 def _least_work(

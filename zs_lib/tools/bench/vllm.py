@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from zs_lib import config, qa
+from zs_lib import config
 from zs_lib.engines import build_engine
 from zs_lib.models.load import load_generator
 from zs_lib.rl.rollout import rollout
-from zs_lib.rl.train import questions_of_step
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.tools.bench.machine import peak_flops
-from zs_lib.tools.bench.rollouts import GROUP, MODEL, format_tuned, least_work
+from zs_lib.tools.bench.rollouts import GROUP, MODEL, format_tuned, grouped_questions, least_work
 
 
 def measure(small: bool = False) -> Iterator[dict]:
@@ -25,8 +24,7 @@ def measure(small: bool = False) -> Iterator[dict]:
     name, count = ("tiny-S-instruct", 8) if small else (MODEL, 64)
     model, dtype = (name, "float32") if small else (format_tuned(name, arm.format_sft), "bfloat16")
     generator, engine = load_generator(model, dtype, "vllm"), build_engine("bm25", split="train")
-    picked = questions_of_step(qa.load_questions(subset=arm.subsets, split="train"), count // GROUP, 0, 1)
-    questions = [question for question in picked for _ in range(GROUP)]
+    questions = grouped_questions(arm, count // GROUP)
     started = time.perf_counter()
     done = rollout(questions, generator, engine, arm.rollout, [(0, i) for i in range(count)])
     took = {"ours": time.perf_counter() - started}
