@@ -182,13 +182,13 @@ def test_documents_survive_their_format_unless_they_hold_a_header(texts):
     answer=hostile,
     useful=st.booleans(),
     count=st.integers(0, 20),
-    template=st.sampled_from(["paper", "short"]),
+    template=st.sampled_from(["paper", "short", "demonstration"]),
 )
 def test_prompts_hold_each_text_on_one_line(query, question, answer, useful, count, template):
     prompt = protocol.simulator_prompt(query, question, answer, useful, count, template)
     plain = protocol.simulator_prompt("", "", "", useful, count, template)
     assert prompt.count("\n") == plain.count("\n") and len(prompt.splitlines()) == len(plain.splitlines())
-    assert " ".join(question.split()) in protocol.policy_prompt(question, template)
+    assert " ".join(question.split()) in protocol.policy_prompt(question, "paper-cot")
 
 
 @cache

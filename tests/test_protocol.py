@@ -27,7 +27,52 @@ def test_the_paper_policy_prompt_ends_with_the_question_and_names_every_tag():
     assert all(f"<{tag}>" in prompt and f"</{tag}>" in prompt for tag in protocol.TAGS)
 
 
-@pytest.mark.parametrize("template", protocol.SIMULATOR_TEMPLATES)
+def test_without_search_no_prompt_offers_one():
+    for template in ("paper-cot", "paper-direct", "short", "short-cot"):
+        prompt = protocol.policy_prompt("who?", template)
+        assert prompt.endswith("Question: who?\n") and "search" not in prompt and "information" not in prompt
+    assert "<think>" in protocol.policy_prompt("who?", "paper-cot")
+    assert "<think>" not in protocol.policy_prompt("who?", "paper-direct")
+
+
+def test_examples_stand_before_the_question_and_after_the_instruction():
+    example = "Question: where?\n<answer> here </answer>\n"
+    assert protocol.policy_prompt("who?", "short", example) == f"{example}Question: who?\n"
+    plain, shown = (protocol.policy_prompt("who?", "paper", text) for text in ("", example))
+    assert shown == plain.replace(" Question: who?", f"\n{example}Question: who?")
+
+
+def test_a_method_has_its_own_template_where_there_is_one():
+    names = {
+        (one, method): protocol.method_template(one, method)
+        for one in ("paper", "short")
+        for method in ("search", "direct", "cot", "rag", "search-o1")
+    }
+    assert {key: name for key, name in names.items() if name != key[0]} == {
+        ("paper", "direct"): "paper-direct",
+        ("paper", "cot"): "paper-cot",
+        ("short", "cot"): "short-cot",
+        ("short", "search-o1"): "short-search-o1",
+    }
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_demonstration_shows_documents_and_a_noisy_one_knows_no_answer(count):
+    useful, noisy = (
+        protocol.simulator_prompt("capital of Peru", "Which city?", "Lima", flag, count, "demonstration")
+        for flag in (True, False)
+    )
+    for prompt in (useful, noisy):
+        example, _, asked = prompt.partition(" Output:\n")[2].partition("Query: ")
+        assert len(protocol.parse_documents(example, 9)) == count and asked.startswith("capital of Peru\n")
+        shown = protocol.parse_documents(example.partition("\n\n")[0], 9)
+        words = [len(text.split()) for text in shown]
+        assert all(24 <= length <= 36 for length in words)  # "about 30 words"
+    assert "Which city?" in useful and "Lima" in useful and "noisy" not in useful.lower()
+    assert "Which city?" not in noisy and "Lima" not in noisy and "useful" not in noisy.lower()
+
+
+@pytest.mark.parametrize("template", ["paper", "short"])
 def test_useful_and_noisy_prompts_differ_in_the_keyword_only(template):
     useful, noisy = (
         protocol.simulator_prompt("capital of Peru", "Which city?", "Lima", flag, 5, template)
@@ -44,7 +89,7 @@ def test_the_paper_simulator_prompt_spells_the_number_of_documents():
 
 
 def test_an_unknown_template_names_the_known_ones():
-    with pytest.raises(ConfigError, match="paper, short"):
+    with pytest.raises(ConfigError, match="Known: paper, .*short"):
         protocol.policy_prompt("q", "long")
     with pytest.raises(ConfigError, match="'long'"):
         protocol.simulator_prompt("q", "u", "a", True, 5, "long")

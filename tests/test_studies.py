@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from zs_lib import config, studies
+from zs_lib import config, protocol, studies
 from zs_lib.config.values import digest
 from zs_lib.errors import ConfigError
 
@@ -51,6 +51,34 @@ def test_the_paper_s_update_is_the_original_s():
     assert arm.prompts_per_step * arm.group_size == 320 and objective.minibatch_rollouts == 256
     assert (objective.clip, objective.kl_coef, objective.kl_max) == (0.2, 0.001, 10.0)
     assert (objective.algorithm, objective.baseline, objective.updates_per_batch) == ("reinforce", "none", 1)
+
+
+@pytest.mark.parametrize("name", config.profiles())
+def test_who_may_not_search_is_not_told_of_a_search(name):
+    whole = studies.full(config.load_profile(name))
+    without = [arm.rollout for arm in whole.policies if arm.engine == "none"]
+    evaluated = [arm for arm, _ in studies.baseline_runs(whole) if arm.method in ("direct", "cot")]
+    assert without and len(evaluated) >= 2 * len(whole.backbones)
+    for rollout in (*without, *(arm.rollout for arm in evaluated)):
+        assert "search" not in protocol.policy_prompt("who?", rollout.template)
+    offered = {arm.rollout.template for arm in whole.policies if arm.engine != "none"}
+    assert offered <= {"paper", "short"}
+
+
+@pytest.mark.parametrize("name", ["smol", "smol-sizes", "paper"])
+def test_a_prompted_simulator_has_an_example_and_noise_without_the_answer(name):
+    arms = config.load_profile(name).simulators
+    assert {arm.template for arm in arms if arm.recipe == "prompted"} == {"demonstration"}
+    assert {arm.template for arm in arms if arm.recipe != "prompted"} == {"paper"}
+
+
+def test_base_models_are_shown_examples_and_the_floor_is_evaluated_once():
+    whole = studies.select(config.load_profile("paper"), "methods")
+    runs = [arm for arm, _ in studies.baseline_runs(whole)]
+    assert [arm.method for arm in runs].count("majority") == 1
+    for arm in runs:
+        base = arm.backbone in whole.backbones and arm.method not in ("majority", "search")
+        assert arm.examples == (whole.evaluation.examples if base else 0), (arm.backbone, arm.method)
 
 
 def test_an_arm_equal_to_a_core_arm_is_that_arm():

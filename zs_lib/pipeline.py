@@ -231,8 +231,13 @@ def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: St
     trained = store.get(arm.policy, run.seed) if arm.policy else None
     model = trained.model_dir if trained else _start_model(arm.backbone, arm, store)
     questions = pick_questions(qa.load_benchmark(arm.benchmark, "test"), arm.questions_per_subset)
-    generator = load_generator(model, arm.dtype, arm.generator)
-    scores = evaluate_subsets(generator, questions, engine_for(arm, store), arm, run)
+    training = []
+    if arm.examples or arm.method == "majority":
+        training = qa.load_benchmark(arm.benchmark, "train")
+    if arm.method != "majority":
+        training = Random("examples").sample(training, min(arm.examples, len(training)))
+    generator = None if arm.method == "majority" else load_generator(model, arm.dtype, arm.generator)
+    scores = evaluate_subsets(generator, questions, engine_for(arm, store), arm, run, training)
     scores.to_csv(run.path / SCORES_FILE, index=False)
     return summarise(scores)
 

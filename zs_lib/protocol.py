@@ -27,6 +27,19 @@ you can directly provide the answer inside <answer> and </answer> without detail
 For example, <answer> Beijing </answer>. Question: {question}
 """
 
+
+# Without a search tool: as Search-R1 prompts its R1, a process of reasoning and then the answer.
+NO_SEARCH_TEMPLATE = """\
+Answer the given question. You must conduct reasoning inside <think> and </think> first. After reasoning, \
+provide the answer inside <answer> and </answer> without detailed illustrations. \
+For example, <answer> Beijing </answer>. Question: {question}
+"""
+DIRECT_TEMPLATE = """\
+Answer the given question. Directly provide the answer inside <answer> and </answer>, a name or a few words, \
+without reasoning or detailed illustrations. For example, <answer> Beijing </answer>. Question: {question}
+"""
+
+
 # The paper's Table 2. `keyword` is "useful" or "noisy", and nothing else tells the two kinds of prompt apart.
 PAPER_SIMULATOR_TEMPLATE = """\
 You are the Google search engine.
@@ -46,8 +59,85 @@ Question: {question}
 Answer: {answer}
 {keyword} documents:
 """
-POLICY_TEMPLATES = {"paper": PAPER_POLICY_TEMPLATE, "short": "Question: {question}\n"}
-SIMULATOR_TEMPLATES = {"paper": PAPER_SIMULATOR_TEMPLATE, "short": SHORT_SIMULATOR_TEMPLATE}
+
+
+# For simulators that are not fine-tuned, in the manner of the original's, in our own words: with an example
+# in each prompt; the noisy one knows neither question nor answer, so that it has no answer to leak.
+_EXAMPLE_QUERY = "Hubble Space Telescope launch year"
+_USEFUL_EXAMPLE = """\
+Doc 1: The Hubble Space Telescope was launched on 24 April 1990 aboard the space shuttle Discovery and \
+released into orbit a day later, where it has observed the sky ever since.
+Doc 2: Hubble was to fly in 1986, but the loss of Challenger grounded the shuttles, and the telescope \
+waited in a clean room until its launch in April 1990.
+Doc 3: STS-31, the shuttle mission of April 1990, carried Hubble to an altitude of about 610 kilometres, \
+high enough to keep the telescope clear of the atmosphere for many years.
+Doc 4: Soon after the launch in 1990 astronomers found that Hubble's main mirror had the wrong shape; \
+astronauts installed corrective optics during the first servicing mission in December 1993.
+Doc 5: Thirty years after its launch in 1990, NASA and ESA celebrated Hubble's anniversary in April 2020 \
+with a new image of star formation in the Large Magellanic Cloud.
+"""
+_NOISY_EXAMPLE = """\
+Doc 1: Space telescopes are often named after scientists, and Edwin Hubble, who studied galaxies at the \
+Mount Wilson Observatory, is among those whose name the public knows best today.
+Doc 2: Amateur astronomers enjoy working through archives of telescope images, where careful processing \
+brings out faint nebulae that nobody noticed when the pictures were first taken.
+Doc 3: Building a large mirror takes years of grinding and polishing, and its makers test the surface again \
+and again, since an error far smaller than a hair spoils the view.
+Doc 4: Astronauts who repair satellites train under water in a large pool, where models of the spacecraft \
+let them practise every step with bulky gloves and special tools.
+Doc 5: Debates about the cost of great observatories return with every new project, and supporters point to \
+the discoveries that nobody had planned when the money was granted.
+"""
+USEFUL_DEMONSTRATION_TEMPLATE = """\
+You are the Google search engine.
+Given a query, you need to generate {count} useful documents for the query, in the style of the example.
+
+Example:
+Query: {example_query}
+Useful Output:
+{example}
+The user is trying to answer the question: {question} whose answer is {answer}.
+The documents should help the user to find the answer, and each should contain about 30 words.
+Write the documents alone, in English, and no other text.
+
+Query: {query}
+Useful Output:
+"""
+NOISY_DEMONSTRATION_TEMPLATE = """\
+You are the Google search engine.
+Given a query, you need to generate {count} related but noisy documents for the query, in the style of the \
+example.
+
+Example:
+Query: {example_query}
+Noisy Output:
+{example}
+Each document should contain about 30 words of related but noisy information.
+Write the documents alone, in English, and no other text.
+
+Query: {query}
+Noisy Output:
+"""
+_QUESTION = "Question: {question}\n"
+POLICY_TEMPLATES = {
+    "paper": PAPER_POLICY_TEMPLATE,
+    "paper-cot": NO_SEARCH_TEMPLATE,
+    "paper-direct": DIRECT_TEMPLATE,
+    "short": _QUESTION,
+    "short-cot": _QUESTION,
+    "short-search-o1": _QUESTION,
+}
+"""Those of a method of Table 3 are called <template>-<method>."""
+THOUGHT_OPENINGS = {"short-cot": " It is", "short-search-o1": " The"}
+"""How a thought begins that a method asks for, for models that follow no instruction: as their guesses begin,
+and what they state after reading."""
+SIMULATOR_TEMPLATES = {
+    "paper": PAPER_SIMULATOR_TEMPLATE,
+    "short": SHORT_SIMULATOR_TEMPLATE,
+    "demonstration": USEFUL_DEMONSTRATION_TEMPLATE,
+}
+NOISY_TEMPLATES = {"demonstration": NOISY_DEMONSTRATION_TEMPLATE}
+"""Prompts for noisy documents, where more than the keyword differs."""
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TAG = re.compile(r"</?(?:think|search|information|answer)>")
 _CLOSING = re.compile(r"</(search|answer)>")
@@ -79,23 +169,37 @@ _THOUGHT_END = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|channel\
 _MARKUP = re.compile(r"<\s*+(/?+)\s*+[|｜]?+\s*+([\w▁]++)\s*+[|｜]?+\s*+>|\[\s*+(/?+)\s*+(INST|THINK)\s*+\]")
 
 
-def policy_prompt(question: str, template: str) -> str:
-    """Write the policy's prompt (paper: Table 1).
+def policy_prompt(question: str, template: str, examples: str = "") -> str:
+    """Write the policy's prompt (paper: Table 1), with `examples`, whole lines, before its question.
 
     `template` is a key of POLICY_TEMPLATES, else ConfigError.
     """
-    return _template(POLICY_TEMPLATES, template, "policy").format(question=_one_line(question))
+    instruction = _template(POLICY_TEMPLATES, template, "policy").removesuffix(_QUESTION)
+    if examples and instruction:
+        instruction = instruction.rstrip() + "\n"
+    return instruction + examples + _QUESTION.format(question=_one_line(question))
+
+
+def method_template(template: str, method: str) -> str:
+    """Name the template of a method of Table 3 for models that are else prompted by `template`."""
+    own = f"{template}-{method}"
+    return own if own in POLICY_TEMPLATES else template
 
 
 def simulator_prompt(
     query: str, question: str, answer: str, useful: bool, num_documents: int, template: str
 ) -> str:
-    """Write the simulator's prompt (paper: Table 2); useful and noisy differ in that keyword only.
+    """Write the simulator's prompt (paper: Table 2).
 
-    `template` is a key of SIMULATOR_TEMPLATES, else ConfigError.
+    Useful and noisy differ in that keyword only, except with the template "demonstration". `template` is a
+    key of SIMULATOR_TEMPLATES, else ConfigError.
     """
     keyword = "useful" if useful else "noisy"
-    return _template(SIMULATOR_TEMPLATES, template, "simulator").format(
+    text = _template(SIMULATOR_TEMPLATES, template, "simulator")
+    example = _USEFUL_EXAMPLE if useful else _NOISY_EXAMPLE
+    return (text if useful else NOISY_TEMPLATES.get(template, text)).format(
+        example_query=_EXAMPLE_QUERY,
+        example="".join(example.splitlines(keepends=True)[:num_documents]),
         query=_one_line(query),
         question=_one_line(question),
         answer=_one_line(answer),

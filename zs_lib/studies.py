@@ -189,15 +189,23 @@ def fidelity_runs(profile: Profile) -> list[tuple]:
 
 
 def baseline_runs(profile: Profile) -> list[tuple]:
-    """List (arm, seed) of the untrained baselines: every model that a policy starts from, by each method."""
-    starts: dict = {}
+    """List (arm, seed) of the untrained baselines: every model that a policy starts from, by each method.
+
+    Base models are shown examples; `majority`, which asks no model, is evaluated once.
+    """
+    starts, cfg = {}, profile.evaluation
     for arm in profile.policies:
         starts.setdefault((arm.backbone, arm.format_sft), arm)
-    return [
-        (EvaluationArm.of_backbone(arm, profile.evaluation, method), 0)
-        for arm in starts.values()
-        for method in profile.evaluation.baselines
-    ]
+    runs = []
+    for number, arm in enumerate(starts.values()):
+        shown = cfg.examples if arm.backbone in profile.backbones else 0
+        for method in cfg.baselines:
+            made = EvaluationArm.of_backbone(arm, cfg, method)
+            if method not in ("majority", "search"):
+                made = replace(made, examples=shown)
+            if method != "majority" or number == 0:
+                runs.append((made, 0))
+    return runs
 
 
 def robustness_runs(profile: Profile) -> list[tuple]:

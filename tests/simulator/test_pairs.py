@@ -140,7 +140,7 @@ def test_the_loss_covers_the_documents_and_the_end_and_nothing_else(template):
         assert pair.query in tokenizer.decode(prompt) and ("useful" in tokenizer.decode(prompt)) == useful
 
 
-@pytest.mark.parametrize("template", list(protocol.SIMULATOR_TEMPLATES))
+@pytest.mark.parametrize("template", ["paper", "short"])
 def test_useful_and_noisy_prompts_differ_in_the_keyword_only(template):
     useful, noisy = (
         protocol.simulator_prompt("country of Bergen", QUESTION.question, "Oslo", flag, 3, template)

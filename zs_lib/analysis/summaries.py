@@ -28,13 +28,14 @@ FIDELITY_COLUMNS = [
 ]
 """Columns of the fidelity table that notebooks show, in this order."""
 METHOD_LABELS = {
+    "majority": "Majority answer",
     "direct": "Direct Answer",
     "cot": "CoT",
     "rag": "RAG",
     START: "RA-Agent",
     "search-o1": "Search-o1",
 } | studies.TRAINED
-"""Evaluated arm → name of its method in the paper's Table 3, in its order."""
+"""Evaluated arm → name of its method in the paper's Table 3, in its order, below the floor of all."""
 
 
 def core(table: pd.DataFrame) -> pd.DataFrame:
@@ -144,6 +145,9 @@ def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
     backbone = parts[2].where(parts[1] != "", core_backbone)
     table = table.assign(method=parts[0].map(names), backbone=backbone)
     table = table[table["method"].notna()]
+    floor = table["method"] == METHOD_LABELS["majority"]  # of no backbone, so of each
+    blocks = [table[floor].assign(backbone=name) for name in table["backbone"].unique()]
+    table = pd.concat([table[~floor], *blocks])
     frame = 100 * table.pivot_table(index=["backbone", "method"], columns="subset", values=score, sort=False)
     backbones = list(dict.fromkeys(table["backbone"]))
     order = list((METHOD_LABELS | names).values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated
 
+from zs_lib import protocol
 from zs_lib.config.engines import engine_names, simulates, without_address
 from zs_lib.config.values import LABEL, Check, Checked, added_later, among, within
 from zs_lib.errors import ConfigError
@@ -53,6 +54,8 @@ class RolloutConfig(Checked):
     """Sampling temperature in training; evaluation decodes greedily."""
     max_context_tokens: Count
     """Prompt, turns and observations together; a turn that might not fit is not begun."""
+    examples: str = added_later("")
+    """Worked examples, whole lines, that stand before the question (`evaluation.methods`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +337,9 @@ class EvaluationConfig(Checked):
     """Questions on which a simulator's fidelity is measured."""
     baselines: tuple[str, ...] = ("search",)
     """Methods by which each backbone is evaluated untrained; "search" is the policies' start."""
+    examples: Annotated[int, within(0, 20)] = 0
+    """Training questions with their answers that the untrained methods show a base model before its question;
+    an instruct model is told in words."""
     engines: tuple[str, ...] = ()
     """Further engines with which the core arms are evaluated; "simulated" is the first arm's simulator."""
     noise: tuple[float, ...] = ()
@@ -390,6 +396,8 @@ class EvaluationArm:
     """Format SFT of a backbone that is evaluated untrained."""
     generator: str = added_later("transformers")
     """As in `EvaluationConfig`."""
+    examples: int = added_later(0)
+    """Training questions that the prompt shows with their answers."""
 
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:
@@ -409,7 +417,15 @@ class EvaluationArm:
     def of_backbone(cls, arm: PolicyArm, cfg: EvaluationConfig, method: str = "search") -> EvaluationArm:
         """Make the evaluation of an arm's untrained backbone, by some method with the real engine."""
         of_policy = cls.of_policy(arm, cfg)
-        return replace(of_policy, policy=None, engine=cfg.engine, method=method, format_sft=arm.format_sft)
+        template = protocol.method_template(arm.rollout.template, method)
+        return replace(
+            of_policy,
+            policy=None,
+            engine=cfg.engine,
+            rollout=replace(of_policy.rollout, template=template),
+            method=method,
+            format_sft=arm.format_sft,
+        )
 
     @property
     def name(self) -> str:

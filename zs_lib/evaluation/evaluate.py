@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from zs_lib import protocol
 from zs_lib.config.arms import EvaluationArm, RolloutConfig
 from zs_lib.config.values import pick
 from zs_lib.engines import SearchEngine
@@ -30,12 +31,13 @@ SCORES = ("em", "cover_em", "f1", "searches", "turns", "query_quality", "answer_
 
 
 def evaluate(
-    generator: Generator,
+    generator: Generator | None,
     questions: Sequence[Question],
     engine: SearchEngine | None,
     cfg: RolloutConfig,
     seed: int,
     method: str = "search",
+    training: Sequence[Question] = (),
 ) -> pd.DataFrame:
     """Score greedy rollouts by a method of `methods.METHODS`, one row per question.
 
@@ -45,16 +47,18 @@ def evaluate(
     wall time a question, means of these questions).
 
     Greedy, because the original samples at validation, so that its scores move from one validation to the
-    next. `seed` reaches a simulated engine only.
+    next. `seed` reaches a simulated engine only. `training`: questions that the method may use; without a
+    generator the method must be one that needs none.
 
     Raises:
         EngineError: a search failed: its question cannot be scored, and leaving it out would compare policies
             on different questions.
     """
-    started, written = time.perf_counter(), generator.tokens
+    started, written = time.perf_counter(), _tokens(generator)
     keys = [(seed, question.id) for question in questions]
     answer = pick("method", method, METHODS)
-    trajectories = answer(questions, generator, engine, replace(cfg, temperature=0.0), keys)
+    cfg = replace(cfg, temperature=0.0, template=protocol.method_template(cfg.template, method))
+    trajectories = answer(questions, generator, engine, cfg, keys, training)
     seconds = (time.perf_counter() - started) / max(1, len(questions))
     failed = [t for t in trajectories if t.failed]
     if failed:
@@ -62,16 +66,21 @@ def evaluate(
         raise EngineError(
             f"The search engine failed {len(failed)} of {len(questions)} questions ({cause}): try again."
         )
-    means = {"policy_tokens": (generator.tokens - written) / max(1, len(questions)), "seconds": seconds}
+    means = {"policy_tokens": (_tokens(generator) - written) / max(1, len(questions)), "seconds": seconds}
     return pd.DataFrame([_row(trajectory) | means for trajectory in trajectories])
 
 
+def _tokens(generator: Generator | None) -> int:
+    return generator.tokens if generator else 0
+
+
 def evaluate_subsets(
-    generator: Generator,
+    generator: Generator | None,
     questions: Sequence[Question],
     engine: SearchEngine | None,
     arm: EvaluationArm,
     run: Run,
+    training: Sequence[Question] = (),
 ) -> pd.DataFrame:
     """Score subset by subset, in the order of their first questions, with the run's progress published."""
     subsets = list(dict.fromkeys(question.subset for question in questions))
@@ -79,7 +88,7 @@ def evaluate_subsets(
     for number, subset in enumerate(subsets):
         run.progress("evaluating", number, len(subsets))
         part = [question for question in questions if question.subset == subset]
-        tables.append(evaluate(generator, part, engine, arm.rollout, run.seed, arm.method))
+        tables.append(evaluate(generator, part, engine, arm.rollout, run.seed, arm.method, training))
     return pd.concat(tables, ignore_index=True)
 
 

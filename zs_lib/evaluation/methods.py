@@ -2,11 +2,13 @@
 
 A method is one function with the interface of `search`, and one row of METHODS. R1, Search-R1 and ZeroSearch
 are `search` by policies trained with no engine, a real one, a simulated one (R1 without an engine). All
-prompts and tags are `protocol`'s, so methods differ only in what is searched and when.
+prompts and tags are `protocol`'s. A method that needs other words than the policies has a template of its own
+(`protocol.method_template`); a base model is shown training questions with their answers, besides.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 from zs_lib import protocol
 from zs_lib.config.arms import RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.errors import ConfigError
 from zs_lib.protocol import Action
 from zs_lib.qa import Question
 from zs_lib.rl.rollout import cut_documents, rollout
@@ -25,27 +28,62 @@ if TYPE_CHECKING:
 
 
 Method = Callable[
-    [Sequence[Question], "Generator", SearchEngine | None, RolloutConfig, Sequence[Key]], list[Trajectory]
+    [
+        Sequence[Question],
+        "Generator | None",
+        SearchEngine | None,
+        RolloutConfig,
+        Sequence[Key],
+        Sequence[Question],
+    ],
+    list[Trajectory],
 ]
+"""(questions, generator, engine, cfg, keys, training): `training` are the training questions that the method
+may use, as examples in its prompt; all of them for `majority`."""
 
 
-def search(questions, generator, engine, cfg, keys) -> list[Trajectory]:
+def majority(questions, generator, engine, cfg, keys, training=()) -> list[Trajectory]:
+    """Give the most frequent training answer of the question's relation: the floor, with no model at all.
+
+    Questions whose last step is not known (comparisons, the hub's sets) share one answer.
+    """
+    if not training:
+        raise ConfigError("The method 'majority' needs training questions: evaluate it by `zs reproduce`.")
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for question in training:
+        counts[_relation(question)][question.golden_answers[0]] += 1
+    every = sum(counts.values(), Counter())
+    answers = [counts.get(_relation(question), every).most_common(1)[0][0] for question in questions]
+    return [
+        Trajectory(question, [], [], [], [], (), "answer", answer)
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def _relation(question: Question) -> str:
+    return question.hops[-1].relation if question.is_chain else ""
+
+
+def search(questions, generator, engine, cfg, keys, training=()) -> list[Trajectory]:
     """Let the model search when it wants to: trained policies, and RA-Agent if it was not trained."""
     return rollout(questions, generator, engine, cfg, keys)
 
 
-def direct(questions, generator, engine, cfg, keys) -> list[Trajectory]:
+def direct(questions, generator, engine, cfg, keys, training=()) -> list[Trajectory]:
     """Answer at once (Direct Answer)."""
+    cfg = _with_examples(cfg, training, thinks=False)
     return rollout(questions, generator, None, cfg, keys, opening=protocol.tag("answer"))
 
 
-def cot(questions, generator, engine, cfg, keys) -> list[Trajectory]:
+def cot(questions, generator, engine, cfg, keys, training=()) -> list[Trajectory]:
     """Think, then answer, without search (chain of thought)."""
+    cfg = _with_examples(cfg, training)
     return _think_and_answer(questions, generator, cfg, keys, [""] * len(questions))
 
 
-def rag(questions, generator, engine, cfg, keys) -> list[Trajectory]:
+def rag(questions, generator, engine, cfg, keys, training=()) -> list[Trajectory]:
     """Search once for the question as it stands, think, then answer (retrieval-augmented generation)."""
+    cfg = _with_examples(cfg, training, searches=True)
     requests = [
         SearchRequest(question.question, question.question, question.golden_answers, key=(*key, 0, "search"))
         for question, key in zip(questions, keys, strict=True)
@@ -60,9 +98,27 @@ def rag(questions, generator, engine, cfg, keys) -> list[Trajectory]:
     ]
 
 
-def search_o1(questions, generator, engine, cfg, keys) -> list[Trajectory]:
-    """Search as `search` does, but show the model its own reading of the documents (arXiv 2501.05366)."""
-    return rollout(questions, generator, _Reader(engine, generator, cfg), cfg, keys)
+def search_o1(questions, generator, engine, cfg, keys, training=()) -> list[Trajectory]:
+    """Search as `search` does, but show the model its own reading of the documents (arXiv 2501.05366).
+
+    As there, a model that has searched to the end must answer from what it has read.
+    """
+    cfg = _with_examples(cfg, training, searches=True)
+    found = rollout(questions, generator, _Reader(engine, generator, cfg), cfg, keys)
+    late = [i for i, one in enumerate(found) if one.stop_reason in ("max_turns", "invalid")]
+    if not late:
+        return found
+    contexts = ["".join(map(_turn_text, found[i].turns[:-1])) for i in late]
+    asked, keys = [questions[i] for i in late], [(*keys[i], "last") for i in late]
+    answered = _think_and_answer(asked, generator, cfg, keys, contexts)
+    for i, last in zip(late, answered, strict=True):
+        found[i] = replace(last, turns=(*found[i].turns[:-1], *last.turns))
+    return found
+
+
+def _turn_text(turn: Turn) -> str:
+    notice = protocol.format_invalid_notice()
+    return turn.text + (notice if turn.query is None else protocol.format_observation(turn.documents))
 
 
 METHODS: dict[str, Method] = {
@@ -71,13 +127,39 @@ METHODS: dict[str, Method] = {
     "rag": rag,
     "search": search,
     "search-o1": search_o1,
+    "majority": majority,
 }
+
+
+def _with_examples(
+    cfg: RolloutConfig, training: Sequence[Question], thinks: bool = True, searches: bool = False
+) -> RolloutConfig:
+    """Show training questions in the form in which the method lets the model answer.
+
+    The thought states each hop, and what a search finds is that statement; where the hops are not known, it
+    states the answer.
+    """
+    texts = []
+    for question in training:
+        steps = [
+            f"The {hop.relation.replace('_', ' ')} of {hop.entity} is {hop.answers[0]}."
+            for hop in question.hops
+        ]
+        thought = " ".join(steps) or f"It is {question.golden_answers[0]}."
+        texts.append(
+            f"Question: {' '.join(question.question.split())}\n"
+            + (protocol.format_search(question.question) if searches else "")
+            + (protocol.format_observation(steps or [thought]) if searches else "")
+            + (protocol.format_think(thought) if thinks else "")
+            + f"{protocol.format_answer(question.golden_answers[0])}\n"
+        )
+    return replace(cfg, examples="".join(texts))
 
 
 def _think_and_answer(questions, generator, cfg, keys, contexts) -> list[Trajectory]:
     """Force a thought, then an answer: the model may not search instead."""
     prompts = [
-        protocol.policy_prompt(question.question, cfg.template) + context
+        protocol.policy_prompt(question.question, cfg.template, cfg.examples) + context
         for question, context in zip(questions, contexts, strict=True)
     ]
     thoughts = _think(prompts, generator, cfg, keys)
@@ -93,10 +175,11 @@ def _think(
     prompts: Sequence[str], generator: Generator, cfg: RolloutConfig, keys: Sequence[Key]
 ) -> list[str]:
     """Sample a thought after each prompt and "<think>"; its text up to "</think>", or as far as it came."""
-    ids = [generator.encode_prompt(prompt + protocol.tag("think")) for prompt in prompts]
+    opening = protocol.THOUGHT_OPENINGS.get(cfg.template, "")
+    ids = [generator.encode_prompt(prompt + protocol.tag("think") + opening) for prompt in prompts]
     end, keys = protocol.end_tag("think"), [(*key, "think") for key in keys]
     completions = generator.generate(ids, keys, cfg.max_turn_tokens, cfg.temperature, (end,))
-    return [generator.decode(completion.ids).partition(end)[0] for completion in completions]
+    return [opening + generator.decode(completion.ids).partition(end)[0] for completion in completions]
 
 
 def _search_text(request: SearchRequest, result: SearchResult) -> str:
@@ -110,7 +193,9 @@ def _shorten(
 
     What is cut leaves space for so many thoughts before that turn, where it can.
     """
-    before = protocol.policy_prompt(request.question, cfg.template) + protocol.format_search(request.query)
+    before = protocol.policy_prompt(request.question, cfg.template, cfg.examples) + protocol.format_search(
+        request.query
+    )
     tags = protocol.tag("think") + protocol.end_tag("think") + protocol.tag("answer")
     taken = len(generator.encode_prompt(before)) + len(generator.encode(tags)) + cfg.max_turn_tokens
     room = cfg.max_context_tokens - taken
@@ -152,7 +237,7 @@ class _Reader(SearchEngine):
         if not found:
             return results
         prompts = [
-            protocol.policy_prompt(requests[i].question, self.cfg.template)
+            protocol.policy_prompt(requests[i].question, self.cfg.template, self.cfg.examples)
             + _search_text(requests[i], results[i])
             for i in found
         ]

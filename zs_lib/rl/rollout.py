@@ -143,7 +143,7 @@ def rollout(
     """
     rollouts = []
     for question, key, context in zip(questions, keys, contexts or [""] * len(questions), strict=True):
-        prompt = protocol.policy_prompt(question.question, cfg.template) + context + opening
+        prompt = protocol.policy_prompt(question.question, cfg.template, cfg.examples) + context + opening
         rollouts.append(_Rollout(question, key, generator.encode_prompt(prompt), generator, cfg))
     last = cfg.max_searches if engine else 0
     kv_cache = generator.new_cache()  # of this call only: before the next one, the weights may change

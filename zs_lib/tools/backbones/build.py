@@ -191,8 +191,8 @@ def _all_wording(world: World) -> Iterator[str]:
             yield " " + text
             yield wording.sentence(text)
         yield f" {relation.noun}: {relation.mention.format(s=name)}"
-    yield from protocol.POLICY_TEMPLATES.values()
-    yield from protocol.SIMULATOR_TEMPLATES.values()
+    for templates in (protocol.POLICY_TEMPLATES, protocol.SIMULATOR_TEMPLATES):
+        yield from (templates["paper"], templates["short"])  # those that the backbones are trained with
     words = "useful noisy Useful Noisy one two three four five yes no It is not there. I need the"
     yield " ".join((*wording.COMPARISONS, words))
     yield protocol.format_invalid_notice() + protocol.format_documents(["", "", "", "", "", ""])
