@@ -10,13 +10,13 @@ import numpy as np
 from zs_lib.errors import DataError
 
 RESAMPLES = 2000
-"""Enough for limits that vary by about a hundredth of the interval's width between bootstrap seeds."""
+"""Resamples: the limits vary by about a hundredth of the interval's width between bootstrap seeds."""
 
 
 def hierarchical_bootstrap(
     matrix: Sequence[Sequence[float]], level: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of a score matrix, (seeds, questions), with its percentile interval over both: (mean, low, high).
+    """Average a (seeds, questions) score matrix, with a percentile interval over both: (mean, low, high).
 
     Every seed answers the same questions, so rows and columns are resampled independently (a crossed design).
     With few seeds S their share of the interval is too small by about sqrt((S - 1) / S), so report S with it.

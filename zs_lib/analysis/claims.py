@@ -254,7 +254,7 @@ def base_reaches_instruct(tables: Tables) -> list[Statement]:
 
 @claim(12, "It costs 88% less than the search API.", "Table 8")
 def cheaper_than_the_api(tables: Tables) -> list[Statement]:
-    """Share saved in our trainings, at the prices that the paper implies; CPU seconds at a GPU's price."""
+    """Test the share saved in our runs, at the prices that the paper implies; CPU seconds as a GPU's."""
     table = _table(tables, "cost")
     saved = [priced(part)["saved"].iloc[0] for _, part in table[table["arm"] == MAIN].groupby("seed")]
     return [_paired("share of the API's price that is saved", saved, SAVED)]
@@ -276,7 +276,7 @@ def paper_claims(tables: Tables, *numbers: int) -> pd.DataFrame:
 
 
 def verdicts(tested: pd.DataFrame) -> pd.DataFrame:
-    """One row per claim: it holds if all its statements hold, and does not if one does not."""
+    """Tabulate one row per claim: it holds if all its statements hold, and does not if one does not."""
     rows = {}
     for number, part in tested.groupby(level="claim"):
         found = set(part["verdict"])

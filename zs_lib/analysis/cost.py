@@ -32,7 +32,7 @@ RUNS = 4
 
 
 def implied_prices() -> dict[str, float]:
-    """Dollars per API query and per GPU hour that the paper's totals imply."""
+    """Compute the dollars per API query and per GPU hour that the paper's totals imply."""
     table = _table8()
     api, simulator = table.loc[API_ROW], table.loc[SIMULATOR_ROW]
     return {
@@ -59,7 +59,7 @@ def priced(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def query_rates(profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
-    """Searches per rollout, and tokens and seconds per query, of each arm with a simulator.
+    """Tabulate searches per rollout, and tokens and seconds per query, of each arm with a simulator.
 
     Medians over seeds; writing: the share of the time without searches that goes into rollouts.
     """
@@ -86,13 +86,16 @@ def quotes(name: str = "prices") -> pd.DataFrame:
 
 
 def hourly(serverless: bool = False) -> dict[str, float]:
-    """Lowest quoted dollars per hour of each GPU; `serverless`: where it is free while scaled to zero."""
+    """Find the lowest quoted dollars per hour of each GPU.
+
+    `serverless`: from sellers where it is free while scaled to zero.
+    """
     table = quotes().query("kind == 'serverless' or (kind == 'gpu' and not @serverless)")
     return table.groupby("item")["usd"].min().to_dict()
 
 
 def engine_prices(queries: float) -> pd.DataFrame:
-    """Quoted prices of search engines for a number of queries, one row per plan.
+    """Tabulate quoted prices of search engines for a number of queries, one row per plan.
 
     usd_per_1000 and usd at the plan's price per query; bought: dollars if only whole packages are sold.
     """
@@ -144,7 +147,7 @@ def _table8() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class TrainingLoad:
-    """What one training asks of its simulator."""
+    """The queries that one training asks of its simulator, and its hours."""
 
     steps: int
     prompts: int
@@ -166,14 +169,14 @@ class TrainingLoad:
 
 
 def paper_load() -> TrainingLoad:
-    """The paper's configuration, with the hours and the searches per rollout that its Table 8 implies."""
+    """Read the paper's training, with the hours and the searches per rollout that its Table 8 implies."""
     arm, row = config.load_profile("paper").policy("zerosearch"), paper.load_table("cost").iloc[0]
     once = TrainingLoad(arm.steps, arm.prompts_per_step, arm.group_size, 1.0, float(row["training_hours"]))
     return replace(once, searches=float(row["training_queries"] / once.rollouts))
 
 
 def published_speeds() -> pd.DataFrame:
-    """Published decoding speeds (data/decoding.csv), the roofline's, and the share of it that they reach."""
+    """Compare published decoding speeds (data/decoding.csv) with the roofline's: the share they reach."""
     table = quotes("decoding")
     table["roofline"] = [
         row.output_tokens
@@ -188,7 +191,7 @@ def published_speeds() -> pd.DataFrame:
 def ways(
     training: TrainingLoad, model: str, gpu: str = CARD, usd_hour: float | None = None, runs: int = RUNS
 ) -> pd.DataFrame:
-    """What one training pays for its simulator, one row per way to run it.
+    """Tabulate what one training pays for its simulator, one row per way to run it.
 
     Columns: cards, card_hours, usd_hour, usd, load (share of the card hours in which the cards answer), and
     usd_per_1000 queries (a search engine that asks less is cheaper). `usd_hour`: price of one card, by
@@ -219,12 +222,12 @@ def ways(
 
 
 def ways_today(training: TrainingLoad, gpu: str = CARD) -> pd.DataFrame:
-    """`ways` of the paper's three simulators, at the quoted prices."""
+    """Tabulate `ways` for the paper's three simulators, at the quoted prices."""
     return pd.concat({model: ways(training, model, gpu) for model in roofline.MODELS}, names=["simulator"])
 
 
 def savings(usd: pd.Series, queries: float) -> pd.DataFrame:
-    """Share saved by a simulator of these dollars against each engine of COMPARED (negative: dearer)."""
+    """Compute the share saved by a simulator of these dollars against each of COMPARED (negative: dearer)."""
     return pd.DataFrame(
         {
             engine: 1 - usd / price

@@ -106,24 +106,24 @@ def bars(axes: Axes, frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -
 
 
 def label_of(arm: str) -> str:
-    """Name of an arm in figures; its own where LABELS has none."""
+    """Name an arm in figures; its own name where LABELS has none."""
     return LABELS.get(arm, arm)
 
 
 def core_color(arm: str) -> str:
-    """Colour of a core arm; dark grey where COLORS has none."""
+    """Pick the colour of a core arm; dark grey where COLORS has none."""
     return COLORS.get(arm, "#555555")
 
 
 def color_of(arm: str) -> str:
-    """Colour of an arm: a variant's is its core arm's, or that of its simulator's recipe."""
+    """Pick the colour of an arm: a variant's is its core arm's, or that of its simulator's recipe."""
     recipes = {"=naive-": COLORS["zerosearch-naive"], "=prompted-": COLORS[START]}
     core = COLORS.get(arm, core_color(arm.partition("/")[0]))
     return next((color for recipe, color in recipes.items() if recipe in arm), core)
 
 
 def errors(scores: pd.DataFrame) -> list[pd.Series]:
-    """Lengths of the intervals below and above the F1, as matplotlib's error bars take them."""
+    """Compute the interval's lengths below and above the F1, as matplotlib's error bars take them."""
     return [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
 
 

@@ -79,7 +79,7 @@ def draws(name: str, size: tuple[float, float], **more: Any) -> Callable[[Draw],
 
 @draws("01_retrieval", (12.0, 3.4), needs=("retrieval",))
 def draw_retrieval(tables: Tables, figure: Figure) -> None:
-    """Recall of the real engine for good queries, by subset and hop."""
+    """Draw the recall of the real engine for good queries, by subset and hop."""
     axes = figure.subplots()
     table = tables["retrieval"]
     table = table.assign(row=table["subset"] + "\nhop " + table["hop"].astype(str)).set_index("row")
@@ -93,7 +93,7 @@ def draw_retrieval(tables: Tables, figure: Figure) -> None:
 
 @draws("02_tuning", (6.2, 3.4), needs=("tuning",))
 def draw_tuning(tables: Tables, figure: Figure) -> None:
-    """Loss of supervised fine-tuning."""
+    """Draw the loss of supervised fine-tuning."""
     axes = figure.subplots()
     for simulator, part in tables["tuning"].groupby("simulator", sort=False):
         # batches are sorted by length, so their losses come in waves
@@ -115,7 +115,7 @@ FIDELITY_BARS = {
 
 @draws("02_fidelity", (11.0, 3.8), needs=("fidelity",))
 def draw_fidelity(tables: Tables, figure: Figure) -> None:
-    """Share of searches whose documents state the answer, by simulator, query and keyword."""
+    """Draw the share of searches whose documents state the answer, by simulator, query and keyword."""
     table = tables["fidelity"]
     sources = list(dict.fromkeys(table["questions_from"]))
     panels = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
@@ -141,7 +141,7 @@ def draw_fidelity(tables: Tables, figure: Figure) -> None:
 
 @draws("03_curriculum", (9.0, 3.4), needs=("training",))
 def draw_curriculum(tables: Tables, figure: Figure) -> None:
-    """Reward, interaction turns and noise of the main arm: Figures 2c and 3 of the paper."""
+    """Draw reward, interaction turns and noise of the main arm: Figures 2c and 3 of the paper."""
     table = tables["training"]
     left, right = figure.subplots(1, 2)
     curve(table, "reward", left, ("zerosearch",))
@@ -160,14 +160,14 @@ def draw_curriculum(tables: Tables, figure: Figure) -> None:
 
 @draws("04_engines", (6.6, 3.8), needs=("training",))
 def draw_engines(tables: Tables, figure: Figure) -> None:
-    """Training reward with real and simulated engines: Figures 2a and 2b of the paper."""
+    """Draw the training reward with real and simulated engines: Figures 2a and 2b of the paper."""
     axes = figure.subplots()
     _draw_rewards(axes, summaries.core(tables["training"]), "Each arm's reward from its own engine")
     axes.legend(loc="upper left", fontsize=8)
 
 
 def draw_live(tables: Tables, figure: Figure) -> None:
-    """Training reward of all arms in the table, while they train."""
+    """Draw the training reward of all arms in the table, while they train."""
     axes = figure.subplots()
     _draw_rewards(axes, tables["training"], "Training now")
     axes.legend(loc="upper left", fontsize=7.5, ncols=2)
@@ -215,7 +215,7 @@ def draw_panel(table: pd.DataFrame, column: str) -> bytes:
 
 @draws("04_query_quality", (6.6, 3.4), needs=("training",))
 def draw_query_quality(tables: Tables, figure: Figure) -> None:
-    """Query quality during training, by the engine of training."""
+    """Draw query quality during training, by the engine of training."""
     axes = figure.subplots()
     curve(tables["training"], "query_quality", axes, ("zerosearch", "zerosearch-naive", "search-r1"))
     axes.set(
@@ -228,7 +228,7 @@ def draw_query_quality(tables: Tables, figure: Figure) -> None:
 
 @draws("04_heldout", (7.2, 3.0), needs=("evaluation",))
 def draw_heldout(tables: Tables, figure: Figure) -> None:
-    """Held-out F1 with the real engine, over all subsets, with 95% intervals."""
+    """Draw held-out F1 with the real engine, over all subsets, with 95% intervals."""
     axes = figure.subplots()
     frame = summaries.heldout_table(summaries.core(tables["evaluation"])).iloc[::-1]
     axes.barh(
@@ -250,7 +250,7 @@ def draw_heldout(tables: Tables, figure: Figure) -> None:
 
 @draws("04_subsets", (9.4, 3.2), needs=("evaluation",))
 def draw_subsets(tables: Tables, figure: Figure) -> None:
-    """Held-out F1 by subset (the first single-hop and the first multi-hop one were trained on)."""
+    """Draw held-out F1 by subset (the first single-hop and the first multi-hop one were trained on)."""
     axes = figure.subplots()
     frame = summaries.subset_table(summaries.core(tables["evaluation"]), "f1") / 100
     frame.columns = [f"{name}\n({SUBSETS[name]})" if name in SUBSETS else name for name in frame.columns]
@@ -266,7 +266,7 @@ def _marks(tables: Tables, *arms: str) -> dict[str, tuple[float, str]]:
 
 @draws("05_simulators", (7.2, 4.6), needs=("study_rows", "evaluation"), studies=("simulators",))
 def draw_simulators(tables: Tables, figure: Figure) -> None:
-    """Held-out F1 by the simulator used in training: Table 4 of the paper."""
+    """Draw held-out F1 by the simulator used in training: Table 4 of the paper."""
     axes = figure.subplots()
     forest(axes, summaries.study_scores(tables, "simulators"), _marks(tables, START, "search-r1"))
     axes.set_title("Trained with this simulator")
@@ -283,7 +283,7 @@ CHOICES = {
 
 @draws("06_choices", (9.4, 5.4), needs=("study_rows", "evaluation"), studies=tuple(CHOICES))
 def draw_choices(tables: Tables, figure: Figure) -> None:
-    """Held-out F1 by algorithm, curriculum and document mask (Tables 5 to 7), and by engine and RL steps."""
+    """Draw held-out F1 by algorithm, curriculum, document mask (Tables 5 to 7), engine and RL steps."""
     panels = figure.subplots(2, 3, sharex=True).flat
     panels[-1].remove()
     for axes, (study, title) in zip(panels, CHOICES.items(), strict=False):
@@ -302,7 +302,7 @@ LEARNING = {
 
 @draws("06_learning", (9.4, 6.2), needs=("study_rows", "training"), studies=tuple(LEARNING))
 def draw_learning(tables: Tables, figure: Figure) -> None:
-    """Training reward by algorithm, curriculum, mask, and base or instruct model: Figures 4a to 4c."""
+    """Draw the training reward by algorithm, curriculum, mask, base and instruct model: Figures 4a to 4c."""
     panels = figure.subplots(2, 2, sharey=True).flat
     for axes, (study, title) in zip(panels, LEARNING.items(), strict=True):
         labels = summaries.study_labels(tables, study).to_dict()
@@ -315,7 +315,7 @@ def draw_learning(tables: Tables, figure: Figure) -> None:
 
 @draws("06_transfer", (11.0, 3.4), needs=("study_rows", "robustness"), studies=("engines",))
 def draw_transfer(tables: Tables, figure: Figure) -> None:
-    """Held-out F1 with other engines than in training, and with noise at test time."""
+    """Draw held-out F1 with other engines than in training, and with noise at test time."""
     table = tables["robustness"]
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     frame = table[table["noise"] == 0].pivot_table(index="arm", columns="engine", values="f1", sort=False)
@@ -337,7 +337,7 @@ def draw_transfer(tables: Tables, figure: Figure) -> None:
 
 @draws("07_methods", (8.4, 3.8), needs=("study_rows", "evaluation"), studies=("methods",))
 def draw_methods(tables: Tables, figure: Figure) -> None:
-    """Average F1 of every method and backbone: Table 3 of the paper."""
+    """Draw the average F1 of every method and backbone: Table 3 of the paper."""
     axes = figure.subplots()
     heat(axes, summaries.methods_table(tables, "f1")["Avg"].unstack("backbone", sort=False) / 100)
     axes.set_title("Average F1 by method and backbone")
@@ -350,7 +350,7 @@ def draw_methods(tables: Tables, figure: Figure) -> None:
     studies=("simulators", "methods", "lengths"),
 )
 def draw_scaling(tables: Tables, figure: Figure) -> None:
-    """Held-out F1 against simulator size, policy size and number of RL steps."""
+    """Draw held-out F1 against simulator size, policy size and number of RL steps."""
     panels = figure.subplots(1, 3, sharey=True)
     simulators = summaries.study_scores(tables, "simulators")
     names = simulators.index.to_series().str.partition("-")
@@ -376,7 +376,7 @@ LABELLED = {"scaled to zero": -1, "never idle": 0.55}
 
 @draws("08_break_even", (8.6, 4.4), source="prices quoted (data/prices.csv), speeds modelled, no run")
 def draw_break_even(tables: Tables, figure: Figure) -> None:
-    """Dollars by queries of one training, of search engines (dashed) and of ways to run the simulator."""
+    """Draw dollars by queries of one training: search engines (dashed), and ways to run the simulator."""
     axes = figure.subplots()
     training = cost.paper_load()
     queries = np.geomspace(1000, 5 * training.rollouts, 60)  # to the five searches that a rollout may make
@@ -439,7 +439,7 @@ def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
 
 
 def provenance_of(tables: Tables, profile: str) -> str:
-    """Line at a figure's foot: profile, seeds, and the first characters of the core runs' digests."""
+    """Write the line at a figure's foot: profile, seeds, the first characters of the core runs' digests."""
     runs = tables.get("provenance", pd.DataFrame())
     if runs.empty:
         return f"profile {profile}"

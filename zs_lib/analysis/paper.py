@@ -43,7 +43,7 @@ def bamboogle_questions(score: float) -> int:
 
 
 def standard_errors(table: pd.DataFrame) -> pd.DataFrame:
-    """Binomial standard errors of a table's seven subsets and their average, in percentage points.
+    """Compute binomial standard errors of a table's seven subsets and their average, in percentage points.
 
     100 sqrt(p (1 - p) / n); for the average, the root of the summed squares of the seven, over seven.
     """

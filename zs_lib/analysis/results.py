@@ -61,7 +61,7 @@ Tables = dict[str, pd.DataFrame]
 
 
 def study_rows(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Rows of every study whose arms are all in the profile and evaluated with at least one seed."""
+    """Collect the rows of every study whose arms are all in the profile and evaluated with any seed."""
     names, rows = {arm.name for arm in profile.policies}, []
     for study in studies.STUDIES:
         arms = studies.study_arms(profile, study)
@@ -73,7 +73,7 @@ def study_rows(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 
 def training_table(profile: Profile, store: RunStore, growing: bool = False) -> pd.DataFrame:
-    """Metrics of every step of every finished policy; with `growing`, also of those still training."""
+    """Collect the metrics of every step of every finished policy; with `growing`, also of unfinished ones."""
     return _stack(
         run.metrics().assign(arm=arm.name, seed=seed)
         for arm, seed in policy_runs(profile)
@@ -82,7 +82,7 @@ def training_table(profile: Profile, store: RunStore, growing: bool = False) -> 
 
 
 def evaluation_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Scores of every question in every finished evaluation."""
+    """Collect the scores of every question in every finished evaluation."""
     return _stack(
         read_scores(run).assign(arm=evaluated_name(arm, profile), seed=seed)
         for arm, seed, run in _finished(evaluation_runs(profile), store)
@@ -120,7 +120,7 @@ def evaluated_name(arm: EvaluationArm, profile: Profile) -> str:
 
 
 def robustness_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Mean F1 with other engines and with noise at test time, and of the plain evaluation."""
+    """Collect the mean F1 with other engines, with noise at test time, and of the plain evaluation."""
     plain = [
         (EvaluationArm.of_policy(arm, profile.evaluation), seed) for arm, seed in searching_runs(profile)
     ]
@@ -137,7 +137,7 @@ def robustness_table(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 
 def fidelity_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Fidelity, one row per simulator and kind of question."""
+    """Collect fidelity, one row per simulator and kind of question."""
     return pd.DataFrame(
         {
             "simulator": arm.simulator.name,
@@ -151,7 +151,7 @@ def fidelity_table(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 
 def tuning_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Loss by step of every fine-tuned simulator and every format SFT."""
+    """Collect the loss by step of every fine-tuned simulator and every format SFT."""
     tuned = {f"format SFT of {arm.name}": arm for arm in _format_sft_arms(profile)}
     tuned |= {arm.name: arm for arm in profile.simulators if arm.fine_tuned}
     return _stack(
@@ -162,19 +162,19 @@ def tuning_table(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 
 def pairs_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Agreement of the LLM judge with plain answer containment on the training pairs."""
+    """Collect the LLM judge's agreement with plain answer containment on the training pairs."""
     arms = dict.fromkeys(arm.pairs for arm in profile.simulators if arm.fine_tuned)
     return pd.DataFrame(run.summary for _, _, run in _finished([(arm, 0) for arm in arms], store))
 
 
 def retrieval_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Recall of the real engine for good queries, on the test questions."""
+    """Measure the real engine's recall for good queries, on the test questions."""
     recall = retrieval_recall(qa.load_questions(split="test"), build_engine(profile.evaluation.engine))
     return recall.reset_index()
 
 
 def retrieval_recall(questions: Sequence[Question], engine: SearchEngine) -> pd.DataFrame:
-    """Recall of good queries ("relation of entity", one a hop): an engine's ceiling for every policy.
+    """Measure the recall of good queries ("relation of entity", one a hop): the ceiling of every policy.
 
     One row a subset and hop; recall@k is the share of queries whose first k documents state the hop's answer,
     questions their number.
@@ -191,7 +191,7 @@ def retrieval_recall(questions: Sequence[Question], engine: SearchEngine) -> pd.
 
 
 def seconds_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Seconds of training by arm, seed and phase."""
+    """Collect the seconds of training by arm, seed and phase."""
     return _stack(
         _seconds(run).rename_axis("phase").reset_index(name="seconds").assign(arm=arm.name, seed=seed)
         for arm, seed, run in _finished(policy_runs(profile), store)
@@ -199,7 +199,7 @@ def seconds_table(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 
 def provenance_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """The finished runs behind the tables, with code version and machine."""
+    """List the finished runs behind the tables, with code version and machine."""
     wanted = [(arm, 0) for arm in _format_sft_arms(profile)] + study_runs(profile)
     return pd.DataFrame(
         {
@@ -216,7 +216,7 @@ def provenance_table(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 
 def cost_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """What training took, one row per finished policy run.
+    """Collect what training took, one row per finished policy run.
 
     Columns: arm, seed, queries, real_queries (answered by a real engine), policy_tokens and simulator_tokens
     (generated in training), and seconds of rollout (without search), search and update.

@@ -58,15 +58,15 @@ class Shape:
         return (2 - self.tied) * self.vocab * self.hidden + self.layers * layer + self.hidden
 
     def adapters(self, rank: int) -> int:
-        """Number of LoRA parameters at this rank."""
+        """Count the LoRA parameters at this rank."""
         return self.layers * rank * sum(rows + columns for rows, columns in self.matrices)
 
     def weight_bytes(self, dtype: str) -> int:
-        """Bytes of the weights."""
+        """Compute the bytes of the weights."""
         return WIDTH[dtype] * self.parameters
 
     def kv_cache_bytes(self, dtype: str, tokens: float) -> float:
-        """Bytes of the KV cache of this many tokens, over all sequences."""
+        """Compute the bytes of the KV cache of this many tokens, over all sequences."""
         return 2 * self.layers * self.kv_heads * self.head_dim * WIDTH[dtype] * tokens
 
 
@@ -80,21 +80,21 @@ class Gpu:
     usd: float | None
 
     def step_seconds(self, shape: Shape, dtype: str, batch: float, context: float) -> float:
-        """Seconds of one decoding step of `batch` sequences with `context` tokens each, at the roofline."""
+        """Estimate one decoding step of `batch` sequences with `context` tokens each, in seconds."""
         reading = (shape.weight_bytes(dtype) + shape.kv_cache_bytes(dtype, batch * context)) / self.bandwidth
         return max(reading, 2 * batch * shape.parameters / self.flops)
 
     def decoding_seconds(
         self, shape: Shape, dtype: str, sequences: float, tokens: float, context: float
     ) -> float:
-        """Seconds to decode `tokens` for each of `sequences`, after about `context` tokens."""
+        """Estimate the seconds to decode `tokens` for each of `sequences`, after about `context` tokens."""
         if not sequences:
             return 0.0
         batch = min(sequences, BATCH)
         return sequences / batch * tokens * self.step_seconds(shape, dtype, batch, context) / DECODING
 
     def compute_seconds(self, flops: float) -> float:
-        """Seconds for this many FLOPs of prefill or training."""
+        """Estimate the seconds for this many FLOPs of prefill or training."""
         return flops / (COMPUTING * self.flops)
 
 
@@ -123,7 +123,7 @@ def shape(model: str) -> Shape:
 
 
 def gpu(name: str) -> Gpu:
-    """A GPU of data/gpus.csv, with its lowest quoted price.
+    """Read a GPU of data/gpus.csv, with its lowest quoted price.
 
     Raises:
         ConfigError: no such GPU is listed.
@@ -135,7 +135,7 @@ def gpu(name: str) -> Gpu:
 
 
 def query_usd(engine: str, plan: Callable = min) -> float:
-    """Dollars per query on the cheapest quoted plan (`max`: the dearest); 0 for engines that are not sold."""
+    """Find the dollars per query on the cheapest quoted plan (`max`: the dearest); 0 if none is sold."""
     table = read_shipped("prices").query("kind == 'search'")
     plans = table[table["vendor"].str.lower() == engine]
     return plan(plans["usd"] / plans["quantity"], default=0.0)
@@ -170,7 +170,7 @@ QUERY = Query()
 def queries_per_second(
     model: str, gpu_name: str, batch: int = SERVER_BATCH, query: Query = QUERY, reached: float = REACHED
 ) -> float:
-    """Simulated searches per second and GPU, for a key of MODELS.
+    """Compute the simulated searches per second and GPU, for a key of MODELS.
 
     Raises:
         ConfigError: unknown model or GPU.
@@ -184,7 +184,7 @@ def queries_per_second(
 
 
 def fewest_gpus(model: str, gpu_name: str, query: Query = QUERY) -> int:
-    """The fewest GPUs that hold the model and the KV cache of SERVER_BATCH queries.
+    """Compute the fewest GPUs that hold the model and the KV cache of SERVER_BATCH queries.
 
     Raises:
         ConfigError: unknown model or GPU.

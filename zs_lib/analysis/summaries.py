@@ -44,7 +44,7 @@ def core(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
-    """Mean held-out `score` by arm, with its 95% interval over seeds and questions.
+    """Average the held-out `score` by arm, with its 95% interval over seeds and questions.
 
     Columns: the score, low, high, seeds, questions, searches, query_quality, and the ratio to the start.
     """
@@ -68,7 +68,7 @@ def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
 
 
 def subset_table(table: pd.DataFrame, score: str = "em") -> pd.DataFrame:
-    """Mean `score` in percent by arm and subset, and the average over subsets: the shape of Table 3."""
+    """Average `score` in percent by arm and subset, and over subsets: the shape of Table 3."""
     frame = 100 * table.pivot_table(index="arm", columns="subset", values=score, sort=False)
     return frame.assign(Avg=frame.mean(axis=1)).round(1)
 
@@ -93,7 +93,7 @@ def base_and_instruct(tables: Tables) -> tuple[str, str]:
 
 
 def study_labels(tables: Tables, study: str) -> pd.Series:
-    """Labels of a study's rows by their arm, in the study's order.
+    """Look up the labels of a study's rows by their arm, in the study's order.
 
     Raises:
         DataError: the study's rows are not among the tables.
@@ -106,7 +106,7 @@ def study_labels(tables: Tables, study: str) -> pd.Series:
 
 
 def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
-    """`heldout_table` of a study's evaluated rows, in the study's order and by label instead of arm.
+    """Make the `heldout_table` of a study's evaluated rows, in its order and by label instead of arm.
 
     Raises:
         DataError: the study's rows are not among the tables.
@@ -118,7 +118,7 @@ def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
 
 
 def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
-    """A study's scores in percent by subset, as in the paper, with their average.
+    """Tabulate a study's scores in percent by subset, as in the paper, with their average.
 
     The interval is the 95% interval of the average over seeds and all questions.
     """
@@ -132,7 +132,7 @@ def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
 
 
 def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
-    """Table 3: scores in percent by backbone, method and subset, their average, and the number of seeds.
+    """Make Table 3: scores in percent by backbone, method and subset, their average, and number of seeds.
 
     Raises:
         DataError: the study's rows are not among the tables.
@@ -157,13 +157,13 @@ def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
 
 
 def effort_table(tables: Tables) -> pd.DataFrame:
-    """Mean searches, documents, generated tokens and seconds (on this machine) per question, by arm."""
+    """Average searches, documents, generated tokens and seconds (on this machine) per question, by arm."""
     columns = ["searches", "documents", "policy_tokens", "seconds"]
     return tables["evaluation"].groupby("arm", sort=False)[columns].mean().round(2)
 
 
 def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
-    """Mean metrics of one arm's training over `count` phases of equally many steps."""
+    """Average the metrics of one arm's training over `count` phases of equally many steps."""
     columns = [
         "reward",
         "em",
@@ -182,7 +182,7 @@ def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
 
 
 def warnings(runs: Iterable[Run]) -> pd.DataFrame:
-    """Early warnings of collapse in policy runs, one row each."""
+    """List early warnings of collapse in policy runs, one row each."""
     rows = [
         {"arm": run.label, "seed": run.seed, **asdict(warning)}
         for run in runs

@@ -78,7 +78,7 @@ BEGIN, END = "<!-- results: `zs runs record` writes these lines -->", "<!-- end 
 
 
 def results_section(tables: Tables) -> str:
-    """The README's results as Markdown: held-out F1 of the core arms, then the tested statements."""
+    """Write the README's results as Markdown: held-out F1 of the core arms, then the tested statements."""
     scores = summaries.heldout_table(summaries.core(tables["evaluation"])).sort_values("f1", ascending=False)
     seeds, questions = int(scores["seeds"].max()), int(scores["questions"].max())
     arms = pd.DataFrame(

@@ -17,16 +17,16 @@ from zs_lib.config import Share
 
 @dataclass(frozen=True)
 class Place:
-    """What a job has of a machine while it runs."""
+    """The CPUs and GPUs of a machine that a job has while it runs."""
 
     cpus: int
     """Also its number of threads."""
     gpus: tuple[str, ...] = ()
-    """As CUDA_VISIBLE_DEVICES names them."""
+    """Names of its GPUs, as in CUDA_VISIBLE_DEVICES."""
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them; all of the machine if it is not set."""
+    """List the GPUs of this process, as CUDA_VISIBLE_DEVICES names them; all of the machine if unset."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         import torch

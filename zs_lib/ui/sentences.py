@@ -77,7 +77,7 @@ def training_reward(training: pd.DataFrame, arm: str) -> str:
 
 
 def beside_recorded(evaluation: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """Held-out F1 of the core arms here beside the profile's recorded one, and whether it is in its interval.
+    """Put the core arms' held-out F1 beside the profile's recorded one, and tell if it is in its interval.
 
     Nothing stands beside a profile without recorded results.
     """

@@ -54,11 +54,11 @@ class Habits:
     guess: float
     """Answer at once, without a search."""
     relation_only: float
-    """Of all queries: one without the entity ("capital")."""
+    """Share of all queries that lack the entity ("capital")."""
     entity_only: float
-    """Of all queries: one without the relation ("France")."""
+    """Share of all queries that lack the relation ("France")."""
     wrong_entity: float
-    """Of all queries: one about another entity."""
+    """Share of all queries that are about another entity."""
     search_again: float
     """Search once more after documents without the needed fact."""
     stop_early: float
@@ -380,7 +380,7 @@ class Sampler:
         return [(whole, 1.0)]
 
     def true_answers(self, fact: Fact) -> tuple[str, ...]:
-        """Real answers, which no example of a shuffled world may state; empty if nothing is shuffled."""
+        """Look up the real answers, which no example of a shuffled world may state; empty if not shuffled."""
         return self.real.of[fact.subject.id][fact.relation.name].answers if self.shuffle else ()
 
 

@@ -75,13 +75,13 @@ _CUT_SHORT = re.compile(r"\{s\} (in|on|use|set|written)\b")
 
 
 def named(subject: str) -> str:
-    """An entity's name in running text: "the Philippines", "the Minaret of Jam", "Lyon"."""
+    """Write an entity's name as in running text: "the Philippines", "the Minaret of Jam", "Lyon"."""
     of = " of " in subject and subject != "Port of Spain"
     return f"the {subject}" if of or subject in _WITH_ARTICLE else subject
 
 
 def composable(templates: tuple[str, ...]) -> tuple[str, ...]:
-    """The templates that read well about a mention ending in a verb ("... where Lyon lies").
+    """Choose the templates that read well about a mention ending in a verb ("... where Lyon lies").
 
     No preposition or verb of the question follows it ("which continent is the country where Lyon lies in?").
     """
@@ -89,7 +89,7 @@ def composable(templates: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def sentence(text: str) -> str:
-    """`text` with its first letter in upper case."""
+    """Write a text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
@@ -103,8 +103,7 @@ COMPARISONS = ("Are {a} and {b} in the same country?", "Which one lies in {o}, {
 
 
 def mention(chain: tuple[Relation, ...], subject: str) -> str:
-    """The noun phrase for the end of a chain of relations from `subject`: "the capital of the country where
-    Lyon lies"."""
+    """Write the noun phrase for a chain of relations: "the capital of the country where Lyon lies"."""
     for relation in chain:
         subject = relation.mention.format(s=subject)
     return subject

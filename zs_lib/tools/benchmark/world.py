@@ -68,7 +68,7 @@ class World:
             self.by_relation.setdefault((fact.relation.subject, fact.relation.name), []).append(fact)
 
     def chain(self, subject: str, names: tuple[str, ...]) -> list[Fact] | None:
-        """The facts met when following `names` from entity `subject`, or None where the chain breaks."""
+        """Follow the relations `names` from entity `subject`: the facts met; None where the chain breaks."""
         path = []
         for name in names:
             fact = self.of.get(subject, {}).get(name)
@@ -79,7 +79,7 @@ class World:
         return path
 
     def shuffled(self, rng: Random) -> World:
-        """A world of the same names in which every fact is false: each subject gets another object."""
+        """Make a world of the same names in which every fact is false: each subject gets another object."""
         by_object: dict[Relation, dict[str, Fact]] = {}
         for fact in self.facts:
             by_object.setdefault(fact.relation, {}).setdefault(fact.object, fact)
@@ -94,7 +94,7 @@ class World:
 
 
 def split_of(cluster: str) -> str:
-    """The split of a cluster, by its name alone, so that adding facts moves nothing."""
+    """Draw the split of a cluster by its name alone, so that adding facts moves nothing."""
     point = int.from_bytes(hashlib.sha256(cluster.encode()).digest()[:8], "big") / 2**64
     for split, share in SPLIT_SHARES.items():
         if point < share:

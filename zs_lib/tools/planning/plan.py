@@ -75,7 +75,7 @@ class Stage:
         return max(sum(self.memory.values()), sum(self.second.values()))
 
     def usd(self, gpu: Gpu) -> float | None:
-        """Total dollars; None if there is no quote for the GPU."""
+        """Sum the dollars; None if there is no quote for the GPU."""
         return None if gpu.usd is None else self.hours * self.gpus * gpu.usd + self.api_usd
 
 

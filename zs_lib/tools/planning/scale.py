@@ -88,7 +88,7 @@ class Split:
         return f"{self.trainers} + {self.policies} + {self.simulators}"
 
     def scaled(self, gpus: int) -> Split:
-        """The same shares of a cluster of another size."""
+        """Take the same shares of a cluster of another size."""
         trainers = max(1, round(gpus * self.trainers / UNIT))
         simulators = max(1, round(gpus * self.simulators / UNIT))
         return Split(trainers, gpus - trainers - simulators, simulators)

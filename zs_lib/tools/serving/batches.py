@@ -26,7 +26,7 @@ LOWEST_LOGPROB = -9999.0
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a completion is sampled, and when it ends."""
+    """Settings by which a completion is sampled, and ends."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -135,7 +135,7 @@ class BatchGenerator(TransformersGenerator):
 
 
 def sampled_logits(logits: Tensor, jobs: Sequence[Job]) -> Tensor:
-    """Logits (n, vocabulary) whose softmax each job is sampled from: tempered, minus infinity where filtered.
+    """Compute the logits that each job is sampled from: tempered, minus infinity where filtered.
 
     The highest is 0, as in `sample`, so that jobs without filters get the very ids that it would draw.
     """

@@ -34,13 +34,13 @@ class Chat:
         return self.about | {"object": self.kind_of_chunk, "choices": list(choices)}
 
     def usage(self) -> dict:
-        """Tokens of the prompts (each counted once) and of all completions."""
+        """Count the tokens of the prompts (each once) and of all completions."""
         prompt = sum(len(job.prompt) for job in self.jobs if len(job.key) == 1)
         written = sum(len(job.ids) for job in self.jobs)
         return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
     def first(self) -> list[dict]:
-        """What a stream says of each choice before its text."""
+        """Make what a stream says of each choice before its text."""
         delta = {"role": "assistant", "content": ""}
         return [{"index": i, "delta": delta, "finish_reason": None} for i, _ in enumerate(self.jobs)]
 

@@ -36,7 +36,7 @@ class Refused(HTTPException):
 
 
 Answer = dict | list | Response
-"""What an endpoint gives: JSON, or a response of its own, such as a stream."""
+"""An endpoint's answer: JSON, or a response of its own, such as a stream."""
 
 
 def json_application(
