@@ -22,7 +22,7 @@ from zs_lib.config import EvaluationArm, FidelityArm, FormatSFTArm, PairsArm, Po
 from zs_lib.config.engines import from_store
 from zs_lib.config.values import pick
 from zs_lib.engines import SearchEngine, build_engine
-from zs_lib.errors import ConfigError, DataError
+from zs_lib.errors import ConfigError, DataError, ModelError
 from zs_lib.evaluation.methods import METHODS
 from zs_lib.rl.curriculum import SCHEDULES
 from zs_lib.rl.rewards import REWARDS
@@ -53,9 +53,25 @@ def ensure(arm: Any, seed: int, store: RunStore, progress: StepCallback | None =
         quiet = progress is not None or not distributed.is_main()
         title = f"{kind_of(arm)} {arm.name} s{seed}"
         with tqdm(desc=title, unit=" steps", leave=False, disable=quiet or None) as bar:  # None: no terminal
-            return maker.make(run, arm, store, progress or partial(_show_step, bar))
+            try:
+                return maker.make(run, arm, store, progress or partial(_show_step, bar))
+            except (MemoryError, RuntimeError) as error:
+                if not _memory_ran_out(error):
+                    raise
+                raise ModelError(
+                    f"{title} needs more memory than is free ({str(error).partition(' If reserved')[0]}). "
+                    "Give it a GPU of its own, or a larger one (`zs plan` tells what it takes); or train "
+                    "adapters (lora_rank), in bfloat16 (dtype), with gradient_checkpointing."
+                ) from None
 
     return store.complete(arm, seed, work, maker.together)
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    """Whether a GPU (torch.OutOfMemoryError) or the machine has no more; without an import of torch."""
+    return type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in str(
+        error
+    )
 
 
 def _show_step(bar: tqdm, step: int, steps: int, metrics: dict) -> None:

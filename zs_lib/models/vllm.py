@@ -22,6 +22,7 @@ from torch import Tensor
 from zs_lib.errors import ModelError
 from zs_lib.models.generator import Completion, Generator
 from zs_lib.rng import uniform
+from zs_lib.runs import distributed
 
 CONTEXT = 8192
 """Longest context; models may declare more, which would only want a larger cache."""
@@ -76,11 +77,17 @@ class VllmGenerator(Generator):
                     kv_cache_memory_bytes=CACHE_BYTES[kind],
                     block_size=BLOCK[kind],
                     enforce_eager=kind == "cpu",
+                    # One of several processes of a run: on its own GPU (LOCAL_RANK), not on the first.
+                    distributed_executor_backend="external_launcher"
+                    if distributed.world_size() > 1
+                    else None,
                     # After half a prompt vLLM rewinds the RNG, which a CPU's cannot.
                     enable_chunked_prefill=kind != "cpu",
                     logprobs_mode="processed_logprobs",
                     generation_config="vllm",
                 )
+            except torch.OutOfMemoryError:
+                raise
             except (ValueError, RuntimeError) as error:
                 raise ModelError(
                     f"vLLM cannot hold a {config.model_type} model of this shape ({error}): set the "

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from zs_lib.errors import RunError
+from zs_lib.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +128,13 @@ def _state() -> PartialState:
     import torch
     from accelerate import PartialState
 
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if 0 < gpus < processes:  # accelerate would put two on one
+        raise ConfigError(
+            f"{processes} processes of a run on this machine have {gpus} GPUs between them, and each needs "
+            f"one of its own: start {gpus} (--nproc_per_node, --num_processes), or show them more "
+            "(CUDA_VISIBLE_DEVICES)."
+        )
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
     atexit.register(state.destroy_process_group)  # while threads of gloo's run, an exit may end in an abort
     return state
