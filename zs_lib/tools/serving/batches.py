@@ -137,6 +137,7 @@ class BatchGenerator(TransformersGenerator):
 def sampled_logits(logits: Tensor, jobs: Sequence[Job]) -> Tensor:
     """Compute the logits that each job is sampled from: tempered, minus infinity where filtered.
 
+    (n, vocabulary) in and out, a row for each job.
     The highest is 0, as in `sample`, so that jobs without filters get the very ids that it would draw.
     """
     logits = logits.float()
