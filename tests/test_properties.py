@@ -39,6 +39,7 @@ from zs_lib.config.arms import (
     RolloutConfig,
     SimulatorArm,
 )
+from zs_lib.config.contents import contents_of
 from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.pipeline import ensure
 from zs_lib.protocol import TAGS
@@ -452,9 +453,9 @@ def survives(arm) -> bool:
     """Whether an arm comes back whole from run.json, and is found again by its digest."""
     plain = json.loads(json.dumps(values.identity(arm, labels=True), allow_nan=False))
     again = values.from_identity(type(arm), plain)
-    return again == arm and values.digest(again) == values.digest(arm) == values.digest(
-        json.loads(json.dumps(values.identity(arm)))
-    )
+    stored = json.loads(json.dumps(values.identity(arm)))
+    found = values.digest(stored, contents_of(stored))
+    return again == arm and values.digest(again) == values.digest(arm) == found
 
 
 def fields_of(cls):

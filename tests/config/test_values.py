@@ -7,6 +7,8 @@ import os
 import shutil
 import time
 
+import pytest
+
 from zs_lib.config import contents, load_profile, paths
 from zs_lib.config.arms import CurriculumConfig, PolicyArm, SimulatorArm
 from zs_lib.config.values import digest, from_identity, identity
@@ -25,7 +27,8 @@ def test_digest():
     )  # runs from before keep theirs
     assert digest(arm) != digest(dataclasses.replace(arm, engine="mixed", real_share=0.5))
     plain = json.loads(json.dumps(identity(arm)))
-    assert digest(dict(reversed(plain.items()))) == digest(arm) and len(digest(arm)) == 12
+    named = contents.contents_of(plain)
+    assert digest(dict(reversed(plain.items())), named) == digest(arm) and len(digest(arm)) == 12
     assert (
         digest(from_identity(PolicyArm, plain)) == digest(arm) and from_identity(PolicyArm, plain).name == ""
     )
@@ -35,7 +38,7 @@ def test_digest():
 
 def test_the_digest_of_an_arm_stays():
     """Stored runs are found by it: a change here makes them all anew, and belongs with a new record."""
-    assert digest(load_profile("tiny").policy("zerosearch")) == "52ceea3b2d19"
+    assert digest(load_profile("tiny").policy("zerosearch"), {}) == "52ceea3b2d19"  # whatever it names holds
 
 
 def test_files_that_an_arm_names_count_by_their_content(tmp_path, monkeypatch):
@@ -76,8 +79,25 @@ def test_model_folders_count_by_their_files(tmp_path, monkeypatch):
     changed = digest(dataclasses.replace(arm, simulator=simulator))  # of parts, too
     (model / "model.safetensors").write_bytes(weights)
     assert digest(dataclasses.replace(arm, simulator=simulator)) != changed and digest(own) == first
-    plain = dataclasses.replace(arm, backbone="tiny-S")  # shipped: by name, as recorded
-    assert contents.contents_of(identity(plain)) == {}
+    assert first == digest(arm)  # the shipped one, by another name
+
+
+@pytest.mark.parametrize(
+    ("place", "file"), [("BACKBONES", "tiny-S/config.json"), ("BENCHMARK", "questions.jsonl")]
+)
+def test_what_is_shipped_counts_by_its_content_too(tmp_path, monkeypatch, place, file):
+    arm = load_profile("tiny").policy("zerosearch")
+    first = digest(arm)
+    copy = shutil.copytree(getattr(paths, place), tmp_path / "built")
+    monkeypatch.setattr(paths, place, copy)
+    assert digest(arm) == first
+    (copy / file).write_text((copy / file).read_text() + "\n")
+    assert digest(arm) != first
+    other = dataclasses.replace(arm, backbone="tiny-M", simulator=None, engine="bm25", curriculum=None)
+    names_it = place == "BENCHMARK"
+    changed = digest(other)
+    monkeypatch.undo()
+    assert (digest(other) != changed) == names_it
 
 
 def test_a_file_is_read_once_while_it_does_not_change(tmp_path, monkeypatch):

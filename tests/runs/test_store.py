@@ -92,7 +92,7 @@ def test_a_run_is_found_by_the_content_of_its_files(store, tmp_path, monkeypatch
         (tmp_path / name / "mine.jsonl").write_text("the same")
     monkeypatch.chdir(tmp_path / "one")
     run = store.complete(arm, 0, lambda run: {})
-    assert run.config["benchmark"] == "mine.jsonl" and list(run.contents) == ["mine.jsonl"]
+    assert run.config["benchmark"] == "mine.jsonl" and "mine.jsonl" in run.contents
     monkeypatch.chdir(tmp_path / "two")
     assert store.complete(arm, 0, never).path == run.path and store.verify() == []
     (tmp_path / "two" / "mine.jsonl").write_text("another")

@@ -66,17 +66,25 @@ def unreadable(path: Path, error: Exception) -> str:
 
 def model_digest(folder: Path) -> str:
     """Hash what decides the output of a model folder: names and contents of READ_OF_MODELS, not its place."""
-    digests = {}
+    files = []
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        passed = any(part.startswith((".", "checkpoint-")) for part in name.parts[:-1])
+        passed = any(part.startswith((".", "checkpoint-")) for part in path.relative_to(folder).parts[:-1])
         if path.suffix in READ_OF_MODELS and not passed and path.is_file():
-            digests[str(name)] = file_digest(path)
+            files.append(path)
+    return _joint_digest(files, folder)
+
+
+def _joint_digest(files: list[Path], folder: Path) -> str:
+    """Hash files with their names within a folder."""
+    digests = {str(path.relative_to(folder)): file_digest(path) for path in files}
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def contents_of(plain: Any, key: str = "") -> dict[str, str]:
-    """Hash the local files and model folders that an arm's `values.identity` names: name -> digest."""
+    """Hash the local files and model folders that an arm's `values.identity` names: name -> digest.
+
+    The embedded benchmark and the shipped backbones are files, too: built anew they make other runs.
+    """
     if isinstance(plain, (dict, list)):
         parts = plain.items() if isinstance(plain, dict) else (("", item) for item in plain)
         return {name: digest for key, part in parts for name, digest in contents_of(part, key).items()}
@@ -89,12 +97,14 @@ def _content(key: str, value: Any) -> str | None:
     if not isinstance(value, str):
         return None
     kind, _, address = value.partition(":")
+    if key == "benchmark" and kind == "embedded":
+        return _joint_digest(sorted(paths.BENCHMARK.glob("*.jsonl")), paths.BENCHMARK)
     if key == "benchmark":
-        return file_digest(Path(value)) if kind not in ("embedded", "hub") and os.path.isfile(value) else None
+        return file_digest(Path(value)) if kind != "hub" and os.path.isfile(value) else None
     model = value if key in MODELS else address if (key, kind) == ("engine", "dense") else ""
-    shipped = not os.path.isabs(model) and os.path.isfile(paths.BACKBONES / model / "config.json")
-    own = model and not shipped and os.path.isfile(os.path.join(model, "config.json"))
-    return model_digest(Path(model)) if own else None
+    folders = (paths.BACKBONES / model, Path(model)) if model else ()
+    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return model_digest(found) if found else None
 
 
 def pinned(plain: Any, contents: dict[str, str], key: str = "") -> Any:
