@@ -33,7 +33,7 @@ def zs(capsys, *arguments) -> tuple[int, str, str]:
     [
         (
             ["reproduce", "--profile", "huge"],
-            "Unknown profile 'huge'. Known: smoke, tiny, smol, smol-sizes, paper.",
+            "Unknown profile 'huge'. Known: smoke, tiny, smol, smol-sizes, paper, paper-lora.",
         ),
         (["reproduce", "--profile", "smoke", "--seeds", "0"], "out of range"),
         (["figures", "--profile", "huge"], "Unknown profile"),

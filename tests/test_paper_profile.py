@@ -119,11 +119,14 @@ def test_the_papers_profile_runs_through_its_stages(model, store, tmp_path, monk
             "simulator.engine",
         }
 
-        tuned = [
-            ours
-            for ours, theirs in zip(profile.simulators, paper.simulators, strict=True)
-            if theirs.name in ("naive-Qwen2.5-3B-Instruct", "naive-Qwen2.5-7B-Instruct")
-        ]  # all weights, and LoRA
+        lora = located(config.load_profile("paper-lora", STEPS), model, server.url)
+        names = [one.name for one in paper.simulators]
+        all_weights, adapters = (
+            study.simulators[names.index(f"naive-Qwen2.5-{size}-Instruct")]
+            for study, size in ((profile, "3B"), (lora, "7B"))
+        )
+        tuned = [all_weights, adapters]
+        assert [one.lora_rank for one in tuned] == [0, 64] and tuned[0].pairs == tuned[1].pairs
         pairs = pipeline.ensure(tuned[0].pairs, 0, store)
         assert 0 < pairs.summary["useful"] < 1 and len(server.asked) > 0
         assert all(len(pair.documents) == 5 for pair in read_pairs(pairs))

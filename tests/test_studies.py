@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from zs_lib import config, protocol, studies
-from zs_lib.config.values import digest
+from zs_lib.config.values import digest, identity
 from zs_lib.errors import ConfigError
 
 
@@ -53,6 +53,81 @@ def test_the_paper_s_update_is_the_original_s():
     assert (objective.algorithm, objective.baseline, objective.updates_per_batch) == ("reinforce", "none", 1)
 
 
+SEARCH = {"engine", "simulator", "curriculum"}
+"""How a training searches: a real engine has neither simulator nor curriculum."""
+TREATMENTS = {
+    "simulators": SEARCH | {f"simulator.{field}" for field in ("recipe", "backbone", "template")},
+    "algorithms": {"objective.algorithm", "objective.baseline"},
+    "curricula": {f"curriculum.{field}" for field in ("schedule", "p_start", "p_end", "base")},
+    "masks": {"objective.mask_documents"},
+    "engines": SEARCH | {"real_share"},
+    "lengths": {"steps"},
+}
+"""What each table is about: in nothing else may its rows differ."""
+BACKBONES = {"backbone", "curriculum.p_start", "curriculum.p_end"}
+"""What rows of a method of Table 3 may differ in: the backbone, and the noise that the paper gives
+it."""
+
+
+def differences(rows: dict) -> set[str]:
+    """Dotted names of the values in which arms differ; of a part that some lack, its own name."""
+
+    def flat(value, where):
+        if not isinstance(value, dict):
+            return {where: value}
+        leaves = {where: "present"} if where else {}
+        for key, one in value.items():
+            leaves |= flat(one, f"{where}.{key}".lstrip("."))
+        return leaves
+
+    told = [flat(identity(arm), "") for arm in rows.values()]
+    found = set()
+    for field in set().union(*told):
+        part = field.rpartition(".")[0]
+        values = [one.get(field) for one in told if not part or one.get(part) == "present"]
+        if any(value != values[0] for value in values):
+            found.add(field)
+    return found
+
+
+@pytest.mark.parametrize("name", config.profiles())
+@pytest.mark.parametrize("study", studies.STUDIES)
+def test_rows_differ_in_what_their_table_is_about_and_in_nothing_else(name, study):
+    rows = studies.study_arms(config.load_profile(name), study)
+    if study != "methods":
+        assert differences(rows) <= TREATMENTS[study]
+        return
+    by_method: dict = {}
+    by_backbone: dict = {}
+    for label, arm in rows.items():
+        method, _, backbone = label.partition(", ")
+        by_method.setdefault(method, {})[label] = arm
+        by_backbone.setdefault(backbone, {})[label] = arm
+    for same in by_method.values():
+        assert differences(same) <= BACKBONES
+    for same in by_backbone.values():
+        assert differences(same) <= SEARCH | {"rollout.template"}  # R1's prompt offers no search
+
+
+def test_a_second_treatment_is_found():
+    main = config.load_profile("tiny").policy("zerosearch")
+    lora = dataclasses.replace(main, lora_rank=4, objective=dataclasses.replace(main.objective, clip=0.1))
+    real = config.load_profile("tiny").policy("search-r1")
+    assert differences({"a": main, "b": lora}) == {"lora_rank", "objective.clip"}
+    assert differences({"a": main, "b": real}) == SEARCH
+
+
+def test_paper_trains_all_weights_and_paper_lora_adapters_everywhere():
+    for name, treatment in (("paper", (0, 1e-6)), ("paper-lora", (64, 1e-5))):
+        whole = studies.full(config.load_profile(name))
+        arms = (*whole.policies, *(arm for arm in whole.simulators if arm.fine_tuned))
+        assert {(arm.lora_rank, arm.learning_rate) for arm in arms} == {treatment}
+    paper, lora = (config.load_profile(name).policies for name in ("paper", "paper-lora"))
+    for one, other in zip(paper, lora, strict=True):
+        told = differences({"a": one, "b": other})
+        assert {field for field in told if "simulator" not in field} == {"lora_rank", "learning_rate"}
+
+
 @pytest.mark.parametrize("name", config.profiles())
 def test_who_may_not_search_is_not_told_of_a_search(name):
     whole = studies.full(config.load_profile(name))
@@ -65,7 +140,7 @@ def test_who_may_not_search_is_not_told_of_a_search(name):
     assert offered <= {"paper", "short"}
 
 
-@pytest.mark.parametrize("name", ["smol", "smol-sizes", "paper"])
+@pytest.mark.parametrize("name", ["smol", "smol-sizes", "paper", "paper-lora"])
 def test_a_prompted_simulator_has_an_example_and_noise_without_the_answer(name):
     arms = config.load_profile(name).simulators
     assert {arm.template for arm in arms if arm.recipe == "prompted"} == {"demonstration"}

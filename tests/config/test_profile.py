@@ -12,10 +12,17 @@ from zs_lib.config.values import digest
 from zs_lib.errors import ConfigError
 
 
-@pytest.mark.parametrize("name", ["smoke", "tiny", "smol", "smol-sizes", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "tiny", "smol", "smol-sizes", "paper", "paper-lora"])
 def test_profiles_load(name):
     profile = load_profile(name)
-    assert profile.name == name and config.profiles() == ["smoke", "tiny", "smol", "smol-sizes", "paper"]
+    assert profile.name == name and config.profiles() == [
+        "smoke",
+        "tiny",
+        "smol",
+        "smol-sizes",
+        "paper",
+        "paper-lora",
+    ]
     engines = {arm.engine for arm in profile.policies}
     assert {"simulated", "none", profile.evaluation.engine} <= engines
     assert all(arm.simulator in profile.simulators for arm in profile.policies if arm.engine == "simulated")
@@ -74,7 +81,7 @@ def test_wrong_overrides(overrides, message):
 
 @pytest.mark.parametrize("name", ["huge", "", "../tiny"])
 def test_unknown_profile(name):
-    with pytest.raises(ConfigError, match="Known: smoke, tiny, smol, smol-sizes, paper"):
+    with pytest.raises(ConfigError, match="Known: smoke, tiny, smol, smol-sizes, paper, paper-lora"):
         load_profile(name)
 
 

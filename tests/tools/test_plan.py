@@ -49,7 +49,7 @@ def test_parameters_are_the_published_ones(model, billions):
 
 
 def test_every_model_and_the_default_card_are_known():
-    for name in ("smoke", "tiny", "smol", "smol-sizes", "paper"):
+    for name in ("smoke", "tiny", "smol", "smol-sizes", "paper", "paper-lora"):
         assert (
             len(plan.stages(load_profile(name), roofline.gpu("A100-80GB"), 2))
             >= len(load_profile(name).policies) + 2

@@ -90,7 +90,7 @@ class Profile(Checked):
 
 def profiles() -> list[str]:
     """List the profiles' names, smallest first."""
-    order = ["smoke", "tiny", "smol", "smol-sizes", "paper"]
+    order = ["smoke", "tiny", "smol", "smol-sizes", "paper", "paper-lora"]
     found = [path.stem for path in paths.PROFILES.glob("*.toml")]
     return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
 
