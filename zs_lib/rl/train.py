@@ -131,7 +131,7 @@ class Batch:
 
 @dataclass
 class Training:
-    """What every trainer shares: `collect` samples the batch of a step, `log` logs what was made of it."""
+    """The parts that every trainer shares: `collect` samples a step's batch, `log` logs its update."""
 
     run: Run
     arm: PolicyArm

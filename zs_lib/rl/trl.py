@@ -1,4 +1,4 @@
-"""What TRL's `GRPOTrainer` is given: our rollouts, and the settings that an arm stands for.
+"""Our rollouts for TRL's `GRPOTrainer`, and its settings for an arm.
 
 An arm with `trainer = "trl"` is trained by `trl_trainer`. For people who have a trainer of their own:
 
@@ -170,7 +170,7 @@ class SearchRollouts:
     def reward(
         self, f1: Sequence[float], searches: Sequence[int], noise: Sequence[float], log_metric, **_
     ) -> list[float]:
-        """TRL's reward function: F1 of each answer, or NaN, which TRL leaves out, if the engine failed.
+        """Reward each answer by its F1, for TRL; NaN, which TRL leaves out, if the engine failed.
 
         Also logs the mean number of searches and the noise probability.
         """

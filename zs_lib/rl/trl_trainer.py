@@ -32,12 +32,11 @@ from zs_lib.rl.learner import WEIGHT_DECAY, check_gradient, check_sampler_gap, l
 from zs_lib.rl.rollout import token_budget
 from zs_lib.rl.train import Batch, Training, check_start, summarise
 from zs_lib.rl.trl import LOSSES, to_trl
-from zs_lib.runs import Run, distributed
+from zs_lib.runs import Run, StepCallback, distributed
 from zs_lib.runs.interrupts import between_steps
 
 MICRO_BATCH_TOKENS = 8192
 """Tokens of one forward and backward pass, if all rows were of full length; at least one row."""
-Progress = Callable[[int, int, dict], None]
 
 
 def train(
@@ -46,7 +45,7 @@ def train(
     questions: Sequence[Question],
     policy: LoadedModel,
     engine: SearchEngine | None,
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
 ) -> dict:
     """Train `policy` with TRL, from the run's checkpoint if it has one; as `rl.train.train` otherwise.
 
@@ -95,7 +94,7 @@ class PolicyTrainer(GRPOTrainer):
         size = arm.prompts_per_step * arm.group_size
         self.updates = arm.objective.updates_per_batch * size // (arm.objective.minibatch_rollouts or size)
         self.last: dict | None = None
-        self.report: Progress | None = None
+        self.report: StepCallback | None = None
         self.asked_to_stop: Callable[[], bool] = bool
         self.logged: list[dict[str, float]] = []  # of the optimizer steps since the last log
         self.gaps = {"sum": 0.0, "tokens": 0.0}
@@ -236,7 +235,7 @@ class PolicyTrainer(GRPOTrainer):
             self.report(step, arm.steps, self.last)
 
     def checkpoint_folder(self, step: int) -> str:
-        """The folder of TRL's checkpoint after a step of the arm."""
+        """Return the folder of TRL's checkpoint after a step of the arm."""
         return f"{self.args.output_dir}/checkpoint-{step * self.updates}"
 
     def _save_checkpoint(self, model, trial) -> None:
