@@ -1,5 +1,7 @@
 """The paper's tables: as printed, with the error that they leave out."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -59,3 +61,16 @@ def test_the_papers_main_average_is_not_told_from_search_r1():
 def test_an_unknown_table_is_named():
     with pytest.raises(ConfigError, match="main_results"):
         paper.load_table("table9")
+
+
+def test_the_setting_is_the_paper_s_or_the_original_s_or_the_difference_is_told():
+    table = paper.setting_table()
+    compared = 0
+    for line in table.itertuples():
+        stated = line.original if line.paper == "not said" else line.paper
+        numbers = re.fullmatch(r"[\d.e-]+(?= |$).*", stated)
+        if numbers and not isinstance(line.ours, (str, bool)):
+            compared += 1
+            assert float(line.ours) == float(stated.split()[0]) or line.difference, line
+        assert line.ours != "see there" or line.difference, line
+    assert compared > 20 and not table.reset_index()[["part", "setting"]].duplicated().any()

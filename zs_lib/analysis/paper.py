@@ -6,10 +6,14 @@ of 1/72), so its sampling error follows from the score alone. The variance betwe
 
 from __future__ import annotations
 
+from operator import attrgetter
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 
 from zs_lib.analysis.shipped import read_shipped
+from zs_lib.config import load_profile
 from zs_lib.config.values import pick
 
 TABLES = {
@@ -35,6 +39,20 @@ def load_table(name: str) -> pd.DataFrame:
     """
     pick("table of the paper", name, TABLES)
     return read_shipped(f"paper/{name}")
+
+
+def setting_table() -> pd.DataFrame:
+    """Set the paper's experiment line by line beside the original code's, and the profile `paper`'s.
+
+    `ours` is read from the profile where the line is a value of it; `difference` says where we differ, and
+    why.
+    """
+    table, profile = read_shipped("paper/setting").fillna(""), load_profile("paper")
+    parts = SimpleNamespace(
+        policy=profile.policy("zerosearch"), simulator=profile.simulators[0], evaluation=profile.evaluation
+    )
+    values = [attrgetter(name)(parts) if name else "see there" for name in table["ours"]]
+    return table.assign(ours=values).set_index("part")
 
 
 def bamboogle_questions(score: float) -> int:

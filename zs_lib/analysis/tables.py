@@ -45,6 +45,7 @@ def write_all(profile: str, folder: Path) -> tuple[list[Path], dict[str, str]]:
     for name in paper.TABLES:
         table = paper.load_table(name) if name == "cost" else paper.with_intervals(name)
         written += _write(table.set_index(table.columns[0]), folder / f"paper_{name}")
+    written += _write(paper.setting_table(), folder / "paper_setting")
     return written, lacking
 
 
