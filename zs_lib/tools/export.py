@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -79,14 +81,25 @@ def export(run: Run, folder: Path, store: RunStore) -> Path:
     if problems := run.verify():
         raise problems[0]
     text = card(run, store)
+    with new_folder(folder):
+        shutil.copytree(run.model_dir, folder, dirs_exist_ok=True)
+        write_text(folder / "README.md", text)
+    return folder
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Let a folder be filled, within this context, that is new or empty.
+
+    Raises:
+        RunError: it is not empty, or cannot be written.
+    """
     try:
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"{folder} is not empty: name a new folder.")
-        shutil.copytree(run.model_dir, folder, dirs_exist_ok=True)
-        write_text(folder / "README.md", text)
+        yield
     except OSError as error:
         raise RunError(f"{folder} cannot be written ({error}): name another folder.") from error
-    return folder
 
 
 def card(run: Run, store: RunStore) -> str:

@@ -20,12 +20,13 @@ from zs_lib import qa
 from zs_lib.config import EvaluationConfig, PolicyArm
 from zs_lib.config.engines import find_engine, simulates, without_address
 from zs_lib.config.paths import BACKBONES
-from zs_lib.errors import ConfigError, DataError, RunError
+from zs_lib.errors import ConfigError, DataError
 from zs_lib.evaluation.evaluate import pick_questions
 from zs_lib.models.load import LORA_SCALE
 from zs_lib.protocol import policy_prompt
 from zs_lib.rl.rollout import token_budget
 from zs_lib.runs.files import write_text
+from zs_lib.tools.export import new_folder
 
 VERL = "0.9.1"
 """The version of verl whose classes load what is written here (`make test-verl`)."""
@@ -81,9 +82,7 @@ def export_verl(arm: PolicyArm, folder: Path, evaluation: EvaluationConfig, seed
         questions["test"] = pick_questions(test, evaluation.questions_per_subset)
     except DataError:
         pass  # a benchmark of one's own may have training questions only
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            raise RunError(f"{folder} is not empty: name a new folder.")
+    with new_folder(folder):
         (folder / "zerosearch").mkdir(parents=True)
         for split, chosen in questions.items():
             rows = pd.DataFrame(dataset_rows(chosen, arm, split))
@@ -95,8 +94,6 @@ def export_verl(arm: PolicyArm, folder: Path, evaluation: EvaluationConfig, seed
         _write_settings(arm.name, folder, values, names)
         counts = {split: len(chosen) for split, chosen in questions.items()}
         write_text(folder / "README.md", _readme(arm, folder, values, counts))
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written ({error}): name another folder.") from error
     return folder
 
 
