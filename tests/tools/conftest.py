@@ -28,6 +28,12 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """The servers are asyncio's, also where trio is installed (selenium brings it)."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="module")
 def simulator(folder):
     with serving("simulator", "--model", str(folder), ZS_SERVE_TOKEN="") as served:
