@@ -10,7 +10,7 @@ from model_fixtures import tiny_model, tiny_tokenizer
 from trl import SFTTrainer
 
 from zs_lib import config
-from zs_lib.errors import ConfigError
+from zs_lib.errors import ConfigError, DataError
 from zs_lib.models import sft
 from zs_lib.models.load import LoadedModel
 from zs_lib.models.sft import _FilledSampler, fine_tune
@@ -72,3 +72,31 @@ def test_fine_tuning_scores_what_is_trained_and_learns_what_trl_does(tmp_path, m
         torch.allclose(weights["ours"][name], theirs, rtol=1e-4, atol=1e-6)
         for name, theirs in weights["TRL's"].items()
     )
+
+
+def test_examples_beyond_the_limit_are_named_and_left_out_and_none_is_cut(tmp_path, monkeypatch, capsys):
+    """The tiny model's context of 512 tokens is the limit: 512 fit, 513 do not."""
+    arm = replace(config.load_profile("smoke").simulators[0], steps=3, batch_size=1, learning_rate=1e-3)
+    rows = [
+        {"input_ids": [5] * size, "completion_mask": [0] * (size - 2) + [1] * 2, "name": f"query {size}"}
+        for size in (40, 513, 512, 2000)
+    ]
+    lengths = []
+
+    class Watched(sft._Trainer):
+        def compute_loss(self, model, inputs, *rest, **more):
+            lengths.append(inputs["input_ids"].shape[1])
+            return super().compute_loss(model, inputs, *rest, **more)
+
+    monkeypatch.setattr(sft, "_Trainer", Watched)
+
+    def tune(run):
+        return fine_tune(run, LoadedModel(tiny_model(), tiny_tokenizer()), rows, arm, None)
+
+    summary = RunStore(tmp_path).complete(arm, 0, tune).summary
+    assert summary["too_long"] == ["query 513", "query 2000"] and summary["tokens"] == 552
+    assert set(lengths) == {40, 512}
+    told = "2 of 4 examples have more than 512 tokens, and are left out: query 513; query 2000"
+    assert told in capsys.readouterr().err
+    with pytest.raises(DataError, match="All 1 examples of .* have more than 512 tokens, 'query 513' too"):
+        fine_tune(RUN, LoadedModel(tiny_model(), tiny_tokenizer()), rows[1:2], arm, None)

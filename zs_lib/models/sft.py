@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -11,9 +12,12 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from zs_lib.config.arms import FormatSFT, SimulatorArm
-from zs_lib.errors import ConfigError
+from zs_lib.errors import ConfigError, DataError
 from zs_lib.models.load import LoadedModel, add_lora
 from zs_lib.runs import Run, StepCallback, distributed
+
+LONGEST = 2048
+"""Tokens of the longest example: a prompt, and more than twice what the original's simulators may write."""
 
 
 def fine_tune(
@@ -27,13 +31,18 @@ def fine_tune(
 
     Of a simulator these are the documents (paper, section 3.2 and appendix B). In half precision the trained
     weights are float32, and rounded where they are used. The run gets loss, learning rate and token accuracy
-    by step; the summary says steps, final_loss and tokens. Several processes split each batch, which is the
-    same as in one: same examples, same order.
+    by step; the summary says steps, final_loss and tokens, and by `name` which rows are left out, for none is
+    cut: those of more than LONGEST tokens, or the model's context. Several processes split each batch, which
+    is the same as in one: same examples, same order.
 
     Raises:
         ConfigError: the processes cannot share the batch, or LoRA meets a sharded model.
+        DataError: every row is too long.
     """
     _check_processes(run, how)
+    rows, too_long = _fitting(
+        rows, getattr(loaded.model.config, "max_position_embeddings", LONGEST), run.label
+    )
     datasets.disable_progress_bars()
     adapters = add_lora(loaded.model, how.lora_rank) if how.lora_rank else None
     if adapters is None:
@@ -63,7 +72,27 @@ def fine_tune(
         "steps": how.steps,
         "final_loss": sum(losses) / processes,
         "tokens": sum(len(row["input_ids"]) for row in rows),
+        "too_long": too_long,
     }
+
+
+def _fitting(rows: list[dict], context: int, label: str) -> tuple[list[dict], list[str]]:
+    """Return the rows that are short enough, without their names, and the names of the others."""
+    limit = min(LONGEST, context)
+    too_long = [row["name"] for row in rows if len(row["input_ids"]) > limit]
+    kept = [row for row in rows if len(row["input_ids"]) <= limit]
+    if too_long and not kept:
+        raise DataError(
+            f"All {len(rows)} examples of '{label}' have more than {limit} tokens, {too_long[0]!r} too: show "
+            "fewer documents (num_documents)."
+        )
+    if too_long and distributed.is_main():
+        print(
+            f"'{label}': {len(too_long)} of {len(rows)} examples have more than {limit} tokens, "
+            f"and are left out: {'; '.join(too_long)}",
+            file=sys.stderr,
+        )
+    return [{column: row[column] for column in ("input_ids", "completion_mask")} for row in kept], too_long
 
 
 def save_model(run: Run, loaded: LoadedModel, dtype: str, tuned: bool = True) -> None:
@@ -97,7 +126,7 @@ def _sft_config(run: Run, how: SimulatorArm | FormatSFT, on_cpu: bool) -> SFTCon
         seed=run.seed,
         logging_steps=max(1, how.steps // 40),
         save_strategy="no",
-        max_length=1024,
+        max_length=None,  # `_fitting` has left out what is longer, TRL would cut its end
         completion_only_loss=True,
         gradient_checkpointing=how.gradient_checkpointing,
         disable_tqdm=True,
