@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from zs_lib import config
+from zs_lib.config.arms import DTYPES
 from zs_lib.config.engines import engine_names
 from zs_lib.config.paths import check_folder
 from zs_lib.config.values import pick
@@ -449,6 +450,7 @@ def _serve_retriever(args: argparse.Namespace) -> None:
     "serve simulator",
     "a simulator that speaks OpenAI's protocol, streaming too (by vLLM, where that is installed)",
     option("--model", required=True, metavar="M", help="a simulator's run, a backbone, a folder or a hub id"),
+    option("--dtype", choices=("stored", *DTYPES), default="stored", help="precision of its weights"),
     PORT,
     HOST,
     option(
@@ -462,11 +464,11 @@ def _serve_simulator(args: argparse.Namespace) -> None:
     if args.replicas is not None:
         from zs_lib.tools.serving.replicas import serve_replicas
 
-        serve_replicas(args.model, args.host, args.port, args.replicas, args.gpus)
+        serve_replicas(args.model, args.host, args.port, args.replicas, args.gpus, args.dtype)
         return
     from zs_lib.tools.serving import serve
 
-    serve.simulator(args.model, args.host, args.port, args.gpus)
+    serve.simulator(args.model, args.host, args.port, args.gpus, args.dtype)
 
 
 # models, benchmark, machine ------------------------------------------------------------------------

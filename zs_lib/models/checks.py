@@ -80,6 +80,20 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
 
 
+def check_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """ModelError if the tokenizer has no EOS, with which completions and examples end.
+
+    One without a padding token (Llama 3's) is given EOS for it: padding is never attended to or trained.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of '{name}' is refused: it has no end-of-sequence token. Name one in its "
+            'tokenizer_config.json ("eos_token").'
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
 @lru_cache(maxsize=64)
 def _is_bounded(tokenizer: str, expressions: str) -> bool:
     """Whether a tokenizer (JSON) encodes short texts in time, tried in a process of its own."""

@@ -15,14 +15,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from zs_lib.config.contents import model_digest, unreadable
 from zs_lib.config.paths import BACKBONES
 from zs_lib.errors import ModelError
 from zs_lib.models import packaged
-from zs_lib.models.checks import check_size, check_tokenizer
+from zs_lib.models.checks import check_end, check_size, check_tokenizer
 from zs_lib.models.decode import TransformersGenerator
 from zs_lib.models.generator import Generator
 from zs_lib.runs import distributed
@@ -49,8 +55,9 @@ class LoadedModel:
 def load_model(name: str | Path, dtype: str = "float32") -> LoadedModel:
     """Load a model by backbone name ("tiny-S"), folder, or hub id ("Qwen/Qwen2.5-3B").
 
-    Weights get this `dtype` (one of `arms.DTYPES`), whatever precision they are stored in, on this process's
-    GPU if there is one. Only safetensors and JSON are read: no pickle, no code that comes with a model.
+    Weights get this `dtype` (one of `arms.DTYPES`), whatever precision they are stored in; with "stored":
+    bfloat16 if they are stored in it, else float32. They are on this process's GPU if there is one. Only
+    safetensors and JSON are read: no pickle, no code that comes with a model.
 
     Raises:
         ModelError: there is no such model, or its files are damaged.
@@ -167,9 +174,10 @@ def _load(source: str, local_only: bool, dtype: str) -> LoadedModel:
         check_size(Path(source))
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only, trust_remote_code=False)
     check_tokenizer(tokenizer, source)
+    check_end(tokenizer, source)
     model, report = AutoModelForCausalLM.from_pretrained(
         source,
-        dtype=getattr(torch, dtype),
+        dtype=getattr(torch, stored_dtype(source, local_only) if dtype == "stored" else dtype),
         attn_implementation=ATTENTION,
         local_files_only=local_only,
         use_safetensors=True,
@@ -182,6 +190,12 @@ def _load(source: str, local_only: bool, dtype: str) -> LoadedModel:
             "which would be random: restore them."
         )
     return LoadedModel(model.to(distributed.device()).eval(), tokenizer)
+
+
+def stored_dtype(source: str, local_only: bool = False) -> str:
+    """Tell the precision, one of `arms.DTYPES`, for a folder's or a hub model's stored weights."""
+    config = AutoConfig.from_pretrained(source, local_files_only=local_only, trust_remote_code=False)
+    return "bfloat16" if config.get_text_config().dtype is torch.bfloat16 else "float32"
 
 
 def shipped() -> list[str]:

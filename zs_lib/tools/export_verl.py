@@ -269,7 +269,8 @@ def _readme(arm: PolicyArm, folder: Path, values: dict, counts: dict[str, int]) 
     kind, simulator = values.get("kind"), arm.simulator
     if kind == "simulator":
         served = simulator.name if simulator.fine_tuned else simulator.backbone
-        command = f"zs serve simulator --model {served}  # its run; or by vLLM: vllm serve MODEL"
+        vllm = f"vllm serve MODEL --dtype {simulator.dtype} --generation-config vllm"
+        command = f"zs serve simulator --model {served}  # its run; or by vLLM: {vllm}"
         serve = SERVE.format(what="simulator", command=command)
     elif kind == "retriever":
         engine = arm.engine.partition(":")[0]

@@ -51,7 +51,7 @@ def ask(arguments: argparse.Namespace) -> None:
     model, cfg = _policy(arguments.policy, study)
     question = Question("asked", arguments.question, golden_answers(arguments.question) or UNKNOWN)
     cfg = replace(cfg, temperature=0.0)
-    (trajectory,) = rollout([question], load_generator(model), engine, cfg, [(0,)])
+    (trajectory,) = rollout([question], load_generator(model, "stored"), engine, cfg, [(0,)])
     for turn in trajectory.turns:
         print(turn.text)
         if turn.documents:
@@ -88,7 +88,7 @@ def evaluate_file(arguments: argparse.Namespace) -> None:
     engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
     model, cfg = _policy(arguments.policy, study)
     who = f"{arguments.policy or study.policies[0].name}, {arguments.method}, {arguments.engine}"
-    generator = load_generator(model, backend=study.evaluation.generator)
+    generator = load_generator(model, "stored", study.evaluation.generator)
     weights, asked = weights_digest(model), _engine_digest(arguments.engine, study)
     setup = Setup(who, arguments.method, cfg, weights, asked, study.evaluation.generator)
     table = evaluate_to_file(arguments.out, questions, generator, engine, setup)

@@ -43,7 +43,7 @@ def before_and_after(
 
     def ask(model: str | Path, engine: SearchEngine | None) -> list[Trajectory]:
         keys = [("example", question.id) for question in questions]
-        return rollout(questions, load_generator(model), engine, cfg, keys)
+        return rollout(questions, load_generator(model, arm.dtype), engine, cfg, keys)
 
     return {
         "Before training:": ask(arm.backbone, engine),
@@ -95,7 +95,9 @@ def cases(arm: PolicyArm, run: Run, evaluation: EvaluationConfig, count: int = 4
     keys = [("case", question.id) for question in questions]
     evaluated = EvaluationArm.of_policy(arm, evaluation)
     engine = pipeline.engine_for(evaluated, RunStore())
-    trajectories = rollout(questions, load_generator(run.model_dir), engine, evaluated.rollout, keys)
+    trajectories = rollout(
+        questions, load_generator(run.model_dir, arm.dtype), engine, evaluated.rollout, keys
+    )
     found: dict[str, Trajectory] = {}
     for trajectory in trajectories:
         for kind in _kinds(trajectory):

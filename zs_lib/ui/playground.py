@@ -106,5 +106,5 @@ def _judge(
         for name, result in found.items()
         if result.documents
     }
-    judged = judge_pairs(list(pairs.values()), load_generator(arm.judge), arm.pairs.rollout)
+    judged = judge_pairs(list(pairs.values()), load_generator(arm.judge, arm.dtype), arm.pairs.rollout)
     return {name: bool(pair.useful) for name, pair in zip(pairs, judged, strict=True)}

