@@ -195,7 +195,7 @@ def _make_simulator(run: Run, arm: SimulatorArm, store: RunStore, progress: Step
     summary: dict = {"backbone": arm.backbone, "recipe": arm.recipe}
     if arm.fine_tuned:
         chosen = training_examples(read_pairs(store.get(arm.pairs, SIMULATOR_SEED)), arm.recipe, run.seed)
-        rows = encode_examples(chosen, loaded.tokenizer, arm.template)
+        rows = encode_examples(chosen, loaded.tokenizer, arm.template, arm.thinking)
         summary |= {"examples": len(chosen)} | fine_tune(run, loaded, rows, arm, progress)
     save_model(run, loaded, arm.dtype, arm.fine_tuned)
     return summary

@@ -265,6 +265,12 @@ def parse_action(turn_text: str) -> Action:
     return Action("invalid", "", f"a tag inside the {kind}" if inside.strip() else f"empty {kind}")
 
 
+def after_thoughts(turn_text: str) -> str:
+    """Return what follows the thoughts of a thinking model's turn; nothing while a thought is open."""
+    said = turn_text.rpartition(end_tag("think"))[2]
+    return "" if tag("think") in said else said
+
+
 def format_documents(documents: Sequence[str]) -> str:
     """Number documents, one a line ('Doc 1: ...'): a simulator's output, the body of an observation."""
     return "".join(f"Doc {i}: {_one_line(text)}\n" for i, text in enumerate(documents, 1))

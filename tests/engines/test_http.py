@@ -212,7 +212,7 @@ def test_a_served_simulator_is_asked_and_read_like_ours(keys):
         assert engine.search([request, request], 2) == [SearchResult(("one", "two"), "ok")] * 2
         body = server.asked[1].body
         prompt = protocol.simulator_prompt("capital", "which?", "Paris", False, 2, "paper")
-        assert body["messages"] == [{"role": "user", "content": prompt}]
+        assert body["messages"] == [{"role": "system", "content": ""}, {"role": "user", "content": prompt}]
         assert (body["model"], body["temperature"], body["max_tokens"], body["stop"]) == (
             "M",
             0.8,
@@ -245,7 +245,7 @@ def test_a_served_simulator_gets_no_special_token_that_a_text_spells():
     with serving(lambda asked: asked.reply(completion("Doc 1: x"))) as server:
         engine = OpenAIEngine(server.url, simulator_arm("short"), "M", QUICK)
         engine.search([SearchRequest("a <|im_end|> 3 < 5", "who [INST]?", ("<s>x", "y"))], 1)
-        assert server.asked[0].body["messages"][0]["content"] == protocol.simulator_prompt(
+        assert server.asked[0].body["messages"][1]["content"] == protocol.simulator_prompt(
             "a (im_end) 3 < 5", "who (INST)?", "(s)x", True, 1, "short"
         )
 

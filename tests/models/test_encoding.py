@@ -13,7 +13,7 @@ from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer, PreTrainedTok
 from zs_lib import protocol, qa
 from zs_lib.config import paths
 from zs_lib.models.decode import TransformersGenerator
-from zs_lib.models.encoding import encode_chat, encode_example, encode_text
+from zs_lib.models.encoding import encode_chat, encode_example, encode_prompt, encode_text
 from zs_lib.simulator.pairs import Pair, encode_examples
 from zs_lib.tools.serving import completions
 
@@ -184,8 +184,8 @@ def test_a_served_chat_spells_no_control_token(template):
 
 def test_training_rows_spell_no_control_token():
     tokenizer = byte_level()
-    lesson = [("Question: who </s>?\n", False), ("<answer> [INST] </answer>", True)]
-    row = encode_example(tokenizer, lesson, ended=True)
+    prompt = encode_prompt(tokenizer, "Question: who </s>?\n")
+    row = encode_example(tokenizer, prompt, [("<answer> [INST] </answer>", True)], ended=True)
     assert added(tokenizer, row["input_ids"]) == ["<s>", "<answer>", "</answer>", "</s>"]
     pair = Pair("a [INST]", "b </s>?", "<|fim|>", (), (), (), False)
     (row,) = encode_examples([(pair, True, ("c <|im_end|>",))], tokenizer, "short")

@@ -59,11 +59,10 @@ def test_a_lesson_is_a_trajectory_that_the_protocol_accepts():
 def test_only_what_the_policy_writes_is_learnt_and_in_a_rollouts_tokens():
     tokenizer = load_model("tiny-S").tokenizer
     texts = lesson(QUESTIONS[0], build_engine("bm25", split="train"), HOW)
-    row, ended = encode_example(tokenizer, texts), encode_example(tokenizer, texts, ended=True)
     generator = TransformersGenerator(load_model("tiny-S").model, tokenizer)
-    rolled = generator.encode_prompt(texts[0][0]) + [
-        i for text, _ in texts[1:] for i in generator.encode(text)
-    ]
+    prompt = generator.encode_prompt(texts[0][0])
+    row, ended = (encode_example(tokenizer, prompt, texts[1:], ended) for ended in (False, True))
+    rolled = prompt + [i for text, _ in texts[1:] for i in generator.encode(text)]
     assert row["input_ids"] == rolled
     learnt = [i for i, mine in zip(row["input_ids"], row["completion_mask"], strict=True) if mine]
     assert generator.decode(learnt) == "".join(text for text, written in texts if written)

@@ -86,7 +86,10 @@ class ScriptedGenerator:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    encode_prompt = encode
+    def encode_prompt(self, text: str, system: str | None = None, thinking: bool = True) -> list[int]:
+        return self.encode(text)
+
+    thinks = False
 
     def decode(self, ids) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)

@@ -56,6 +56,10 @@ class RolloutConfig(Checked):
     """Prompt, turns and observations together; a turn that might not fit is not begun."""
     examples: str = added_later("")
     """Worked examples, whole lines, that stand before the question (`evaluation.methods`)."""
+    thinking: bool = added_later(True)
+    """A thinking model (Qwen 3) thinks, as its chat template lets it; its thoughts are trained as all that it
+    writes, and tags inside them are no actions. False: the template is told enable_thinking = false. Other
+    models' `<think>` is the protocol's, and this is without effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +120,8 @@ class FormatSFT(WeightsConfig):
     """Documents shown for each search."""
     engine: RealEngine
     """The real engine that finds them."""
+    thinking: bool = added_later(True)
+    """As the policy's, whose prompt these examples have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +179,8 @@ class SimulatorArm(WeightsConfig):
     """Format SFT of collector and judge, which are prompted as policies."""
     generator: GeneratorName = added_later("transformers")
     """Sampler of the simulator's documents."""
+    thinking: bool = added_later(True)
+    """As a rollout's: a thinking model's thought is sampled, and dropped before its documents."""
     tracker: TrackerName = field(default="none", metadata=LABEL, compare=False)
     """Set by the profile; in neither digest nor comparison, so it makes no other arm."""
 

@@ -19,7 +19,7 @@ from zs_lib.config import paths
 from zs_lib.config.arms import SimulatorArm
 from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult
 from zs_lib.engines.client import Call, Failed, Limits, Service
-from zs_lib.engines.simulated import simulator_prompt, stop_string
+from zs_lib.engines.simulated import SYSTEM, simulator_prompt, stop_string
 from zs_lib.engines.wrappers import BudgetedEngine, CachedEngine
 from zs_lib.errors import EngineError
 from zs_lib.qa.forms import titled
@@ -213,16 +213,19 @@ class OpenAIEngine(HttpEngine):
     def _call(self, group, num_documents):
         # How the server encodes special tokens that a text spells is not known: it gets none.
         prompt = protocol.neutralise(simulator_prompt(group[0], num_documents, self.arm.template))
+        # Only where it is needed: other servers than vLLM's, SGLang's and ours may refuse the field.
+        thinking = {} if self.arm.thinking else {"chat_template_kwargs": {"enable_thinking": False}}
         return Call(
             "/v1/chat/completions",
             body={
                 "model": self.model,
-                "messages": [{"role": "user", "content": prompt}],
+                "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}],
                 "temperature": self.arm.temperature,
                 "max_tokens": self.arm.max_tokens,
                 "stop": [stop_string(num_documents)],
                 "seed": seed_of(group[0].key),
-            },
+            }
+            | thinking,
         )
 
     def _documents(self, answer, num_documents):

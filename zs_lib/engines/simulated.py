@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from zs_lib.models.generator import Generator
 
 
+SYSTEM = ""
+"""The system message of simulators: empty, as the original's, which the published checkpoints expect."""
+
+
 class SimulatedEngine(SearchEngine):
     """Prompts a simulator for useful or noisy documents, as each request says.
 
@@ -35,7 +39,7 @@ class SimulatedEngine(SearchEngine):
         first = [texts.index(text) if self.arm.temperature == 0 else i for i, text in enumerate(texts)]
         asked = sorted(set(first))
         completions = self.generator.generate(
-            [self.generator.encode_prompt(texts[i]) for i in asked],
+            [self.generator.encode_prompt(texts[i], SYSTEM, self.arm.thinking) for i in asked],
             [requests[i].key for i in asked],
             self.arm.max_tokens,
             self.arm.temperature,

@@ -19,7 +19,7 @@ from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import ConfigError
 from zs_lib.protocol import Action
 from zs_lib.qa import Question
-from zs_lib.rl.rollout import cut_documents, rollout
+from zs_lib.rl.rollout import cut_documents, encode_policy_prompt, rollout
 from zs_lib.rl.trajectory import Trajectory, Turn
 from zs_lib.rng import Key
 
@@ -158,11 +158,7 @@ def _with_examples(
 
 def _think_and_answer(questions, generator, cfg, keys, contexts) -> list[Trajectory]:
     """Force a thought, then an answer: the model may not search instead."""
-    prompts = [
-        protocol.policy_prompt(question.question, cfg.template, cfg.examples) + context
-        for question, context in zip(questions, contexts, strict=True)
-    ]
-    thoughts = _think(prompts, generator, cfg, keys)
+    thoughts = _think([question.question for question in questions], contexts, generator, cfg, keys)
     contexts = [
         context + protocol.tag("think") + thought + protocol.end_tag("think")
         for context, thought in zip(contexts, thoughts, strict=True)
@@ -172,11 +168,19 @@ def _think_and_answer(questions, generator, cfg, keys, contexts) -> list[Traject
 
 
 def _think(
-    prompts: Sequence[str], generator: Generator, cfg: RolloutConfig, keys: Sequence[Key]
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    generator: Generator,
+    cfg: RolloutConfig,
+    keys: Sequence[Key],
 ) -> list[str]:
-    """Sample a thought after each prompt and "<think>"; its text up to "</think>", or as far as it came."""
+    """Sample a thought after each prompt, context and "<think>": up to "</think>", or as far as it came."""
     opening = protocol.THOUGHT_OPENINGS.get(cfg.template, "")
-    ids = [generator.encode_prompt(prompt + protocol.tag("think") + opening) for prompt in prompts]
+    ids = [
+        encode_policy_prompt(question, generator, cfg)
+        + generator.encode(context + protocol.tag("think") + opening)
+        for question, context in zip(questions, contexts, strict=True)
+    ]
     end, keys = protocol.end_tag("think"), [(*key, "think") for key in keys]
     completions = generator.generate(ids, keys, cfg.max_turn_tokens, cfg.temperature, (end,))
     return [opening + generator.decode(completion.ids).partition(end)[0] for completion in completions]
@@ -193,11 +197,11 @@ def _shorten(
 
     What is cut leaves space for so many thoughts before that turn, where it can.
     """
-    before = protocol.policy_prompt(request.question, cfg.template, cfg.examples) + protocol.format_search(
-        request.query
+    before = encode_policy_prompt(request.question, generator, cfg) + generator.encode(
+        protocol.format_search(request.query)
     )
     tags = protocol.tag("think") + protocol.end_tag("think") + protocol.tag("answer")
-    taken = len(generator.encode_prompt(before)) + len(generator.encode(tags)) + cfg.max_turn_tokens
+    taken = len(before) + len(generator.encode(tags)) + cfg.max_turn_tokens
     room = cfg.max_context_tokens - taken
     limits = (room - thoughts * cfg.max_turn_tokens, room)
     return replace(result, documents=cut_documents(result.documents, limits, generator.encode))
@@ -236,12 +240,10 @@ class _Reader(SearchEngine):
         found = [i for i, result in enumerate(results) if result.status == "ok"]
         if not found:
             return results
-        prompts = [
-            protocol.policy_prompt(requests[i].question, self.cfg.template, self.cfg.examples)
-            + _search_text(requests[i], results[i])
-            for i in found
-        ]
-        thoughts = _think(prompts, self.generator, self.cfg, [(*requests[i].key, "read") for i in found])
+        questions = [requests[i].question for i in found]
+        contexts = [_search_text(requests[i], results[i]) for i in found]
+        keys = [(*requests[i].key, "read") for i in found]
+        thoughts = _think(questions, contexts, self.generator, self.cfg, keys)
         for i, thought in zip(found, thoughts, strict=True):
             results[i] = SearchResult((thought.strip(),), "ok")
         return results

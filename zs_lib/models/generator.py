@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from zs_lib import protocol
 from zs_lib.errors import ModelError
-from zs_lib.models.encoding import encode_text
+from zs_lib.models.encoding import encode_prompt, encode_text
 from zs_lib.models.kv_cache import KVCache
 from zs_lib.rng import Key
 
@@ -43,9 +44,14 @@ class Generator(ABC):
         self._eos = {*declared, tokenizer.eos_token_id} - {None}
         self.context = getattr(model.config, "max_position_embeddings", None)
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Encode a text that starts a sequence, after what the tokenizer puts first (its BOS, if any)."""
-        return encode_text(self.tokenizer, text, start=True)
+    @property
+    def thinks(self) -> bool:
+        """Tell whether the model is one whose chat template knows thoughts (Qwen 3, DeepSeek-R1, SmolLM3)."""
+        return protocol.end_tag("think") in str(self.tokenizer.chat_template)
+
+    def encode_prompt(self, text: str, system: str | None = None, thinking: bool = True) -> list[int]:
+        """Encode a user's message by the chat template, or, without one, a text that starts a sequence."""
+        return encode_prompt(self.tokenizer, text, system, thinking)
 
     def encode(self, text: str) -> list[int]:
         """Encode a text that continues a sequence."""

@@ -13,7 +13,7 @@ from random import Random
 from zs_lib import protocol
 from zs_lib.config.arms import FormatSFT
 from zs_lib.engines import SearchEngine, SearchRequest
-from zs_lib.models.encoding import encode_example
+from zs_lib.models.encoding import encode_example, encode_prompt
 from zs_lib.qa import Question, scoring
 
 PLAIN_SHARE = 0.5
@@ -24,10 +24,15 @@ Lesson = list[tuple[str, bool]]
 
 def lesson_rows(
     questions: Sequence[Question], engine: SearchEngine, tokenizer, cfg: FormatSFT, seed: int
-) -> list[dict[str, list[int]]]:
+) -> list[dict]:
     """Make the training rows, one per question, as many as the steps take; the seed picks the questions."""
     drawn = Random(f"{seed}/warm-up").sample(questions, min(len(questions), cfg.steps * cfg.batch_size))
-    return [encode_example(tokenizer, lesson(question, engine, cfg)) for question in drawn]
+    rows = []
+    for question in drawn:
+        (prompt, _), *texts = lesson(question, engine, cfg)
+        row = encode_example(tokenizer, encode_prompt(tokenizer, prompt, thinking=cfg.thinking), texts)
+        rows.append(row | {"name": question.question})
+    return rows
 
 
 def lesson(question: Question, engine: SearchEngine, cfg: FormatSFT) -> Lesson:

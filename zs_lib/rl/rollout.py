@@ -23,7 +23,8 @@ from zs_lib.rl.trajectory import StopReason, Trajectory, Turn
 from zs_lib.rng import Key, uniform
 
 if TYPE_CHECKING:
-    from zs_lib.models.generator import Generator
+    from zs_lib.models.generator import Completion, Generator
+    from zs_lib.models.kv_cache import KVCache
 
 
 CUTS = (r"""(?<=[.!?…]\s)|(?<=[.!?…]["')\]”’]\s)|(?<=[。！？])""", r"(?<=\s)(?=\S)", "")
@@ -37,6 +38,8 @@ class _Rollout:
     question: Question
     key: Key
     prompt_ids: list[int]
+    lead: str
+    """What the first turn's text begins with besides what is sampled."""
     generator: Generator
     cfg: RolloutConfig
     ids: list[int] = field(default_factory=list)
@@ -52,6 +55,15 @@ class _Rollout:
         taken = len(self.prompt_ids) + len(self.ids)
         return self.cfg.max_context_tokens - taken - self.cfg.max_turn_tokens
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the policy is a thinking model, whose thoughts are not parsed."""
+        return self.cfg.thinking and self.generator.thinks
+
+    def text(self, ids: list[int]) -> str:
+        """The text of a turn of which these ids were sampled."""
+        return ("" if self.turns else self.lead) + self.generator.decode(ids)
+
     def append(self, ids: list[int], logprobs: list[float] | None = None) -> None:
         """Append tokens: the policy's with their log-probabilities, an observation's without."""
         self.ids += ids
@@ -60,7 +72,7 @@ class _Rollout:
 
     def act(self, text: str, is_last: bool) -> None:
         """Record the policy's turn and act on it; a search that may be made is left to the caller."""
-        action = protocol.parse_action(text)
+        action = protocol.parse_action(protocol.after_thoughts(text) if self.thinks else text)
         self.turns.append(Turn(text, action))
         if action.kind == "answer":
             self.stop_reason, self.answer = "answer", action.text
@@ -139,12 +151,15 @@ def rollout(
 
     Methods that write a part of the completion themselves (`evaluation.methods`) give `contexts`, a text
     after each prompt that is never parsed, and an `opening`, with which the first turn begins; both count as
-    prompt, and are not trained.
+    prompt, and are not trained. With a chat template they begin the assistant's turn.
     """
     rollouts = []
     for question, key, context in zip(questions, keys, contexts or [""] * len(questions), strict=True):
-        prompt = protocol.policy_prompt(question.question, cfg.template, cfg.examples) + context + opening
-        rollouts.append(_Rollout(question, key, generator.encode_prompt(prompt), generator, cfg))
+        ids = encode_policy_prompt(question.question, generator, cfg) + generator.encode(context + opening)
+        one = _Rollout(question, key, ids, opening, generator, cfg)
+        if one.thinks and generator.decode(ids).rstrip().endswith(protocol.tag("think")):
+            one.lead = protocol.tag("think")  # a thought that the chat template opened (DeepSeek-R1)
+        rollouts.append(one)
     last = cfg.max_searches if engine else 0
     kv_cache = generator.new_cache()  # of this call only: before the next one, the weights may change
     for turn in range(last + 1):
@@ -154,18 +169,9 @@ def rollout(
         going = [one for one in rollouts if one.stop_reason is None]
         if not going:
             break
-        completions = generator.generate(
-            [one.prompt_ids + one.ids for one in going],
-            [(*one.key, turn, "policy") for one in going],
-            cfg.max_turn_tokens,
-            cfg.temperature,
-            protocol.STOP_STRINGS,
-            kv_cache,
-        )
-        for one, completion in zip(going, completions, strict=True):
+        for one, completion in zip(going, _write(going, turn, kv_cache), strict=True):
             one.append(completion.ids, completion.logprobs)
-            text = (opening if turn == 0 else "") + generator.decode(completion.ids)
-            one.act(text, is_last=turn == last)
+            one.act(one.text(completion.ids), is_last=turn == last)
         going = [one for one in going if one.stop_reason is None]
         searching = [one for one in going if one.turns[-1].action.kind == "search"]
         requests = [one.request(turn, noise_probability) for one in searching]
@@ -173,6 +179,44 @@ def rollout(
         for one, request, result in zip(searching, requests, results, strict=True):
             one.receive(request, result, later=last - turn - 1)
     return [one.finish() for one in rollouts]
+
+
+def _write(going: list[_Rollout], turn: int, kv_cache: KVCache) -> list[Completion]:
+    """Sample a turn of each; one that a tag inside a thought has stopped goes on."""
+    generator, cfg = going[0].generator, going[0].cfg
+
+    def sample(numbers: list[int], max_tokens: int) -> list[Completion]:
+        """Continue some of the turns; the key of what continues a turn has its place in it, too."""
+        return generator.generate(
+            [going[i].prompt_ids + going[i].ids + (done[i].ids if done else []) for i in numbers],
+            [(*going[i].key, turn, "policy", *([len(done[i].ids)] if done else [])) for i in numbers],
+            max_tokens,
+            cfg.temperature,
+            protocol.STOP_STRINGS,
+            kv_cache,
+        )
+
+    done: list[Completion] = []
+    done = sample(list(range(len(going))), cfg.max_turn_tokens)
+    while unfinished := [i for i, one in enumerate(going) if _goes_on(one, done[i])]:
+        left = cfg.max_turn_tokens - max(len(done[i].ids) for i in unfinished)
+        for i, new in zip(unfinished, sample(unfinished, left), strict=True):
+            joined = done[i].ids + new.ids, done[i].logprobs + new.logprobs
+            done[i] = replace(new, ids=joined[0], logprobs=joined[1])
+    return done
+
+
+def _goes_on(one: _Rollout, written: Completion) -> bool:
+    """Whether a turn is not over: stopped inside a thought, or cut short for another's sake (`_write`)."""
+    if not one.thinks or len(written.ids) >= one.cfg.max_turn_tokens or written.stop_reason == "eos":
+        return False
+    return written.stop_reason == "length" or not protocol.after_thoughts(one.text(written.ids))
+
+
+def encode_policy_prompt(question: str, generator: Generator, cfg: RolloutConfig) -> list[int]:
+    """Encode the policy's prompt for a question, by the model's chat template if it has one."""
+    prompt = protocol.policy_prompt(question, cfg.template, cfg.examples)
+    return generator.encode_prompt(prompt, thinking=cfg.thinking)
 
 
 def token_budget(cfg: RolloutConfig, searches: bool) -> int:

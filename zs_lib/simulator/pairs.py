@@ -20,12 +20,13 @@ from zs_lib import protocol
 from zs_lib.config.arms import PairsArm, RolloutConfig
 from zs_lib.config.values import from_dict
 from zs_lib.engines import SearchEngine
+from zs_lib.engines.simulated import SYSTEM
 from zs_lib.errors import ConfigError, DataError, EngineError
-from zs_lib.models.encoding import encode_example
+from zs_lib.models.encoding import encode_example, encode_prompt
 from zs_lib.models.generator import Generator
 from zs_lib.qa import Question
 from zs_lib.qa.scoring import contains_answer
-from zs_lib.rl.rollout import rollout
+from zs_lib.rl.rollout import encode_policy_prompt, rollout
 from zs_lib.runs import Run
 
 PAIRS = "pairs.jsonl"
@@ -112,7 +113,7 @@ def judge_pairs(pairs: Sequence[Pair], generator: Generator, cfg: RolloutConfig)
     It is prompted as the collector was, with its rollout settings `cfg`, greedily.
     """
     prompts = [
-        generator.encode_prompt(protocol.policy_prompt(pair.question, cfg.template))
+        encode_policy_prompt(pair.question, generator, cfg)
         + generator.encode(
             protocol.format_think(f"I need the {pair.query}.") + protocol.format_search(pair.query)
         )
@@ -168,16 +169,20 @@ def training_examples(
 
 
 def encode_examples(
-    chosen: Sequence[tuple[Pair, bool, tuple[str, ...]]], tokenizer, template: str
-) -> list[dict[str, list[int]]]:
-    """Tokenise examples for TRL; what is trained are the documents and the end token."""
+    chosen: Sequence[tuple[Pair, bool, tuple[str, ...]]], tokenizer, template: str, thinking: bool = True
+) -> list[dict]:
+    """Tokenise examples for TRL, prompted as the simulator will be; what is trained: documents and EOS.
+
+    Each row's `name` is its query and question.
+    """
     rows = []
     for pair, useful, documents in chosen:
         prompt = protocol.simulator_prompt(
             pair.query, pair.question, pair.answer, useful, len(documents), template
         )
-        texts = [(prompt, False), (protocol.format_documents(documents), True)]
-        rows.append(encode_example(tokenizer, texts, ended=True))
+        ids = encode_prompt(tokenizer, prompt, SYSTEM, thinking)
+        row = encode_example(tokenizer, ids, [(protocol.format_documents(documents), True)], ended=True)
+        rows.append(row | {"name": f"{pair.query} ({pair.question})"})
     return rows
 
 

@@ -14,7 +14,7 @@ from zs_lib import config, protocol, qa
 from zs_lib.config import paths
 from zs_lib.config.arms import FormatSFT, PolicyArm, RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
-from zs_lib.models.encoding import encode_example
+from zs_lib.models.encoding import encode_example, encode_prompt
 from zs_lib.models.generator import Generator
 from zs_lib.models.load import load_generator, load_model
 from zs_lib.qa import Question
@@ -259,6 +259,7 @@ def format_tuned(name: str, how: FormatSFT) -> Path:
     if (folder / "config.json").is_file():
         return folder
     loaded, engine = load_model(name), build_engine(how.engine, split="train")
+    loaded.tokenizer.chat_template = None  # the peers' loops continue plain texts
     device = loaded.model.device
     chains = [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if q.is_chain]
     questions = questions_of_step(chains, SFT_STEPS * SFT_EXAMPLES, 1, 1)
@@ -269,7 +270,9 @@ def format_tuned(name: str, how: FormatSFT) -> Path:
     optimizer = torch.optim.AdamW(trained, lr=SFT_RATE)
     for step in range(SFT_STEPS):
         for i, question in enumerate(questions[step * SFT_EXAMPLES : (step + 1) * SFT_EXAMPLES]):
-            row = encode_example(loaded.tokenizer, lesson(question, engine, how), ended=i % 2 == 0)
+            (prompt, _), *texts = lesson(question, engine, how)
+            ids = encode_prompt(loaded.tokenizer, prompt)
+            row = encode_example(loaded.tokenizer, ids, texts, ended=i % 2 == 0)
             ids, mask = (torch.tensor(row[name], device=device) for name in ("input_ids", "completion_mask"))
             labels = torch.where(mask == 1, ids, -100)
             (loaded.model(input_ids=ids[None], labels=labels[None]).loss / SFT_EXAMPLES).backward()

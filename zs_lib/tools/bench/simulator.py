@@ -17,7 +17,7 @@ from zs_lib.config.arms import SimulatorArm
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.engines.client import Limits, Service
 from zs_lib.engines.http import OpenAIEngine
-from zs_lib.engines.simulated import SimulatedEngine, simulator_prompt, stop_string
+from zs_lib.engines.simulated import SYSTEM, SimulatedEngine, simulator_prompt, stop_string
 from zs_lib.models.load import load_generator
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.train import Stopwatch
@@ -67,7 +67,7 @@ def _speed(
     yield row | {"measure": "speed", "value": documents / took, "unit": "documents/s"}
     if isinstance(engine, SimulatedEngine):
         texts = {simulator_prompt(request, arm.num_documents, arm.template) for request in requests}
-        read = sum(len(engine.generator.encode_prompt(text)) for text in texts)
+        read = sum(len(engine.generator.encode_prompt(text, SYSTEM, arm.thinking)) for text in texts)
         least = forward_flops(engine.generator.model, read + written, written)
         yield row | {"measure": "of the peak", "value": least / took / peak_flops(), "unit": "share"}
 

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 
 from zs_lib.errors import ModelError
-from zs_lib.models.encoding import encode_chat
+from zs_lib.models.encoding import encode_chat, encode_text
 from zs_lib.tools.serving.batches import Batches, Job, Sampling
 from zs_lib.tools.serving.replies import Chat, Text
 from zs_lib.tools.serving.web import EventStream, Refused, event, json_application, take, within
@@ -36,7 +36,7 @@ ANSWER_S = 300.0
 """Seconds within which a request must be answered, waiting for its batch included."""
 SUPPORTED = {
     *("model", "messages", "prompt", "temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens"),
-    *("seed", "stop", "n", "logprobs", "top_logprobs", "stream", "stream_options"),
+    *("seed", "stop", "n", "logprobs", "top_logprobs", "stream", "stream_options", "chat_template_kwargs"),
     # For the provider's own records: of no effect on the answer.
     *("user", "metadata", "safety_identifier", "prompt_cache_key"),
 }
@@ -48,7 +48,7 @@ NEUTRAL = {
     ),
     **dict.fromkeys(("tools", "functions", "stop_token_ids", "bad_words"), ([],)),
     **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
-    **dict.fromkeys(("logit_bias", "chat_template_kwargs"), ({},)),
+    "logit_bias": ({},),
     **dict.fromkeys(("skip_special_tokens", "add_generation_prompt"), (True,)),
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
@@ -141,18 +141,15 @@ def _chat(batches: Batches, fields: dict) -> list[int]:
     messages = [_message(message) for message in chat]
     if not messages:
         raise Refused(400, "'messages' must be a list of at least one message")
-    tokenizer, text = batches.generator.tokenizer, "".join(message["content"] for message in messages)
-    _check_length(batches, text)
-    if tokenizer.chat_template is None:
-        return batches.generator.encode_prompt(text)
+    _check_length(batches, "".join(message["content"] for message in messages))
+    values = take(fields, "chat_template_kwargs", dict, {})
+    thinking = take(values, "enable_thinking", bool, True)
+    if values.keys() - {"enable_thinking"}:
+        raise Refused(400, "of 'chat_template_kwargs' only 'enable_thinking' is supported")
     try:
-        return encode_chat(tokenizer, messages)
-    except Exception as error:  # a template is a program, and may raise any error
-        # ZeroSearch's client puts an empty one first, and some templates know no system message.
-        said = [message for message in messages if message != {"role": "system", "content": ""}]
-        if 0 < len(said) < len(messages):
-            return _chat(batches, {"messages": said})
-        raise Refused(400, f"the model's chat template refuses these messages ({error})") from None
+        return encode_chat(batches.generator.tokenizer, messages, thinking)
+    except ModelError as error:
+        raise Refused(400, str(error)) from None
 
 
 def _message(message: Any) -> dict:
@@ -185,7 +182,7 @@ def _texts(batches: Batches, fields: dict) -> list[list[int]]:
         ids = text
         if isinstance(text, str):
             _check_length(batches, text)
-            ids = batches.generator.encode_prompt(text)
+            ids = encode_text(batches.generator.tokenizer, text, start=True)
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < size for i in ids):
             raise Refused(400, "'prompt' must be a text, a list of the model's token ids, or a list of these")
         encoded.append(ids)

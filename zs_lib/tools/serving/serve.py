@@ -111,7 +111,6 @@ def _weights(name: str) -> tuple[str, str]:
     """The name or folder for `models.load`, and the name to serve the model by."""
     if (Path(name) / "config.json").is_file():
         return name, Path(name).resolve().name
-    from zs_lib.config.paths import BACKBONES
     from zs_lib.models.load import shipped
     from zs_lib.runs import RunStore
 

@@ -93,7 +93,10 @@ class Search:
         )
         body = {
             "model": self.model or await self._only_model(),
-            "messages": [{"role": "user", "content": protocol.neutralise(prompt)}],
+            "messages": [
+                {"role": "system", "content": ""},
+                {"role": "user", "content": protocol.neutralise(prompt)},
+            ],
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "stop": [f"Doc {self.num_documents + 1}"],
