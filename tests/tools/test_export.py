@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
+from chat_fixtures import template
 
 from zs_lib import cli, config, pipeline
 from zs_lib.config.arms import EvaluationArm
@@ -18,6 +20,7 @@ from zs_lib.models.decode import TransformersGenerator
 from zs_lib.models.load import load_model
 from zs_lib.protocol import STOP_STRINGS
 from zs_lib.runs import RunStore
+from zs_lib.tools import export as export_tool
 from zs_lib.tools.export import export
 
 STUDY = config.load_profile("smoke", {"policy.steps": 1, "policy.backbone": "tiny-S-instruct"})
@@ -110,3 +113,24 @@ def test_what_is_no_finished_sound_policy_is_not_exported(made, tmp_path):
         export(run, tmp_path / "new", store)
     weights.write_bytes(sound)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_model_with_a_chat_template_is_prompted_by_it_and_without_its_own_settings(
+    made, tmp_path, monkeypatch
+):
+    """The card's program, with Llama 3.2's template (of a fixed date) and a repetition penalty as Qwen's."""
+    store, run, _ = made
+    folder = shutil.copytree(run.model_dir, tmp_path / "model")
+    loaded = load_model(folder)
+    loaded.tokenizer.chat_template = template("llama3_2")
+    loaded.tokenizer.save_pretrained(folder)
+    loaded.model.generation_config.repetition_penalty = 1.3
+    loaded.model.save_pretrained(folder)
+    monkeypatch.setattr(type(run), "model_dir", folder)
+    (snippet,) = re.findall(r"```python\n(.*?)```", export_tool.card(run, store), re.DOTALL)
+    monkeypatch.chdir(folder)
+    exec(snippet, shown := {})
+    generator = TransformersGenerator(loaded.model, loaded.tokenizer)
+    prompt = generator.encode_prompt("Question: what is the capital of Norway?\n")
+    ours = generator.generate([prompt], [(0,)], ARM.rollout.max_turn_tokens, 0.0, STOP_STRINGS)[0]
+    assert shown["written"][0].tolist() == prompt + ours.ids

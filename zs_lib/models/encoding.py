@@ -24,7 +24,7 @@ _TAGS = {write(name) for name in protocol.TAGS for write in (protocol.tag, proto
 _PLAIN = re.compile(r"[\w\s.,'-]+")
 """Added tokens that control nothing: words that a vocabulary was extended with, runs of white space."""
 FIXED = {"date_string": "26 Jul 2024"}
-"""Values for templates: Llama 3's would write today's date, so that a run that is resumed tomorrow would end
+"""Values for templates: Llama 3.2's would write today's date, and a run that is resumed tomorrow would end
 otherwise; this is its own fallback."""
 
 
@@ -64,7 +64,7 @@ def encode_chat(tokenizer, messages: Sequence[dict[str, str]], thinking: bool = 
     """
     if tokenizer.chat_template is None:
         return encode_text(tokenizer, "".join(message["content"] for message in messages), start=True)
-    values = FIXED if thinking else FIXED | {"enable_thinking": False}
+    values = template_values(thinking)
 
     def render(messages: Sequence[dict[str, str]]) -> str:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **values)
@@ -90,6 +90,11 @@ def encode_chat(tokenizer, messages: Sequence[dict[str, str]], thinking: bool = 
             f"The chat template of '{tokenizer.name_or_path}' renders nothing: correct it, or remove it."
         )
     return ids
+
+
+def template_values(thinking: bool) -> dict[str, str | bool]:
+    """Return the values that every chat template is given."""
+    return FIXED if thinking else FIXED | {"enable_thinking": False}
 
 
 def encode_example(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from transformers import AutoTokenizer
 
 from zs_lib.analysis.collapse import collapse_warnings
 from zs_lib.analysis.tables import markdown
@@ -15,6 +16,7 @@ from zs_lib.config.arms import PolicyArm
 from zs_lib.config.engines import without_address
 from zs_lib.config.values import digest, from_identity
 from zs_lib.errors import RunError
+from zs_lib.models.encoding import template_values
 from zs_lib.models.load import shipped
 from zs_lib.protocol import POLICY_TEMPLATES, STOP_STRINGS
 from zs_lib.runs import Run, RunStore
@@ -48,11 +50,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "."  # the folder of this file
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-prompt = tokenizer({prompt!r}, return_tensors="pt")
+prompt = {prompt}
 stop = {stop!r}
-written = model.generate(
-    **prompt, do_sample=False, max_new_tokens={max_tokens}, stop_strings=stop, tokenizer=tokenizer
-)
+# As in training, nothing of the backbone's generation_config.json but the tokens that end a text:
+settings = {{"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": {max_tokens}}}
+written = model.generate(**prompt, **settings, stop_strings=stop, tokenizer=tokenizer)
 print(tokenizer.decode(written[0]))
 ```
 
@@ -121,11 +123,24 @@ def card(run: Run, store: RunStore) -> str:
         parameters=summary["parameters"],
         facts=markdown(pd.DataFrame({"value": _facts(arm, run)}).rename_axis("")),
         scores=_scores(run, store),
-        prompt=POLICY_TEMPLATES[arm.rollout.template].format(question="what is the capital of Norway?"),
+        prompt=_prompt(run, arm),
         max_tokens=arm.rollout.max_turn_tokens,
         stop=list(STOP_STRINGS),
         turns=NO_SEARCH if arm.engine == "none" else turns,
         licence=licence,
+    )
+
+
+def _prompt(run: Run, arm: PolicyArm) -> str:
+    """Python that makes the prompt's ids of an example question, as in training."""
+    text = POLICY_TEMPLATES[arm.rollout.template].format(question="what is the capital of Norway?")
+    if AutoTokenizer.from_pretrained(run.model_dir, trust_remote_code=False).chat_template is None:
+        return f'tokenizer({text!r}, return_tensors="pt")'
+    values = template_values(arm.rollout.thinking)
+    given = "".join(f", {name}={value!r}" for name, value in values.items())
+    return (
+        f"tokenizer.apply_chat_template(\n    [{{'role': 'user', 'content': {text!r}}}],\n    "
+        f'add_generation_prompt=True, return_dict=True, return_tensors="pt"{given}\n)'
     )
 
 
