@@ -186,11 +186,14 @@ def test_the_settings_are_the_arms(recipe):
     assert "zs serve simulator --model grounded-tiny-L" in (recipe / "README.md").read_text()
 
 
-def test_the_prompt_is_the_bare_text_as_long_as_ours_is(recipe):
-    (loop,) = yaml.safe_load((recipe / "loop.yaml").read_text())
-    generator, text = load_generator("tiny-S"), protocol.policy_prompt("who?", ARM.rollout.template)
-    generator.tokenizer.chat_template = "{% for m in messages %}Chat: {{ m.content }}{% endfor %}"
-    assert (generator.encode_prompt(text) != generator.tokenizer.encode(text)) is loop["chat_template"]
+def test_the_chat_template_gets_our_values(recipe, tmp_path):
+    off = replace(ARM, rollout=replace(ARM.rollout, thinking=False))
+    for folder, values in (
+        (recipe, {"date_string": "26 Jul 2024"}),
+        (export_verl(off, tmp_path / "off", FEW), {"date_string": "26 Jul 2024", "enable_thinking": False}),
+    ):
+        data = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+        assert data["apply_chat_template_kwargs"] == values
 
 
 def test_every_algorithm_has_a_counterpart(tmp_path):

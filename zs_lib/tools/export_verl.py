@@ -22,6 +22,7 @@ from zs_lib.config.engines import find_engine, simulates, without_address
 from zs_lib.config.paths import BACKBONES
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.evaluation.evaluate import pick_questions
+from zs_lib.models.encoding import template_values
 from zs_lib.models.load import LORA_SCALE
 from zs_lib.protocol import policy_prompt
 from zs_lib.rl.rollout import token_budget
@@ -132,6 +133,7 @@ def _check(arm: PolicyArm) -> None:
         "the engine 'mixed'": arm.engine == "mixed",
         "the curriculum 'adaptive'": arm.curriculum is not None and arm.curriculum.schedule == "adaptive",
         "format SFT before RL": arm.format_sft is not None,
+        "a simulator without thoughts": arm.simulator is not None and not arm.simulator.thinking,
         f"kl_max = {arm.objective.kl_max:g} (0 or {VERL_KL_MAX:g})": arm.objective.kl_max
         not in (0, VERL_KL_MAX),
     }
@@ -196,7 +198,7 @@ def _values(arm: PolicyArm, seed: int, settings: dict, search: dict) -> dict:
         "seed": seed,
         "max_searches": searches,
         "searches": bool(searches),
-        "chat_template": False,
+        "template_values": template_values(rollout.thinking),
         "max_turns": searches + 1,
         "prompt_tokens": longest,
         "tokens_per_gpu": max(TOKENS_PER_GPU, longest + rollout.max_context_tokens),

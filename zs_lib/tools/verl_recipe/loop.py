@@ -25,14 +25,12 @@ class ZeroSearchLoop(AgentLoopBase):
         max_turn_tokens: int,
         max_context_tokens: int,
         mask_documents: bool = True,
-        chat_template: bool = False,
         tools=None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.max_searches, self.max_turn_tokens = max_searches, max_turn_tokens
         self.max_context_tokens, self.mask_documents = max_context_tokens, mask_documents
-        self.chat_template = chat_template
         self.tool = next((tool for tool in tools.tools if tool.name == "search"), None) if tools else None
         if max_searches and self.tool is None:
             raise ConfigError("The tool 'search' is missing: name tool.yaml as multi_turn.tool_config_path.")
@@ -64,7 +62,8 @@ class ZeroSearchLoop(AgentLoopBase):
                 ids, mask = ids + written, mask + [1] * len(written)
                 logprobs += output.log_probs or [0.0] * len(written)
                 fields, turns = fields | output.extra_fields, turns + 1
-                action = protocol.parse_action(self._decode(written))
+                text = self._decode(written)
+                action = protocol.parse_action(protocol.after_thoughts(text) if self.thinks else text)
                 if action.kind == "answer":
                     answer = action.text
                 if action.kind == "answer" or turn == self.max_searches:
@@ -100,13 +99,19 @@ class ZeroSearchLoop(AgentLoopBase):
             extra_fields=fields,
         )
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the policy is a thinking model, whose thoughts are not parsed."""
+        on = self.apply_chat_template_kwargs.get("enable_thinking", True)
+        return on and protocol.end_tag("think") in str(self.tokenizer.chat_template)
+
     def _room(self, prompt: list[int], ids: list[int]) -> int:
         """Tokens that may still come before a last turn; negative if no turn fits."""
         return self.max_context_tokens - len(prompt) - len(ids) - self.max_turn_tokens
 
     def _encode_prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        """Ids of the prompt: of the bare text, or by the model's chat template where loop.yaml says so."""
-        if self.chat_template:
+        """Ids of the prompt by the model's chat template, or of the bare text, if it has none."""
+        if self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False, **self.apply_chat_template_kwargs
             )
