@@ -190,7 +190,7 @@ def test_a_model_is_served_in_the_precision_that_it_is_stored_in(stored, tmp_pat
     )
     monkeypatch.setattr(serve, "_run", lambda *_: None)
     serve.simulator(str(tmp_path), "127.0.0.1", 0)
-    serve.simulator(str(tmp_path), "127.0.0.1", 0, "bfloat16")
+    serve.simulator(str(tmp_path), "127.0.0.1", 0, dtype="bfloat16")
     expected = torch.bfloat16 if stored == "bfloat16" else torch.float32
     assert [model.dtype for model in models] == [expected, torch.bfloat16]
 

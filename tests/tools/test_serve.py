@@ -423,5 +423,9 @@ def test_vllm_serves_where_it_is_installed(vllm, folder):
 def test_vllm_that_does_not_start_is_an_error(vllm, tmp_path, capfd):
     tiny_tokenizer().save_pretrained(tmp_path / "broken")
     (tmp_path / "broken" / "config.json").write_text("{}")
-    assert cli.main(["serve", "simulator", "--model", str(tmp_path / "broken"), "--port", "0"]) == 1
+    serve_it = ["serve", "simulator", "--model", str(tmp_path / "broken"), "--port", "0"]
+    assert cli.main(serve_it) == 1
+    assert "broken' cannot be read (Unrecognized model" in capfd.readouterr().err
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "llama"}')
+    assert cli.main(serve_it) == 1
     assert "no GPU\nzs: vLLM ended with exit code 1" in capfd.readouterr().err

@@ -254,11 +254,20 @@ def _vllm_options(weights: str, name: str, dtype: str) -> list[str]:
     from zs_lib.models.encoding import FIXED
     from zs_lib.models.load import stored_dtype
 
+    try:
+        dtype = stored_dtype(weights) if dtype == "stored" else dtype
+        template = AutoTokenizer.from_pretrained(weights, trust_remote_code=False).chat_template
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"The settings of the model '{weights}' cannot be read ({cause}): check the name, or restore its "
+            "files."
+        ) from error
     options = ["--model", weights, "--served-model-name", name, "--generation-config", "vllm"]
-    options += ["--dtype", stored_dtype(weights) if dtype == "stored" else dtype]
-    if AutoTokenizer.from_pretrained(weights, trust_remote_code=False).chat_template is None:
-        return [*options, "--chat-template", CONTENTS]
-    return [*options, "--default-chat-template-kwargs", json.dumps(FIXED)]
+    chat = (
+        ["--default-chat-template-kwargs", json.dumps(FIXED)] if template else ["--chat-template", CONTENTS]
+    )
+    return [*options, "--dtype", dtype, *chat]
 
 
 def _run_vllm(options: list[str], address: _Address, example: str, gpus: int) -> None:
