@@ -95,7 +95,7 @@ def test_a_policys_prompt_is_a_users_message_alone_whoever_asks(name, monkeypatc
     )
     (trajectory,) = rollout([QUESTION], generator, engine, CFG, [(0,)])
     assert trajectory.prompt_ids == expected
-    for method in METHODS.values():
+    for method in (METHODS[one] for one in METHODS if one != "majority"):
         asked = prompts_of(generator, monkeypatch)
         method([QUESTION], generator, engine, CFG, [(0,)])
         assert asked and all(prompt[: len(expected)] == expected for prompt in asked)
