@@ -7,16 +7,19 @@ process of that rank sends itself the signal after that step.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
 
+import psutil
 import pytest
 import torch
 from arm_fixtures import arm
@@ -25,6 +28,7 @@ from policy_fixtures import PPO, QUESTIONS, LookupEngine, load, save_backbone
 from safetensors.torch import load_file
 
 from zs_lib import config
+from zs_lib.launch import worker
 from zs_lib.models.load import LoadedModel
 from zs_lib.models.sft import fine_tune
 from zs_lib.rl import batches
@@ -169,6 +173,50 @@ def test_a_process_that_is_killed_ends_the_other_and_one_goes_on(rank, backbone,
     assert "has lost another process of its run" in said[1 - rank]
     assert store.get(ARMS["ppo"], 0).checkpoint().step == 4
     assert_same(make("ppo", backbone, store), whole("ppo"))
+
+
+SEARCH_R1 = replace(
+    config.load_profile("smoke").policy("search-r1"),
+    backbone="tiny-S-instruct",
+    format_sft=None,
+    steps=2,
+    learning_rate=1e-5,
+)
+
+
+def job(arm, store: RunStore, processes: int) -> dict:
+    more = {"seed": 0, "store": str(store.root), "log": str(store.root / "log"), "sharding": "none"}
+    return worker.to_job(arm) | more | {"processes": processes}
+
+
+def test_a_worker_makes_a_run_with_a_process_for_each_of_its_gpus(tmp_path):
+    """Here on CPUs. The error of a process is the job's."""
+    one, two = RunStore(tmp_path / "one"), RunStore(tmp_path / "two")
+    assert worker.do(job(SEARCH_R1, one, 1)) is None and worker.do(job(SEARCH_R1, two, 2)) is None
+    assert_same(two.get(SEARCH_R1, 0), one.get(SEARCH_R1, 0))
+    told = worker.do(job(replace(SEARCH_R1, backbone="nothing"), two, 2))
+    assert told.startswith("Unknown model 'nothing'")
+
+
+def test_a_worker_that_is_stopped_stops_its_processes_after_their_step(store):
+    long = replace(SEARCH_R1, steps=500, checkpoint_every=500)
+    command = [sys.executable, "-m", "zs_lib.launch.worker"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        process.stdin.write(json.dumps(job(long, store, 2)) + "\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + LIMIT_S
+        while not (store.path(long, 0) / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM and len(started) == 3  # torchrun and two
+    finally:
+        process.kill()
+        process.wait()
+    assert not any(one.is_running() for one in started)
+    made = store.get(long, 0)
+    assert made.checkpoint().step == made.metrics()["step"].iloc[-1]
 
 
 def at(step: int, rank: int, number: int):

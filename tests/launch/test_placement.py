@@ -110,6 +110,23 @@ def test_runs_on_one_gpu_follow_one_another_in_processes_of_their_own(store, mon
     assert times[0][1] < times[1][0]
 
 
+@pytest.mark.parametrize(("visible", "processes"), [("0,1,2", 2), ("", 1)])
+def test_a_run_has_a_process_on_each_of_its_gpus(visible, processes, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    given = {}
+    monkeypatch.setattr(
+        executors.WorkerSlot, "_do", lambda self, job, settings: given.update(job, **settings)
+    )
+    slot = executors.local(Resources(policy=Share(gpus=2, sharding="fsdp2"))).new_slot()
+    assert slot.do({"kind": "policy"}) is None
+    assert (given["processes"], given["sharding"]) == (processes, "fsdp2")
+    assert given["CUDA_VISIBLE_DEVICES"] == ("0,1" if visible else "")
+    command = " ".join(worker.launcher(2, "fsdp2"))
+    assert (
+        "accelerate.commands.launch --config_file " in command and "launch/fsdp2.yaml --num_proc" in command
+    )
+
+
 def test_a_worker_has_its_own_devices_and_threads():
     given = worker.settings(4, ("2", "3"))
     assert given["CUDA_VISIBLE_DEVICES"] == "2,3" and given["OMP_NUM_THREADS"] == "4"

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from zs_lib.config import paths
 from zs_lib.config.arms import EvaluationConfig, PolicyArm, SimulatorArm, TrackerName
 from zs_lib.config.engines import simulates
-from zs_lib.config.values import LABEL, Checked, from_dict, pick, reject_unknown, within
+from zs_lib.config.values import LABEL, Checked, among, from_dict, pick, reject_unknown, within
 from zs_lib.errors import ConfigError
 
 
@@ -33,7 +33,10 @@ class Share(Checked):
     cpus: Annotated[int, within(1, 10_000)] = 1
     """Also the number of threads; only runs with equal numbers are equal bit for bit."""
     gpus: Annotated[int, within(0, 1000)] = 0
-    """For this run alone; 0: it is made on CPUs, whatever the machine has."""
+    """For this run alone: 0: it is made on CPUs, whatever the machine has; several: each has a process."""
+    sharding: Annotated[str, among("none", "fsdp2", "deepspeed")] = "none"
+    """Whether each of several GPUs holds the whole model, or a part of it (`launch/fsdp2.yaml`,
+    `launch/deepspeed.yaml`)."""
 
     def __str__(self) -> str:
         return f"{self.cpus} CPU and {self.gpus} GPU"

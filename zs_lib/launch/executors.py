@@ -114,11 +114,14 @@ class WorkerSlot(Slot):
     def do(self, job: dict) -> str | None:
         if self.machine is None:
             return self._do(job, worker.settings(1))
-        with self.machine.lend(self.resources.of(job["kind"]), lambda: self.ended) as place:
+        share = self.resources.of(job["kind"])
+        with self.machine.lend(share, lambda: self.ended) as place:
             if place is None:
                 return STOPPED
             try:
-                return self._do(job, worker.settings(place.cpus, place.gpus))
+                return self._do(
+                    _in_processes(job, share, len(place.gpus)), worker.settings(place.cpus, place.gpus)
+                )
             finally:
                 if place.gpus:  # the next run there needs the memory that this process would keep
                     self._leave()
@@ -210,6 +213,11 @@ def _open_local(address: str | None, resources: Resources) -> Iterator[Executor]
     yield local(resources)
 
 
+def _in_processes(job: dict, share: Share, gpus: int) -> dict:
+    """The job, to be done by a process on each GPU."""
+    return job | {"processes": max(1, gpus), "sharding": share.sharding}
+
+
 def _require(executor: str, package: str) -> None:
     try:
         importlib.import_module(package)
@@ -290,7 +298,7 @@ class _RaySlot(Slot):
                 return STOPPED
             self.task = self.remote.options(
                 num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": _settings(share)}
-            ).remote(job)
+            ).remote(_in_processes(job, share, share.gpus))
         try:
             return self._answer(share)
         except ray.exceptions.TaskCancelledError:
@@ -389,7 +397,7 @@ class _SlurmSlot(Slot):
         )
         with self.lock:
             if not self.ended:
-                self.job = executor.submit(_Resumed(), job)
+                self.job = executor.submit(_Resumed(), _in_processes(job, share, share.gpus))
         while not self.ended:
             if self.job.done():
                 return self.job.result()

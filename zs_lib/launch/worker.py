@@ -12,10 +12,13 @@ import json
 import os
 import queue
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from zs_lib.config.paths import ROOT
 from zs_lib.config.values import from_identity, identity
 from zs_lib.errors import ZeroSearchError
 from zs_lib.launch.notebooks import Notebook, run_notebook
-from zs_lib.runs import RunStore
+from zs_lib.runs import RunStore, interrupts
 
 
 def to_job(task: Any) -> dict:
@@ -57,8 +60,56 @@ def settings(threads: int, gpus: Sequence[str] | None = None) -> dict[str, str]:
     return dict.fromkeys(names, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"} | memory | devices
 
 
+def launcher(processes: int, sharding: str) -> list[str]:
+    """Return the command that starts so many processes of a module for one run: torchrun, or accelerate's."""
+    if sharding == "none":
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+        ]
+    settings = ["--config_file", str(Path(__file__).with_name(f"{sharding}.yaml"))]
+    return [sys.executable, "-m", "accelerate.commands.launch", *settings, f"--num_processes={processes}"]
+
+
+def _do_together(job: dict) -> str | None:
+    """Do a job in several processes, each on a GPU of its own; its error, if it failed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupts.end)  # so that the processes save a checkpoint
+    number = job["processes"]
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", number)) // number)
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "error")
+        alone = json.dumps(job | {"processes": 1, "answer": str(answer)})
+        command = [*launcher(number, job["sharding"]), "-m", "zs_lib.launch.worker", alone]
+        # They end when their stdin is closed, so they cannot outlive this process.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment() | settings(threads))
+        try:
+            code = process.wait()
+        finally:
+            process.terminate()
+            process.wait()
+        if code:
+            return answer.read_text() if answer.exists() else f"its processes ended with exit code {code}"
+    return None
+
+
+def _do_part(job: dict) -> None:
+    """Do a job as one of several processes; the first that fails leaves the error."""
+    threading.Thread(target=_read, args=(queue.Queue(),), daemon=True).start()
+    if error := do(job):
+        with suppress(FileExistsError), open(job["answer"], "x", encoding="utf-8") as file:
+            file.write(error)
+        sys.exit(1)
+
+
 def main() -> None:
     """Do jobs until stdin is closed; output of the work goes to stderr, since stdout carries the answers."""
+    if len(sys.argv) > 1:
+        _do_part(json.loads(sys.argv[1]))
+        return
     # Ctrl-C reaches the whole process group; the parent stops its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
@@ -81,6 +132,8 @@ def do(job: dict) -> str | None:
         task = from_job(job)
         if isinstance(task, Notebook):
             run_notebook(task)
+        elif job.get("processes", 1) > 1 and pipeline.MAKERS[type(task)].together:
+            return _do_together(job)
         else:
             pipeline.ensure(task, job["seed"], RunStore(job["store"]))
     except ZeroSearchError as error:
