@@ -50,13 +50,13 @@ def wait_for(what):
 
 
 class Cluster:
-    """Two nodes of one core: the head, and one that is killed."""
+    """Two nodes of one core: the head, and one that is killed, with what counts as a GPU."""
 
     def __init__(self):
         from ray.cluster_utils import Cluster
 
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        self.node, self.address = self.cluster.add_node(num_cpus=1), self.cluster.address
+        self.node, self.address = self.cluster.add_node(num_cpus=1, num_gpus=1), self.cluster.address
 
     def processes(self) -> list[psutil.Process]:
         """Of the node that is no head: its own, and its tasks'."""
@@ -168,6 +168,13 @@ def test_failures_on_ray_are_told_by_name(cluster, store):
         caught.value
     ) and "ValueError: a bug (traceback: " in str(caught.value)
     assert store.get(CountingArm(), 0).finished
+
+
+def test_a_run_on_ray_sees_the_gpu_of_its_share_alone(cluster, store):
+    for gpus, seen in ((1, "0"), (0, "")):
+        with open_executor("ray", cluster.address, Resources(evaluation=Share(gpus=gpus))) as executor:
+            scheduler.make_runs([(CountingArm(), gpus)], store=store, executor=executor)
+        assert (store.root / "begun.txt").read_text().splitlines()[-1].split(" ")[2] == seen
 
 
 # SLURM
