@@ -12,7 +12,7 @@ pytest.importorskip(
 
 from zs_lib import config, pipeline, qa
 from zs_lib.analysis.results import read_scores
-from zs_lib.config.arms import EvaluationArm
+from zs_lib.config.arms import TRAINERS, EvaluationArm
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.errors import ModelError
 from zs_lib.models import vllm
@@ -173,11 +173,14 @@ ARM = dataclasses.replace(
 )
 
 
+@pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "LoRA"])
-def test_a_policy_trains_on_vllms_rollouts(tmp_path, rank):
+def test_a_policy_trains_on_vllms_rollouts(tmp_path, rank, trainer):
     """The sampler's log-probabilities stay the trainer's, step after step, at a rate at which each step
-    changes them."""
-    logged = pipeline.ensure(dataclasses.replace(ARM, lora_rank=rank), 0, RunStore(tmp_path)).metrics()
+    changes them; their importance weights are truncated."""
+    objective = dataclasses.replace(ARM.objective, sampler_ratio_max=3.0)
+    arm = dataclasses.replace(ARM, lora_rank=rank, trainer=trainer, objective=objective)
+    logged = pipeline.ensure(arm, 0, RunStore(tmp_path)).metrics()
     assert len(logged) == 3 and (logged["grad_norm"] > 0).any() and (logged["sampler_gap"] < 1e-4).all()
 
 

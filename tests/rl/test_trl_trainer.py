@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from arm_fixtures import arm, objective
+from model_fixtures import word_tokenizer
 from policy_fixtures import QUESTIONS, LookupEngine, load
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+from trl.trainer import grpo_trainer
 
 from zs_lib import config, pipeline
 from zs_lib.config.arms import CurriculumConfig
 from zs_lib.errors import ConfigError, ModelError, RunError
+from zs_lib.models.decode import TransformersGenerator
 from zs_lib.rl import train as own
 from zs_lib.rl import trl, trl_trainer
 from zs_lib.rl.learner import Learner
@@ -266,6 +270,72 @@ def test_names_of_trl_are_for_trl_only(store):
         pipeline.ensure(arm(objective=objective("gspo")), 0, store)
     with pytest.raises(ConfigError, match="trainer = 'verl' is unknown"):
         arm(trainer="verl")
+
+
+class Server:
+    """Stands in for a vLLM server and TRL's two sides of it: it samples with the weights that it was sent."""
+
+    def __init__(self, model, **_):
+        self.model, self.vllm_client, self.syncs = model, self, 0
+        self.generator = TransformersGenerator(copy.deepcopy(model), word_tokenizer([], []))
+        Server.last = self
+
+    def get_server_info(self):
+        return {"model_config": {"logprobs_mode": "processed_logprobs"}}
+
+    def sync_weights(self):
+        self.syncs += 1
+        self.generator.model.load_state_dict(self.model.state_dict())
+
+    def generate(self, prompts, temperature, max_tokens, generation_kwargs):
+        assert (
+            generation_kwargs["include_stop_str_in_output"] and not generation_kwargs["skip_special_tokens"]
+        )
+        self.generator.tokenizer, self.generator._eos = self.tokenizer, {*generation_kwargs["stop_token_ids"]}
+        key = (generation_kwargs["seed"],)
+        (said,) = self.generator.generate(
+            prompts, [key], max_tokens, temperature, tuple(generation_kwargs["stop"])
+        )
+        other = (0, -99.0)  # servers also tell of tokens that were not sampled
+        return {
+            "completion_ids": [said.ids],
+            "logprob_token_ids": [[[other[0], i] if i else [i] for i in said.ids]],
+            "logprobs": [[[other[1], p] if i else [p] for i, p in zip(said.ids, said.logprobs, strict=True)]],
+        }
+
+
+@pytest.fixture
+def served(monkeypatch, backbone):
+    """An arm whose rollouts come from a server, and that server once it is asked."""
+    Server.tokenizer = load(backbone).tokenizer
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", Server)
+    monkeypatch.setattr(trl_trainer, "VLLMClient", lambda base_url: Server.last)
+    monkeypatch.setenv(trl_trainer.SERVER, "http://elsewhere:8000")
+    return replace(THREE_STEPS, generator="vllm", objective=objective("grpo", sampler_ratio_max=3.0))
+
+
+def test_rollouts_come_from_a_vllm_server_that_gets_each_steps_weights(served, backbone, tmp_path):
+    run = made(backbone, tmp_path, served)
+    logged = run.metrics()
+    assert (logged["grad_norm"] > 0).all() and logged["sampler_gap"].max() < 1e-5 and Server.last.syncs == 3
+    assert {turn["text"] for t in run.trajectories() for turn in t["turns"]} != {""}
+
+
+def test_a_vllm_server_that_is_dead_or_dies_is_a_model_error(served, backbone, tmp_path, monkeypatch):
+    def refuse(self, *_, **__):
+        raise ConnectionError("refused")
+
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match=r"server failed \(refused\)"):
+        patch.setattr(Server, "generate", refuse)
+        made(backbone, tmp_path, served)
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="elsewhere:8000.*trl vllm-serve"):
+        patch.setattr(Server, "sync_weights", refuse)
+        made(backbone, tmp_path, served)
+    monkeypatch.undo()
+    monkeypatch.setenv(trl_trainer.SERVER, "http://127.0.0.1:9")
+    monkeypatch.setattr(trl_trainer, "SERVER_WAIT_S", 0)
+    with pytest.raises(ModelError, match="http://127.0.0.1:9 .ZS_VLLM_SERVER. cannot be used"):
+        made(backbone, tmp_path, served)
 
 
 def test_processes_that_cannot_share_an_update_are_refused(monkeypatch):

@@ -13,6 +13,7 @@ import copy
 import gc
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
@@ -152,6 +153,46 @@ class VllmGenerator(Generator):
             mine = logits.double().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
             gaps += (mine.cpu() - torch.tensor(said.logprobs)).abs().tolist()
         return fmean(gaps)
+
+
+class VllmServerGenerator(Generator):
+    """Samples at a `vllm serve` whose weights others keep up to date; `client` is TRL's `VLLMClient`.
+
+    As with `VllmGenerator`, completions are seeded by each key. `model` says where a context and a text end.
+    """
+
+    def __init__(self, model, tokenizer, client, max_batch: int = 128):
+        super().__init__(model, tokenizer, max_batch)
+        self.client = client
+
+    def _generate(self, prompts, keys, max_tokens, temperature, stop, kv_cache=None) -> list[Completion]:
+        """Ask for each prompt by itself, all at once: a request has one seed. ModelError if it fails."""
+
+        def ask(prompt, key) -> Completion:
+            params = {
+                "seed": int(uniform(key, 0, "vllm") * 2**53),
+                "stop": list(stop),
+                "include_stop_str_in_output": True,
+                "stop_token_ids": sorted(self._eos),
+                "skip_special_tokens": False,
+            }
+            answer = self.client.generate(
+                [list(prompt)], temperature=temperature, max_tokens=max_tokens, generation_kwargs=params
+            )
+            ids = answer["completion_ids"][0]
+            tables = zip(ids, answer["logprob_token_ids"][0], answer["logprobs"][0], strict=True)
+            logprobs = [values[known.index(token)] for token, known, values in tables]
+            cut = "length" if len(ids) == max_tokens else "stop"
+            return Completion(ids, logprobs, "eos" if ids[-1] in self._eos else cut)
+
+        with ThreadPoolExecutor(self.max_batch) as pool:
+            try:
+                return list(pool.map(ask, prompts, keys))
+            except Exception as error:  # the client raises requests' errors, and plain ones by status
+                raise ModelError(
+                    f"The vLLM server failed ({error}): see its log, start it again, and then the run, which "
+                    "goes on from its last checkpoint."
+                ) from error
 
 
 def _weights(model) -> Iterator[tuple[str, Tensor]]:

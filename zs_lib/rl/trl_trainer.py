@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import fmean
 
 import datasets
@@ -22,11 +23,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.generation.vllm_client import VLLMClient
 
 from zs_lib.config.arms import PolicyArm
 from zs_lib.engines import SearchEngine
 from zs_lib.errors import ConfigError, ModelError
 from zs_lib.models.load import LoadedModel, build_generator, lora_config
+from zs_lib.models.vllm import VllmServerGenerator
 from zs_lib.qa import Question
 from zs_lib.rl.learner import WEIGHT_DECAY, check_gradient, check_sampler_gap, learning_rate
 from zs_lib.rl.rollout import token_budget
@@ -37,6 +40,11 @@ from zs_lib.runs.interrupts import between_steps
 
 MICRO_BATCH_TOKENS = 8192
 """Tokens of one forward and backward pass, if all rows were of full length; at least one row."""
+SERVER = "ZS_VLLM_SERVER"
+"""Environment variable: address of a `trl vllm-serve`, for the generator "vllm"; else each process has an
+engine of its own."""
+SERVER_WAIT_S = 240
+"""Seconds to wait for that server to be up."""
 
 
 def train(
@@ -99,6 +107,7 @@ class PolicyTrainer(GRPOTrainer):
         self.logged: list[dict[str, float]] = []  # of the optimizer steps since the last log
         self.gaps = {"sum": 0.0, "tokens": 0.0}
         self.synced_at = 0
+        server = os.environ.get(SERVER) if arm.generator == "vllm" else None
         # Sharded weights cannot sample: each process has a whole copy for that, and no gradient of it.
         sharded = distributed.model_is_sharded()
         if sharded:
@@ -106,21 +115,30 @@ class PolicyTrainer(GRPOTrainer):
         places = datasets.Dataset.from_dict(
             {"prompt": [str(i) for i in range(arm.steps * arm.prompts_per_step)]}
         )
-        super().__init__(
-            policy.model,
-            _given_rewards,
-            _config(run, arm, on_cpu=policy.model.device.type == "cpu"),
-            train_dataset=places,
-            processing_class=policy.tokenizer,
-            rollout_func=self.roll_out,
-            peft_config=lora_config(arm.lora_rank) if arm.lora_rank else None,
-        )
+        with _server_errors(server):
+            super().__init__(
+                policy.model,
+                _given_rewards,
+                _config(run, arm, policy.model.device.type == "cpu", server),
+                train_dataset=places,
+                processing_class=policy.tokenizer,
+                rollout_func=self.roll_out,
+                peft_config=lora_config(arm.lora_rank) if arm.lora_rank else None,
+            )
         self.remove_callback(PrinterCallback)
         self.whole = whole if sharded else self.accelerator.unwrap_model(self.model)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        generator = build_generator(arm.generator, self._plain(self.whole), policy.tokenizer)
+        # The model in whose layers the adapters are, if there are any.
+        plain = self.whole.get_base_model() if arm.lora_rank else self.whole
+        self.server = self.vllm_generation if server else None
+        if server:
+            client = VLLMClient(base_url=server)
+            generator = VllmServerGenerator(plain, policy.tokenizer, client)
+        else:
+            generator = build_generator(arm.generator, plain, policy.tokenizer)
         self.training = Training(run, arm, questions, generator, engine)
-        if arm.objective.sampler_ratio_max:  # TRL corrects for vLLM only, so ours stands in for its vLLM
+        if server or arm.objective.sampler_ratio_max:
+            # TRL corrects for vLLM only, and syncs it by itself: ours stands in for its vLLM.
             self.use_vllm, self.vllm_generation, self._last_loaded_step = True, self, -1
 
     # -------------------------------------------------------------------------------- rollouts
@@ -148,23 +166,29 @@ class PolicyTrainer(GRPOTrainer):
         finally:
             self.whole.train(training)
 
-    @torch.no_grad()
     def sync_weights(self) -> None:
         """Hand the weights of now to what samples; all processes call it together."""
         if self.synced_at == self.state.global_step:
             return
-        if distributed.model_is_sharded():
-            whole = dict(self.whole.named_parameters())
-            for name, weight in self.accelerator.unwrap_model(self.model).named_parameters():
-                with self._dist.gather_params([weight]):
-                    full = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-                    whole[name.replace("_checkpoint_wrapped_module.", "")].copy_(full)
-        self.training.generator.sync()
+        if self.server:
+            with _server_errors(self.args.vllm_server_base_url):
+                self.server.sync_weights()
+        else:
+            self._gather_whole()
+            self.training.generator.sync()
         self.synced_at = self.state.global_step
 
-    def _plain(self, model):
-        """Return the model in whose layers the adapters are, if there are any."""
-        return model.get_base_model() if self.arm.lora_rank else model
+    @torch.no_grad()
+    def _gather_whole(self) -> None:
+        """Copy sharded weights into the whole model."""
+        if not distributed.model_is_sharded():
+            return
+        whole = dict(self.whole.named_parameters())
+        for name, weight in self.accelerator.unwrap_model(self.model).named_parameters():
+            with self._dist.gather_params([weight]):
+                if hasattr(weight, "full_tensor"):  # FSDP2's, perhaps offloaded
+                    weight = weight.to(self.accelerator.device).full_tensor()
+                whole[name.replace("_checkpoint_wrapped_module.", "")].copy_(weight)
 
     # -------------------------------------------------------------------------------- updates
 
@@ -246,13 +270,26 @@ class PolicyTrainer(GRPOTrainer):
 
     def finish(self) -> dict:
         """Save the policy as an ordinary model; returns the run's summary."""
-        self.sync_weights()
+        self._gather_whole()
         if not distributed.is_main():
             return {}
         model = self.whole.merge_and_unload() if self.arm.lora_rank else self.whole
         model.to(getattr(torch, self.arm.dtype)).save_pretrained(self.run.model_dir)
         self.processing_class.save_pretrained(self.run.model_dir)
         return summarise(self.run, sum(getattr(p, "ds_numel", p.numel()) for p in self.trained))
+
+
+@contextmanager
+def _server_errors(server: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, RuntimeError, NotImplementedError, OSError) as error:
+        if server is None:
+            raise
+        raise ModelError(
+            f"The vLLM server {server} ({SERVER}) cannot be used: {error} Start it on other GPUs by `trl "
+            "vllm-serve --model MODEL`, with the policy's backbone."
+        ) from error
 
 
 def _given_rewards(reward: list[float], **_) -> list[float]:
@@ -275,7 +312,7 @@ def _check_processes(arm: PolicyArm) -> None:
         )
 
 
-def _config(run: Run, arm: PolicyArm, on_cpu: bool) -> GRPOConfig:
+def _config(run: Run, arm: PolicyArm, on_cpu: bool, server: str | None = None) -> GRPOConfig:
     objective, processes = arm.objective, distributed.world_size()
     size = arm.prompts_per_step * arm.group_size
     per_update = objective.minibatch_rollouts or size
@@ -284,11 +321,6 @@ def _config(run: Run, arm: PolicyArm, on_cpu: bool) -> GRPOConfig:
     rows = max(n for n in range(1, share + 1) if share % n == 0 and n <= fitting)
     updates = size // per_update * objective.updates_per_batch
     bound = {"epsilon_high": 1 + objective.clip} if objective.algorithm == "cispo" else {}  # the weight's own
-    correction = {
-        "vllm_importance_sampling_correction": objective.sampler_ratio_max > 0,
-        "vllm_importance_sampling_mode": "token_truncate",
-        "vllm_importance_sampling_clip_max": objective.sampler_ratio_max or None,
-    }
     return GRPOConfig(
         output_dir=str(run.path / "checkpoints"),
         seed=run.seed,
@@ -306,7 +338,13 @@ def _config(run: Run, arm: PolicyArm, on_cpu: bool) -> GRPOConfig:
         **bound,
         beta=objective.kl_coef,
         use_bias_correction_kl=False,
-        **(correction if objective.sampler_ratio_max else {}),
+        vllm_importance_sampling_correction=objective.sampler_ratio_max > 0,
+        vllm_importance_sampling_mode="token_truncate",
+        vllm_importance_sampling_clip_max=objective.sampler_ratio_max or None,
+        use_vllm=server is not None,
+        vllm_mode="server",
+        vllm_server_base_url=server,
+        vllm_server_timeout=SERVER_WAIT_S,
         learning_rate=arm.learning_rate,
         optim="adamw_torch",
         weight_decay=WEIGHT_DECAY,
