@@ -2,7 +2,9 @@
 against one process.
 
 As a script it is one of the processes: `distributed.py ARM[,ARM…] BACKBONE STORE [STEP RANK SIGNAL]`; the
-process of that rank sends itself the signal after that step.
+process of that rank sends itself the signal after that step. With the variables of SHARDED the weights are
+sharded: accelerate ignores FSDP without GPUs, though torch's FSDP2 works by gloo, too, so that choice is
+made here.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from random import Random
 import psutil
 import pytest
 import torch
-from arm_fixtures import arm
+from arm_fixtures import arm, objective
 from model_fixtures import tiny_model, tiny_tokenizer
 from policy_fixtures import PPO, QUESTIONS, LookupEngine, load, save_backbone
 from safetensors.torch import load_file
@@ -31,8 +33,8 @@ from zs_lib import config
 from zs_lib.launch import worker
 from zs_lib.models.load import LoadedModel
 from zs_lib.models.sft import fine_tune
-from zs_lib.rl import batches
-from zs_lib.rl.train import train
+from zs_lib.rl import batches, trl_trainer
+from zs_lib.rl import train as own
 from zs_lib.runs import Run, RunStore, distributed
 
 batches.MICRO_BATCH_TOKENS = 96  # several micro-batches a step, so that there is something to share
@@ -41,13 +43,26 @@ LIMIT_S = 600
 NORMALISED = replace(arm().objective, algorithm="reinforce++", kl_coef=0.01)
 # Three groups: two for the one process, one for the other. Slow and short, for learning magnifies rounding.
 SEARCHING = arm(engine="bm25", learning_rate=2e-4, steps=6)
+GROUPS = objective("grpo", updates_per_batch=2)
 ARMS = {
     "reinforce": SEARCHING,
     "reinforce++ with LoRA": replace(SEARCHING, objective=NORMALISED, lora_rank=4),
     "ppo": replace(SEARCHING, objective=PPO),
     "minibatches": replace(SEARCHING, objective=replace(NORMALISED, minibatch_rollouts=8)),
+    "trl grpo": replace(SEARCHING, trainer="trl", objective=replace(GROUPS, kl_coef=0.05)),
+    "trl dr_grpo": replace(SEARCHING, trainer="trl", objective=replace(GROUPS, algorithm="dr_grpo")),
     "fine-tuning": replace(config.load_profile("smoke").simulators[0], steps=14, batch_size=4),
 }
+SHARDED = {
+    "ACCELERATE_USE_CPU": "true",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+"""What `accelerate launch` sets by launch/fsdp2.yaml."""
 ROWS = 26  # seven batches an epoch, of which the last is half a one
 ROUNDING = {"rtol": 1e-4, "atol": 1e-6}
 """Float32's, after a few steps of Adam, which divides small gradients by small numbers."""
@@ -58,6 +73,7 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
 
     def work(made: Run) -> dict:
         if name != "fine-tuning":
+            train = own.train if ARMS[name].trainer == "own" else trl_trainer.train
             return train(made, ARMS[name], QUESTIONS, load(backbone), LookupEngine(failing=0.05), progress)
         loaded, rng = LoadedModel(tiny_model(), tiny_tokenizer()), Random(0)
         rows = [
@@ -76,7 +92,7 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
 
 
 def run(
-    count: int, name: str, backbone: Path, store: RunStore, *signalled: int
+    count: int, name: str, backbone: Path, store: RunStore, *signalled: int, **variables: str
 ) -> tuple[list[int], list[str]]:
     """So many processes make the run; their exit codes, and what they said."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -95,6 +111,7 @@ def run(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(count),
+        **variables,
     }
     started = [
         subprocess.Popen(
@@ -154,6 +171,24 @@ def test_two_processes_make_what_one_makes(name, whole, by_two):
     assert_same(ours, theirs)
     assert ours.verify() == [] and len(ours.trajectories()) == len(theirs.trajectories())
     assert [t["answer"] for t in ours.trajectories()] == [t["answer"] for t in theirs.trajectories()]
+
+
+@pytest.mark.parametrize("name", ["trl grpo", "trl dr_grpo"])
+def test_two_processes_with_sharded_weights_make_what_one_makes(name, backbone, whole, store):
+    codes, said = run(2, name, backbone, store, **SHARDED)
+    assert codes == [0, 0], said
+    assert "sharded by DTensor" in said[0] and "sharded by DTensor" in said[1]
+    assert_same(store.get(ARMS[name], 0), whole(name))
+
+
+@pytest.mark.parametrize("variables", [{}, SHARDED], ids=["whole", "sharded"])
+def test_a_run_by_trl_that_is_killed_goes_on_from_its_checkpoint(variables, backbone, whole, store):
+    codes, said = run(2, "trl grpo", backbone, store, 5, 1, signal.SIGKILL, **variables)
+    assert codes[1] == -signal.SIGKILL and codes[0] == 1, said
+    assert store.get(ARMS["trl grpo"], 0).checkpoint().step == 4 and store.verify() == []
+    codes, said = run(2, "trl grpo", backbone, store, **variables)
+    assert codes == [0, 0], said
+    assert_same(store.get(ARMS["trl grpo"], 0), whole("trl grpo"))
 
 
 def test_a_signal_to_one_stops_both_and_another_number_goes_on(backbone, whole, store):
@@ -227,7 +262,30 @@ def at(step: int, rank: int, number: int):
     return progress
 
 
+def shard_on_cpus() -> None:
+    """Let accelerate shard by FSDP2 where it would not, and say by what class the weights then are."""
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    begin, compute_loss = AcceleratorState.__init__, trl_trainer.PolicyTrainer._compute_loss
+
+    def begin_sharded(self, *given, fsdp_plugin=None, **more):
+        begin(self, *given, fsdp_plugin=fsdp_plugin, **more)
+        self.fsdp_plugin = fsdp_plugin or self.__dict__.get("fsdp_plugin")
+        if self.fsdp_plugin:
+            self.distributed_type = DistributedType.FSDP
+
+    def tell_and_compute_loss(self, *given):
+        print("sharded by", *{type(weight).__name__ for weight in self.model.parameters()}, file=sys.stderr)
+        return compute_loss(self, *given)
+
+    AcceleratorState.__init__ = begin_sharded
+    trl_trainer.PolicyTrainer._compute_loss = tell_and_compute_loss
+
+
 if __name__ == "__main__":
+    if distributed.model_is_sharded():
+        shard_on_cpus()
     for wanted in sys.argv[1].split(","):
         make(
             wanted,
