@@ -109,7 +109,7 @@ def _group(name: str) -> Any:
 
 
 def option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """An option or argument as argparse's `add_argument` takes it; its help ends with its default."""
+    """Describe an option or argument for argparse's `add_argument`; its help ends with its default."""
     if "default" in settings:
         settings["help"] = f"{settings.get('help', '')} (default: %(default)s)".lstrip()
     return names, settings

@@ -95,7 +95,7 @@ def masks(profile: Profile) -> Rows:
 
 
 def methods(profile: Profile) -> Rows:
-    """The trained rows of Table 3: R1, Search-R1 and ZeroSearch from every backbone.
+    """Table 3, its trained rows: R1, Search-R1 and ZeroSearch from every backbone.
 
     Figures 4a-b are its base and instruct rows; `select` and `full` add the methods that are not trained.
     """

@@ -186,7 +186,7 @@ class WorkerSlot(Slot):
 
 
 def local(resources: Resources | None = None) -> Executor:
-    """This machine, which makes as many runs at once as their shares of its CPUs and GPUs allow.
+    """Use this machine, which makes as many runs at once as their shares of its CPUs and GPUs allow.
 
     Raises:
         ConfigError: it has GPUs, but fewer than a run's share.

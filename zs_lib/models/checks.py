@@ -32,7 +32,7 @@ for one in characters:
 
 
 def check_tensor_parallel(name: str, gpus: int) -> None:
-    """ModelError if a model's attention heads cannot be divided among so many GPUs, as vLLM divides them."""
+    """Raise ModelError if a model's attention heads cannot be divided among so many GPUs (for vLLM)."""
     config = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config()
     if (heads := config.num_attention_heads) % gpus:
         sizes = [str(size) for size in range(1, heads + 1) if heads % size == 0]

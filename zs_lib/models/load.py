@@ -204,7 +204,7 @@ def shipped() -> list[str]:
 
 
 def lora_config(rank: int) -> LoraConfig:
-    """LoRA of all linear layers but the head."""
+    """Configure LoRA of all linear layers but the head."""
     from peft import LoraConfig
 
     return LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear")

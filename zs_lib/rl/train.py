@@ -95,7 +95,7 @@ def train(
 
 
 def check_start(arm: PolicyArm, questions: Sequence[Question]) -> None:
-    """ConfigError if rollouts of a group would be equal; DataError if there are no questions."""
+    """Raise ConfigError if rollouts of a group would be equal, DataError if there are no questions."""
     if arm.rollout.temperature == 0:
         raise ConfigError(f"'{arm.name}' has temperature 0: rollouts of a group would be equal, raise it.")
     if not questions:

@@ -49,7 +49,7 @@ class Setup:
 def evaluate_to_file(
     path: Path, questions: Sequence[Question], generator: Generator, engine: SearchEngine | None, setup: Setup
 ) -> pd.DataFrame:
-    """`evaluate`, appending each row to `path` as a JSON line as soon as its batch is scored.
+    """Evaluate, appending each row to `path` as a JSON line as soon as its batch is scored.
 
     Rows have three more columns: `question`, `who` and `key`. A result is found again by its key alone, so
     another question, golden answer, model or setting under the same name is a new one. The file keeps rows
