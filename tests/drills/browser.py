@@ -31,9 +31,9 @@ from zs_lib.launch.notebooks import choose
 
 SHOTS = paths.ROOT / "outputs" / "browser"
 RUN_S = 1800
-"""So long a notebook may take: models are loaded, small ones trained, perhaps on a busy machine."""
+"""Seconds that a notebook may take: models are loaded, small ones trained, perhaps on a busy machine."""
 ANSWER_S = 300
-"""So long the page, or a widget's kernel, may take to answer."""
+"""Seconds that the page, or a widget's kernel, may take to answer."""
 LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
 CONTRAST = 4.5
 """At least, as WCAG 2 asks for at level AA."""

@@ -40,7 +40,7 @@ KILLS, MINUTES = 50, 60.0
 LIMIT_S = 600
 """No phase may take longer, and none does."""
 ORPHAN_S = 15
-"""So long a kernel or worker may take to notice that whoever started it is gone."""
+"""Seconds within which a kernel or worker must notice that whoever started it is gone."""
 
 
 # what is killed

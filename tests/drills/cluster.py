@@ -59,7 +59,7 @@ class Cluster:
         self.node, self.address = self.cluster.add_node(num_cpus=1, num_gpus=1), self.cluster.address
 
     def processes(self) -> list[psutil.Process]:
-        """Of the node that is no head: its own, and its tasks'."""
+        """Processes of the node that is not the head: its own, and its tasks'."""
         own = [
             psutil.Process(info.process.pid) for infos in self.node.all_processes.values() for info in infos
         ]

@@ -94,7 +94,7 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
 def run(
     count: int, name: str, backbone: Path, store: RunStore, *signalled: int, **variables: str
 ) -> tuple[list[int], list[str]]:
-    """So many processes make the run; their exit codes, and what they said."""
+    """Make the run with `count` processes; their exit codes, and their output."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [

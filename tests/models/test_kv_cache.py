@@ -6,7 +6,7 @@ import torch
 from zs_lib.models.kv_cache import KVCache
 
 ID_BYTES = (3 * 2 + 3 * 4) * 4
-"""Of an id, for a layer of 3 heads whose keys are 2 and whose values are 4 wide."""
+"""Bytes of an id's keys and values, for a layer of 3 heads whose keys are 2 and whose values are 4 wide."""
 
 
 def own(text, shared=1):

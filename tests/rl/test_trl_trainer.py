@@ -95,7 +95,7 @@ def test_three_steps_equal_our_own(name, changes, failing, backbone, tmp_path):
 
 @pytest.mark.parametrize(("name", "kl"), [("grpo", 0.05), ("dr_grpo", 0.0)])
 def test_gradients_equal_our_own(name, kl, backbone, tmp_path, monkeypatch):
-    """Of the first update, by name and before clipping."""
+    """The gradients are those of the first update, by name and before clipping."""
     gradients: dict[str, dict] = {"own": {}, "trl": {}}
 
     def keep(trainer, named):

@@ -1,5 +1,4 @@
-"""How a simulator is compared with the engine that it stands for, on simulators that are known to be good or
-bad."""
+"""Fidelity beside the engine that a simulator stands for, of simulators known to be good or bad."""
 
 from __future__ import annotations
 
