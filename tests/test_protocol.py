@@ -72,7 +72,19 @@ def test_a_demonstration_shows_documents_and_a_noisy_one_knows_no_answer(count):
     assert "Which city?" not in noisy and "Lima" not in noisy and "useful" not in noisy.lower()
 
 
-@pytest.mark.parametrize("template", ["paper", "short"])
+def test_published_simulators_are_asked_as_the_released_code_asks_them():
+    asked = protocol.simulator_prompt("capital of Peru", "Which city?", "Lima", False, 5, "original")
+    assert asked == (
+        "You are the Google search engine.\n"
+        "Given a query, you need to generate five noisy documents for the query.\n\n"
+        'The user is trying to answer the question: "Which city?" whose answer is Lima.\n'
+        "Each document should contain about 30 words, and these documents should contain noisy information."
+        "\n\n"
+        "Query: capital of Peru\nNoisy Output:\n"
+    )
+
+
+@pytest.mark.parametrize("template", ["paper", "original", "short"])
 def test_useful_and_noisy_prompts_differ_in_the_keyword_only(template):
     useful, noisy = (
         protocol.simulator_prompt("capital of Peru", "Which city?", "Lima", flag, 5, template)

@@ -51,6 +51,8 @@ Each document should contain about 30 words, and these documents should contain 
 Query: {query}
 {Keyword} Output:
 """
+# The released code puts the question into quotes: so its published simulators know the prompt.
+ORIGINAL_SIMULATOR_TEMPLATE = PAPER_SIMULATOR_TEMPLATE.replace("{question}", '"{question}"')
 
 # For backbones of a few million parameters: they read a format, not instructions, and each token costs time.
 SHORT_SIMULATOR_TEMPLATE = """\
@@ -133,6 +135,7 @@ THOUGHT_OPENINGS = {"short-cot": " It is", "short-search-o1": " The"}
 and of what they state after reading."""
 SIMULATOR_TEMPLATES = {
     "paper": PAPER_SIMULATOR_TEMPLATE,
+    "original": ORIGINAL_SIMULATOR_TEMPLATE,
     "short": SHORT_SIMULATOR_TEMPLATE,
     "demonstration": USEFUL_DEMONSTRATION_TEMPLATE,
 }
