@@ -194,6 +194,19 @@ def test_more_gpus_hold_replicas_of_the_simulator_that_the_commands_start_and_as
     assert "CUDA_VISIBLE_DEVICES=0 " in training and "--replicas" not in stages[2].command
 
 
+def test_what_trl_cannot_do_or_does_otherwise_stands_under_its_policies():
+    def told(**overrides):
+        changed = {f"policy.{name}": value for name, value in overrides.items()}
+        return plan.describe(load_profile("tiny", changed | {"policy.trainer": "trl"}), "H100-80GB", 1)
+
+    cannot = "policy 'zerosearch': TRL cannot subtract the baseline 'none'"
+    assert cannot in told(**{"objective.baseline": "none"}) and 'trainer = "own"' in told(
+        **{"objective.baseline": "none"}
+    )
+    assert cannot not in told() and "by TRL: " in told()
+    assert "TRL" not in plan.describe(load_profile("tiny"), "H100-80GB", 1)
+
+
 def test_commands_are_python_that_names_what_is_there():
     for cards in (1, 2):
         for stage in plan.stages(load_profile("paper"), roofline.gpu("H100-80GB"), cards):

@@ -65,6 +65,9 @@ class Stage:
     replicas: int = 0
     """Number of these GPUs."""
 
+    note: str = ""
+    """What to know before it is started."""
+
     @property
     def gpus(self) -> int:
         return 1 + self.replicas
@@ -231,8 +234,22 @@ def _policy(profile: Profile, arm: PolicyArm, gpu: Gpu, replicas: int) -> Stage:
         hours=arm.steps * (rolling + waiting + gpu.compute_seconds(flops)) / 3600,
         api_usd=arm.steps * usd,
         command=_policy_command(profile, arm, replicas),
+        note=_limits_of_trl(arm) if arm.trainer == "trl" else "",
         second=second,
         replicas=replicas,
+    )
+
+
+def _limits_of_trl(arm: PolicyArm) -> str:
+    from zs_lib.rl.trl import check_arm  # transformers, which no other plan needs
+
+    try:
+        check_arm(arm)
+    except ConfigError as error:
+        return str(error)
+    return (
+        "by TRL: the rows of a minibatch are drawn, and a batch of equal rewards still moves the weights; to "
+        'shard weights, set resources.policy.sharding = "fsdp2", or start it with zs_lib/launch/fsdp2.yaml'
     )
 
 
@@ -359,7 +376,7 @@ def _stage_lines(stage: Stage, gpu: Gpu, width: int) -> list[str]:
     for kinds in filter(None, (stage.memory, stage.second)):
         large = [f"{kind} {size / 1e9:.1f}" for kind, size in kinds.items() if size >= 5e7]
         lines.append("    " + ", ".join(large))
-    return lines
+    return lines + ([f"    {stage.note}"] if stage.note else [])
 
 
 def _dollars(usd: float | None) -> str:
