@@ -22,7 +22,7 @@ from torch import Tensor
 
 from zs_lib.errors import ModelError
 from zs_lib.models.generator import Completion, Generator
-from zs_lib.rng import uniform
+from zs_lib.rng import Key, uniform
 from zs_lib.runs import distributed
 
 CONTEXT = 8192
@@ -104,14 +104,7 @@ class VllmGenerator(Generator):
         # The log-probabilities are of softmax(logits / temperature), as the engine's logprobs_mode says.
         params = [
             SamplingParams(
-                temperature=temperature,
-                max_tokens=max_tokens,
-                seed=int(uniform(key, 0, "vllm") * 2**53),
-                logprobs=0,
-                stop=list(stop),
-                include_stop_str_in_output=True,
-                stop_token_ids=sorted(self._eos),
-                skip_special_tokens=False,
+                temperature=temperature, max_tokens=max_tokens, logprobs=0, **_settings(key, stop, self._eos)
             )
             for key in keys
         ]
@@ -155,6 +148,17 @@ class VllmGenerator(Generator):
         return fmean(gaps)
 
 
+def _settings(key: Key, stop: tuple[str, ...], eos: set[int]) -> dict:
+    """A request's seed and ends, by vLLM's names; the same in this process and at a server."""
+    return {
+        "seed": int(uniform(key, 0, "vllm") * 2**53),
+        "stop": list(stop),
+        "include_stop_str_in_output": True,
+        "stop_token_ids": sorted(eos),
+        "skip_special_tokens": False,
+    }
+
+
 class VllmServerGenerator(Generator):
     """Samples at a `vllm serve` whose weights others keep up to date; `client` is TRL's `VLLMClient`.
 
@@ -169,15 +173,9 @@ class VllmServerGenerator(Generator):
         """Ask for each prompt by itself, all at once: a request has one seed. ModelError if it fails."""
 
         def ask(prompt, key) -> Completion:
-            params = {
-                "seed": int(uniform(key, 0, "vllm") * 2**53),
-                "stop": list(stop),
-                "include_stop_str_in_output": True,
-                "stop_token_ids": sorted(self._eos),
-                "skip_special_tokens": False,
-            }
+            settings = _settings(key, stop, self._eos)
             answer = self.client.generate(
-                [list(prompt)], temperature=temperature, max_tokens=max_tokens, generation_kwargs=params
+                [list(prompt)], temperature=temperature, max_tokens=max_tokens, generation_kwargs=settings
             )
             ids = answer["completion_ids"][0]
             tables = zip(ids, answer["logprob_token_ids"][0], answer["logprobs"][0], strict=True)
