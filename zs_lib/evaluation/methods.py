@@ -141,10 +141,7 @@ def _with_examples(
     """
     texts = []
     for question in training:
-        steps = [
-            f"The {hop.relation.replace('_', ' ')} of {hop.entity} is {hop.answers[0]}."
-            for hop in question.hops
-        ]
+        steps = [f"The {hop.noun} of {hop.entity} is {hop.answers[0]}." for hop in question.hops]
         thought = " ".join(steps) or f"It is {question.golden_answers[0]}."
         texts.append(
             f"Question: {' '.join(question.question.split())}\n"
