@@ -200,20 +200,19 @@ def test_every_loss_has_settings_that_trl_takes(name, tmp_path):
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_bfloat16_and_adapters_leave_an_ordinary_model(lora_rank, backbone, tmp_path):
-    changed = replace(
-        THREE_STEPS,
-        steps=2,
-        dtype="bfloat16",
-        lora_rank=lora_rank,
-        gradient_checkpointing=True,
-        learning_rate=1e-2,
-    )
-    run = made(backbone, tmp_path, changed)
+    lean = {
+        "dtype": "bfloat16",
+        "lora_rank": lora_rank,
+        "gradient_checkpointing": True,
+        "learning_rate": 1e-2,
+    }
+    run = made(backbone, tmp_path, replace(THREE_STEPS, objective=objective("grpo", kl_coef=0.05), **lean))
     found, start = weights(run), load_file(backbone / "model.safetensors")
     assert found.keys() == start.keys() and {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
     assert any(not torch.equal(found[n], start[n].bfloat16()) for n in start)
     assert (run.summary["parameters"] < 15_000) is (lora_rank > 0)
     assert run.metrics()["sampler_gap"].max() < 0.05
+    assert 0 <= run.metrics()["kl"].iloc[0] < 1e-3 < run.metrics()["kl"].iloc[2]  # from the start
 
 
 def test_a_sampler_with_other_weights_is_an_error(backbone, tmp_path, monkeypatch):

@@ -111,4 +111,5 @@ def test_accelerate_reads_the_launch_settings(name, monkeypatch):
     assert dict(os.environ) == before
     assert (environment.get("ACCELERATE_USE_FSDP") == "true") is (name == "fsdp2")
     assert name != "fsdp2" or environment["FSDP_VERSION"] == "2"
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" not in environment  # trainers decide, DeepSpeed compares
     assert Path(path).read_text().count(f"zs_lib/launch/{name}.yaml") == 1  # it says how to start it
