@@ -138,14 +138,8 @@ def lengths() -> tuple[list[tuple[int, ...]], list[int]]:
     Raises:
         DataError: the file is damaged.
     """
-    try:
-        rows = _rows("lengths")
-        patterns = [tuple(map(int, row["tokens"].split())) for row in rows]
-        return patterns, [int(row["rollouts"]) for row in rows]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"data/lengths.csv cannot be read ({error}): restore it with `git checkout`."
-        ) from error
+    rows = _rows("lengths", lambda row: (tuple(map(int, row["tokens"].split())), int(row["rollouts"])))
+    return [tokens for tokens, _ in rows], [count for _, count in rows]
 
 
 def latencies() -> dict[str, float]:
@@ -154,17 +148,18 @@ def latencies() -> dict[str, float]:
     Raises:
         DataError: the file is damaged.
     """
+    return dict(_rows("latencies", lambda row: (row["what"], float(row["seconds"]))))
+
+
+def _rows(name: str, read: Callable[[dict], tuple]) -> list[tuple]:
+    """Read each row of a file of measurements; DataError if the file is damaged."""
     try:
-        return {row["what"]: float(row["seconds"]) for row in _rows("latencies")}
+        with (DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            return [read(row) for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"data/latencies.csv cannot be read ({error}): restore it with `git checkout`."
+            f"data/{name}.csv cannot be read ({error}): restore it with `git checkout`."
         ) from error
-
-
-def _rows(name: str) -> list[dict]:
-    with (DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def record(store: RunStore) -> None:
