@@ -364,3 +364,17 @@ def test_a_simulator_is_asked_for_one_query(monkeypatch, capsys):
         ("Oslo",),
         True,
     )
+
+
+def test_set_reads_a_value_as_toml_or_a_word(capsys):
+    given = (
+        "policy.steps=5",
+        "policy.objective.kl_max=0.0",
+        "policy.trainer=trl",
+        'policy.subsets=["bridge"]',
+    )
+    assert [cli._setting(text)[1] for text in given] == [5, 0.0, "trl", ["bridge"]]
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--set", "policy.steps"])
+    assert "KEY=VALUE" in capsys.readouterr().err
+    assert zs(capsys, "train", "zerosearch", "--profile", "smoke", "--set", "policy.nothing=1")[0] == 1

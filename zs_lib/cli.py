@@ -13,12 +13,13 @@ import json
 import os
 import signal
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
-from zs_lib import config
+from zs_lib import config, studies
 from zs_lib.config.arms import DTYPES
 from zs_lib.config.engines import engine_names
 from zs_lib.config.paths import check_folder
@@ -115,6 +116,17 @@ def option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any
     return names, settings
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    """Read --set: a dotted key of the profile, and a value as in TOML, or a plain word."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError("give KEY=VALUE, like policy.steps=50")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except ValueError:
+        return key, value
+
+
 def _columns(text: str) -> dict[str, str]:
     """Read --columns: our names to the file's."""
     pairs = [part.partition("=")[::2] for part in text.split(",")]
@@ -128,6 +140,14 @@ def _counts(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(number) for number in text.split(",")}))
 
 
+SET = option(
+    "--set",
+    type=_setting,
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="another value of the profile, for every arm: policy.lora_rank=64",
+)
 PROFILE = option("--profile", default=MAIN, metavar="P", help=", ".join(config.profiles()))
 SEEDS = option("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
 _ASKED = ", ".join(name for name in engine_names() if name != "mixed")  # that one needs a policy's real_share
@@ -194,11 +214,12 @@ def _reproduce(args: argparse.Namespace) -> None:
     option("arm", metavar="ARM", help="a policy or a simulator of the profile or its studies, by name"),
     PROFILE,
     option("--seed", type=int, default=0, metavar="N"),
+    SET,
 )
 def _train(args: argparse.Namespace) -> None:
     from zs_lib.launch.reproduce import make_one
 
-    run = make_one(args.profile, args.arm, args.seed)
+    run = make_one(args.profile, args.arm, args.seed, dict(args.set))
     if distributed.is_main():
         print(run.path)
 
@@ -207,6 +228,13 @@ def _train(args: argparse.Namespace) -> None:
     "plan",
     "memory, hours and dollars of each stage of a study on given GPUs, and how to start it",
     PROFILE,
+    option("--full", action="store_true", help="the arms of every study, not only the profile's own"),
+    option(
+        "--only",
+        metavar="STUDY,…",
+        help=f"the profile's own arms and these studies': {', '.join(studies.STUDIES)}",
+    ),
+    SET,
     option("--gpu", default="A100-80GB", metavar="NAME", help="a GPU of data/gpus.csv"),
     option(
         "--gpus",
@@ -219,7 +247,7 @@ def _train(args: argparse.Namespace) -> None:
     option("--page", action="store_true", help="maintainers: into figures/scale.md, with each knob's effect"),
 )
 def _plan(args: argparse.Namespace) -> None:
-    profile, gpus = config.load_profile(args.profile), args.gpus
+    profile, gpus = config.load_profile(args.profile, dict(args.set)), args.gpus
     if args.simulate or args.page:
         from zs_lib.tools.planning import scale
 
@@ -230,7 +258,8 @@ def _plan(args: argparse.Namespace) -> None:
 
     if gpus and len(gpus) > 1:
         raise ConfigError("--gpus takes several numbers with --simulate alone: give one.")
-    print(plan.describe(profile, args.gpu, gpus[0] if gpus else 2))
+    chosen = studies.STUDIES if args.full else args.only.split(",") if args.only else ()
+    print(plan.describe(plan.Study(profile, tuple(chosen), dict(args.set)), args.gpu, gpus[0] if gpus else 2))
 
 
 @command(

@@ -112,7 +112,7 @@ def engines(profile: Profile) -> Rows:
     """Beyond the paper: a simulated engine, a mixed one, and real ones (lexical and dense)."""
     main, real = profile.policy(MAIN), profile.policy("search-r1")
     mixed = variant(main, "real_share", REAL_SHARE, engine="mixed", real_share=REAL_SHARE)
-    dense = variant(real, "engine", "dense", engine="dense")
+    dense = variant(real, "engine", "dense", engine="dense", simulator=None, curriculum=None)
     return {"simulated": main, f"{REAL_SHARE:.0%} real": mixed, "real": real, "real, dense": dense}
 
 

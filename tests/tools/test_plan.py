@@ -5,16 +5,20 @@ import dataclasses
 import shlex
 
 import pytest
+import torch
 from model_fixtures import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from zs_lib import cli
+from zs_lib import cli, studies
 from zs_lib.analysis import roofline
 from zs_lib.analysis.roofline import Gpu, Shape
 from zs_lib.config import load_profile
+from zs_lib.config.arms import GENERATORS
 from zs_lib.errors import ConfigError
 from zs_lib.models.generator import Generator
 from zs_lib.rl.learner import Learner
 from zs_lib.rl.trajectory import Trajectory
+from zs_lib.rl.trl import check_arm
 from zs_lib.tools.planning import plan
 
 SMALL = Shape(layers=2, hidden=8, intermediate=16, heads=2, kv_heads=1, head_dim=4, vocab=100, tied=1)
@@ -51,7 +55,7 @@ def test_parameters_are_the_published_ones(model, billions):
 def test_every_model_and_the_default_card_are_known():
     for name in ("smoke", "tiny", "smol", "smol-sizes", "paper", "paper-lora"):
         assert (
-            len(plan.stages(load_profile(name), roofline.gpu("A100-80GB"), 2))
+            len(plan.stages(plan.Study(load_profile(name)), roofline.gpu("A100-80GB"), 2))
             >= len(load_profile(name).policies) + 2
         )
 
@@ -134,7 +138,8 @@ def test_a_rollout_by_hand():
 
 def test_the_papers_searches_cost_what_table_8_says():
     by_name = {
-        stage.name: stage for stage in plan.stages(load_profile("paper"), roofline.gpu("A100-80GB"), 2)
+        stage.name: stage
+        for stage in plan.stages(plan.Study(load_profile("paper")), roofline.gpu("A100-80GB"), 2)
     }
     assert by_name["policy search-r1"].api_usd == pytest.approx(586.7, rel=1e-3)  # 64,000 queries
     assert by_name["policy zerosearch"].api_usd == by_name["policy r1"].api_usd == 0
@@ -160,16 +165,17 @@ def test_the_papers_searches_cost_what_table_8_says():
         "gradients": 12,
         "optimiser": 37,
         "reference": 6,
-        "activations or KV cache": 5,
+        "activations, AdamW's temporaries or KV cache": 12,  # 4 bytes a weight in AdamW's step
     }
     simulator = roofline.shape("Qwen/Qwen2.5-14B-Instruct")
     assert stage.second == {
         "simulator": simulator.weight_bytes("bfloat16"),
         "its KV cache": simulator.kv_cache_bytes("bfloat16", 128 * 345),
     }
-    alone = {stage.name: stage for stage in plan.stages(load_profile("paper"), roofline.gpu("A100-80GB"), 1)}[
-        "policy zerosearch"
-    ]
+    alone = {
+        stage.name: stage
+        for stage in plan.stages(plan.Study(load_profile("paper")), roofline.gpu("A100-80GB"), 1)
+    }["policy zerosearch"]
     assert alone.memory == stage.memory | stage.second and alone.gpus == 1
 
 
@@ -177,7 +183,7 @@ def test_more_gpus_hold_replicas_of_the_simulator_that_the_commands_start_and_as
     stages = {
         gpus: next(
             stage
-            for stage in plan.stages(load_profile("paper"), roofline.gpu("A100-80GB"), gpus)
+            for stage in plan.stages(plan.Study(load_profile("paper")), roofline.gpu("A100-80GB"), gpus)
             if stage.name == "policy zerosearch"
         )
         for gpus in (1, 2, 4)
@@ -197,19 +203,20 @@ def test_more_gpus_hold_replicas_of_the_simulator_that_the_commands_start_and_as
 def test_what_trl_cannot_do_or_does_otherwise_stands_under_its_policies():
     def told(**overrides):
         changed = {f"policy.{name}": value for name, value in overrides.items()}
-        return plan.describe(load_profile("tiny", changed | {"policy.trainer": "trl"}), "H100-80GB", 1)
+        study = plan.Study(load_profile("tiny", changed | {"policy.trainer": "trl"}))
+        return plan.describe(study, "H100-80GB", 1)
 
     cannot = "policy 'zerosearch': TRL cannot subtract the baseline 'none'"
     assert cannot in told(**{"objective.baseline": "none"}) and 'trainer = "own"' in told(
         **{"objective.baseline": "none"}
     )
     assert cannot not in told() and "by TRL: " in told()
-    assert "TRL" not in plan.describe(load_profile("tiny"), "H100-80GB", 1)
+    assert "TRL" not in plan.describe(plan.Study(load_profile("tiny")), "H100-80GB", 1)
 
 
 def test_commands_are_python_that_names_what_is_there():
     for cards in (1, 2):
-        for stage in plan.stages(load_profile("paper"), roofline.gpu("H100-80GB"), cards):
+        for stage in plan.stages(plan.Study(load_profile("paper")), roofline.gpu("H100-80GB"), cards):
             for line in stage.command.splitlines():
                 words = shlex.split(line)
                 if "python" in words:
@@ -221,6 +228,130 @@ def test_commands_are_python_that_names_what_is_there():
                     assert names["study"].name == "paper"
 
 
+class NewTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that an operation makes, for tensors of some size and more."""
+
+    def __init__(self, least: int):
+        super().__init__()
+        self.least, self.bytes = least, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if not func._schema.is_mutable:
+            new = made if isinstance(made, (list, tuple)) else [made]
+            self.bytes += sum(
+                one.numel() * one.element_size()
+                for one in new
+                if isinstance(one, torch.Tensor)
+                and one.numel() >= self.least
+                and func._schema.name != "aten::detach"
+            )
+        return made
+
+
+def test_adamw_holds_another_four_bytes_a_weight_in_its_step():
+    parameters = [torch.nn.Parameter(torch.ones(100)), torch.nn.Parameter(torch.ones(20, 30))]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, foreach=True)  # the default on a GPU
+    for _ in range(2):  # the first step makes the moments
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        with NewTensors(least=100) as made:
+            optimizer.step()
+    one = Shape(1, 1, 1, 1, 1, 1, 700, 1)
+    told = plan.training_memory(one, dataclasses.replace(ARM, dtype="float32"), 4, False)
+    assert made.bytes == 4 * 700 and told["AdamW's temporaries"] == 4 * one.parameters
+
+
+def test_shards_by_hand():
+    # Shared in float32: weights 4 bytes, reference 4, gradients 4, moments 8; a bfloat16 copy samples.
+    told = plan.sharded_memory(SMALL, ARM, 10, True, 4)
+    by_four = {kind: size / SMALL.parameters for kind, size in told.items() if kind != "activations"}
+    assert by_four == {
+        "weights": 1.0,
+        "reference": 1.0,
+        "gradients": 1.0,
+        "optimiser": 2.0,
+        "AdamW's temporaries": 1.0,
+        "whole copy": 2.0,
+    }
+    tokens = plan.TRL_MICRO_BATCH_TOKENS
+    layers = 2 * 2 * tokens * 8 + 2 * tokens * (8 * 8 + 4 * 16)
+    assert told["activations"] == layers + 8 * tokens * 100
+    assert "whole copy" not in plan.sharded_memory(SMALL, ARM, 10, True, 1)
+
+
+def planned(names=(), gpus=2, gpu="A100-80GB", profile="paper", **overrides):
+    study = plan.Study(load_profile(profile, overrides), tuple(names), overrides)
+    return {stage.name: stage for stage in plan.stages(study, roofline.gpu(gpu), gpus)}
+
+
+def test_whole_weights_of_7b_are_sharded_or_it_says_over_how_many():
+    name = "policy zerosearch/backbone=Qwen2.5-7B"
+    few, many = planned(gpus=2)[name], planned(gpus=8)[name]
+    card = roofline.gpu("A100-80GB")
+    assert not few.fits(card) and "--gpus 5, sharded --set policy.trainer=trl" in few.advice
+    assert "--set policy.lora_rank=64" in few.advice
+    assert many.fits(card) and (many.shards, many.replicas, many.gpus) == (4, 4, 8)
+    first, launch, *_ = many.command.splitlines()
+    assert first.startswith("CUDA_VISIBLE_DEVICES=4,5,6,7 zs serve simulator")
+    words = shlex.split(launch)
+    assert words[words.index("--num_processes") + 1] == "4" and "zs_lib/launch/fsdp2.yaml" in words
+    told = dict(words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "--set")
+    assert told["policy.trainer"] == "trl" and told["policy.objective.baseline"] == "group_mean"
+    values = {key: cli._setting(f"{key}={value}")[1] for key, value in told.items()}
+    arm = load_profile("paper", values).policy(name.removeprefix("policy "))
+    check_arm(arm)  # TRL trains it
+    assert arm.engine.count("http://") == 4 and arm.lora_rank == 0
+
+
+def test_every_arm_of_every_study_is_planned_and_says_what_to_change():
+    whole = studies.full(load_profile("paper"))
+    for gpu, gpus in (("L4", 1), ("A100-80GB", 8)):
+        stages = planned(studies.STUDIES, gpus, gpu)
+        assert {f"policy {arm.name}" for arm in whole.policies} <= set(stages)
+        assert all(
+            stage.fits(roofline.gpu(gpu)) or stage.advice
+            for stage in stages.values()
+            if stage.name not in ("pairs", "evaluation")
+        )
+        assert all(stage.gpus <= max(gpus, 1) for stage in stages.values())
+    ppo = planned(["algorithms"], 1, "L4")["policy zerosearch/algorithm=ppo"]
+    assert "TRL" in ppo.advice or "trl" in ppo.advice  # which has no PPO
+    lora = planned(studies.STUDIES, 1, profile="paper-lora")
+    assert all(stage.fits(roofline.gpu("A100-80GB")) and stage.gpus == 1 for stage in lora.values())
+
+
+def test_our_loops_hours_and_vllms_stand_apart():
+    stage = planned()["policy r1"]
+    of, arm = roofline.shape("Qwen/Qwen2.5-3B"), load_profile("paper").policy("r1")
+    both = [
+        CARD.decoding_seconds(SMALL, "bfloat16", 2, 3, 5, generator) for generator in ("vllm", "transformers")
+    ]
+    assert both[1] / both[0] == pytest.approx(0.5 / 0.15)
+    card = roofline.gpu("A100-80GB")
+    ours, theirs = (
+        200 * card.decoding_seconds(of, "bfloat16", 320, 120, 300, name) / 3600
+        for name in ("transformers", "vllm")
+    )
+    assert stage.by_generator["transformers"] - stage.by_generator["vllm"] == pytest.approx(ours - theirs)
+    assert stage.hours == stage.by_generator[arm.generator]
+    large = {
+        name: planned(gpu="H200-141GB", **{"policy.generator": name})["policy r1"] for name in GENERATORS
+    }
+    vllm = large["vllm"]
+    assert vllm.hours == large["transformers"].by_generator["vllm"] and vllm.shards == 1
+    assert vllm.memory["vLLM"] == of.weight_bytes("bfloat16") + plan.VLLM_CACHE_BYTES
+
+
+def test_constants_are_those_of_who_uses_them():
+    from zs_lib.models.vllm import CACHE_BYTES
+    from zs_lib.rl import trl_trainer
+
+    assert plan.TRL_MICRO_BATCH_TOKENS == trl_trainer.MICRO_BATCH_TOKENS
+    assert plan.VLLM_CACHE_BYTES == CACHE_BYTES["cuda"]
+    assert set(roofline.DECODING) == set(GENERATORS)
+
+
 def test_the_command_line(capsys):
     assert cli.main(["plan", "--profile", "smol", "--gpu", "H200-141GB", "--gpus", "1"]) == 0
     told = capsys.readouterr().out
@@ -228,6 +359,12 @@ def test_the_command_line(capsys):
         "smol on 1 x H200-141GB" in told and "no quote" in told and "pipeline.ensure(arm, 0, store)" in told
     )
     assert all(line in told for line in plan.ASSUMED)
+    chosen = ["--only", "masks,lengths", "--set", "policy.steps=8"]
+    assert cli.main(["plan", "--profile", "smol", *chosen]) == 0
+    told = capsys.readouterr().out
+    assert "mask_documents=off" in told and "steps=2" in told and "algorithm=ppo" not in told
+    assert 'studies.select(config.load_profile("smol", {"policy.steps": 8}), "masks", "lengths")' in told
+    assert cli.main(["plan", "--only", "nothing"]) == 1 and "Known: simulators" in capsys.readouterr().err
     assert cli.main(["plan", "--gpu", "A1000"]) == 1 and "Known: L4" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="gpus = 0"):
-        plan.describe(load_profile("smol"), "L4", 0)
+        plan.describe(plan.Study(load_profile("smol")), "L4", 0)

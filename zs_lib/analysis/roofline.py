@@ -22,8 +22,14 @@ WIDTH = {"float32": 4, "bfloat16": 2}
 """Bytes per number."""
 BATCH = 128
 """Sequences decoded at once (`models.generator.Generator`)."""
-DECODING, COMPUTING = 0.5, 0.35
-"""Assumed shares of the data sheet's peak that are reached in decoding, and in everything else."""
+DECODING = {"vllm": 0.5, "transformers": 0.15}
+"""Assumed share of the data sheet's peak that a generator of `arms.GENERATORS` reaches in decoding.
+
+Our loop on transformers starts each kernel from Python; its share is a guess, until `make test-gpu` has
+measured it.
+"""
+COMPUTING = 0.35
+"""The same in everything else."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,20 @@ class Gpu:
         return max(reading, 2 * batch * shape.parameters / self.flops)
 
     def decoding_seconds(
-        self, shape: Shape, dtype: str, sequences: float, tokens: float, context: float
+        self,
+        shape: Shape,
+        dtype: str,
+        sequences: float,
+        tokens: float,
+        context: float,
+        generator: str = "vllm",
     ) -> float:
         """Estimate the seconds to decode `tokens` for each of `sequences`, after about `context` tokens."""
         if not sequences:
             return 0.0
         batch = min(sequences, BATCH)
-        return sequences / batch * tokens * self.step_seconds(shape, dtype, batch, context) / DECODING
+        steps = sequences / batch * tokens
+        return steps * self.step_seconds(shape, dtype, batch, context) / DECODING[generator]
 
     def compute_seconds(self, flops: float) -> float:
         """Estimate the seconds for this many FLOPs of prefill or training."""

@@ -70,13 +70,15 @@ def reproduce(
     return [folder / path.name for path in chosen]
 
 
-def make_one(profile: str, name: str, seed: int) -> Run:
+def make_one(profile: str, name: str, seed: int, overrides: dict[str, Any] | None = None) -> Run:
     """Make one run of a policy or simulator of the profile or its studies; its steps are told on stderr.
+
+    `overrides` are those of `config.load_profile`.
 
     Raises:
         ConfigError: no such profile or arm; others as `pipeline.ensure`.
     """
-    study = studies.full(config.load_profile(profile))
+    study = studies.full(config.load_profile(profile, overrides))
     arm = pick("arm", name, {arm.name: arm for arm in (*study.policies, *study.simulators)})
     return pipeline.ensure(arm, seed, RunStore(), _tell)
 

@@ -294,7 +294,7 @@ def _rolled(rollouts: int, longest_turn: float, parts: Parts) -> Rolled:
 def _pace(gpu: Gpu, of: Shape, dtype: str, context: float, read: float) -> Callable[[int], float]:
     """Seconds per token of n sequences at once; each prefills `read` tokens for every token it writes."""
     prefill = gpu.compute_seconds(2 * of.parameters) * read
-    return cache(lambda n: gpu.step_seconds(of, dtype, n, context) / DECODING + n * prefill)
+    return cache(lambda n: gpu.step_seconds(of, dtype, n, context) / DECODING["vllm"] + n * prefill)
 
 
 def best_split(made: Setup, ahead: bool) -> Split:
@@ -378,7 +378,8 @@ def assumed(made: Setup) -> tuple[str, ...]:
         f"measured: {reward} for a reward, and {store} for one process to store a rollout of {tokens:.0f} "
         "tokens (longer ones in proportion; every rollout is stored, while training today stores a sample)",
         "quoted: data sheets and shapes of models; modelled: a roofline, of which decoding reaches "
-        f"{DECODING:.0%} (published speeds: 39% to 68%), prefill and training {roofline.COMPUTING:.0%}",
+        f"{DECODING['vllm']:.0%} (published speeds: 39% to 68%), prefill and training "
+        f"{roofline.COMPUTING:.0%}",
         f"lengths: {PROMPT} tokens per policy prompt, {SIMULATOR_PROMPT} per simulator prompt, "
         f"{DOCUMENT} per document; each turn prefills what precedes it",
         f"assumed: {made.rollouts_per_gpu:g} rollouts per step and GPU, {made.slots} sequences at once per "
