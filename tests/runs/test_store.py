@@ -598,7 +598,7 @@ def test_a_background_process_of_a_store_that_may_not_be_used_is_one_error():
         assert "cannot be written" in as_nobody(start_one)[0]
         (store.root / background.LOG).touch(0o600)
         assert all(
-            "Permission denied" in told for told in as_nobody(start_one, lambda: background.working(store))
+            "Permission denied" in told for told in as_nobody(start_one, lambda: background.process_id(store))
         )
 
 

@@ -302,7 +302,7 @@ def test_runs_are_made_in_a_process_of_its_own_and_can_be_stopped(growing, store
     _, end = growing
     shown = widgets.StudyBoard([(ARM, 0)], 1, store)  # which this test works on, so that the process waits
     shown.start.click()
-    pid = background.working(store)
+    pid = background.process_id(store)
     assert pid and os.getpgid(pid) == pid != os.getpgid(0)  # not the kernel's group
     shown.refresh()
     assert shown.start.disabled and not shown.stop.disabled
@@ -310,7 +310,7 @@ def test_runs_are_made_in_a_process_of_its_own_and_can_be_stopped(growing, store
         background.start([(ARM, 0)], store)
     shown.stop.click()
     os.waitpid(pid, 0)
-    assert background.working(store) is None
+    assert background.process_id(store) is None
     shown.close()
 
 

@@ -44,7 +44,7 @@ def start(
         RunError: the store has a background process already or cannot be written, or the new one did not
             start.
     """
-    if pid := working(store):
+    if pid := process_id(store):
         raise RunError(f"Process {pid} makes runs in {store.root} already: wait for it, or stop it.")
     pairs = [worker.to_job(arm) | {"seed": seed} for arm, seed in wanted]
     try:
@@ -67,7 +67,7 @@ def start(
     process.stdin.write(json.dumps({"jobs": jobs, "pairs": pairs, "resources": identity(resources)}))
     process.stdin.close()
     deadline = time.monotonic() + START_S
-    while working(store) != process.pid and process.poll() is None:
+    while process_id(store) != process.pid and process.poll() is None:
         if time.monotonic() > deadline:
             process.kill()
             raise RunError(
@@ -81,7 +81,7 @@ def start(
     return process.pid
 
 
-def working(store: RunStore) -> int | None:
+def process_id(store: RunStore) -> int | None:
     """Return the id of this store's background process; None if there is none."""
     try:
         with (store.root / LOG).open() as file:
@@ -98,7 +98,7 @@ def working(store: RunStore) -> int | None:
 
 def stop(store: RunStore) -> None:
     """Stop the background process, if there is one, and its workers."""
-    if pid := working(store):
+    if pid := process_id(store):
         os.kill(pid, signal.SIGTERM)
 
 

@@ -430,7 +430,7 @@ class StudyBoard(_Panel):
 
     def refresh(self) -> bool:
         """Show the current state; whether any run is in progress."""
-        states, pid = progress.arm_states(self.wanted, self.store), background.working(self.store)
+        states, pid = progress.arm_states(self.wanted, self.store), background.process_id(self.store)
         self.start.disabled, self.stop.disabled = pid is not None, pid is None
         note = "" if pid else background.last_output(self.store)
         shown = self.show(lambda: render.board(states, note))
