@@ -316,7 +316,7 @@ def served(monkeypatch, backbone):
 def test_rollouts_come_from_a_vllm_server_that_gets_each_steps_weights(served, backbone, tmp_path):
     run = made(backbone, tmp_path, served)
     logged = run.metrics()
-    assert (logged["grad_norm"] > 0).all() and logged["sampler_gap"].max() < 1e-5 and Server.last.syncs == 3
+    assert (logged["grad_norm"] > 0).all() and logged["sampler_gap"].max() < 1e-5 and Server.last.syncs == 4
     assert {turn["text"] for t in run.trajectories() for turn in t["turns"]} != {""}
 
 
@@ -344,6 +344,9 @@ def test_processes_that_cannot_share_an_update_are_refused(monkeypatch):
     monkeypatch.setattr(trl_trainer.distributed, "model_is_sharded", lambda: True)
     with pytest.raises(ConfigError, match="LoRA"):
         trl_trainer._check_processes(replace(THREE_STEPS, prompts_per_step=2, lora_rank=4))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="fsdp_version to 2"):
+        trl_trainer._check_processes(THREE_STEPS)
 
 
 def test_an_arm_of_a_profile_is_trained_through_the_pipeline(store):

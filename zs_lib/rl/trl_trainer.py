@@ -28,6 +28,7 @@ from trl.generation.vllm_client import VLLMClient
 from zs_lib.config.arms import PolicyArm
 from zs_lib.engines import SearchEngine
 from zs_lib.errors import ConfigError, ModelError
+from zs_lib.models.generator import Generator
 from zs_lib.models.load import LoadedModel, build_generator, lora_config
 from zs_lib.models.vllm import VllmServerGenerator
 from zs_lib.qa import Question
@@ -106,7 +107,7 @@ class PolicyTrainer(GRPOTrainer):
         self.asked_to_stop: Callable[[], bool] = bool
         self.logged: list[dict[str, float]] = []  # of the optimizer steps since the last log
         self.gaps = {"sum": 0.0, "tokens": 0.0}
-        self.synced_at = 0
+        self.synced_at = -1  # a server may have weights of another run
         server = os.environ.get(SERVER) if arm.generator == "vllm" else None
         # Sharded weights cannot sample: each process has a whole copy for that, and no gradient of it.
         sharded = distributed.model_is_sharded()
@@ -128,20 +129,22 @@ class PolicyTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)
         self.whole = whole if sharded else self.accelerator.unwrap_model(self.model)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        # The model in whose layers the adapters are, if there are any.
-        plain = self.whole.get_base_model() if arm.lora_rank else self.whole
         self.server = self.vllm_generation if server else None
-        if server:
-            client = VLLMClient(base_url=server)
-            generator = VllmServerGenerator(plain, policy.tokenizer, client)
-        else:
-            generator = build_generator(arm.generator, plain, policy.tokenizer)
-        self.training = Training(run, arm, questions, generator, engine)
+        self.training = Training(run, arm, questions, self._generator(policy.tokenizer), engine)
         if server or arm.objective.sampler_ratio_max:
             # TRL corrects for vLLM only, and syncs it by itself: ours stands in for its vLLM.
             self.use_vllm, self.vllm_generation, self._last_loaded_step = True, self, -1
 
     # -------------------------------------------------------------------------------- rollouts
+
+    def _generator(self, tokenizer) -> Generator:
+        """Make what samples: from the whole model here, or from a server's."""
+        # With adapters: the model in whose layers they are.
+        plain = self.whole.get_base_model() if self.arm.lora_rank else self.whole
+        if self.server:
+            client = VLLMClient(base_url=self.args.vllm_server_base_url)
+            return VllmServerGenerator(plain, tokenizer, client)
+        return build_generator(self.arm.generator, plain, tokenizer)
 
     def roll_out(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, list]:
         """Sample the batch of the next step together with the other processes; returns this one's rows."""
@@ -297,6 +300,11 @@ def _given_rewards(reward: list[float], **_) -> list[float]:
 
 
 def _check_processes(arm: PolicyArm) -> None:
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError(
+            "The policy's weights are gathered from FSDP2 or DeepSpeed only: set fsdp_version to 2, as in "
+            "zs_lib/launch/fsdp2.yaml."
+        )
     objective, processes = arm.objective, distributed.world_size()
     update = objective.minibatch_rollouts or arm.prompts_per_step * arm.group_size
     if update % processes:
