@@ -213,6 +213,11 @@ def _open_local(address: str | None, resources: Resources) -> Iterator[Executor]
     yield local(resources)
 
 
+def _devices(share: Share) -> dict[str, str]:
+    """Settings of a cluster's process, whose GPUs the cluster names; without any it must see none."""
+    return worker.settings(share.cpus, None if share.gpus else ())
+
+
 def _in_processes(job: dict, share: Share, gpus: int) -> dict:
     """The job, to be done by a process on each GPU."""
     return job | {"processes": max(1, gpus), "sharding": share.sharding}
@@ -339,7 +344,7 @@ def _settings(share: Share) -> dict[str, str]:
         for name, value in os.environ.items()
         if name.startswith("ZS_") and name != "ZS_SERVE_TOKEN"
     }
-    return own | {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | worker.settings(share.cpus)
+    return own | {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | _devices(share)
 
 
 @contextmanager
@@ -387,7 +392,7 @@ class _SlurmSlot(Slot):
 
         share = self.resources.of(job["kind"])
         executor = submitit.AutoExecutor(Path(job["store"], "slurm"), cluster=self.cluster)
-        settings = {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | worker.settings(share.cpus)
+        settings = {"PYTHONPATH": worker.environment()["PYTHONPATH"]} | _devices(share)
         executor.update_parameters(
             name=f"zs-{job['kind']}",
             timeout_min=60 * SLURM_HOURS,
