@@ -2,6 +2,10 @@
 and where they do not, the check says so."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ pytest.importorskip(
 from zs_lib import config, pipeline, qa
 from zs_lib.analysis.results import read_scores
 from zs_lib.config.arms import TRAINERS, EvaluationArm
+from zs_lib.config.paths import ROOT
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.errors import ModelError
 from zs_lib.models import vllm
@@ -195,6 +200,43 @@ def test_simulator_and_evaluation_by_vllm(tmp_path):
     assert [simulated.search([request], 3)[0]] * 2 == simulated.search([request, request], 3)
     arm = EvaluationArm.of_backbone(study.policy("search-r1"), study.evaluation)
     assert arm.generator == "vllm" and len(read_scores(pipeline.ensure(arm, 0, RunStore(tmp_path)))) >= 4
+
+
+TOGETHER = """
+import json, sys
+from zs_lib.models.load import build_generator, load_model
+from zs_lib.runs import distributed
+
+loaded = load_model("tiny-S-instruct")
+assert distributed.world_size() == 2
+generator = build_generator("vllm", loaded.model, loaded.tokenizer)
+generator.sync()
+prompts = [generator.encode_prompt(f"Question: what is the capital of {name}?\\n") for name in sys.argv[1:]]
+keys = [(i,) for i in range(len(prompts))]
+own = distributed.shard(list(zip(prompts, keys)))
+written = generator.generate([prompt for prompt, _ in own], [key for _, key in own], 8, 1.0)
+ids = distributed.unshard([completion.ids for completion in written])
+if distributed.is_main():
+    print(json.dumps(ids), flush=True)
+"""
+
+
+def test_two_processes_have_an_engine_each(generator, tmp_path):
+    """They write what one process writes, each its share; on GPUs each engine is on its process's own."""
+    names, script = ["Norway", "France", "Spain"], tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    told = subprocess.run(
+        [*launch, str(script), *names],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=600,
+    ).stdout
+    prompts = [generator.encode_prompt(f"Question: what is the capital of {name}?\n") for name in names]
+    alone = generator.generate(prompts, [(i,) for i in range(3)], 8, 1.0)
+    assert json.loads(told.strip().splitlines()[-1]) == [completion.ids for completion in alone]
 
 
 def test_the_benchmark_at_its_smallest():
