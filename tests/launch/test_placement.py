@@ -38,7 +38,7 @@ def test_what_a_job_gets_of_a_machine(share, cpus, gpus, taken, place):
 
 @pytest.mark.parametrize(
     ("named", "found"),
-    [("", ()), ("2, 0", ("2", "0")), ("GPU-5e,MIG-7", ("GPU-5e", "MIG-7")), ("1,-1,0", ("1",)), ("-1", ())],
+    [("", ()), ("2, 0", ("2", "0")), ("GPU-1e,MIG-7", ("GPU-1e", "MIG-7")), ("1,-1,0", ("1",)), ("-1", ())],
 )
 def test_gpus_are_those_that_the_environment_leaves(named, found, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from dataclasses import replace
 
@@ -11,7 +12,8 @@ import pytest
 from serve_fixtures import serving
 
 from zs_lib import cli, config, pipeline
-from zs_lib.errors import ConfigError
+from zs_lib.engines import client
+from zs_lib.errors import ConfigError, EngineError
 from zs_lib.launch.placement import Place
 from zs_lib.tools.serving.replicas import places
 
@@ -45,6 +47,18 @@ def test_heads_that_cannot_be_divided_among_gpus(capsys):
     )
     assert cli.main(["serve", "simulator", "--model", "tiny-S", "--port", "0", "--gpus", "2"]) == 1
     assert "Only vLLM divides a model among 2 GPUs" in capsys.readouterr().err
+
+
+def test_a_dead_server_is_one_error_before_any_step(store, monkeypatch):
+    monkeypatch.setattr(client.Service, "_pause", lambda *_: 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    arm = replace(STUDY.policy("zerosearch"), engine=f"openai:{url}", format_sft=None)
+    with pytest.raises(
+        EngineError, match=f"no answer .ConnectError. .4 attempts.; check that {url} is up and"
+    ):
+        pipeline.ensure(arm, 0, store)
+    assert store.get(arm, 0).metrics().empty
 
 
 def test_a_lost_replica_costs_no_step(store):

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 
 from zs_lib.config import Share
 
@@ -32,7 +33,8 @@ def visible_gpus() -> tuple[str, ...]:
         import torch
 
         return tuple(map(str, range(torch.cuda.device_count())))
-    return tuple(filter(None, map(str.strip, named.partition("-1")[0].split(","))))
+    # CUDA ignores what follows a -1.
+    return tuple(takewhile(lambda name: name not in ("", "-1"), map(str.strip, named.split(","))))
 
 
 def assign(share: Share, cpus: int, gpus: Sequence[str], taken: Iterable[Place] = ()) -> Place | None:
