@@ -206,10 +206,8 @@ def test_what_trl_cannot_do_or_does_otherwise_stands_under_its_policies():
         study = plan.Study(load_profile("tiny", changed | {"policy.trainer": "trl"}))
         return plan.describe(study, "H100-80GB", 1)
 
-    cannot = "policy 'zerosearch': TRL cannot subtract the baseline 'none'"
-    assert cannot in told(**{"objective.baseline": "none"}) and 'trainer = "own"' in told(
-        **{"objective.baseline": "none"}
-    )
+    cannot, bounded = "policy 'zerosearch': TRL cannot bound the KL of a token", {"objective.kl_max": 10.0}
+    assert cannot in told(**bounded) and 'trainer = "own"' in told(**bounded)
     assert cannot not in told() and "by TRL: " in told()
     assert "TRL" not in plan.describe(plan.Study(load_profile("tiny")), "H100-80GB", 1)
 
@@ -297,7 +295,7 @@ def test_whole_weights_of_7b_are_sharded_or_it_says_over_how_many():
     words = shlex.split(launch)
     assert words[words.index("--num_processes") + 1] == "4" and "zs_lib/launch/fsdp2.yaml" in words
     told = dict(words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "--set")
-    assert told["policy.trainer"] == "trl" and told["policy.objective.baseline"] == "group_mean"
+    assert told["policy.trainer"] == "trl" and told["policy.objective.kl_max"] == "0.0"
     values = {key: cli._setting(f"{key}={value}")[1] for key, value in told.items()}
     arm = load_profile("paper", values).policy(name.removeprefix("policy "))
     check_arm(arm)  # TRL trains it

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 LOSSES: dict[str, dict[str, Any]] = {
-    # Ours, by the same names: the same losses.
+    # Ours, by the same names: the same losses; REINFORCE with any baseline.
     "reinforce": {"loss_type": "dapo", "scale_rewards": "none"},
     "grpo": {"loss_type": "dapo"},
     "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
@@ -58,8 +58,6 @@ def check_arm(arm: PolicyArm) -> None:
     objective, batch = arm.objective, arm.prompts_per_step * arm.group_size
     pick("algorithm of the trainer 'trl'", objective.algorithm, LOSSES)
     cannot = []
-    if objective.algorithm == "reinforce" and objective.baseline != "group_mean":
-        cannot.append(f"subtract the baseline '{objective.baseline}' (only 'group_mean')")
     if objective.kl_max:
         cannot.append("bound the KL of a token (kl_max)")
     if arm.group_size < 2:

@@ -33,6 +33,7 @@ from zs_lib.models.load import LoadedModel, build_generator, lora_config
 from zs_lib.models.vllm import VllmServerGenerator
 from zs_lib.qa import Question
 from zs_lib.rl.learner import WEIGHT_DECAY, check_gradient, check_sampler_gap, learning_rate
+from zs_lib.rl.objectives import group_advantages
 from zs_lib.rl.rollout import token_budget
 from zs_lib.rl.train import Batch, Training, check_start, summarise
 from zs_lib.rl.trl import LOSSES, to_trl
@@ -154,9 +155,9 @@ class PolicyTrainer(GRPOTrainer):
         if prompts != [str(before + (first + i) // size) for i in range(len(prompts))]:
             raise AssertionError(f"TRL asks for the places {prompts} in step {step}")
         self.batch: Batch = self._sample(lambda: self.training.collect(step, self.last))
-        rows = slice(first, first + len(prompts))
-        rewards = self.batch.rewards.flatten()[rows].tolist()
-        trajectories = self.batch.trajectories[rows]
+        self.rows = slice(first, first + len(prompts))
+        rewards = self.batch.rewards.flatten()[self.rows].tolist()
+        trajectories = self.batch.trajectories[self.rows]
         return to_trl(trajectories, self.arm.objective.mask_documents) | {"reward": rewards}
 
     def _sample(self, work: Callable):
@@ -206,6 +207,9 @@ class PolicyTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
         output = super()._generate_and_score_completions(inputs)
+        if self.arm.objective.algorithm == "reinforce":  # TRL knows no baseline but the group's mean
+            whole = group_advantages(self.batch.rewards, self.arm.objective).flatten()
+            output["advantages"] = whole[self.rows].to(output["advantages"])
         self.advantages = self.accelerator.gather(output["advantages"]).tolist()
         return output
 

@@ -42,11 +42,7 @@ SHARDS = (2, 4, 8, 16, 32, 64)
 """Numbers of GPUs over which weights may be sharded."""
 LORA_RANK = 64
 """Rank of the adapters that are proposed where all weights do not fit."""
-TRL_SETTINGS = {
-    "policy.objective.baseline": "group_mean",
-    "policy.objective.kl_max": 0.0,
-    "policy.objective.minibatch_rollouts": 0,
-}
+TRL_SETTINGS = {"policy.objective.kl_max": 0.0, "policy.objective.minibatch_rollouts": 0}
 """What the paper's objective has and TRL's lacks, as TRL can have it."""
 SEARCHING = ("rag", "search", "search-o1")
 """The untrained methods that ask the engine."""
