@@ -29,9 +29,11 @@ import torch
 
 from zs_lib import config, protocol, qa
 from zs_lib.config import PolicyArm, paths
+from zs_lib.config.arms import TRAINERS
 from zs_lib.engines import build_engine
 from zs_lib.models.load import build_generator, load_generator, load_model
 from zs_lib.qa import Question
+from zs_lib.rl import trl_trainer
 from zs_lib.rl.batches import make_rows, micro_batches
 from zs_lib.rl.learner import Learner, token_logprobs, trained_states
 from zs_lib.rl.objectives import policy_loss
@@ -246,8 +248,14 @@ def steps(setting: Setting) -> Rows:
 
 
 def _our_steps(name: str, arm: PolicyArm, setting: Setting) -> list[float]:
+    return _trained(name, arm)[0]
+
+
+def _trained(name: str, arm: PolicyArm) -> tuple[list[float], pd.DataFrame]:
+    """Train by the arm's trainer: the times before its first step and after each, and the metrics."""
     questions = qa.load_questions(subset=arm.subsets, split="train")
     policy, engine, times = load_model(name), build_engine("bm25", split="train"), []
+    trainer = train if arm.trainer == "own" else trl_trainer.train
 
     def note(number: int, of: int, metrics: dict) -> None:
         times.append(synchronise())
@@ -255,8 +263,28 @@ def _our_steps(name: str, arm: PolicyArm, setting: Setting) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(Path(folder))
         times.append(synchronise())
-        store.complete(arm, 0, lambda run: train(run, arm, questions, policy, engine, note))
-    return times
+        run = store.complete(arm, 0, lambda run: trainer(run, arm, questions, policy, engine, note))
+        return times, run.metrics()
+
+
+def trainers(setting: Setting) -> Rows:
+    """Steps of GRPO by TRL as an arm's trainer, against our own loop's: the first have the same rollouts."""
+    name, case = setting.policy()
+    objective = replace(setting.arm.objective, algorithm="grpo")
+    first = {}
+    for trainer in TRAINERS:
+        arm = replace(setting.arm, steps=3, group_size=6, objective=objective, trainer=trainer)
+        times, metrics = _trained(name, arm)
+        first[trainer] = metrics.iloc[0]
+        yield case, trainer, "mean time of the later steps", (times[-1] - times[1]) / 2, "s"
+        yield case, trainer, "distance of the sampler", metrics["sampler_gap"].max(), "nats a token"
+    norms = [first[trainer]["grad_norm"] for trainer in TRAINERS]
+    error = abs(norms[0] - norms[1]) / max(norms[0], 1e-9)
+    yield case, "trl", "relative difference of the first gradient's norm", error, "share"
+    assert first["own"]["reward"] == first["trl"]["reward"], "the first rollouts differ"
+    assert error <= ROUNDING["float32"], (
+        f"TRL's gradient has another norm: {norms[1]:.4g}, not {norms[0]:.4g}"
+    )
 
 
 def _trl_steps(name: str, arm: PolicyArm, setting: Setting) -> list[float]:
@@ -376,7 +404,7 @@ def fsdp2(setting: Setting) -> Rows:
 
 
 PARTS: dict[str, Callable[[Setting], Rows]] = {
-    part.__name__: part for part in (gradients, bfloat16, fsdp2, ours, vllm, steps)
+    part.__name__: part for part in (gradients, bfloat16, fsdp2, trainers, ours, vllm, steps)
 }
 
 

@@ -15,7 +15,7 @@ SMALL = gpu.Setting("cpu", small=True)
 CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="it would be measured")
 
 
-@pytest.mark.parametrize("part", ["gradients", "bfloat16", "ours", "steps"])
+@pytest.mark.parametrize("part", ["gradients", "bfloat16", "trainers", "ours", "steps"])
 def test_a_part_measures(part, tmp_path):
     gpu.measure(part, SMALL, tmp_path)
     table = pd.read_csv(tmp_path / f"{part}.csv")
