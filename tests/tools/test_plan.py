@@ -206,8 +206,8 @@ def test_what_trl_cannot_do_or_does_otherwise_stands_under_its_policies():
         study = plan.Study(load_profile("tiny", changed | {"policy.trainer": "trl"}))
         return plan.describe(study, "H100-80GB", 1)
 
-    cannot, bounded = "policy 'zerosearch': TRL cannot bound the KL of a token", {"objective.kl_max": 10.0}
-    assert cannot in told(**bounded) and 'trainer = "own"' in told(**bounded)
+    cannot, uneven = "policy 'zerosearch': TRL cannot split", {"objective.minibatch_rollouts": 7}
+    assert cannot in told(**uneven) and 'trainer = "own"' in told(**uneven)
     assert cannot not in told() and "by TRL: " in told()
     assert "TRL" not in plan.describe(plan.Study(load_profile("tiny")), "H100-80GB", 1)
 

@@ -58,8 +58,6 @@ def check_arm(arm: PolicyArm) -> None:
     objective, batch = arm.objective, arm.prompts_per_step * arm.group_size
     pick("algorithm of the trainer 'trl'", objective.algorithm, LOSSES)
     cannot = []
-    if objective.kl_max:
-        cannot.append("bound the KL of a token (kl_max)")
     if arm.group_size < 2:
         cannot.append("learn from a group of one (group_size)")
     if objective.minibatch_rollouts and batch % objective.minibatch_rollouts:

@@ -12,6 +12,7 @@ of a minibatch are drawn, not in the batch's order; kl and clip_fraction are mea
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -216,11 +217,15 @@ class PolicyTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, *arguments, **more) -> tuple:
         found = super()._get_per_token_logps_and_entropies(*arguments, **more)
         self.logprobs: Tensor = found[0].detach()
+        if found[0].requires_grad and self.beta and self.arm.objective.kl_max:
+            reference = self.inputs["ref_per_token_logps"]
+            self.inputs["ref_per_token_logps"] = _bound_kl(found[0], reference, self.arm.objective.kl_max)
         return found
 
     def _compute_loss(self, model, inputs: dict) -> Tensor:
         """TRL's loss; measures the sampler's distance while the policy is still the one that sampled."""
-        loss = super()._compute_loss(model, inputs)
+        self.inputs = dict(inputs)  # a batch is used again
+        loss = super()._compute_loss(model, self.inputs)
         if self.state.global_step % self.updates == 0:
             gaps = (self.logprobs - inputs["sampling_per_token_logps"]).abs()
             gaps = gaps[(inputs["completion_mask"] * inputs["tool_mask"]).bool()]  # NaN: not the policy's
@@ -297,6 +302,15 @@ def _server_errors(server: str | None) -> Iterator[None]:
             f"The vLLM server {server} ({SERVER}) cannot be used: {error} Start it on other GPUs by `trl "
             "vllm-serve --model MODEL`, with the policy's backbone."
         ) from error
+
+
+def _bound_kl(logprobs: Tensor, reference: Tensor, most: float) -> Tensor:
+    """Move the reference where a token's k3 is beyond `most`, so that it is `most` and has no gradient."""
+    difference = reference - logprobs.detach()
+    at = math.sqrt(2 * most) if most < 1 else math.log(2 + most)  # to exp(at) - at - 1 = most, by Newton
+    for _ in range(20):
+        at -= (math.expm1(at) - at - most) / math.expm1(at)
+    return torch.where(torch.exp(difference) - difference - 1 > most, logprobs + at, reference)
 
 
 def _given_rewards(reward: list[float], **_) -> list[float]:
