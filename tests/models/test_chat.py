@@ -176,7 +176,8 @@ def test_vllm_is_served_without_the_models_settings_and_in_its_precision(tmp_pat
         said = dict(zip(options[::2], options[1::2], strict=True))
         assert said["--generation-config"] == "vllm" and said["--dtype"] == dtype
         assert ("--chat-template" in said) == (template is None)
-    assert serve._vllm_options(str(tmp_path / "float32"), "M", "bfloat16")[7] == "bfloat16"
+    asked = serve._vllm_options(str(tmp_path / "float32"), "M", "bfloat16")
+    assert asked[asked.index("--dtype") + 1] == "bfloat16"
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])

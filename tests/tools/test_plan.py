@@ -217,6 +217,8 @@ def test_commands_are_python_that_names_what_is_there():
         for stage in plan.stages(plan.Study(load_profile("paper")), roofline.gpu("H100-80GB"), cards):
             for line in stage.command.splitlines():
                 words = shlex.split(line)
+                if "serve" in words:
+                    assert words[words.index("--dtype") + 1] == "bfloat16"
                 if "python" in words:
                     code = words[words.index("python") + 2]
                     head, study, *_ = code.split("; ")

@@ -189,7 +189,8 @@ class OpenAIEngine(HttpEngine):
     """A simulator on any OpenAI-compatible server (vLLM, SGLang, Ollama, `zs serve simulator`).
 
     Prompted, sampled and read like `SimulatedEngine`, but with the server's randomness: it gets a `seed` that
-    is a function of the request's key (servers that know none ignore it). `tokens` as there.
+    is a function of the request's key (servers that know none ignore it). `tokens` as there. A server other
+    than ours refuses it if the model's template knows no system message (Gemma 2), for it gets an empty one.
     """
 
     def __init__(

@@ -253,6 +253,8 @@ def _vllm_options(weights: str, name: str, dtype: str) -> list[str]:
 
     from zs_lib.models.encoding import FIXED
     from zs_lib.models.load import stored_dtype
+    from zs_lib.models.vllm import CACHE_BYTES
+    from zs_lib.runs import distributed
 
     try:
         dtype = stored_dtype(weights) if dtype == "stored" else dtype
@@ -267,6 +269,8 @@ def _vllm_options(weights: str, name: str, dtype: str) -> list[str]:
     chat = (
         ["--default-chat-template-kwargs", json.dumps(FIXED)] if template else ["--chat-template", CONTENTS]
     )
+    if (kind := distributed.device().type) == "cpu":  # vLLM would take nearly all of the machine's memory
+        options += ["--kv-cache-memory-bytes", str(CACHE_BYTES[kind])]
     return [*options, "--dtype", dtype, *chat]
 
 
