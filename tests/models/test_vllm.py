@@ -7,8 +7,12 @@ import os
 import subprocess
 import sys
 
+import httpx
 import pytest
 import torch
+from arm_fixtures import prompted_simulator
+from chat_fixtures import template
+from serve_fixtures import serving
 
 pytest.importorskip(
     "vllm", reason="vLLM is not installed: `make test-vllm` installs it beside the rest, and runs these tests"
@@ -19,6 +23,8 @@ from zs_lib.analysis.results import read_scores
 from zs_lib.config.arms import TRAINERS, EvaluationArm
 from zs_lib.config.paths import ROOT
 from zs_lib.engines import SearchRequest, build_engine
+from zs_lib.engines.http import OpenAIEngine
+from zs_lib.engines.simulated import SYSTEM
 from zs_lib.errors import ModelError
 from zs_lib.models import vllm
 from zs_lib.models.decode import TransformersGenerator
@@ -247,3 +253,28 @@ def test_the_benchmark_at_its_smallest():
         "vLLM on the turns",
     }
     assert all(row["value"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3_2", None])
+def test_vllms_server_reads_the_tokens_that_are_read_in_process(name, tmp_path):
+    """Also without thoughts, with a date, and without a template; whatever the model's own settings."""
+    loaded = load_model("tiny-S-instruct")
+    loaded.tokenizer.chat_template = template(name) if name else None
+    loaded.model.generation_config.update(do_sample=True, temperature=0.01, top_k=1, repetition_penalty=1.9)
+    loaded.model.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)
+    arm = prompted_simulator("", temperature=0.0, max_tokens=12, thinking=name != "qwen3")
+    request = SearchRequest("capital of Norway", "where is it?", ("Oslo",), key=(3,))
+    generator = TransformersGenerator(loaded.model, loaded.tokenizer)
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "ZS_SERVE_TOKEN": ""}  # nobody reads its many messages
+    with serving("simulator", "--model", str(tmp_path), **quiet) as served:
+        body = OpenAIEngine(served.url, arm)._call([request], 5).body
+        prompt = generator.encode_prompt(body["messages"][1]["content"], SYSTEM, arm.thinking)
+        asked = {name: body[name] for name in body if name in ("model", "messages", "chat_template_kwargs")}
+        read = httpx.post(f"{served.url}/tokenize", json=asked, timeout=60).json()
+        answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60).json()
+        served.stop()  # by SIGTERM, which ends vLLM, too
+    assert read["tokens"] == prompt and answer["usage"]["prompt_tokens"] == len(prompt)
+    (ours,) = generator.generate([prompt], [(0,)], 12, 0.0, ("Doc 6",))
+    text = loaded.tokenizer.decode(ours.ids, skip_special_tokens=True)
+    assert answer["choices"][0]["message"]["content"].strip() == text.partition("Doc 6")[0].strip()
