@@ -297,7 +297,7 @@ def test_whole_weights_of_7b_are_sharded_or_it_says_over_how_many():
     words = shlex.split(launch)
     assert words[words.index("--num_processes") + 1] == "4" and "zs_lib/launch/fsdp2.yaml" in words
     told = dict(words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "--set")
-    assert told["policy.trainer"] == "trl" and told["policy.objective.kl_max"] == "0.0"
+    assert told["policy.trainer"] == "trl" and told["policy.objective.minibatch_rollouts"] == "160"
     values = {key: cli._setting(f"{key}={value}")[1] for key, value in told.items()}
     arm = load_profile("paper", values).policy(name.removeprefix("policy "))
     check_arm(arm)  # TRL trains it

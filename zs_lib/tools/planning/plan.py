@@ -42,8 +42,8 @@ SHARDS = (2, 4, 8, 16, 32, 64)
 """Numbers of GPUs over which weights may be sharded."""
 LORA_RANK = 64
 """Rank of the adapters that are proposed where all weights do not fit."""
-TRL_SETTINGS = {"policy.objective.kl_max": 0.0, "policy.objective.minibatch_rollouts": 0}
-"""What the paper's objective has and TRL's lacks, as TRL can have it."""
+TRL_SETTINGS = {"policy.objective.minibatch_rollouts": 160}
+"""TRL's minibatches are equal: two of 160 in place of 256 and 64."""
 SEARCHING = ("rag", "search", "search-o1")
 """The untrained methods that ask the engine."""
 USABLE = 0.95
