@@ -14,7 +14,6 @@ from study_fixtures import study_rows
 
 from zs_lib import config
 from zs_lib.analysis import results
-from zs_lib.config.values import digest
 from zs_lib.errors import DataError
 from zs_lib.launch.notebooks import NOTEBOOKS as FOLDER
 from zs_lib.pipeline import ensure
@@ -128,10 +127,6 @@ def test_a_suggested_override_changes_what_the_notebook_shows(number, overrides,
     config.load_profile("tiny", overrides)
     store, plain = suggestions
     monkeypatch.setenv("ZS_RUNS", str(store.root))
-    if "policy.objective.kl_coef" in overrides:  # in three steps, what it changes is a matter of chance
-        arms = [config.load_profile("smoke", each).policy("zerosearch") for each in ({}, overrides)]
-        assert digest(arms[0]) != digest(arms[1])
-        return
     trains = any(name.startswith("policy.") for name in overrides)
     faster = SCORED if number == "05" else FASTER if trains else {}
     if (number, *faster) not in plain:
