@@ -27,6 +27,7 @@ from zs_lib.evaluation.methods import METHODS
 from zs_lib.rl.curriculum import SCHEDULES
 from zs_lib.rl.rewards import REWARDS
 from zs_lib.runs import Run, RunStore, StepCallback, distributed, kind_of
+from zs_lib.runs.gpus import hold_gpu
 
 SIMULATOR_SEED = 0
 """Seed of the one run of a simulator that all policies share, as in the paper."""
@@ -40,7 +41,7 @@ def ensure(arm: Any, seed: int, store: RunStore, progress: StepCallback | None =
     progress bar on stderr.
 
     Raises:
-        ConfigError: a name in the arm stands in no table.
+        ConfigError: a name in the arm stands in no table, or another process trains on this one's GPU.
         ZeroSearchError: others, as the work and `RunStore.complete` raise them.
     """
     maker, found = MAKERS[type(arm)], store.get(arm, seed)
@@ -50,8 +51,10 @@ def ensure(arm: Any, seed: int, store: RunStore, progress: StepCallback | None =
     def work(run: Run) -> dict:
         for needed in needs(arm, seed):
             ensure(*needed, store)
-        quiet = progress is not None or not distributed.is_main()
         title = f"{kind_of(arm)} {arm.name} s{seed}"
+        if maker.together:  # it trains
+            hold_gpu(title)
+        quiet = progress is not None or not distributed.is_main()
         with tqdm(desc=title, unit=" steps", leave=False, disable=quiet or None) as bar:  # None: no terminal
             try:
                 return maker.make(run, arm, store, progress or partial(_show_step, bar))

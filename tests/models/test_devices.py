@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import tempfile
 import types
 from dataclasses import replace
 
 import pytest
 import torch
 from model_fixtures import tiny_model, tiny_tokenizer
-from run_fixtures import CountingArm
+from run_fixtures import PATHS, CountingArm
 
 from zs_lib import pipeline
 from zs_lib.errors import ConfigError, ModelError
 from zs_lib.models.load import build_generator
 from zs_lib.pipeline import Maker
-from zs_lib.runs import distributed
+from zs_lib.runs import distributed, gpus
 
 MEMORY = "CUDA out of memory. Tried to allocate 2 GiB. Process 7 has 70 GiB in use. If reserved, see …"
 
@@ -36,7 +39,37 @@ def test_each_process_has_its_vllm_engine_on_its_own_device(processes, backend, 
     assert given["distributed_executor_backend"] == backend
 
 
-def test_two_trainers_on_one_gpu(monkeypatch):
+HOLDER = """
+import sys
+from zs_lib.runs import gpus
+gpus.hold("H200 GPU-7", "policy zerosearch s3")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_trainings_that_were_started_apart_on_one_gpu(store, tmp_path, monkeypatch):
+    """Two real processes; the GPU is a name. The second trains once the first is killed."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(gpus, "RELEASE_S", 0)
+    monkeypatch.setattr(distributed, "device", lambda: torch.device("cuda"))
+    properties = types.SimpleNamespace(name="H200", uuid="GPU-7")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setitem(pipeline.MAKERS, CountingArm, replace(pipeline.MAKERS[CountingArm], together=True))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": os.environ | {"PYTHONPATH": PATHS}}
+    with subprocess.Popen([sys.executable, "-c", HOLDER], **pipes) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        taken = rf"GPU H200 GPU-7 is taken: process {holder.pid} \(policy zerosearch s3\) trains on it.*"
+        with pytest.raises(ConfigError, match=taken + "CUDA_VISIBLE_DEVICES.*resources"):
+            pipeline.ensure(CountingArm(), 0, store)
+        gpus.hold("H200 GPU-8", "another GPU")
+        holder.kill()
+    for seed in (0, 1):  # and it may make several, one after the other
+        assert pipeline.ensure(CountingArm(), seed, store).finished
+
+
+def test_more_processes_of_a_run_than_gpus(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
