@@ -20,7 +20,8 @@ SLOWEST = (
     "test_suggestions",
     "test_bench",
     "test_train",
-    "test_trl",
+    "test_trl_train",
+    "test_trl_rollouts",
     "test_serve",
     "test_figures",
 )

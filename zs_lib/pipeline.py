@@ -28,6 +28,7 @@ from zs_lib.rl.curriculum import SCHEDULES
 from zs_lib.rl.rewards import REWARDS
 from zs_lib.runs import Run, RunStore, StepCallback, distributed, kind_of
 from zs_lib.runs.gpus import hold_gpu
+from zs_lib.trl import losses
 
 SIMULATOR_SEED = 0
 """Seed of the one run of a simulator that all policies share, as in the paper."""
@@ -88,9 +89,12 @@ def _show_step(bar: tqdm, step: int, steps: int, metrics: dict) -> None:
 def check(arm: Any) -> None:
     """Raise ConfigError if a name in an arm, or in one that it needs, stands in no table; before any work."""
     if isinstance(arm, PolicyArm):
-        from zs_lib.rl import objectives, trl
+        if arm.trainer == "trl":
+            losses.check_arm(arm)
+        else:
+            from zs_lib.rl import objectives
 
-        trl.check_arm(arm) if arm.trainer == "trl" else objectives.algorithm(arm.objective)
+            objectives.algorithm(arm.objective)
         pick("reward", arm.reward, REWARDS)
         if arm.curriculum:
             pick("noise schedule", arm.curriculum.schedule, SCHEDULES)
@@ -226,7 +230,7 @@ def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallba
     from zs_lib.models.load import load_model
 
     if arm.trainer == "trl":
-        from zs_lib.rl.trl_trainer import train
+        from zs_lib.trl.train import train
     else:
         from zs_lib.rl.train import train
 

@@ -33,9 +33,10 @@ from zs_lib import config
 from zs_lib.launch import worker
 from zs_lib.models.load import LoadedModel
 from zs_lib.models.sft import fine_tune
-from zs_lib.rl import batches, trl_trainer
+from zs_lib.rl import batches
 from zs_lib.rl import train as own
 from zs_lib.runs import Run, RunStore, distributed
+from zs_lib.trl import train as trl_train
 
 batches.MICRO_BATCH_TOKENS = 96  # several micro-batches a step, so that there is something to share
 LIMIT_S = 600
@@ -73,7 +74,7 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
 
     def work(made: Run) -> dict:
         if name != "fine-tuning":
-            train = own.train if ARMS[name].trainer == "own" else trl_trainer.train
+            train = own.train if ARMS[name].trainer == "own" else trl_train.train
             return train(made, ARMS[name], QUESTIONS, load(backbone), LookupEngine(failing=0.05), progress)
         loaded, rng = LoadedModel(tiny_model(), tiny_tokenizer()), Random(0)
         rows = [
@@ -267,7 +268,7 @@ def shard_on_cpus() -> None:
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
-    begin, compute_loss = AcceleratorState.__init__, trl_trainer.PolicyTrainer._compute_loss
+    begin, compute_loss = AcceleratorState.__init__, trl_train.PolicyTrainer._compute_loss
 
     def begin_sharded(self, *given, fsdp_plugin=None, **more):
         begin(self, *given, fsdp_plugin=fsdp_plugin, **more)
@@ -280,7 +281,7 @@ def shard_on_cpus() -> None:
         return compute_loss(self, *given)
 
     AcceleratorState.__init__ = begin_sharded
-    trl_trainer.PolicyTrainer._compute_loss = tell_and_compute_loss
+    trl_train.PolicyTrainer._compute_loss = tell_and_compute_loss
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ from zs_lib.config.arms import TRAINERS
 from zs_lib.engines import build_engine
 from zs_lib.models.load import build_generator, load_generator, load_model
 from zs_lib.qa import Question
-from zs_lib.rl import trl_trainer
 from zs_lib.rl.batches import make_rows, micro_batches
 from zs_lib.rl.learner import Learner, token_logprobs, trained_states
 from zs_lib.rl.objectives import policy_loss
@@ -43,6 +42,7 @@ from zs_lib.rl.trajectory import Trajectory
 from zs_lib.runs import RunStore
 from zs_lib.runs.provenance import available_cores, provenance
 from zs_lib.tools.bench import rollouts, step
+from zs_lib.trl import train as trl_train
 
 LIMIT_S = 600
 """Seconds for all parts; one that does not fit into what is left is ended."""
@@ -255,7 +255,7 @@ def _trained(name: str, arm: PolicyArm) -> tuple[list[float], pd.DataFrame]:
     """Train by the arm's trainer: the times before its first step and after each, and the metrics."""
     questions = qa.load_questions(subset=arm.subsets, split="train")
     policy, engine, times = load_model(name), build_engine("bm25", split="train"), []
-    trainer = train if arm.trainer == "own" else trl_trainer.train
+    trainer = train if arm.trainer == "own" else trl_train.train
 
     def note(number: int, of: int, metrics: dict) -> None:
         times.append(synchronise())

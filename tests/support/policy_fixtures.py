@@ -10,6 +10,7 @@ import math
 import random
 from pathlib import Path
 
+import pytest
 import torch
 from arm_fixtures import objective
 from model_fixtures import tiny_llama, word_tokenizer
@@ -31,6 +32,14 @@ QUESTIONS = [
 
 PPO = objective("ppo", updates_per_batch=2)
 KL = objective(kl_coef=0.01, updates_per_batch=2)
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory) -> Path:
+    """The model that trainings of tests begin with."""
+    path = tmp_path_factory.mktemp("backbone")
+    save_backbone(path)
+    return path
 
 
 def save_backbone(path: Path) -> None:

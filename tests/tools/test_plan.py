@@ -18,8 +18,8 @@ from zs_lib.errors import ConfigError
 from zs_lib.models.generator import Generator
 from zs_lib.rl.learner import Learner
 from zs_lib.rl.trajectory import Trajectory
-from zs_lib.rl.trl import check_arm
 from zs_lib.tools.planning import plan
+from zs_lib.trl.losses import check_arm
 
 SMALL = Shape(layers=2, hidden=8, intermediate=16, heads=2, kv_heads=1, head_dim=4, vocab=100, tied=1)
 CARD = Gpu(memory=1e9, bandwidth=1000.0, flops=1e5, usd=2.0)
@@ -345,9 +345,9 @@ def test_our_loops_hours_and_vllms_stand_apart():
 
 def test_constants_are_those_of_who_uses_them():
     from zs_lib.models.vllm import CACHE_BYTES
-    from zs_lib.rl import trl_trainer
+    from zs_lib.trl.train import MICRO_BATCH_TOKENS
 
-    assert plan.TRL_MICRO_BATCH_TOKENS == trl_trainer.MICRO_BATCH_TOKENS
+    assert plan.TRL_MICRO_BATCH_TOKENS == MICRO_BATCH_TOKENS
     assert plan.VLLM_CACHE_BYTES == CACHE_BYTES["cuda"]
     assert set(roofline.DECODING) == set(GENERATORS)
 

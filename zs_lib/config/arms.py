@@ -20,7 +20,7 @@ GENERATORS = ("transformers", "vllm")
 """Samplers: our own loop on transformers' forward (`models.decode`), or vLLM (`models.vllm`)."""
 DTYPES = ("float32", "bfloat16")
 TRAINERS = ("own", "trl")
-"""What trains a policy: our own loop (`rl.train`), or TRL's under accelerate (`rl.trl_trainer`)."""
+"""What trains a policy: our own loop (`rl.train`), or TRL's under accelerate (`trl.train`)."""
 
 
 def _engine_among(*known: str) -> Check:
@@ -238,8 +238,8 @@ class ObjectiveConfig(Checked):
     """The objective of a policy update (`rl.objectives`)."""
 
     algorithm: str
-    """A name of `rl.objectives.ALGORITHMS`, or of `rl.trl.LOSSES` for the trainer "trl"; "reinforce" is the
-    paper's default."""
+    """A name of `rl.objectives.ALGORITHMS`, or of `trl.losses.LOSSES` for the trainer "trl"; "reinforce" is
+    the paper's default."""
     baseline: str
     """Baseline of REINFORCE, a name of `rl.objectives.BASELINES`; the other algorithms have their own."""
     clip: UnitInterval
@@ -316,7 +316,7 @@ class PolicyArm(WeightsConfig):
     """Sampler of the rollouts."""
     trainer: Annotated[str, among(*TRAINERS)] = added_later("own")
     """"own": short, exact, bit-identical when resumed; "trl": for sharded weights, and TRL's losses
-    (`rl.trl.LOSSES`)."""
+    (`trl.losses.LOSSES`)."""
     tracker: TrackerName = field(default="none", metadata=LABEL, compare=False)
     """As in `SimulatorArm`."""
 

@@ -10,7 +10,7 @@ a step's groups and computes the gradient of its share of the micro-batches; tra
 then gathered, so the result is that of one process, to float32 rounding.
 
 `minimal` is the same loop with nothing but the method. Left out on purpose: sharded weights (FSDP,
-DeepSpeed), which `trl_trainer` has, a replay buffer, an entropy bonus, a format reward.
+DeepSpeed), which `trl` has, a replay buffer, an entropy bonus, a format reward.
 """
 
 from __future__ import annotations

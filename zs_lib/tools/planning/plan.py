@@ -29,13 +29,14 @@ from zs_lib.errors import ConfigError
 from zs_lib.models.kv_cache import CAPACITY_BYTES
 from zs_lib.rl.batches import MICRO_BATCH_TOKENS
 from zs_lib.runs import RunStore
+from zs_lib.trl.losses import check_arm
 
 PROMPT, SIMULATOR_PROMPT, TURN, DOCUMENT = 180, 120, 120, 45
 """Tokens of a policy's prompt (Table 1), a simulator's (Table 2), a turn, and a document with its header."""
 SEARCHES = 1.0
 """Searches per rollout: the 64,000 queries of Table 8 over the paper's 64,000 rollouts."""
 TRL_MICRO_BATCH_TOKENS = 8192
-"""The same of TRL's trainer (`rl.trl_trainer`)."""
+"""The same of TRL's trainer (`trl.train`)."""
 VLLM_CACHE_BYTES = 16 << 30
 """Bytes of vLLM's KV cache on a GPU (`models.vllm`)."""
 SHARDS = (2, 4, 8, 16, 32, 64)
@@ -164,7 +165,7 @@ def sharded_memory(
     """Estimate the bytes on each GPU of a policy that TRL trains under FSDP2, by kind.
 
     Weights, reference, gradients and moments are float32 and sharded; a whole copy samples
-    (`rl.trl_trainer`).
+    (`trl.train`).
     """
     whole = replace(arm, dtype="float32", lora_rank=0)
     memory = training_memory(of, whole, max(tokens, TRL_MICRO_BATCH_TOKENS), reference)
@@ -401,8 +402,6 @@ def _policy(study: Study, arm: PolicyArm, gpu: Gpu, gpus: int) -> Stage:
 
 
 def _limits_of_trl(arm: PolicyArm) -> str:
-    from zs_lib.rl.trl import check_arm  # transformers, which no other plan needs
-
     try:
         check_arm(arm)
     except ConfigError as error:
@@ -415,8 +414,6 @@ def _limits_of_trl(arm: PolicyArm) -> str:
 
 def _trl_changes(arm: PolicyArm) -> tuple[dict, str]:
     """Find the overrides with which TRL trains an arm; else why it cannot."""
-    from zs_lib.rl.trl import check_arm  # torch
-
     objective = {key.rsplit(".", 1)[-1]: value for key, value in TRL_SETTINGS.items()}
     changed = replace(arm, trainer="trl", objective=replace(arm.objective, **objective))
     trainer = {"policy.trainer": "trl"}

@@ -1,6 +1,4 @@
-"""Our rollouts for TRL's `GRPOTrainer`, and its settings for an arm.
-
-An arm with `trainer = "trl"` is trained by `trl_trainer`. For people who have a trainer of their own:
+"""Our rollouts for a `GRPOTrainer` of your own.
 
     search = SearchRollouts(questions, engine, cfg, curriculum)
     GRPOTrainer(model, search.reward, args, train_dataset=search.dataset(), rollout_func=search)
@@ -15,10 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from zs_lib.config.arms import CurriculumConfig, PolicyArm, RolloutConfig
-from zs_lib.config.values import pick
+from zs_lib.config.arms import CurriculumConfig, RolloutConfig
 from zs_lib.engines import SearchEngine
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.models.generator import Generator
@@ -33,39 +30,6 @@ from zs_lib.rl.trajectory import Trajectory
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
-
-
-LOSSES: dict[str, dict[str, Any]] = {
-    # Ours, by the same names: the same losses; REINFORCE with any baseline.
-    "reinforce": {"loss_type": "dapo", "scale_rewards": "none"},
-    "grpo": {"loss_type": "dapo"},
-    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
-    "cispo": {"loss_type": "cispo"},
-    # Others of TRL, by its names; its page "Paper Index" has the papers.
-    "bnpo": {"loss_type": "bnpo"},
-    "dapo": {"loss_type": "dapo"},
-    "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence"},
-    "sapo": {"loss_type": "sapo"},
-    "vespo": {"loss_type": "vespo"},
-    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
-    "grpo_by_sequence": {"loss_type": "grpo"},  # its "grpo": a mean over rollouts of means over tokens
-}
-"""Algorithm of an arm with `trainer = "trl"` -> its settings of `trl.GRPOConfig`."""
-
-
-def check_arm(arm: PolicyArm) -> None:
-    """Check that TRL can train an arm; ConfigError, which says what it cannot do and what to change."""
-    objective, batch = arm.objective, arm.prompts_per_step * arm.group_size
-    pick("algorithm of the trainer 'trl'", objective.algorithm, LOSSES)
-    cannot = []
-    if arm.group_size < 2:
-        cannot.append("learn from a group of one (group_size)")
-    if objective.minibatch_rollouts and batch % objective.minibatch_rollouts:
-        cannot.append(f"split {batch} rollouts into minibatches of {objective.minibatch_rollouts}")
-    if cannot:
-        raise ConfigError(
-            f"policy '{arm.name}': TRL cannot {' or '.join(cannot)}: change that, or take trainer = \"own\"."
-        )
 
 
 def to_trl(trajectories: Sequence[Trajectory], mask_documents: bool = True) -> dict[str, list]:

@@ -16,8 +16,8 @@ from zs_lib.config.arms import CurriculumConfig
 from zs_lib.engines import SearchResult, build_engine
 from zs_lib.errors import ConfigError, DataError, EngineError
 from zs_lib.rl.rewards import reward
-from zs_lib.rl.trl import SearchRollouts
 from zs_lib.rng import uniform
+from zs_lib.trl.rollouts import SearchRollouts
 
 ARM = config.load_profile("tiny").policy("zerosearch")
 QUESTIONS = qa.load_questions(subset="natural", split="train")[:12]

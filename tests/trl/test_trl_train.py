@@ -20,10 +20,11 @@ from zs_lib.config.arms import CurriculumConfig
 from zs_lib.errors import ConfigError, ModelError, RunError
 from zs_lib.models.decode import TransformersGenerator
 from zs_lib.rl import train as own
-from zs_lib.rl import trl, trl_trainer
 from zs_lib.rl.learner import Learner
 from zs_lib.rl.objectives import kl_k3
 from zs_lib.runs import RunStore
+from zs_lib.trl import losses
+from zs_lib.trl import train as trl_train
 
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 """Float32's, after a few steps of Adam, which divides small gradients by small numbers."""
@@ -34,7 +35,7 @@ THREE_STEPS = arm(engine="bm25", learning_rate=2e-4, steps=3, trainer="trl")
 
 def made(backbone, folder, arm, engine=None, progress=None):
     """The run of an arm by its own trainer."""
-    train = trl_trainer.train if arm.trainer == "trl" else own.train
+    train = trl_train.train if arm.trainer == "trl" else own.train
 
     def work(run):
         return train(run, arm, QUESTIONS, load(backbone), engine or LookupEngine(), progress)
@@ -112,9 +113,9 @@ def test_gradients_equal_our_own(name, kl, backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Learner, "_optimizer_step", lambda self: (keep("own", self.parameters.items()), step(self))
     )
-    make = trl_trainer.PolicyTrainer.__init__
+    make = trl_train.PolicyTrainer.__init__
     monkeypatch.setattr(
-        trl_trainer.PolicyTrainer,
+        trl_train.PolicyTrainer,
         "__init__",
         lambda self, *given: (make(self, *given), self.add_callback(Keep()), None)[-1],
     )
@@ -135,7 +136,7 @@ def test_a_bounded_kl_is_the_bound_without_a_gradient(most):
     reference = torch.tensor([-1.0001, -0.1, -30.0, -0.5])
     ours = logprobs.detach().clone().requires_grad_()
     expected = kl_k3(ours, reference, most)
-    found = kl_k3(logprobs, trl_trainer._bound_kl(logprobs, reference, most))  # as TRL computes it
+    found = kl_k3(logprobs, trl_train._bound_kl(logprobs, reference, most))  # as TRL computes it
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     found.sum().backward()
     expected.sum().backward()
@@ -175,7 +176,7 @@ def test_a_run_that_breaks_off_when_it_is_trained_only_finishes(backbone, tmp_pa
     changed = replace(THREE_STEPS, steps=2)
     whole = made(backbone, tmp_path / "whole", changed)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(trl_trainer, "summarise", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(trl_train, "summarise", lambda *_: (_ for _ in ()).throw(Killed))
         made(backbone, tmp_path / "cut", changed)
     seen = []
     resumed = made(backbone, tmp_path / "cut", changed, progress=lambda *event: seen.append(event))
@@ -186,9 +187,9 @@ def test_a_run_that_breaks_off_when_it_is_trained_only_finishes(backbone, tmp_pa
 def test_minibatches_are_optimizer_steps_of_one_batch(backbone, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        trl_trainer.PolicyTrainer,
+        trl_train.PolicyTrainer,
         "_compute_loss",
-        lambda self, model, inputs, compute=trl_trainer.PolicyTrainer._compute_loss: (
+        lambda self, model, inputs, compute=trl_train.PolicyTrainer._compute_loss: (
             seen.append((self.state.global_step, len(inputs["prompt_ids"]))),
             compute(self, model, inputs),
         )[-1],
@@ -207,11 +208,11 @@ def test_losses_of_trl_train(name, backbone, tmp_path):
     assert any(not torch.equal(weights(run)[n], start[n]) for n in start)
 
 
-@pytest.mark.parametrize("name", trl.LOSSES)
+@pytest.mark.parametrize("name", losses.LOSSES)
 def test_every_loss_has_settings_that_trl_takes(name, tmp_path):
     changed = replace(THREE_STEPS, objective=objective(name))
-    args = trl_trainer._config(SimpleNamespace(path=tmp_path, seed=0), changed, on_cpu=True)
-    assert trl.LOSSES[name].items() <= vars(args).items()
+    args = trl_train._config(SimpleNamespace(path=tmp_path, seed=0), changed, on_cpu=True)
+    assert losses.LOSSES[name].items() <= vars(args).items()
     assert args.epsilon_high == (1.2 if name == "cispo" else None) and args.epsilon == 0.2
 
 
@@ -247,9 +248,9 @@ def test_a_sampler_with_other_weights_is_an_error(backbone, tmp_path, monkeypatc
 
 
 def test_a_gradient_that_is_not_finite_is_an_error(backbone, tmp_path, monkeypatch):
-    compute = trl_trainer.PolicyTrainer._compute_loss
+    compute = trl_train.PolicyTrainer._compute_loss
     monkeypatch.setattr(
-        trl_trainer.PolicyTrainer, "_compute_loss", lambda *given: compute(*given) * float("nan")
+        trl_train.PolicyTrainer, "_compute_loss", lambda *given: compute(*given) * float("nan")
     )
     with pytest.raises(RunError, match="not finite at step 1"):
         made(backbone, tmp_path, THREE_STEPS)
@@ -259,7 +260,7 @@ def test_memory_that_runs_out_is_a_model_error(backbone, tmp_path, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(trl_trainer.PolicyTrainer, "_compute_loss", fail)
+    monkeypatch.setattr(trl_train.PolicyTrainer, "_compute_loss", fail)
     with pytest.raises(ModelError, match="gradient_checkpointing"):
         made(backbone, tmp_path, THREE_STEPS)
 
@@ -323,8 +324,8 @@ def served(monkeypatch, backbone):
     """An arm whose rollouts come from a server, and that server once it is asked."""
     Server.tokenizer = load(backbone).tokenizer
     monkeypatch.setattr(grpo_trainer, "VLLMGeneration", Server)
-    monkeypatch.setattr(trl_trainer, "VLLMClient", lambda base_url: Server.last)
-    monkeypatch.setenv(trl_trainer.SERVER, "http://elsewhere:8000")
+    monkeypatch.setattr(trl_train, "VLLMClient", lambda base_url: Server.last)
+    monkeypatch.setenv(trl_train.SERVER, "http://elsewhere:8000")
     return replace(THREE_STEPS, generator="vllm", objective=objective("grpo", sampler_ratio_max=3.0))
 
 
@@ -346,22 +347,22 @@ def test_a_vllm_server_that_is_dead_or_dies_is_a_model_error(served, backbone, t
         patch.setattr(Server, "sync_weights", refuse)
         made(backbone, tmp_path, served)
     monkeypatch.undo()
-    monkeypatch.setenv(trl_trainer.SERVER, "http://127.0.0.1:9")
-    monkeypatch.setattr(trl_trainer, "SERVER_WAIT_S", 0)
+    monkeypatch.setenv(trl_train.SERVER, "http://127.0.0.1:9")
+    monkeypatch.setattr(trl_train, "SERVER_WAIT_S", 0)
     with pytest.raises(ModelError, match="http://127.0.0.1:9 .ZS_VLLM_SERVER. cannot be used"):
         made(backbone, tmp_path, served)
 
 
 def test_processes_that_cannot_share_an_update_are_refused(monkeypatch):
-    monkeypatch.setattr(trl_trainer.distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(trl_train.distributed, "world_size", lambda: 4)
     with pytest.raises(ConfigError, match="18 rollouts: 4 processes"):
-        trl_trainer._check_processes(THREE_STEPS)
-    monkeypatch.setattr(trl_trainer.distributed, "model_is_sharded", lambda: True)
+        trl_train._check_processes(THREE_STEPS)
+    monkeypatch.setattr(trl_train.distributed, "model_is_sharded", lambda: True)
     with pytest.raises(ConfigError, match="LoRA"):
-        trl_trainer._check_processes(replace(THREE_STEPS, prompts_per_step=2, lora_rank=4))
+        trl_train._check_processes(replace(THREE_STEPS, prompts_per_step=2, lora_rank=4))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="fsdp_version to 2"):
-        trl_trainer._check_processes(THREE_STEPS)
+        trl_train._check_processes(THREE_STEPS)
 
 
 def test_an_arm_of_a_profile_is_trained_through_the_pipeline(store):

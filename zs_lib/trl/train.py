@@ -1,12 +1,12 @@
 """RL training of a policy by TRL's GRPOTrainer, under accelerate: `policy.trainer = "trl"`.
 
 TRL has the model, the loss, the optimizer and its checkpoints; sharded weights (FSDP2, DeepSpeed ZeRO-3) and
-mixed precision are accelerate's, by `launch/*.yaml`. The rest is as in `train`: the questions of a step,
+mixed precision are accelerate's, by `launch/*.yaml`. The rest is as in `rl.train`: the questions of a step,
 rollouts, engine, curriculum, reward and everything that is logged. A row of TRL's data set is the place of a
 question in the training, so that the training is one epoch, and a resumed one goes on where it was.
 
-What differs from `train`: a batch of zero-variance groups still moves the weights, by AdamW's momentum; rows
-of a minibatch are drawn, not in the batch's order; kl and clip_fraction are means over micro-batches.
+What differs from `rl.train`: a batch of zero-variance groups still moves the weights, by AdamW's momentum;
+rows of a minibatch are drawn, not in the batch's order; kl and clip_fraction are means over micro-batches.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ from zs_lib.rl.learner import WEIGHT_DECAY, check_gradient, check_sampler_gap, l
 from zs_lib.rl.objectives import group_advantages
 from zs_lib.rl.rollout import token_budget
 from zs_lib.rl.train import Batch, Training, check_start, summarise
-from zs_lib.rl.trl import LOSSES, to_trl
 from zs_lib.runs import Run, StepCallback, distributed
 from zs_lib.runs.interrupts import between_steps
+from zs_lib.trl.losses import LOSSES
+from zs_lib.trl.rollouts import to_trl
 
 MICRO_BATCH_TOKENS = 8192
 """Tokens of one forward and backward pass, if all rows were of full length; at least one row."""
