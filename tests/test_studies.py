@@ -6,6 +6,7 @@ from dataclasses import fields
 import pytest
 
 from zs_lib import config, protocol, studies
+from zs_lib.config.arms import EvaluationArm
 from zs_lib.config.values import digest, identity
 from zs_lib.errors import ConfigError
 
@@ -20,6 +21,21 @@ def test_every_profile_has_every_study(name):
     assert {arm for study in studies.STUDIES for arm in studies.study_arms(profile, study).values()} <= set(
         whole.policies
     )
+
+
+def test_variations_are_selected_by_name_and_no_part_of_the_whole_study():
+    profile = config.load_profile("tiny")
+    chosen = studies.select(profile, *studies.VARIATIONS).policies
+    assert len(chosen) > len(profile.policies) + len(studies.VARIATIONS)
+    assert not set(chosen[len(profile.policies) :]) & set(studies.full(profile).policies)
+
+
+def test_what_rollouts_of_a_group_share_makes_no_other_evaluation_of_the_backbone():
+    """Else baselines that stand in the record would be made again."""
+    arms = studies.study_arms(config.load_profile("tiny"), "draws").values()
+    assert len({digest(arm) for arm in arms}) == 3
+    cfg = config.load_profile("tiny").evaluation
+    assert len({digest(EvaluationArm.of_backbone(arm, cfg)) for arm in arms}) == 1
 
 
 def test_a_variant_differs_in_what_its_name_says():
@@ -62,6 +78,7 @@ TREATMENTS = {
     "masks": {"objective.mask_documents"},
     "engines": SEARCH | {"real_share"},
     "lengths": {"steps"},
+    "draws": {"rollout.draws"},
 }
 """What each table is about: in nothing else may its rows differ."""
 BACKBONES = {"backbone", "curriculum.p_start", "curriculum.p_end"}
@@ -91,7 +108,7 @@ def differences(rows: dict) -> set[str]:
 
 
 @pytest.mark.parametrize("name", config.profiles())
-@pytest.mark.parametrize("study", studies.STUDIES)
+@pytest.mark.parametrize("study", studies.STUDIES | studies.VARIATIONS)
 def test_rows_differ_in_what_their_table_is_about_and_in_nothing_else(name, study):
     rows = studies.study_arms(config.load_profile(name), study)
     if study != "methods":

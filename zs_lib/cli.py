@@ -232,7 +232,7 @@ def _train(args: argparse.Namespace) -> None:
     option(
         "--only",
         metavar="STUDY,…",
-        help=f"the profile's own arms and these studies': {', '.join(studies.STUDIES)}",
+        help=f"the profile's own arms and these studies': {', '.join(studies.STUDIES | studies.VARIATIONS)}",
     ),
     SET,
     option("--gpu", default="A100-80GB", metavar="NAME", help="a GPU of data/gpus.csv"),

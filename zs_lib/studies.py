@@ -128,8 +128,21 @@ STUDIES: dict[str, Callable[[Profile], Rows]] = {
 }
 
 
+def draws(profile: Profile) -> Rows:
+    """Share noise and documents among the rollouts of a question, by turn or by query, or not at all."""
+    main = profile.policy(MAIN)
+    return {
+        f"draws by {shared}": variant(main, "draws", shared, rollout={"draws": shared})
+        for shared in ("rollout", "group", "query")
+    }
+
+
+VARIATIONS: dict[str, Callable[[Profile], Rows]] = {study.__name__: study for study in (draws,)}
+"""Research beyond the paper's tables, known to `select` by name; `full` leaves it out."""
+
+
 def study_arms(profile: Profile, name: str) -> Rows:
-    """List the rows of a study of STUDIES: label → arm.
+    """List the rows of a study of STUDIES or VARIATIONS: label → arm.
 
     An arm of the profile replaces a variant of the same content or name (a backbone with its own noise).
 
@@ -137,7 +150,7 @@ def study_arms(profile: Profile, name: str) -> Rows:
         ConfigError: no study has this name, or the profile lacks a core arm.
     """
     own = {arm.name: arm for arm in profile.policies} | {digest(arm): arm for arm in profile.policies}
-    made = pick("study", name, STUDIES)(profile)
+    made = pick("study", name, STUDIES | VARIATIONS)(profile)
     return {label: own.get(arm.name) or own.get(digest(arm)) or arm for label, arm in made.items()}
 
 

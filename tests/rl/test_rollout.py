@@ -183,6 +183,75 @@ def test_noise_is_asked_for_with_its_probability_and_by_key():
         )
 
 
+def searches_twice(context, key):
+    """A policy that searches for "a" (the last rollout of a group of three: "b"), for "a", and answers."""
+    turn = context.count("<information>Doc")
+    return (
+        f"<search> {'b' if key[3] == 2 and turn == 0 else 'a'} </search>"
+        if turn < 2
+        else "<answer> x </answer>"
+    )
+
+
+def groups(draws: str, count: int, engine: Engine, first: int = 0):
+    """Groups of three rollouts, and their searches as {(question, turn): [(query, noisy, documents)]}."""
+    keys = [(7, 1, p, g) for p in range(first, first + count) for g in range(3)]
+    questions = [Question(str(p), f"land {p}?", ("city",)) for _, _, p, _ in keys]
+    cfg = replace(CFG, draws=draws)
+    done = rollout(questions, ScriptedGenerator(searches_twice), engine, cfg, keys, 0.5)
+    found: dict[tuple, list] = {}
+    for (_, _, p, _), trajectory in zip(keys, done, strict=True):
+        for turn, one in enumerate(trajectory.turns[:2]):
+            found.setdefault((p, turn), []).append((one.query, one.noisy, one.documents))
+    return done, found
+
+
+def drawn(request):
+    """A document that shows what it is drawn from."""
+    return SearchResult.of([f"{request.noisy} {','.join(map(str, request.key))}"])
+
+
+def test_rollouts_draw_noise_and_documents_alone_or_with_their_group_or_by_query():
+    engines = {draws: Engine(drawn) for draws in ("rollout", "group", "query")}
+    found = {draws: groups(draws, 40, engine)[1] for draws, engine in engines.items()}
+    asked = {draws: sum(map(len, engine.batches)) for draws, engine in engines.items()}
+
+    assert asked["rollout"] == 40 * 6
+    first = [one for (_, turn), three in found["rollout"].items() if turn == 0 for one in three]
+    assert 40 < sum(noisy for _, noisy, _ in first) < 80 and len({shown for *_, shown in first}) == 120
+
+    changed = 0  # questions whose second turn has another noise than the first, so that "a" is asked again
+    for p in range(40):
+        (a, same, b), (again, *others) = found["group"][p, 0], found["group"][p, 1]
+        assert a == same and others == [again, again] and a[1] == b[1] and a[2] != b[2]
+        assert (again[2] == a[2]) == (again[1] == a[1])
+        changed += again[1] != a[1]
+    assert 10 < changed < 30 and asked["group"] == 40 * 2 + changed
+
+    assert asked["query"] == 40 * 2 and len(engines["query"].batches) == 1
+    apart = 0
+    for p in range(40):
+        (a, same, b), second = found["query"][p, 0], found["query"][p, 1]
+        assert [a, same, a, a, a] == [a, a, *second] and b[2] != a[2]
+        apart += a[1] != b[1]
+    assert 10 < apart < 30  # each query has a noise of its own
+
+
+@pytest.mark.parametrize("draws", ["group", "query"])
+def test_a_group_is_the_same_whoever_else_is_rolled_out(draws):
+    together, alone = groups(draws, 6, Engine(drawn))[0], groups(draws, 2, Engine(drawn), first=4)[0]
+    assert alone == together[12:]
+
+
+def test_a_failed_search_fails_for_all_who_ask_and_may_be_asked_again():
+    engine = Engine(
+        lambda r: drawn(r) if len(engine.batches) > 1 or r.query == "b" else SearchResult.failed("x")
+    )
+    done, _ = groups("query", 1, engine)
+    assert [t.stop_reason for t in done] == ["engine_failed", "engine_failed", "answer"]
+    assert [[r.query for r in batch] for batch in engine.batches] == [["a", "b"], ["a"]]
+
+
 def test_turns_of_a_rollout_share_their_kv_cache_and_rollouts_do_not():
     policy = ScriptedGenerator(searches_then_answers)
     rollout(QUESTIONS, policy, Engine(), CFG, KEYS)

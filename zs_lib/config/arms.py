@@ -60,6 +60,10 @@ class RolloutConfig(Checked):
     """A thinking model (Qwen 3) thinks, as its chat template lets it; its thoughts are trained as all that it
     writes, and tags inside them are no actions. False: the template is told enable_thinking = false. Other
     models' `<think>` is the protocol's, and this is without effect."""
+    draws: Annotated[str, among("rollout", "group", "query")] = added_later("rollout")
+    """What shares a draw in a step. "rollout": nothing, each search has its own noise and documents, as in
+    the original. "group": the rollouts of a question share the noise of a turn, and equal requests (query,
+    noisy or not) are answered once. "query": equal queries share their noise, too, whatever the turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,7 +419,8 @@ class EvaluationArm:
             backbone=arm.backbone,
             engine="none" if arm.engine == "none" else cfg.engine,
             questions_per_subset=cfg.questions_per_subset,
-            rollout=replace(arm.rollout, temperature=0.0, num_documents=cfg.num_documents),
+            # one rollout a question: nothing is shared
+            rollout=replace(arm.rollout, temperature=0.0, num_documents=cfg.num_documents, draws="rollout"),
             dtype=arm.dtype,
             benchmark=arm.benchmark,
             generator=cfg.generator,

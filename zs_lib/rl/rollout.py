@@ -83,12 +83,14 @@ class _Rollout:
 
     def request(self, turn: int, noise_probability: float) -> SearchRequest:
         """Make the request for the search that the newest turn asks for."""
+        query = self.turns[-1].action.text
+        noise, documents = draw_keys(self.cfg.draws, self.key, turn, query)
         return SearchRequest(
-            query=self.turns[-1].action.text,
+            query=query,
             question=self.question.question,
             golden_answers=self.question.golden_answers,
-            noisy=uniform(self.key, turn, "noise") < noise_probability,
-            key=(*self.key, turn, "search"),
+            noisy=uniform(*noise, "noise") < noise_probability,
+            key=documents,
         )
 
     def receive(self, request: SearchRequest, result: SearchResult, later: int) -> None:
@@ -132,6 +134,18 @@ class _Rollout:
         return Trajectory(self.question, *tokens, tuple(self.turns), self.stop_reason, self.answer)
 
 
+def draw_keys(draws: str, key: Key, turn: int, query: str) -> tuple[tuple[Key, int], Key]:
+    """Make the key and counter of a search's noise, and the key of its documents (`RolloutConfig.draws`).
+
+    `key` is the rollout's, whose last entry tells it from the others of its group.
+    """
+    if draws == "rollout":
+        return (key, turn), (*key, turn, "search")
+    group = key[:-1]
+    noise = (group, turn) if draws == "group" else ((*group, query), 0)
+    return noise, (*group, "search", query)
+
+
 def rollout(
     questions: Sequence[Question],
     generator: Generator,
@@ -161,6 +175,7 @@ def rollout(
             one.lead = protocol.tag("think")  # a thought that the chat template opened (DeepSeek-R1)
         rollouts.append(one)
     last = cfg.max_searches if engine else 0
+    answers: dict[SearchRequest, SearchResult] = {}
     kv_cache = generator.new_cache()  # of this call only: before the next one, the weights may change
     for turn in range(last + 1):
         for one in rollouts:
@@ -175,7 +190,7 @@ def rollout(
         going = [one for one in going if one.stop_reason is None]
         searching = [one for one in going if one.turns[-1].action.kind == "search"]
         requests = [one.request(turn, noise_probability) for one in searching]
-        results = _search(engine, requests, cfg.num_documents) if requests else []
+        results = _search(engine, requests, cfg.num_documents, answers)
         for one, request, result in zip(searching, requests, results, strict=True):
             one.receive(request, result, later=last - turn - 1)
     return [one.finish() for one in rollouts]
@@ -224,17 +239,27 @@ def token_budget(cfg: RolloutConfig, searches: bool) -> int:
     return cfg.max_turn_tokens * (cfg.max_searches + 1 if searches else 1)
 
 
-def _search(engine: SearchEngine, requests: list[SearchRequest], num_documents: int) -> list[SearchResult]:
-    """Search; an engine that raises has failed each request.
+def _search(
+    engine: SearchEngine | None,
+    requests: list[SearchRequest],
+    num_documents: int,
+    answers: dict[SearchRequest, SearchResult],
+) -> list[SearchResult]:
+    """Search: equal requests once, those with `answers` not at all; an engine that raises has failed each.
 
     A spent budget is raised instead: to go on would be to learn only from the rollouts that searched first.
     """
+    asked = [request for request in dict.fromkeys(requests) if request not in answers]
     try:
-        return engine.search(requests, num_documents)
+        results = engine.search(asked, num_documents) if asked else []
     except BudgetError:
         raise
     except EngineError as error:
-        return [SearchResult.failed(error)] * len(requests)
+        results = [SearchResult.failed(error)] * len(asked)
+    found = dict(zip(asked, results, strict=True))
+    # A search that failed may be asked again in a later turn.
+    answers.update({request: result for request, result in found.items() if result.status != "failed"})
+    return [found.get(request) or answers[request] for request in requests]
 
 
 def cut_documents(
