@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Literal
 
 from zs_lib.errors import ConfigError
@@ -26,8 +27,6 @@ new information. After reasoning, if you find you lack some knowledge, you can c
 you can directly provide the answer inside <answer> and </answer> without detailed illustrations. \
 For example, <answer> Beijing </answer>. Question: {question}
 """
-
-
 # Without a search tool: as Search-R1 prompts its R1, a process of reasoning and then the answer.
 NO_SEARCH_TEMPLATE = """\
 Answer the given question. You must conduct reasoning inside <think> and </think> first. After reasoning, \
@@ -38,7 +37,6 @@ DIRECT_TEMPLATE = """\
 Answer the given question. Directly provide the answer inside <answer> and </answer>, a name or a few words, \
 without reasoning or detailed illustrations. For example, <answer> Beijing </answer>. Question: {question}
 """
-
 
 # The paper's Table 2. `keyword` is "useful" or "noisy", and nothing else tells the two kinds of prompt apart.
 PAPER_SIMULATOR_TEMPLATE = """\
@@ -53,7 +51,6 @@ Query: {query}
 """
 # The released code puts the question into quotes: so its published simulators know the prompt.
 ORIGINAL_SIMULATOR_TEMPLATE = PAPER_SIMULATOR_TEMPLATE.replace("{question}", '"{question}"')
-
 # For backbones of a few million parameters: they read a format, not instructions, and each token costs time.
 SHORT_SIMULATOR_TEMPLATE = """\
 Simulate search. Query: {query}
@@ -61,8 +58,6 @@ Question: {question}
 Answer: {answer}
 {keyword} documents:
 """
-
-
 # For simulators that are not fine-tuned, in the manner of the original's, in our own words: with an example
 # in each prompt; the noisy one knows neither question nor answer, so that it has no answer to leak.
 _EXAMPLE_QUERY = "Hubble Space Telescope launch year"
@@ -90,36 +85,24 @@ let them practise every step with bulky gloves and special tools.
 Doc 5: Debates about the cost of great observatories return with every new project, and supporters point to \
 the discoveries that nobody had planned when the money was granted.
 """
-USEFUL_DEMONSTRATION_TEMPLATE = """\
+_DEMONSTRATION_TEMPLATE = """\
 You are the Google search engine.
-Given a query, you need to generate {count} useful documents for the query, in the style of the example.
+Given a query, you need to generate {count} %s documents for the query, in the style of the example.
 
 Example:
 Query: {example_query}
-Useful Output:
+{Keyword} Output:
 {example}
+%s
+Write the documents alone, in English, and no other text.
+
+Query: {query}
+{Keyword} Output:
+"""
+_USEFUL_TASK = """\
 The user is trying to answer the question: {question} whose answer is {answer}.
-The documents should help the user to find the answer, and each should contain about 30 words.
-Write the documents alone, in English, and no other text.
-
-Query: {query}
-Useful Output:
-"""
-NOISY_DEMONSTRATION_TEMPLATE = """\
-You are the Google search engine.
-Given a query, you need to generate {count} related but noisy documents for the query, in the style of the \
-example.
-
-Example:
-Query: {example_query}
-Noisy Output:
-{example}
-Each document should contain about 30 words of related but noisy information.
-Write the documents alone, in English, and no other text.
-
-Query: {query}
-Noisy Output:
-"""
+The documents should help the user to find the answer, and each should contain about 30 words."""
+_NOISY_TASK = "Each document should contain about 30 words of related but noisy information."
 _QUESTION = "Question: {question}\n"
 POLICY_TEMPLATES = {
     "paper": PAPER_POLICY_TEMPLATE,
@@ -137,9 +120,9 @@ SIMULATOR_TEMPLATES = {
     "paper": PAPER_SIMULATOR_TEMPLATE,
     "original": ORIGINAL_SIMULATOR_TEMPLATE,
     "short": SHORT_SIMULATOR_TEMPLATE,
-    "demonstration": USEFUL_DEMONSTRATION_TEMPLATE,
+    "demonstration": _DEMONSTRATION_TEMPLATE % ("useful", _USEFUL_TASK),
 }
-NOISY_TEMPLATES = {"demonstration": NOISY_DEMONSTRATION_TEMPLATE}
+NOISY_TEMPLATES = {"demonstration": _DEMONSTRATION_TEMPLATE % ("related but noisy", _NOISY_TASK)}
 """Prompts for noisy documents, where more than the keyword differs."""
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TAG = re.compile(r"</?(?:think|search|information|answer)>")
@@ -222,19 +205,9 @@ def end_tag(name: str) -> str:
     return f"</{name}>"
 
 
-def format_think(thought: str) -> str:
-    """Write a thought as the policy does: "<think> … </think>"."""
-    return f"{tag('think')} {thought} {end_tag('think')}"
-
-
-def format_search(query: str) -> str:
-    """Write a search as the policy does: "<search> … </search>"."""
-    return f"{tag('search')} {query} {end_tag('search')}"
-
-
-def format_answer(answer: str) -> str:
-    """Write an answer as the policy does: "<answer> … </answer>"."""
-    return f"{tag('answer')} {answer} {end_tag('answer')}"
+def tagged(name: str, text: str) -> str:
+    """Write a thought, search or answer as the policy does: tagged("search", …) is "<search> … </search>"."""
+    return f"{tag(name)} {text} {end_tag(name)}"
 
 
 @dataclass(frozen=True)
@@ -288,7 +261,8 @@ def parse_documents(text: str, k: int) -> list[str]:
     `Doc 0`, or where a number repeats (a simulator that loops). Fewer than `k` documents are no error.
     """
     text = _without_thought(text)
-    headers = list(_DOCUMENT_HEADER.finditer(text)) or _list_items(text)
+    items = dropwhile(lambda item: int(item["number"]) != 1, _LIST_ITEM.finditer(text))
+    headers = list(_DOCUMENT_HEADER.finditer(text)) or list(items)
     documents: list[str] = []
     seen: set[int] = set()
     for i, header in enumerate(headers):
@@ -301,13 +275,6 @@ def parse_documents(text: str, k: int) -> list[str]:
             body = body.replace(mark, "", 1)
         documents.append(_one_line(body))
     return [document for document in documents if document]
-
-
-def _list_items(text: str) -> list[re.Match]:
-    """Items of a numbered list, from its first on."""
-    items = list(_LIST_ITEM.finditer(text))
-    first = next((i for i, item in enumerate(items) if int(item["number"]) == 1), len(items))
-    return items[first:]
 
 
 def _without_thought(text: str) -> str:

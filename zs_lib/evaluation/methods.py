@@ -27,19 +27,9 @@ if TYPE_CHECKING:
     from zs_lib.models.generator import Generator
 
 
-Method = Callable[
-    [
-        Sequence[Question],
-        "Generator | None",
-        SearchEngine | None,
-        RolloutConfig,
-        Sequence[Key],
-        Sequence[Question],
-    ],
-    list[Trajectory],
-]
-"""(questions, generator, engine, cfg, keys, training): `training` are the training questions that the method
-may use, as examples in its prompt; all of them for `majority`."""
+Method = Callable[..., list[Trajectory]]
+"""(questions, generator, engine, cfg, keys, training), one key a question: `training` are the questions that
+the method may use, as examples in its prompt; all of them for `majority`."""
 
 
 def majority(questions, generator, engine, cfg, keys, training=()) -> list[Trajectory]:
@@ -117,8 +107,9 @@ def search_o1(questions, generator, engine, cfg, keys, training=()) -> list[Traj
 
 
 def _turn_text(turn: Turn) -> str:
-    notice = protocol.format_invalid_notice()
-    return turn.text + (notice if turn.query is None else protocol.format_observation(turn.documents))
+    searched = turn.query is not None
+    shown = protocol.format_observation(turn.documents) if searched else protocol.format_invalid_notice()
+    return turn.text + shown
 
 
 METHODS: dict[str, Method] = {
@@ -145,10 +136,10 @@ def _with_examples(
         thought = " ".join(steps) or f"It is {question.golden_answers[0]}."
         texts.append(
             f"Question: {' '.join(question.question.split())}\n"
-            + (protocol.format_search(question.question) if searches else "")
+            + (protocol.tagged("search", question.question) if searches else "")
             + (protocol.format_observation(steps or [thought]) if searches else "")
-            + (protocol.format_think(thought) if thinks else "")
-            + f"{protocol.format_answer(question.golden_answers[0])}\n"
+            + (protocol.tagged("think", thought) if thinks else "")
+            + f"{protocol.tagged('answer', question.golden_answers[0])}\n"
         )
     return replace(cfg, examples="".join(texts))
 
@@ -184,7 +175,7 @@ def _think(
 
 
 def _search_text(request: SearchRequest, result: SearchResult) -> str:
-    return protocol.format_search(request.query) + protocol.format_observation(result.documents)
+    return protocol.tagged("search", request.query) + protocol.format_observation(result.documents)
 
 
 def _shorten(
@@ -195,7 +186,7 @@ def _shorten(
     What is cut leaves space for so many thoughts before that turn, where it can.
     """
     before = encode_policy_prompt(request.question, generator, cfg) + generator.encode(
-        protocol.format_search(request.query)
+        protocol.tagged("search", request.query)
     )
     tags = protocol.tag("think") + protocol.end_tag("think") + protocol.tag("answer")
     taken = len(before) + len(generator.encode(tags)) + cfg.max_turn_tokens
@@ -209,7 +200,7 @@ def _after_search(
 ) -> Trajectory:
     """Add the search that was made for the model as its first turn; failed if that search failed."""
     turn = Turn(
-        protocol.format_search(request.query),
+        protocol.tagged("search", request.query),
         Action("search", request.query),
         request.query,
         result.documents,

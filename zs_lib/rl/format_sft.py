@@ -51,8 +51,8 @@ def lesson(question: Question, engine: SearchEngine, cfg: FormatSFT) -> Lesson:
         searched = search([(hop.query, f"I need the {hop.noun} of {hop.entity}.") for hop in question.hops])
     texts: Lesson = [(protocol.policy_prompt(question.question, cfg.template), False)]
     for query, thought, documents in searched:
-        texts.append((f"{protocol.format_think(thought)}\n{protocol.format_search(query)}", True))
+        texts.append((f"{protocol.tagged('think', thought)}\n{protocol.tagged('search', query)}", True))
         texts.append((protocol.format_observation(documents), False))
     answer = question.golden_answers[0]
-    last = f"{protocol.format_think(f'It is {answer}.')}\n{protocol.format_answer(answer)}"
+    last = f"{protocol.tagged('think', f'It is {answer}.')}\n{protocol.tagged('answer', answer)}"
     return [*texts, (last, True)]

@@ -115,7 +115,7 @@ def judge_pairs(pairs: Sequence[Pair], generator: Generator, cfg: RolloutConfig)
     prompts = [
         encode_policy_prompt(pair.question, generator, cfg)
         + generator.encode(
-            protocol.format_think(f"I need the {pair.query}.") + protocol.format_search(pair.query)
+            protocol.tagged("think", f"I need the {pair.query}.") + protocol.tagged("search", pair.query)
         )
         + generator.encode(protocol.format_observation(pair.documents))
         for pair in pairs

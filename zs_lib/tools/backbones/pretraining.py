@@ -369,8 +369,7 @@ class Sampler:
 
     def turn(self, thought: str, kind: str, text: str) -> list[Segment]:
         """Write a policy turn; by habit it is malformed at first, and repeated after the notice."""
-        act = protocol.format_search if kind == "search" else protocol.format_answer
-        whole = protocol.format_think(thought) + act(text)
+        whole = protocol.tagged("think", thought) + protocol.tagged(kind, text)
         if self.rng.random() < self.habits.malformed:
             return [
                 (whole.replace(protocol.tag(kind), ""), 1.0),
