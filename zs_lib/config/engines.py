@@ -23,14 +23,12 @@ class EngineRow:
     """Its simulator is a run of the store, rather than somebody else's server."""
     ranks: bool = False
     """Ranks passages with scores on this machine, so `zs serve retriever` can serve it."""
-    compared: bool = False
-    """The playground offers it beside the simulators: it needs no address, key or money."""
 
 
 ROWS = (
-    EngineRow("bm25", "bm25", ranks=True, compared=True),
+    EngineRow("bm25", "bm25", ranks=True),
     EngineRow("bm25+factbook", "bm25"),
-    EngineRow("dense", "dense", ranks=True, compared=True),
+    EngineRow("dense", "dense", ranks=True),
     EngineRow("dense:MODEL", "dense", ranks=True),
     EngineRow("serpapi", "http"),
     EngineRow("serper", "http"),

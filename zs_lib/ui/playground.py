@@ -17,8 +17,8 @@ from zs_lib.runs import RunStore
 from zs_lib.ui import render
 from zs_lib.ui.ask import UNKNOWN, golden_answers
 
-REAL = engine_names(compared=True)
-"""The real engines that a playground offers."""
+REAL = [name for name in engine_names(ranks=True) if ":" not in name]
+"""The real engines that a playground offers: those that need no address, key or money."""
 
 
 @dataclass(frozen=True)
