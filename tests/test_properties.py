@@ -41,6 +41,7 @@ from zs_lib.config.arms import (
 )
 from zs_lib.config.contents import contents_of
 from zs_lib.errors import ConfigError, DataError, RunError
+from zs_lib.launch.progress import read_progress
 from zs_lib.pipeline import ensure
 from zs_lib.protocol import TAGS
 from zs_lib.qa import scoring
@@ -564,22 +565,13 @@ def put(root: Path, files: dict[str, bytes]) -> Run:
 
 def look(run: Run) -> list[RunError]:
     """Everything that can be read of a run, typed errors aside; and what `verify` finds."""
-    for part in (
-        "record",
-        "label",
-        "config",
-        "summary",
-        "metrics",
-        "timing",
-        "trajectories",
-        "checkpoint",
-        "read_progress",
-    ):
+    for part in ("record", "label", "config", "summary", "metrics", "timing", "trajectories", "checkpoint"):
         try:
             found = getattr(run, part)
             _ = found() if callable(found) else found
         except RunError:
             pass
+    read_progress(run)
     return run.verify()
 
 

@@ -329,7 +329,9 @@ def _runs_list(args: argparse.Namespace) -> None:
 
 @command("runs show", "one run: configuration, summary, where it is", RUN)
 def _runs_show(args: argparse.Namespace) -> None:
-    run = RunStore().find(args.run)
+    from zs_lib.analysis.find import find_run
+
+    run = find_run(RunStore(), args.run)
     shown = {"run": run.path.name, "path": str(run.path)} | run.record
     shown["summary"] = run.summary if run.finished else None
     text = json.dumps(shown, indent=1, ensure_ascii=False)
@@ -356,10 +358,11 @@ def _runs_verify(args: argparse.Namespace) -> int:
 )
 def _runs_export(args: argparse.Namespace) -> None:
     check_folder(args.folder, "DIR", write=True)
+    from zs_lib.analysis.find import find_run
     from zs_lib.tools.export import export
 
     store = RunStore()
-    print(export(store.find(args.run), args.folder, store))
+    print(export(find_run(store, args.run), args.folder, store))
 
 
 @command(

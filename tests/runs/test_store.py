@@ -23,13 +23,14 @@ import torch
 from run_fixtures import PATHS, CountingArm
 
 from zs_lib import cli, config, runs
+from zs_lib.analysis.find import find_run
 from zs_lib.analysis.results import read_scores
 from zs_lib.config import contents, paths
 from zs_lib.config.arms import PolicyArm
 from zs_lib.config.values import digest, from_identity, identity
 from zs_lib.errors import ConfigError, RunError, ZeroSearchError
 from zs_lib.launch import background
-from zs_lib.launch.progress import run_state
+from zs_lib.launch.progress import Progress, read_progress, run_state
 from zs_lib.models.load import load_model
 from zs_lib.pipeline import ensure
 from zs_lib.runs import RunStore
@@ -79,7 +80,7 @@ def test_a_run_is_a_folder(store):
     assert run.summary == {"total": run.metrics()["total"].iloc[-1]}
     assert list(run.metrics()["step"]) == list(range(1, 11)) and run.metrics()["unknown"].isna().all()
     assert run.trajectories()[4] == {"step": 5, "text": "π 5"} and len(run.timing()) == 10
-    assert run.read_progress() == runs.Progress("training", 10, 10)
+    assert read_progress(run) == Progress("training", 10, 10)
     assert not list(run.path.glob("checkpoint*")) and store.verify() == []
     assert store.complete(CountingArm(), 3, never).path == run.path
     assert [found.path for found in store.list()] == [run.path]
@@ -101,19 +102,19 @@ def test_a_run_is_found_by_the_content_of_its_files(store, tmp_path, monkeypatch
 
 def test_find(store):
     one, two = ensure(CountingArm(), 1, store), ensure(CountingArm(), 11, store)
-    assert store.find("counting-" + one.digest + "-s1").path == one.path  # whole name before prefix
+    assert find_run(store, "counting-" + one.digest + "-s1").path == one.path  # whole name before prefix
     with pytest.raises(RunError, match="Several runs are called"):
-        store.find(one.digest[:5])
+        find_run(store, one.digest[:5])
     other = ensure(CountingArm(steps=5), 0, store)
-    assert store.find(other.digest[:8]).path == other.path
-    assert store.find("counting-10").path == two.path  # by its arm's name: the newest seed
+    assert find_run(store, other.digest[:8]).path == other.path
+    assert find_run(store, "counting-10").path == two.path  # by its arm's name: the newest seed
     later = time.time() + 7200
     os.utime(one.path / "summary.json", (later, later))
-    assert store.find("counting-10").path == one.path
+    assert find_run(store, "counting-10").path == one.path
     (other.path / "run.json").write_text("{")
     for wrong in ("zzz", "", "counting-5"):
         with pytest.raises(RunError, match="Known: counting-10; or the beginning of a folder's name"):
-            store.find(wrong)
+            find_run(store, wrong)
 
 
 def test_kill_and_resume_is_bit_identical(store, tmp_path):
@@ -353,7 +354,7 @@ def test_ten_thousand_runs_are_listed_in_seconds_and_little_memory(store, capsys
     assert cli.main(["runs", "list"]) == 0 and len(capsys.readouterr().out.splitlines()) == 10_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
     assert time.process_time() - started < 30
-    assert store.find(f"counting-{run.digest}-s77").seed == 77
+    assert find_run(store, f"counting-{run.digest}-s77").seed == 77
 
 
 @pytest.mark.parametrize("finished", [True, False])

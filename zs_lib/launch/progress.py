@@ -10,14 +10,32 @@ from typing import Any
 
 from tqdm import tqdm
 
-from zs_lib.config.values import digest
-from zs_lib.errors import RunError, UnreadableError
-from zs_lib.runs import Progress, Run, RunStore, kind_of
+from zs_lib.config.values import digest, from_dict
+from zs_lib.errors import RunError, UnreadableError, ZeroSearchError
+from zs_lib.runs import Run, RunStore, kind_of
+from zs_lib.runs.files import read_json
 
 REFRESH_S = 1.0
 """Seconds between two updates in a terminal or notebook."""
 LOG_S = 30.0
 """Seconds between two updates where lines cannot be overwritten (a file, CI)."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a run: `step` of `steps` in its current stage."""
+
+    stage: str
+    step: int
+    steps: int
+
+
+def read_progress(run: Run) -> Progress | None:
+    """Read the progress that a run has published; None before the first, or if the file is damaged."""
+    try:
+        return from_dict(Progress, read_json(run.path / "progress.json", ""), "progress.json")
+    except ZeroSearchError:
+        return None
 
 
 class Board:
@@ -43,7 +61,7 @@ class Board:
     def _line(self, run: Run, now: float) -> str | None:
         if not (run.path / "run.json").exists():  # its folder has only just been made
             return None
-        at: Progress | None = run.read_progress()
+        at = read_progress(run)
         title = f"  {run.kind} {run.label} s{run.seed}, {at.stage if at else 'starting'}"
         if at is None:
             return title
@@ -128,7 +146,7 @@ def _arm_state(arm: Any, runs: list[Run | None]) -> ArmState:
         state=state,
         done=states.count("finished"),
         wanted=len(runs),
-        progress=current and current.read_progress(),
+        progress=current and read_progress(current),
         seconds_left=seconds_left(current) if state == "running" else None,
         score=next((score for score in reversed(scores) if score is not None), None),
         score_name=SCORES.get(kind, ("F1", ""))[0],
@@ -150,7 +168,7 @@ def run_state(run: Run) -> str:
 
 def seconds_left(run: Run) -> float | None:
     """Estimate a run's remaining seconds by the pace of its last steps; None if it has logged no seconds."""
-    progress, seconds = run.read_progress(), run.timing().drop(columns="step")
+    progress, seconds = read_progress(run), run.timing().drop(columns="step")
     if progress is None or seconds.empty:
         return None
     return float(seconds.tail(RECENT).sum(axis=1).mean() * (progress.steps - progress.step))

@@ -23,17 +23,16 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from zs_lib.config.contents import contents_of, file_digest, read_digest, refuse_unreadable
-from zs_lib.config.values import digest, from_dict, identity
-from zs_lib.errors import RunError, ZeroSearchError
+from zs_lib.config.values import digest, identity
+from zs_lib.errors import RunError
 from zs_lib.runs import checkpoints
 from zs_lib.runs.checkpoints import Checkpoint
 from zs_lib.runs.distributed import on_main_process
@@ -69,15 +68,6 @@ StepCallback = Callable[[int, int, dict], None]
 """Called after each training step with its number, the number of steps, and the step's metrics."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a run: `step` of `steps` in its current stage."""
-
-    stage: str
-    step: int
-    steps: int
-
-
 class Run:
     """One arm, one seed, on disk. Made by `RunStore`; everything is read from the folder when asked for."""
 
@@ -92,8 +82,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.path.name}, {'finished' if self.finished else 'unfinished'})"
-
-    # -------------------------------------------------------------------------------- what it is
 
     @property
     def begun(self) -> bool:
@@ -181,8 +169,6 @@ class Run:
             check_digest(path, self._digests().get(name), self.cure, file_digest)
         return path
 
-    # -------------------------------------------------------------------------------- what its work writes
-
     @on_main_process
     def log(self, step: int, **metrics: Any) -> None:
         """Append one line of metrics; numbers that are not finite become null. Times go to `log_timing`."""
@@ -224,8 +210,6 @@ class Run:
         for older in self._checkpoints()[:-1]:
             shutil.rmtree(older)
 
-    # -------------------------------------------------------------------------------- what can be read
-
     def checkpoint(self) -> Checkpoint | None:
         """Load the last checkpoint; None if there is none.
 
@@ -258,13 +242,6 @@ class Run:
         self.file("trajectories.jsonl")
         return self.logged("trajectories.jsonl").rows()
 
-    def read_progress(self) -> Progress | None:
-        """Read the published progress; None before the first, or if the file is damaged."""
-        try:
-            return from_dict(Progress, read_json(self.path / "progress.json", ""), "progress.json")
-        except ZeroSearchError:
-            return None
-
     def verify(self) -> list[RunError]:
         """Look for damage in this run: an error for each, which names file and cure."""
         parts: list[Callable[[], Any]] = [self.check_record, *(self.logged(name).rows for name in LOGS)]
@@ -280,23 +257,16 @@ class Run:
                 found.append(error)
         return found
 
-    # -------------------------------------------------------------------------------- for the store
-
-    @contextmanager
-    def exclusively(self) -> Iterator[None]:
+    def exclusively(self) -> AbstractContextManager:
         """Hold the run's lock; wait for another holder, up to LOCK_WAIT_S."""
         path = self.path / "lock"
         path.touch()  # with the rights of the umask, for a store that a group shares
         lock = FileLock(path, fallback_to_soft=False)  # a soft one would outlive a killed process
         try:
-            lock.acquire(timeout=LOCK_WAIT_S, poll_interval=LOCK_POLL_S)
+            return lock.acquire(timeout=LOCK_WAIT_S, poll_interval=LOCK_POLL_S)
         except Timeout:
             what = f"Another process still works on {self.path.name}"
             raise RunError(f"{what} after {LOCK_WAIT_S / 3600:.0f} h: end it.") from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     def begin(self, arm: Any, seed: int) -> None:
         """Write run.json of a new run; of one that was cut off, drop what was logged after its checkpoint."""
@@ -340,8 +310,6 @@ class Run:
             found = ""
         if found != self.digest:
             raise self._error("run.json", f"does not hold the configuration {self.digest}")
-
-    # -------------------------------------------------------------------------------- inside
 
     def _error(self, name: str, what: str) -> RunError:
         return RunError(f"{self.path / name} {what}: {self.cure}.")

@@ -168,6 +168,7 @@ def _simulator(study: config.Profile) -> SimulatorArm:
 
 def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, RolloutConfig]:
     """A policy's model, and its rollout settings: of its training, or of the profile's first policy."""
+    from zs_lib.analysis.find import find_run
     from zs_lib.models.load import shipped
     from zs_lib.runs import RunStore
 
@@ -175,7 +176,7 @@ def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, Rollou
         return _finished(study.policies[0]).model_dir, study.policies[0].rollout
     if (Path(name) / "config.json").is_file() or name in shipped() or "/" in name:
         return name, study.policies[0].rollout
-    run = RunStore().find(name)
+    run = find_run(RunStore(), name)
     if run.label == name:  # which of its seeds
         print(f"policy: {run.path.name}", file=sys.stderr)
     if run.kind != "policy" or not run.finished:

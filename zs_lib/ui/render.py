@@ -352,7 +352,7 @@ def training(runs: Sequence[Run]) -> str:
 
 
 def _training_lines(run: Run, log: pd.DataFrame) -> list[str]:
-    state, at = progress.run_state(run), run.read_progress()
+    state, at = progress.run_state(run), progress.read_progress(run)
     left = progress.seconds_left(run) if state == "running" else None
     steps = f"step {at.step} of {at.steps}" if at and state != "finished" else f"{len(log)} steps"
     about = f", about {clock(left)} left" if left is not None else ""

@@ -19,6 +19,7 @@ from IPython.display import HTML
 
 from zs_lib import studies
 from zs_lib.analysis import cost, roofline, trajectory_index
+from zs_lib.analysis.find import find_run
 from zs_lib.analysis.trajectory_index import Entry, TrajectoryLog
 from zs_lib.config import Profile, Resources
 from zs_lib.config.engines import simulates
@@ -70,7 +71,7 @@ def explore(
     """
     store = store or RunStore()
     runs = [one for one in store.list() if _has_trajectories(one)]
-    run = store.find(run) if isinstance(run, str) else run
+    run = find_run(store, run) if isinstance(run, str) else run
     if run is None and not runs:
         return HTML(NONE_STORED)
     if attended():
@@ -133,7 +134,7 @@ def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
         RunError: there is no such run, it is not a policy's, or its log is damaged.
     """
     store = store or RunStore()
-    found = [store.find(run) if isinstance(run, str) else run for run in runs]
+    found = [find_run(store, run) if isinstance(run, str) else run for run in runs]
     found = found or [run for run in store.list() if run.kind == "policy" and run.running]
     if not found:
         return HTML(NONE_TRAINS)

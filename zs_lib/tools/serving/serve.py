@@ -111,6 +111,7 @@ def _weights(name: str) -> tuple[str, str]:
     """The name or folder for `models.load`, and the name to serve the model by."""
     if (Path(name) / "config.json").is_file():
         return name, Path(name).resolve().name
+    from zs_lib.analysis.find import find_run
     from zs_lib.models.load import shipped
     from zs_lib.runs import RunStore
 
@@ -118,7 +119,7 @@ def _weights(name: str) -> tuple[str, str]:
         return str(BACKBONES / name), name  # a folder, for vLLM knows no names of ours
     if "/" in name:
         return name, name
-    run = RunStore().find(name)
+    run = find_run(RunStore(), name)
     if run.kind != "simulator" or not run.finished:
         raise RunError(f"{run.path.name} is no finished simulator: choose another (`zs runs list`).")
     return str(run.model_dir), run.label
