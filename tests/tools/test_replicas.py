@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import threading
 from dataclasses import replace
 
+import httpx
 import psutil
 import pytest
 from serve_fixtures import serving
 
 from zs_lib import cli, config, pipeline
 from zs_lib.engines import client
-from zs_lib.errors import ConfigError, EngineError
+from zs_lib.errors import ConfigError, EngineError, ModelError
 from zs_lib.launch.placement import Place
+from zs_lib.tools.serving import replicas
 from zs_lib.tools.serving.replicas import places
 
 STUDY = config.load_profile("smoke", {"policy.simulator": "prompted-tiny-S"})
@@ -80,11 +83,30 @@ def test_a_lost_replica_costs_no_step(store):
         alone = replace(arm, engine=f"openai:{address.rpartition(',')[2]}")
         whole = pipeline.ensure(alone, 0, store, lambda *_: None)
         assert served.process.poll() is None and second.is_running()
+        with httpx.Client(transport=httpx.HTTPTransport(retries=10)) as asking:  # it is started again
+            assert asking.get(f"{address[7:].partition(',')[0]}/health", timeout=60).is_success
         served.process.terminate()
         served.process.wait(20)
         assert (
-            f"{address[7:].partition(',')[0]} ended with exit code -9; 1 serve on"
+            f"{address[7:].partition(',')[0]} ended with exit code -9 and is started again; 1 serve on"
             in served.process.stderr.read()
         )
     assert list(lost.metrics()["step"]) == list(range(1, steps + 1))
     assert lost.metrics().equals(whole.metrics())
+
+
+def test_a_replica_that_ends_again_and_again_is_given_up(monkeypatch, capfd):
+    """Real processes, which end at once."""
+    monkeypatch.setattr(replicas, "POLL_S", 0.05)
+    started = []
+
+    def start(url: str) -> subprocess.Popen:
+        started.append(url)
+        return subprocess.Popen(["false"])
+
+    with pytest.raises(ModelError, match="All replicas have ended"):
+        replicas._watch({url: start(url) for url in ("one", "two")}, start)
+    assert sorted(started) == ["one"] * 4 + ["two"] * 4
+    told = capfd.readouterr().err
+    assert told.count("exit code 1 and is started again; 1 serve on") == 6
+    assert told.count("ended too often") == 2 and "0 serve on" in told

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,15 +49,15 @@ POLL_S = 1
 STOPPED = "it was stopped"
 
 
-class Slot:
+class Slot(ABC):
     """A place for one run at a time: a worker process, or a job of a cluster."""
 
     def __init__(self):
         self.lock, self.ended = threading.Lock(), False
 
+    @abstractmethod
     def do(self, job: dict) -> str | None:
         """Do a job (`worker.do`) and return its error, if any; called in a thread."""
-        raise NotImplementedError
 
     def ask_to_end(self) -> None:
         """Start no more jobs; training saves a checkpoint after its step and stops, others at once."""
@@ -64,9 +65,11 @@ class Slot:
             self.ended = True
             self._cancel()
 
+    @abstractmethod
     def _cancel(self) -> None:
         """Ask the job in progress to end, if there is one."""
 
+    @abstractmethod
     def end(self, deadline: float) -> None:
         """Wait until the job has ended, and kill it at `deadline` (monotonic seconds)."""
 
@@ -365,7 +368,6 @@ class _SlurmSlot(Slot):
     """A job of SLURM, requeued at its time limit and on pre-emption, and submitted again if it is lost.
 
     sbatch reads its other settings from the environment: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT.
-    A cancelled job that does not end is killed by SLURM itself.
     """
 
     def __init__(self, resources: Resources, cluster: str = "slurm"):
@@ -412,6 +414,9 @@ class _SlurmSlot(Slot):
     def _cancel(self) -> None:
         if self.job:
             self.job.cancel(check=False)  # it may have ended
+
+    def end(self, deadline: float) -> None:
+        """Leave it to SLURM, which kills a cancelled job that does not end."""
 
 
 class _Resumed:

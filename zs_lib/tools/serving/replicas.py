@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zs_lib.config import Share
 from zs_lib.errors import ConfigError, ModelError
@@ -18,30 +18,36 @@ POLL_S = 1
 """Seconds between two looks whether a replica has ended."""
 GRACE_S = 20
 """Seconds for replicas to end."""
+RESTARTS = 3
+"""Times that a replica which ended is started again."""
 
 
 def serve_replicas(model: str, host: str, port: int, number: int, gpus: int, dtype: str = "stored") -> None:
     """Serve `number` replicas of a simulator, each on so many `gpus`, until the process is stopped.
 
-    Their ports are `port` and the following ones, or any free ones (0). A replica that ends is told; the
-    others serve on.
+    Their ports are `port` and the following ones, or any free ones (0). A replica that ends is told, and
+    started again RESTARTS times under its address; the others serve on.
 
     Raises:
         ConfigError: there are fewer GPUs. ModelError: a replica does not start, or all have ended.
     """
     command = [sys.executable, "-m", "zs_lib", "serve", "simulator", "--model", model, "--host", host]
-    command += ["--dtype", dtype]
+    command += ["--dtype", dtype, "--gpus", str(gpus)]
     processes = []
+
+    def start(place: Place, own_port: int | str) -> subprocess.Popen:
+        settings = worker.environment() | worker.settings(place.cpus, place.gpus)
+        options = [*command, "--port", str(own_port)]
+        processes.append(subprocess.Popen(options, stdout=subprocess.PIPE, text=True, env=settings))
+        return processes[-1]
+
     try:
-        for i, place in enumerate(places(number, gpus, available_cores(), visible_gpus())):
-            options = ["--gpus", str(gpus), "--port", str(port and port + i)]
-            settings = worker.environment() | worker.settings(place.cpus, place.gpus)
-            processes.append(
-                subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=settings)
-            )
-        urls = [_url(process) for process in processes]
+        found = places(number, gpus, available_cores(), visible_gpus())
+        started = [start(place, port and port + i) for i, place in enumerate(found)]
+        urls = [_url(process) for process in started]
         print(f"Ready: openai:{','.join(urls)}", flush=True)
-        _watch(dict(zip(urls, processes, strict=True)))
+        where = dict(zip(urls, found, strict=True))
+        _watch(dict(zip(urls, started, strict=True)), lambda url: start(where[url], url.rpartition(":")[2]))
     finally:
         for process in processes:
             process.terminate()
@@ -79,12 +85,24 @@ def _url(process: subprocess.Popen) -> str:
     return address[0]
 
 
-def _watch(replicas: dict[str, subprocess.Popen]) -> None:
+def _watch(replicas: dict[str, subprocess.Popen], start: Callable[[str], subprocess.Popen]) -> None:
+    """Start replicas again that end; ModelError once all have ended too often."""
+    restarts = dict.fromkeys(replicas, RESTARTS)
     while replicas:
         for url, process in list(replicas.items()):
-            if (code := process.poll()) is not None:
+            if (code := process.poll()) is None:
+                continue
+            if again := restarts[url] > 0:
+                restarts[url] -= 1
+                replicas[url] = start(url)
+            else:
                 del replicas[url]
-                left = f"{len(replicas)} serve on"
-                print(f"The replica {url} ended with exit code {code}; {left}.", file=sys.stderr, flush=True)
+            others = len(replicas) - again
+            what = "is started again" if again else "ended too often"
+            print(
+                f"The replica {url} ended with exit code {code} and {what}; {others} serve on.",
+                file=sys.stderr,
+                flush=True,
+            )
         time.sleep(POLL_S)
     raise ModelError("All replicas have ended: see their messages above.")
