@@ -228,11 +228,10 @@ def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: StepCa
 
 def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallback) -> dict:
     from zs_lib.models.load import load_model
+    from zs_lib.rl.train import Training, train
 
     if arm.trainer == "trl":
         from zs_lib.trl.train import train
-    else:
-        from zs_lib.rl.train import train
 
     if arm.trainer == "own" and distributed.model_is_sharded():
         raise ConfigError(
@@ -244,7 +243,7 @@ def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallba
     dtype = "float32" if arm.trainer == "trl" and not arm.lora_rank else arm.dtype
     questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
     policy = load_model(_start_model(arm.backbone, arm, store), dtype)
-    return train(run, arm, questions, policy, engine_for(arm, store, "train"), progress)
+    return train(Training(run, arm, questions, policy, engine_for(arm, store, "train"), progress))
 
 
 def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: StepCallback) -> dict:

@@ -75,7 +75,8 @@ def make(name: str, backbone: Path, store: RunStore, progress=None) -> Run:
     def work(made: Run) -> dict:
         if name != "fine-tuning":
             train = own.train if ARMS[name].trainer == "own" else trl_train.train
-            return train(made, ARMS[name], QUESTIONS, load(backbone), LookupEngine(failing=0.05), progress)
+            engine = LookupEngine(failing=0.05)
+            return train(own.Training(made, ARMS[name], QUESTIONS, load(backbone), engine, progress))
         loaded, rng = LoadedModel(tiny_model(), tiny_tokenizer()), Random(0)
         rows = [
             {

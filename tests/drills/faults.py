@@ -36,7 +36,7 @@ from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engi
 from zs_lib.engines.client import Limits
 from zs_lib.engines.http import OpenAIEngine, SearchR1Engine
 from zs_lib.models.load import load_model
-from zs_lib.rl.train import SUMMARY_STEPS, train
+from zs_lib.rl.train import SUMMARY_STEPS, Training, train
 from zs_lib.rng import uniform
 from zs_lib.runs import RunStore
 from zs_lib.runs.provenance import available_cores, provenance
@@ -188,7 +188,7 @@ def training(seed: int) -> dict:
     engine = FailingEngine(build_engine(arm.engine, split="train"), FAILING)
     with tempfile.TemporaryDirectory() as folder:
         run = RunStore(Path(folder)).complete(
-            arm, seed, lambda run: train(run, arm, questions, loaded, engine)
+            arm, seed, lambda run: train(Training(run, arm, questions, loaded, engine))
         )
         log, reward = run.metrics(), run.summary["last_reward"]
     recorded = load_tables("tiny")["training"].query("arm == @arm.name and seed == @seed")["reward"]

@@ -37,7 +37,7 @@ from zs_lib.rl.batches import make_rows, micro_batches
 from zs_lib.rl.learner import Learner, token_logprobs, trained_states
 from zs_lib.rl.objectives import policy_loss
 from zs_lib.rl.rollout import rollout
-from zs_lib.rl.train import questions_of_step, train
+from zs_lib.rl.train import Training, questions_of_step, train
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.runs import RunStore
 from zs_lib.runs.provenance import available_cores, provenance
@@ -263,7 +263,7 @@ def _trained(name: str, arm: PolicyArm) -> tuple[list[float], pd.DataFrame]:
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(Path(folder))
         times.append(synchronise())
-        run = store.complete(arm, 0, lambda run: trainer(run, arm, questions, policy, engine, note))
+        run = store.complete(arm, 0, lambda run: trainer(Training(run, arm, questions, policy, engine, note)))
         return times, run.metrics()
 
 

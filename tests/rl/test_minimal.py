@@ -18,7 +18,7 @@ from zs_lib.errors import ConfigError
 from zs_lib.models.load import load_model
 from zs_lib.rl import minimal
 from zs_lib.rl.minimal import train_minimal
-from zs_lib.rl.train import train
+from zs_lib.rl.train import Training, train
 from zs_lib.runs import RunStore
 
 NOISY = CurriculumConfig(schedule="exponential", p_start=0.0, p_end=0.75)
@@ -42,7 +42,9 @@ ARMS = {
 def both(arm, questions, load_policy, engine, tmp_path):
     """Train with the trainer and with the loop; (its model, ours, the model before) and both metrics."""
     theirs, ours, before = load_policy(), load_policy(), load_policy()
-    run = RunStore(tmp_path).complete(arm, 5, lambda run: train(run, arm, questions, theirs, engine()))
+    run = RunStore(tmp_path).complete(
+        arm, 5, lambda run: train(Training(run, arm, questions, theirs, engine()))
+    )
     history = train_minimal(arm, questions, ours, engine(), seed=5)
     return [loaded.model for loaded in (theirs, ours, before)], run.metrics(), history
 

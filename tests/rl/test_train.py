@@ -52,7 +52,7 @@ learning_rate rollout_tokens search_tokens update_tokens"""
 
 def trained(backbone, store: Path, arm: PolicyArm, engine=None, questions=QUESTIONS, **kwargs):
     def work(run):
-        return train(run, arm, questions, load(backbone), engine, **kwargs)
+        return train(Training(run, arm, questions, load(backbone), engine, **kwargs))
 
     return RunStore(store).complete(arm, 0, work)
 
@@ -113,7 +113,7 @@ def test_a_signal_ends_a_training_after_its_step_with_a_checkpoint(number, code,
     assert end_at_six(number, "reinforce", backbone, tmp_path / "stopped") == code
     store = RunStore(tmp_path / "stopped")
     run = store.get(KILLED["reinforce"], 0)
-    assert run.checkpoint().step == len(run.metrics()) == 7 and not run.running and store.verify() == []
+    assert run.checkpoint().step == len(run.metrics()) == 6 and not run.running and store.verify() == []
     whole = trained(backbone, tmp_path / "whole", KILLED["reinforce"], LookupEngine())
     resumed = trained(backbone, tmp_path / "stopped", KILLED["reinforce"], LookupEngine())
     assert (resumed.path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
@@ -151,7 +151,7 @@ def test_seeds_differ_and_a_seed_repeats(backbone, tmp_path):
         store = RunStore(tmp_path / folder)
         short = arm(steps=2)
         run = store.complete(
-            short, seed, lambda run: train(run, short, QUESTIONS, load(backbone), LookupEngine())
+            short, seed, lambda run: train(Training(run, short, QUESTIONS, load(backbone), LookupEngine()))
         )
         return run.metrics()["entropy"].tolist()
 

@@ -38,7 +38,7 @@ def made(backbone, folder, arm, engine=None, progress=None):
     train = trl_train.train if arm.trainer == "trl" else own.train
 
     def work(run):
-        return train(run, arm, QUESTIONS, load(backbone), engine or LookupEngine(), progress)
+        return train(own.Training(run, arm, QUESTIONS, load(backbone), engine or LookupEngine(), progress))
 
     return RunStore(folder).complete(arm, 0, work)
 
@@ -176,7 +176,7 @@ def test_a_run_that_breaks_off_when_it_is_trained_only_finishes(backbone, tmp_pa
     changed = replace(THREE_STEPS, steps=2)
     whole = made(backbone, tmp_path / "whole", changed)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(trl_train, "summarise", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(own.Training, "finish", lambda *_: (_ for _ in ()).throw(Killed))
         made(backbone, tmp_path / "cut", changed)
     seen = []
     resumed = made(backbone, tmp_path / "cut", changed, progress=lambda *event: seen.append(event))

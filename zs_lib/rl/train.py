@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
+from transformers import PreTrainedModel
 
 from zs_lib.config.arms import PolicyArm
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
@@ -35,6 +36,7 @@ from zs_lib.rl.rollout import rollout
 from zs_lib.rl.trajectory import Trajectory, to_record, trajectory_metrics
 from zs_lib.rng import permutation
 from zs_lib.runs import Run, StepCallback, distributed
+from zs_lib.runs.checkpoints import Checkpoint
 from zs_lib.runs.interrupts import between_steps
 
 LOGGED_QUESTIONS = 2
@@ -47,72 +49,38 @@ SUMMARY_STEPS = 10
 """Steps over which the summary's first and last reward are means."""
 
 
-def train(
-    run: Run,
-    arm: PolicyArm,
-    questions: Sequence[Question],
-    policy: LoadedModel,
-    engine: SearchEngine | None,
-    progress: StepCallback | None = None,
-) -> dict:
-    """Train `policy` in place, from the run's checkpoint if it has one, to `arm.steps`; returns the summary.
+def train(training: Training) -> dict:
+    """Train the policy in place, from the run's checkpoint if it has one; returns the summary.
 
     Ctrl-C and SIGTERM stop it after the current step, with a checkpoint. The run gets metrics (one line a
     step: `trajectory_metrics`, `Learner.update` and `Training.log` define them), sampled trajectories,
-    checkpoints, and at the end the model as a transformers folder in `run.model_dir`.
+    checkpoints, and at the end the model.
 
     Raises:
-        ConfigError: temperature 0. DataError: no questions. EngineError: the engine failed too many rollouts.
+        EngineError: the engine failed too many rollouts.
     """
-    check_start(arm, questions)
-    learner = Learner(policy.model, arm)
-    generator = build_generator(arm.generator, learner.model, policy.tokenizer)
-    first, metrics = 1, None
-    if checkpoint := run.checkpoint():
+    run, arm = training.run, training.arm
+    learner = Learner(training.policy.model, arm)
+    training.generator = build_generator(arm.generator, learner.model, training.policy.tokenizer)
+    first = 1
+    if checkpoint := training.resume():
         learner.restore(checkpoint.tensors)
-        first, metrics = checkpoint.step + 1, run.metrics().iloc[-1].to_dict()
-    training = Training(run, arm, questions, generator, engine)
+        first = checkpoint.step + 1
     with between_steps() as asked_to_stop:
         for step in range(first, arm.steps + 1):
-            batch = training.collect(step, metrics)
+            batch = training.collect(step)
             advantages = group_advantages(batch.rewards, arm.objective).flatten().tolist()
             rollouts = zip(batch.trajectories, advantages, strict=True)
             alive, their_advantages = zip(*[(t, a) for t, a in rollouts if not t.failed], strict=True)
             update = learner.update(step, alive, their_advantages)
-            generator.sync()
-            metrics, stop = training.log(batch, advantages, update), asked_to_stop()
+            training.generator.sync()
+            training.log(batch, advantages, update)
+            stop = asked_to_stop()
             if step % arm.checkpoint_every == 0 or step == arm.steps or stop:
                 run.save(step, learner.state())
-            if progress:
-                progress(step, arm.steps, metrics)
             if stop:
                 break
-    if not distributed.is_main():
-        return {}
-    learner.merged_model().save_pretrained(run.model_dir)
-    policy.tokenizer.save_pretrained(run.model_dir)
-    return summarise(run, sum(parameter.numel() for parameter in learner.parameters.values()))
-
-
-def check_start(arm: PolicyArm, questions: Sequence[Question]) -> None:
-    """Raise ConfigError if rollouts of a group would be equal, DataError if there are no questions."""
-    if arm.rollout.temperature == 0:
-        raise ConfigError(f"'{arm.name}' has temperature 0: rollouts of a group would be equal, raise it.")
-    if not questions:
-        raise DataError(
-            f"No training questions in the subsets {', '.join(arm.subsets)}: choose others in the profile."
-        )
-
-
-def summarise(run: Run, parameters: int) -> dict:
-    """Make the summary of a finished training of so many trained parameters."""
-    rewards = run.metrics()["reward"]
-    return {
-        "steps": len(rewards),
-        "parameters": parameters,
-        "first_reward": float(rewards.head(SUMMARY_STEPS).mean()),
-        "last_reward": float(rewards.tail(SUMMARY_STEPS).mean()),
-    }
+    return training.finish(learner.merged_model(), sum(p.numel() for p in learner.parameters.values()))
 
 
 @dataclass
@@ -131,22 +99,58 @@ class Batch:
 
 @dataclass
 class Training:
-    """The parts that every trainer shares: `collect` samples a step's batch, `log` logs its update."""
+    """What a training is made of, and the parts that every trainer shares.
+
+    Raises:
+        ConfigError: temperature 0. DataError: no questions.
+    """
 
     run: Run
     arm: PolicyArm
     questions: Sequence[Question]
-    generator: Generator
+    policy: LoadedModel
     engine: SearchEngine | None
+    progress: StepCallback | None = None
+    generator: Generator = field(init=False)
+    """Samples from the trained weights; each trainer sets its own."""
+    last: dict[str, float | None] | None = field(default=None, init=False)
+    """Metrics of the step before."""
 
-    def collect(self, step: int, last: dict | None) -> Batch:
-        """Roll out the step's questions; `last` are the metrics of the step before.
+    def __post_init__(self):
+        name, subsets = self.arm.name, ", ".join(self.arm.subsets)
+        if self.arm.rollout.temperature == 0:
+            raise ConfigError(f"'{name}' has temperature 0: rollouts of a group would be equal, raise it.")
+        if not self.questions:
+            raise DataError(f"No training questions in the subsets {subsets}: choose others in the profile.")
+
+    def resume(self) -> Checkpoint | None:
+        """Load the run's checkpoint, if it has one, and the metrics of its step."""
+        if checkpoint := self.run.checkpoint():
+            self.last = self.run.metrics().iloc[-1].to_dict()
+        return checkpoint
+
+    def finish(self, model: PreTrainedModel, parameters: int) -> dict:
+        """Save the model, of so many trained parameters, in `run.model_dir`; returns the run's summary."""
+        if not distributed.is_main():
+            return {}
+        model.save_pretrained(self.run.model_dir)
+        self.policy.tokenizer.save_pretrained(self.run.model_dir)
+        rewards = self.run.metrics()["reward"]
+        return {
+            "steps": len(rewards),
+            "parameters": parameters,
+            "first_reward": float(rewards.head(SUMMARY_STEPS).mean()),
+            "last_reward": float(rewards.tail(SUMMARY_STEPS).mean()),
+        }
+
+    def collect(self, step: int) -> Batch:
+        """Roll out the step's questions.
 
         Raises:
             EngineError: more than FAILED_LIMIT of the rollouts failed with their engine.
         """
         arm, before, started = self.arm, self._used(), time.perf_counter()
-        noise = noise_probability(step, arm.steps, arm.curriculum, last)
+        noise = noise_probability(step, arm.steps, arm.curriculum, self.last)
         engine = Stopwatch(self.engine) if self.engine else None
         trajectories = self._roll_out(step, engine, noise)
         sampled_at, searching = time.perf_counter(), engine.seconds if engine else 0.0
@@ -162,15 +166,15 @@ class Training:
             sampled_at=sampled_at,
         )
 
-    def log(self, batch: Batch, advantages: Sequence[float], update: dict) -> dict[str, float | None]:
-        """Log a step after its update; returns its metrics.
+    def log(self, batch: Batch, advantages: Sequence[float], update: dict) -> None:
+        """Log a step after its update.
 
         Besides what the trajectories and the update report, they are: reward (mean of `arm.reward`),
         zero_variance_groups (share of groups whose rewards are equal), failed, noise_probability,
         rollout_tokens and search_tokens (sampled by policy and simulator), real_searches (queries that a
         mixed engine sent to the real one).
         """
-        metrics = {
+        self.last = {
             "reward": batch.rewards.nanmean().item(),
             "zero_variance_groups": zero_variance_groups(batch.rewards).double().mean().item(),
             "failed": batch.failed,
@@ -180,10 +184,11 @@ class Training:
             "rollout_tokens": sum(sum(t.mask) for t in batch.trajectories),
             **batch.used,
         }
-        self.run.log(batch.step, **metrics)
+        self.run.log(batch.step, **self.last)
         self.run.log_timing(batch.step, **batch.seconds, update=time.perf_counter() - batch.sampled_at)
         self._log_trajectories(batch.step, list(zip(batch.trajectories, advantages, strict=True)))
-        return metrics
+        if self.progress:
+            self.progress(batch.step, self.arm.steps, self.last)
 
     def _roll_out(self, step: int, engine: SearchEngine | None, noise: float) -> list[Trajectory]:
         """Sample the step's trajectories, group by group; each process samples its share of the groups."""

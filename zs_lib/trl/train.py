@@ -27,17 +27,15 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 
 from zs_lib.config.arms import PolicyArm
-from zs_lib.engines import SearchEngine
 from zs_lib.errors import ConfigError, ModelError
 from zs_lib.models.generator import Generator
-from zs_lib.models.load import LoadedModel, build_generator, lora_config
+from zs_lib.models.load import build_generator, lora_config
 from zs_lib.models.vllm import VllmServerGenerator
-from zs_lib.qa import Question
 from zs_lib.rl.learner import WEIGHT_DECAY, check_gradient, check_sampler_gap, learning_rate
 from zs_lib.rl.objectives import group_advantages
 from zs_lib.rl.rollout import token_budget
-from zs_lib.rl.train import Batch, Training, check_start, summarise
-from zs_lib.runs import Run, StepCallback, distributed
+from zs_lib.rl.train import Batch, Training
+from zs_lib.runs import Run, distributed
 from zs_lib.runs.interrupts import between_steps
 from zs_lib.trl.losses import LOSSES
 from zs_lib.trl.rollouts import to_trl
@@ -51,32 +49,22 @@ SERVER_WAIT_S = 240
 """Seconds to wait for that server to be up."""
 
 
-def train(
-    run: Run,
-    arm: PolicyArm,
-    questions: Sequence[Question],
-    policy: LoadedModel,
-    engine: SearchEngine | None,
-    progress: StepCallback | None = None,
-) -> dict:
-    """Train `policy` with TRL, from the run's checkpoint if it has one; as `rl.train.train` otherwise.
+def train(training: Training) -> dict:
+    """Train the policy with TRL; as `rl.train.train` otherwise.
 
     The weights that are trained are float32, and bfloat16 where they are used if the arm says so.
 
     Raises:
-        ConfigError: also where the processes cannot share a batch, or LoRA meets sharded weights.
+        ConfigError: the processes cannot share a batch, or LoRA meets sharded weights.
     """
-    check_start(arm, questions)
+    arm = training.arm
     _check_processes(arm)
     datasets.disable_progress_bars()
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` may change; the version is pinned
     with between_steps() as asked_to_stop:
-        trainer = PolicyTrainer(run, arm, questions, policy, engine)
-        trainer.report, trainer.asked_to_stop = progress, asked_to_stop
-        folder = None
-        if checkpoint := run.checkpoint():
-            folder = trainer.checkpoint_folder(checkpoint.step)
-            trainer.last = run.metrics().iloc[-1].to_dict()
+        trainer = PolicyTrainer(training, asked_to_stop)
+        checkpoint = training.resume()
+        folder = trainer.checkpoint_folder(checkpoint.step) if checkpoint else None
         try:
             trainer.train(resume_from_checkpoint=folder)
         except torch.OutOfMemoryError:
@@ -94,20 +82,11 @@ class PolicyTrainer(GRPOTrainer):
     One step of the arm is one batch of rollouts and `updates` optimizer steps, which TRL counts as steps.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        arm: PolicyArm,
-        questions: Sequence[Question],
-        policy: LoadedModel,
-        engine: SearchEngine | None,
-    ):
-        self.run, self.arm = run, arm
+    def __init__(self, training: Training, asked_to_stop: Callable[[], bool]):
+        self.training, self.arm, self.asked_to_stop = training, training.arm, asked_to_stop
+        arm, policy = training.arm, training.policy
         size = arm.prompts_per_step * arm.group_size
         self.updates = arm.objective.updates_per_batch * size // (arm.objective.minibatch_rollouts or size)
-        self.last: dict | None = None
-        self.report: StepCallback | None = None
-        self.asked_to_stop: Callable[[], bool] = bool
         self.logged: list[dict[str, float]] = []  # of the optimizer steps since the last log
         self.gaps = {"sum": 0.0, "tokens": 0.0}
         self.synced_at = -1  # a server may have weights of another run
@@ -123,7 +102,7 @@ class PolicyTrainer(GRPOTrainer):
             super().__init__(
                 policy.model,
                 _given_rewards,
-                _config(run, arm, policy.model.device.type == "cpu", server),
+                _config(training.run, arm, policy.model.device.type == "cpu", server),
                 train_dataset=places,
                 processing_class=policy.tokenizer,
                 rollout_func=self.roll_out,
@@ -133,7 +112,7 @@ class PolicyTrainer(GRPOTrainer):
         self.whole = whole if sharded else self.accelerator.unwrap_model(self.model)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.server = self.vllm_generation if server else None
-        self.training = Training(run, arm, questions, self._generator(policy.tokenizer), engine)
+        training.generator = self._generator(policy.tokenizer)
         if server or arm.objective.sampler_ratio_max:
             # TRL corrects for vLLM only, and syncs it by itself: ours stands in for its vLLM.
             self.use_vllm, self.vllm_generation, self._last_loaded_step = True, self, -1
@@ -156,7 +135,7 @@ class PolicyTrainer(GRPOTrainer):
         before = (step - 1) * self.arm.prompts_per_step
         if prompts != [str(before + (first + i) // size) for i in range(len(prompts))]:
             raise AssertionError(f"TRL asks for the places {prompts} in step {step}")
-        self.batch: Batch = self._sample(lambda: self.training.collect(step, self.last))
+        self.batch: Batch = self._sample(lambda: self.training.collect(step))
         self.rows = slice(first, first + len(prompts))
         rewards = self.batch.rewards.flatten()[self.rows].tolist()
         trajectories = self.batch.trajectories[self.rows]
@@ -266,10 +245,8 @@ class PolicyTrainer(GRPOTrainer):
             "learning_rate": learning_rate(arm, step),
             "update_tokens": read * arm.objective.updates_per_batch,
         }
-        self.last = self._sample(lambda: self.training.log(self.batch, self.advantages, update))
+        self._sample(lambda: self.training.log(self.batch, self.advantages, update))
         self.logged, self.gaps = [], dict.fromkeys(self.gaps, 0.0)
-        if self.report:
-            self.report(step, arm.steps, self.last)
 
     def checkpoint_folder(self, step: int) -> str:
         """Return the folder of TRL's checkpoint after a step of the arm."""
@@ -279,17 +256,14 @@ class PolicyTrainer(GRPOTrainer):
         """Save TRL's checkpoint, and then the run's, which says that TRL's is whole and what was logged."""
         super()._save_checkpoint(model, trial)
         distributed.all_gather("saved")
-        self.run.save(self.state.global_step // self.updates, {})
+        self.training.run.save(self.state.global_step // self.updates, {})
 
     def finish(self) -> dict:
         """Save the policy as an ordinary model; returns the run's summary."""
         self._gather_whole()
-        if not distributed.is_main():
-            return {}
         model = self.whole.merge_and_unload() if self.arm.lora_rank else self.whole
-        model.to(getattr(torch, self.arm.dtype)).save_pretrained(self.run.model_dir)
-        self.processing_class.save_pretrained(self.run.model_dir)
-        return summarise(self.run, sum(getattr(p, "ds_numel", p.numel()) for p in self.trained))
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.trained)
+        return self.training.finish(model.to(getattr(torch, self.arm.dtype)), parameters)
 
 
 @contextmanager
