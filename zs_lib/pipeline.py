@@ -250,15 +250,14 @@ def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: St
     from zs_lib.evaluation.evaluate import SCORES_FILE, evaluate_subsets, pick_questions, summarise
     from zs_lib.models.load import load_generator
 
-    trained = store.get(arm.policy, run.seed) if arm.policy else None
-    model = trained.model_dir if trained else _start_model(arm.backbone, arm, store)
     questions = pick_questions(qa.load_benchmark(arm.benchmark, "test"), arm.questions_per_subset)
-    training = []
-    if arm.examples or arm.method == "majority":
-        training = qa.load_benchmark(arm.benchmark, "train")
-    if arm.method != "majority":
+    training = qa.load_benchmark(arm.benchmark, "train") if arm.examples or arm.method == "majority" else []
+    generator = None
+    if arm.method != "majority":  # which asks no model, and counts the answers of all training questions
+        trained = store.get(arm.policy, run.seed).model_dir if arm.policy else None
+        model = trained or _start_model(arm.backbone, arm, store)
+        generator = load_generator(model, arm.dtype, arm.generator)
         training = Random("examples").sample(training, min(arm.examples, len(training)))
-    generator = None if arm.method == "majority" else load_generator(model, arm.dtype, arm.generator)
     scores = evaluate_subsets(generator, questions, engine_for(arm, store), arm, run, training)
     scores.to_csv(run.path / SCORES_FILE, index=False)
     return summarise(scores)

@@ -56,14 +56,13 @@ def algorithms(profile: Profile) -> Rows:
     """
     main = profile.policy(MAIN)
     baselines = {"REINFORCE": "none", "REINFORCE, group mean": "group_mean"}
-    names = {"REINFORCE++": "reinforce++", "GRPO": "grpo", "PPO": "ppo"}
-    return {
+    rows = {
         label: variant(main, "baseline", name, objective={"algorithm": "reinforce", "baseline": name})
         for label, name in baselines.items()
-    } | {
-        label: variant(main, "algorithm", name, objective={"algorithm": name})
-        for label, name in names.items()
     }
+    for name in ("reinforce++", "grpo", "ppo"):
+        rows[name.upper()] = variant(main, "algorithm", name, objective={"algorithm": name})
+    return rows
 
 
 def curricula(profile: Profile) -> Rows:
@@ -88,10 +87,8 @@ def curricula(profile: Profile) -> Rows:
 def masks(profile: Profile) -> Rows:
     """Table 7 and Figure 4c: document tokens masked out of the loss, or not."""
     main = profile.policy(MAIN)
-    return {
-        "with mask": main,
-        "without mask": variant(main, "mask_documents", "off", objective={"mask_documents": False}),
-    }
+    unmasked = variant(main, "mask_documents", "off", objective={"mask_documents": False})
+    return {"with mask": main, "without mask": unmasked}
 
 
 def methods(profile: Profile) -> Rows:
@@ -103,8 +100,7 @@ def methods(profile: Profile) -> Rows:
     for backbone in profile.backbones + profile.instructs:
         short = backbone.rsplit("/", 1)[-1]
         for name, label in TRAINED.items():
-            arm = variant(profile.policy(name), "backbone", short, backbone=backbone)
-            rows[f"{label}, {short}"] = arm
+            rows[f"{label}, {short}"] = variant(profile.policy(name), "backbone", short, backbone=backbone)
     return rows
 
 
@@ -160,18 +156,16 @@ def select(profile: Profile, *names: str) -> Profile:
     for name in names:
         for arm in study_arms(profile, name).values():
             arms.setdefault(digest(arm), arm)
-    baselines = tuple(METHODS) if "methods" in names else profile.evaluation.baselines
-    return replace(
-        profile, policies=tuple(arms.values()), evaluation=replace(profile.evaluation, baselines=baselines)
-    )
+    evaluation = profile.evaluation
+    if "methods" in names:
+        evaluation = replace(evaluation, baselines=tuple(METHODS))
+    return replace(profile, policies=tuple(arms.values()), evaluation=evaluation)
 
 
 def robustness(profile: Profile) -> Profile:
     """Beyond the paper: also evaluate core arms with other engines, and with noise at test time."""
-    return replace(
-        profile,
-        evaluation=replace(profile.evaluation, engines=("dense", "simulated"), noise=(0.25, 0.5, 0.75)),
-    )
+    changed = replace(profile.evaluation, engines=("dense", "simulated"), noise=(0.25, 0.5, 0.75))
+    return replace(profile, evaluation=changed)
 
 
 def full(profile: Profile) -> Profile:

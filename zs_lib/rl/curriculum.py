@@ -15,8 +15,7 @@ from zs_lib.errors import ConfigError
 def exponential(progress: float, cfg: CurriculumConfig, last: Mapping[str, float] | None) -> float:
     """Follow the paper's equation 4: p_i = p_s + (b^(i/m) - 1) / (b - 1) * (p_e - p_s), `progress` = i/m.
 
-    The last step has p_e; with b = 4 a third of the rise is done halfway. b = 1 is the limit, a straight
-    line.
+    With b = 4 a third of the rise is done halfway; b = 1 is the limit, a straight line.
     """
     b = cfg.base
     share = progress if b == 1 else (b**progress - 1) / (b - 1)

@@ -94,9 +94,9 @@ class Learner:
         # Dropout stays off for good: what is sampled and what is trained must be the same distribution.
         self.model = model.to(getattr(torch, arm.dtype)).eval()
         self.has_kl = arm.objective.kl_coef > 0
-        self.frozen = (
-            copy.deepcopy(self.model).requires_grad_(False) if self.has_kl and not arm.lora_rank else None
-        )
+        self.frozen = None
+        if self.has_kl and not arm.lora_rank:
+            self.frozen = copy.deepcopy(self.model).requires_grad_(False)
         self.adapters = add_lora(self.model, arm.lora_rank) if arm.lora_rank else None
         if arm.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
@@ -105,18 +105,15 @@ class Learner:
         self.parameters = {name: _master(weight) for name, weight in own.items()}
         self.rounded = [(w, self.parameters[name]) for name, w in own.items() if w.dtype != torch.float32]
         groups = [{"params": list(self.parameters.values()), "factor": 1.0}]
-        self.critic = self._new_critic() if self.algorithm.critic else None
-        if self.critic:
+        self.critic = None
+        if self.algorithm.critic:
+            self.critic = torch.nn.Linear(self.model.config.hidden_size, 1, device=self.model.device)
             weights = {f"critic.{name}": weight for name, weight in self.critic.named_parameters()}
+            for weight in weights.values():
+                torch.nn.init.zeros_(weight)  # it begins with the value 0 everywhere, whatever the seed
             self.parameters |= weights
             groups.append({"params": list(weights.values()), "factor": arm.objective.critic_lr_multiplier})
         self.optimizer = torch.optim.AdamW(groups, lr=arm.learning_rate, weight_decay=WEIGHT_DECAY)
-
-    def _new_critic(self) -> torch.nn.Linear:
-        critic = torch.nn.Linear(self.model.config.hidden_size, 1, device=self.model.device)
-        for parameter in critic.parameters():
-            torch.nn.init.zeros_(parameter)  # it begins with the value 0 everywhere, whatever the seed
-        return critic
 
     def update(self, step: int, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> dict:
         """Train on one batch: `objective.updates_per_batch` times a step on each of its minibatches.
@@ -176,9 +173,7 @@ class Learner:
 
         Only the layers are put into training mode: the dropout inside them stays off.
         """
-        layers = [
-            module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)
-        ]
+        layers = [layer for layer in self.model.modules() if getattr(layer, "gradient_checkpointing", False)]
         for layer in layers:
             layer.training = True
         try:
@@ -223,14 +218,13 @@ class Learner:
     @torch.no_grad()
     def _freeze_logprobs(self, batches: list[MicroBatch]) -> None:
         """Keep the log-probabilities of the policy that sampled, before a step changes it."""
-        computed = self._for_each(batches, self._logprobs)
+        computed = self._for_each(batches, lambda batch: self._logprobs(self.model, batch))
         for batch, logprobs in zip(batches, computed, strict=True):
             batch.old_logprobs = logprobs
 
-    def _logprobs(self, batch: MicroBatch) -> Tensor:
-        """Compute the policy's log-probabilities of the trained tokens, (N,)."""
-        states = trained_states(self.model, batch)
-        return token_logprobs(self.model, states, batch, self.arm.rollout.temperature)
+    def _logprobs(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+        """Compute the log-probabilities of the trained tokens, (N,)."""
+        return token_logprobs(model, trained_states(model, batch), batch, self.arm.rollout.temperature)
 
     def _values(self, states: Tensor) -> Tensor:
         """Compute the critic's values of the trained tokens, (N,)."""
@@ -274,25 +268,17 @@ class Learner:
 
     def _backward(self, batch: MicroBatch, normalizer: int) -> dict[str, float]:
         """Add a micro-batch's gradient; returns its statistics."""
-        objective, temperature = self.arm.objective, self.arm.rollout.temperature
+        objective = self.arm.objective
         if batch.ref_logprobs is None and self.has_kl:
             with torch.no_grad(), self._reference() as model:
-                batch.ref_logprobs = token_logprobs(model, trained_states(model, batch), batch, temperature)
+                batch.ref_logprobs = self._logprobs(model, batch)
         states = trained_states(self.model, batch)
-        logp = token_logprobs(self.model, states, batch, temperature)
+        logp = token_logprobs(self.model, states, batch, self.arm.rollout.temperature)
         if batch.old_logprobs is None:  # first update: the policy is the one that sampled
             batch.old_logprobs = logp.detach()
         everywhere = torch.ones_like(logp, dtype=torch.bool)  # `logp` holds trained tokens only
-        loss, stats = policy_loss(
-            logp,
-            batch.old_logprobs,
-            batch.ref_logprobs,
-            batch.advantages,
-            everywhere,
-            objective,
-            normalizer,
-            batch.sampler_logprobs,
-        )
+        before = batch.old_logprobs, batch.ref_logprobs, batch.advantages
+        loss, stats = policy_loss(logp, *before, everywhere, objective, normalizer, batch.sampler_logprobs)
         if self.critic:
             values, old_values = self._values(states), batch.values
             stats["value_loss"] = value_loss(values, old_values, batch.returns, objective.clip, normalizer)
@@ -307,17 +293,13 @@ class Learner:
             weight.grad = None
 
     def _optimizer_step(self) -> None:
-        """Step the optimizer; ModelError if memory does not hold what it needs besides the gradient.
-
-        Smaller micro-batches would not help. A first step that failed leaves no moments: half of them are
-        worse than none.
-        """
+        """Step the optimizer; ModelError if memory does not hold its moments beside the gradient."""
         first = not self.optimizer.state
         try:
             self.optimizer.step()
         except torch.OutOfMemoryError:
             self._drop_gradients()
-            if first:
+            if first:  # half of the moments are worse than none
                 self.optimizer.state.clear()
             raise ModelError(
                 f"The optimizer of '{self.arm.name}' does not fit into memory beside the model and its "
@@ -327,7 +309,7 @@ class Learner:
 
     @torch.no_grad()
     def _round(self) -> None:
-        """Copy the float32 masters into the half-precision model."""
+        """Round the float32 masters into the half-precision model."""
         for parameter, master in self.rounded:
             parameter.copy_(master)
 

@@ -1,7 +1,6 @@
 """The objectives of policy optimisation, as pure functions of tensors: no model, no file, no randomness.
 
-An algorithm is one row of ALGORITHMS: its advantages, its surrogate of the probability ratio, and its
-normaliser (the divisor of the sum over tokens). To add one, add its functions and its row here.
+An algorithm is one row of ALGORITHMS; to add one, add its functions and its row here.
 
 In the first optimizer step on a batch every ratio is 1, and each surrogate's gradient is REINFORCE's,
 A * grad(log p); clipping only acts in later ones, on further minibatches or epochs.
@@ -126,20 +125,13 @@ ALGORITHMS = {
 
 
 def algorithm(cfg: ObjectiveConfig) -> Algorithm:
-    """Look up the algorithm that an objective names.
-
-    Raises:
-        ConfigError: an unknown algorithm or baseline; the message lists the known ones.
-    """
+    """Look up the algorithm that an objective names; ConfigError if it, or the baseline, is unknown."""
     pick("baseline", cfg.baseline, BASELINES)
     return pick("algorithm", cfg.algorithm, ALGORITHMS)
 
 
 def group_advantages(rewards: Tensor, cfg: ObjectiveConfig) -> Tensor:
-    """Compute the advantages of P prompts x G rollouts from their rewards.
-
-    (P, G) float in and out. NaN marks a rollout that left the batch; its advantage is 0.
-    """
+    """Compute the advantages of P prompts x G rollouts from their rewards, (P, G) float in and out."""
     return (algorithm(cfg).advantages or BASELINES[cfg.baseline])(rewards)
 
 
@@ -204,8 +196,7 @@ def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, most: float) -> Tens
     """Compute truncated importance weights, min(pi_old / pi_sampler, most), at each token.
 
     They correct for a sampler whose probabilities differ from the trainer's under the same weights, as
-    vLLM's kernels do (TRL's "token_truncate"). Same shape as the inputs; 1 where the policy did not write
-    (NaN in `sampler_logp`).
+    vLLM's do (TRL's "token_truncate"); 1 where the policy did not write (NaN in `sampler_logp`).
     """
     return torch.exp(old_logp - sampler_logp).clamp(max=most).nan_to_num(1.0)
 
@@ -228,19 +219,17 @@ def policy_loss(
     on the tokens that are trained. Values where the mask is False move neither loss nor gradient, even NaN.
 
     loss = sum over the mask of [-weight * surrogate + kl_coef * k3] / normalizer, where the weight is 1, or
-    `sampler_weights` with `cfg.sampler_ratio_max`. The KL is added to what is minimised, so it pulls the
-    policy to the reference. `normalizer` is that of the whole batch (`Algorithm.normalizer`), so that the
-    losses of its micro-batches add up to its own; so do the statistics, "clip_fraction" and, with a
-    reference, "kl".
+    `sampler_weights` with `cfg.sampler_ratio_max`. `normalizer` is that of the whole batch
+    (`Algorithm.normalizer`), so that the losses of its micro-batches add up to its own; so do the statistics,
+    "clip_fraction" and, with a reference, "kl".
     """
     # Masked values are replaced before the arithmetic: 0 * NaN would still be NaN in the gradient.
     logp, advantages = logp.where(mask, 0.0), advantages.expand_as(logp).where(mask, 0.0)
     ratio = torch.exp(logp - old_logp.where(mask, 0.0))
     surrogate, clipped = algorithm(cfg).surrogate(logp, ratio, advantages, cfg.clip)
     if cfg.sampler_ratio_max:
-        surrogate = surrogate * sampler_weights(old_logp, sampler_logp, cfg.sampler_ratio_max).where(
-            mask, 0.0
-        )
+        weights = sampler_weights(old_logp, sampler_logp, cfg.sampler_ratio_max)
+        surrogate = surrogate * weights.where(mask, 0.0)
     loss = -surrogate.sum() / normalizer
     stats = {"clip_fraction": clipped.sum() / normalizer}
     if ref_logp is not None:

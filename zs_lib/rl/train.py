@@ -169,7 +169,7 @@ class Training:
     def log(self, batch: Batch, advantages: Sequence[float], update: dict) -> None:
         """Log a step after its update.
 
-        Besides what the trajectories and the update report, they are: reward (mean of `arm.reward`),
+        Metrics besides those of the trajectories and the update: reward (mean of `arm.reward`),
         zero_variance_groups (share of groups whose rewards are equal), failed, noise_probability,
         rollout_tokens and search_tokens (sampled by policy and simulator), real_searches (queries that a
         mixed engine sent to the real one).

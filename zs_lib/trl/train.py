@@ -64,8 +64,9 @@ def train(training: Training) -> dict:
     with between_steps() as asked_to_stop:
         trainer = PolicyTrainer(training, asked_to_stop)
         checkpoint = training.resume()
-        folder = trainer.checkpoint_folder(checkpoint.step) if checkpoint else None
+        done = checkpoint.step * trainer.updates if checkpoint else 0
         try:
+            folder = f"{trainer.args.output_dir}/checkpoint-{done}" if done else None
             trainer.train(resume_from_checkpoint=folder)
         except torch.OutOfMemoryError:
             raise ModelError(
@@ -247,10 +248,6 @@ class PolicyTrainer(GRPOTrainer):
         }
         self._sample(lambda: self.training.log(self.batch, self.advantages, update))
         self.logged, self.gaps = [], dict.fromkeys(self.gaps, 0.0)
-
-    def checkpoint_folder(self, step: int) -> str:
-        """Return the folder of TRL's checkpoint after a step of the arm."""
-        return f"{self.args.output_dir}/checkpoint-{step * self.updates}"
 
     def _save_checkpoint(self, model, trial) -> None:
         """Save TRL's checkpoint, and then the run's, which says that TRL's is whole and what was logged."""
