@@ -49,7 +49,8 @@ from zs_lib.rl.batches import Row, micro_batches, split_microbatch
 from zs_lib.rl.objectives import ALGORITHMS, BASELINES, group_advantages
 from zs_lib.rl.train import questions_of_step
 from zs_lib.runs import Run, RunStore
-from zs_lib.runs import run as run_module
+from zs_lib.runs.files import TRANSIENT
+from zs_lib.runs.run import LOGS
 from zs_lib.simulator.fidelity import distinct_n, two_sample_auc
 from zs_lib.tools.benchmark import world
 
@@ -589,7 +590,7 @@ def test_no_damage_of_a_finished_run_escapes_verify(data):
     whole = stored()[0]
     with damaged(data, whole) as (run, name, content):
         problems = look(run)
-        if name in run_module.TRANSIENT or content == whole[name]:
+        if name in TRANSIENT or content == whole[name]:
             assert problems == []
         else:
             assert problems and all(run.cure in str(problem) for problem in problems)
@@ -615,7 +616,7 @@ def test_a_damaged_unfinished_run_is_told_or_resumes_from_its_checkpoint(data):
             return
         assert resumed.summary == {"from": 4}
         # What stood there up to the checkpoint stands there still, and nothing else.
-        for log in run_module.LOGS:
+        for log in LOGS:
             assert (run.path / log).read_bytes() == b"".join(whole[log].splitlines(keepends=True)[:4])
 
 

@@ -411,6 +411,12 @@ def test_a_waiting_process_takes_over_when_the_holder_dies(store):
     assert list(store.get(arm, 0).metrics()["step"]) == list(range(1, 13)) and store.verify() == []
 
 
+def test_a_run_killed_before_its_summary_is_finished_again_without_damage(store):
+    run = ensure(CountingArm(), 0, store)
+    (run.path / "summary.json").unlink()  # the list of digests stands already
+    assert ensure(CountingArm(), 0, store).finished and store.verify() == []
+
+
 def fill(arm, seeds, store):
     for seed in seeds:
         ensure(arm, seed, store)
@@ -624,7 +630,7 @@ def test_a_checkpoint_of_the_version_before_is_used(store):
     state = json.loads((folder / "state.json").read_text())
     del state["logs"]
     (folder / "state.json").write_text(json.dumps(state))
-    (folder / "sha256.json").write_text(json.dumps(hashes(folder, ("sha256.json",))))
+    (folder / "sha256.json").write_text(json.dumps(hashes(folder)))
     assert run.checkpoint().step == 4 and store.verify() == []
 
 

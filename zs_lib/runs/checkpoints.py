@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zs_lib.runs.files import check_digest, hashes, read_json, sync
+from zs_lib.runs.files import DIGESTS, check_digest, hashes, read_json, sync
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,6 @@ class Checkpoint:
 
     step: int
     tensors: dict[str, torch.Tensor]
-    state: dict = field(default_factory=dict)
-    """JSON values besides the tensors."""
     logs: dict[str, str] = field(default_factory=dict)
     """Log file -> sha256 of its content up to this step."""
 
@@ -36,14 +34,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """
     from safetensors.torch import save_file
 
-    values = {"step": checkpoint.step, "state": checkpoint.state, "logs": checkpoint.logs}
+    values = {"step": checkpoint.step, "logs": checkpoint.logs}
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
     save_file(tensors, temporary / TENSORS)
     (temporary / STATE).write_text(json.dumps(values, allow_nan=False))
-    (temporary / "sha256.json").write_text(json.dumps(hashes(temporary)))
+    (temporary / DIGESTS).write_text(json.dumps(hashes(temporary)))
     for path in [*temporary.iterdir(), temporary]:
         sync(path)
     shutil.rmtree(folder, ignore_errors=True)
@@ -56,9 +54,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     cure = f"delete {folder}, and the run begins again"
-    expected = read_json(folder / "sha256.json", cure)
+    expected = read_json(folder / DIGESTS, cure)
     for name in (TENSORS, STATE):
         check_digest(folder / name, expected.get(name, ""), cure)
     values = read_json(folder / STATE, cure)
-    logs = values.get("logs", {})  # older ones have none
-    return Checkpoint(values["step"], load_file(folder / TENSORS), values["state"], logs)
+    # Older ones have no logs.
+    return Checkpoint(values["step"], load_file(folder / TENSORS), values.get("logs", {}))

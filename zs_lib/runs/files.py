@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from zs_lib.config.contents import read_digest, refuse_unreadable
 from zs_lib.errors import RunError
+
+TRANSIENT = ("lock", "progress.json", "worker.log")
+"""Files about a run's progress, not its content; nothing checks them."""
+DIGESTS = "sha256.json"
+"""The digests of the other files of a folder; it has none itself."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -98,22 +103,21 @@ def check_digest(
         raise RunError(f"{path} is damaged (its sha256 has changed): {cure}.")
 
 
-def hashes(folder: Path, leave_out: Collection[str] = ()) -> dict[str, str]:
+def hashes(folder: Path) -> dict[str, str]:
     """Hash each file that is `listed` below `folder`: relative path -> sha256."""
-    return {name: read_digest(folder / name) for name in listed(folder, leave_out)}
+    return {name: read_digest(folder / name) for name in listed(folder)}
 
 
-def listed(folder: Path, leave_out: Collection[str] = ()) -> list[str]:
+def listed(folder: Path) -> list[str]:
     """List the relative paths of the files below `folder`, in order.
 
-    Left out: names in `leave_out`, files still being written, and checkpoints, which carry their own digests.
+    Left out: TRANSIENT, DIGESTS, hidden files, files still being written, and checkpoints, which carry their
+    own digests.
     """
     files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [
-        str(path)
-        for path in files
-        if path.name not in leave_out and path.suffix != ".tmp" and not path.parts[0].startswith("checkpoint")
-    ]
+    names = [str(path) for path in files if path.suffix != ".tmp"]
+    passed = (".", "checkpoint")
+    return [name for name in names if name not in (*TRANSIENT, DIGESTS) and not name.startswith(passed)]
 
 
 class Log:

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from contextlib import suppress
 
 from zs_lib import __version__
 from zs_lib.config.paths import ROOT
@@ -23,12 +24,16 @@ def available_cores() -> int:
 @functools.cache
 def provenance() -> dict:
     """Collect versions of packages and code, and the kind of machine (never its name)."""
-    sources = hashlib.sha256()
+    sources, commit = hashlib.sha256(), None
     for path in sorted((ROOT / "zs_lib").rglob("*.py")):
         sources.update(path.read_bytes())
+    with suppress(OSError, subprocess.SubprocessError):  # no git, or no repository
+        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        commit = found.stdout.strip()
     return {
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "code": {"version": __version__, "commit": commit(), "sources": sources.hexdigest()[:12]},
+        "code": {"version": __version__, "commit": commit, "sources": sources.hexdigest()[:12]},
         "machine": {
             "python": platform.python_version(),
             "system": platform.system(),
@@ -36,12 +41,3 @@ def provenance() -> dict:
             "cores": available_cores(),
         },
     }
-
-
-def commit() -> str | None:
-    """Return the commit of the checkout; None outside git."""
-    try:
-        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -16,7 +16,6 @@ Whoever works on a run holds a lock on its folder; when the process dies, howeve
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
 import json
 import math
@@ -33,20 +32,10 @@ from filelock import FileLock, Timeout
 from zs_lib.config.contents import contents_of, file_digest, read_digest, refuse_unreadable
 from zs_lib.config.values import digest, identity
 from zs_lib.errors import RunError
-from zs_lib.runs import checkpoints
+from zs_lib.runs import checkpoints, files
 from zs_lib.runs.checkpoints import Checkpoint
 from zs_lib.runs.distributed import on_main_process
-from zs_lib.runs.files import (
-    Log,
-    check_digest,
-    hashes,
-    listed,
-    read_json,
-    sync,
-    to_json,
-    write_json,
-    write_text,
-)
+from zs_lib.runs.files import DIGESTS, TRANSIENT, Log, check_digest
 from zs_lib.runs.provenance import provenance
 from zs_lib.runs.tracking import Tracker
 
@@ -60,9 +49,6 @@ LOCK_WAIT_S = 12 * 3600
 LOCK_POLL_S = 0.2
 FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
 LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
-TRANSIENT = ("lock", "progress.json", "worker.log")
-"""Files about a run's progress, not its content; `verify` ignores them."""
-
 
 StepCallback = Callable[[int, int, dict], None]
 """Called after each training step with its number, the number of steps, and the step's metrics."""
@@ -79,6 +65,7 @@ class Run:
         self.kind, self.digest, self.seed = parts["kind"], parts["digest"], int(parts["seed"])
         self.cure = f"delete the folder {path}, and the run is made again"
         self.tracker: Tracker | None = None
+        self.steps: int | None = None  # of the arm that is being trained, if it has steps
 
     def __repr__(self) -> str:
         return f"Run({self.path.name}, {'finished' if self.finished else 'unfinished'})"
@@ -112,7 +99,7 @@ class Run:
     @property
     def record(self) -> dict:
         """run.json: label, seed, config, packages, code, machine."""
-        record = read_json(self.path / "run.json", self.cure)
+        record = files.read_json(self.path / "run.json", self.cure)
         if not isinstance(record.get("config"), dict) or not isinstance(record.get("label"), str):
             raise self._error("run.json", "lacks label or config (damaged, or of another version)")
         self.file("run.json")
@@ -142,17 +129,14 @@ class Run:
             raise RunError(
                 f"The run {self.path.name} is not finished: run its notebook or `zs reproduce` again."
             )
-        return read_json(path, self.cure)
+        return files.read_json(path, self.cure)
 
     @property
     def model_dir(self) -> Path:
         """The finished run's transformers folder, checked (not every kind of run leaves one)."""
         if not self.finished:
             return self.file("model")
-        digests = self._digests()
-        for name in {*digests, *listed(self.path)}:
-            if name.startswith("model/"):
-                check_digest(self.path / name, digests.get(name), self.cure, file_digest)
+        self._check_files(file_digest, "model/")
         return self.path / "model"
 
     def file(self, name: str) -> Path:
@@ -175,8 +159,8 @@ class Run:
         self.logged("metrics.jsonl").append([{"step": step, **metrics}])
         if self.tracker:
             self.tracker.log(step, metrics)
-        if isinstance(self._steps, int):
-            self.progress("training", step, self._steps)
+        if self.steps:
+            self.progress("training", step, self.steps)
 
     @on_main_process
     def log_timing(self, step: int, **seconds: float) -> None:
@@ -203,7 +187,7 @@ class Run:
         """
         for name in LOGS:  # what was logged up to this step must not be lost after it
             if (self.path / name).exists():
-                sync(self.path / name)
+                files.sync(self.path / name)
         logs = {name: self._digest_up_to(step, name) for name in LOGS}
         folder = self.path / f"checkpoint-{step:08d}"
         checkpoints.save_checkpoint(folder, Checkpoint(step, tensors, logs=logs))
@@ -246,7 +230,7 @@ class Run:
         """Look for damage in this run: an error for each, which names file and cure."""
         parts: list[Callable[[], Any]] = [self.check_record, *(self.logged(name).rows for name in LOGS)]
         if self.finished:
-            parts += [lambda: self.summary, self._check_files]
+            parts += [lambda: self.summary, lambda: self._check_files(read_digest)]
         elif not self.running:
             parts += [self.checkpoint]
         found = []
@@ -270,6 +254,7 @@ class Run:
 
     def begin(self, arm: Any, seed: int) -> None:
         """Write run.json of a new run; of one that was cut off, drop what was logged after its checkpoint."""
+        self.steps = getattr(arm, "steps", None)
         if (self.path / "run.json").exists():
             self.check_record()
             checkpoint = self.checkpoint()
@@ -282,13 +267,13 @@ class Run:
         record = {"label": getattr(arm, "name", ""), "seed": seed, "config": identity(arm)}
         if contents := contents_of(record["config"]):
             record["contents"] = contents
-        write_json(self.path / "run.json", record | provenance())
+        files.write_json(self.path / "run.json", record | provenance())
 
     def finish(self, summary: dict) -> None:
         """Seal the files by their digests, write summary.json, and drop the checkpoint."""
-        text = to_json(summary, indent=1)
-        write_json(self.path / "sha256.json", hashes(self.path, TRANSIENT) | {"summary.json": _sha256(text)})
-        write_text(self.path / "summary.json", text)
+        text = files.to_json(summary, indent=1)
+        files.write_json(self.path / DIGESTS, files.hashes(self.path) | {"summary.json": _sha256(text)})
+        files.write_text(self.path / "summary.json", text)
         for folder in self.path.glob("checkpoint*"):  # only an unfinished run needs them
             shutil.rmtree(folder)
 
@@ -314,10 +299,6 @@ class Run:
     def _error(self, name: str, what: str) -> RunError:
         return RunError(f"{self.path / name} {what}: {self.cure}.")
 
-    @functools.cached_property
-    def _steps(self) -> Any:
-        return self.config.get("steps")
-
     def _digest_up_to(self, step: int, name: str) -> str:
         """Digest of a log's lines up to `step`."""
         return _sha256(self.logged(name).text(lambda row: row["step"] <= step))
@@ -336,17 +317,19 @@ class Run:
 
     def _digests(self) -> dict[str, str]:
         """The digests of a finished run's files; RunError if a byte of them was cut, added or changed."""
-        path = self.path / "sha256.json"
-        digests = read_json(path, self.cure)
-        if path.read_text(encoding="utf-8") != to_json(digests, indent=1):
-            raise self._error("sha256.json", "is damaged (not as it was written)")
+        path = self.path / DIGESTS
+        digests = files.read_json(path, self.cure)
+        if path.read_text(encoding="utf-8") != files.to_json(digests, indent=1):
+            raise self._error(DIGESTS, "is damaged (not as it was written)")
         return digests
 
-    def _check_files(self) -> None:
+    def _check_files(self, read: Callable[[Path], str], below: str = "") -> None:
+        """Check the files whose relative paths begin so, those that should be there and those that are."""
         digests = self._digests()
-        found = [name for name in listed(self.path, (*TRANSIENT, "sha256.json")) if not name.startswith(".")]
-        for name in {"run.json", "summary.json", *digests, *found}:  # a list that lacks even these is none
-            check_digest(self.path / name, digests.get(name), self.cure, read_digest)
+        needed = {"run.json", "summary.json"}  # a list that lacks even these is none
+        for name in {*needed, *digests, *files.listed(self.path)}:
+            if name.startswith(below):
+                check_digest(self.path / name, digests.get(name), self.cure, read)
 
 
 def _sha256(text: str) -> str:

@@ -340,14 +340,15 @@ def pretrain(
 
 
 def _checkpoint(trainer: Trainer, seconds: float) -> Checkpoint:
-    """Weights, optimiser moments, and the CPU-seconds spent."""
+    """Weights, optimiser moments, tokens seen, and the CPU-seconds spent."""
     tensors = {f"model.{name}": value for name, value in trainer.model.named_parameters()}
+    tensors |= {"seen": torch.tensor(trainer.seen), "seconds": torch.tensor(seconds, dtype=torch.float64)}
     for number, optimizer in enumerate(trainer.optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {
                 f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()
             }
-    return Checkpoint(trainer.step, tensors, {"seen": trainer.seen, "seconds": seconds})
+    return Checkpoint(trainer.step, tensors)
 
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> float:
@@ -355,16 +356,16 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> float:
     parameters = dict(trainer.model.named_parameters())
     states: list[dict] = [{} for _ in trainer.optimizers]
     for name, value in checkpoint.tensors.items():
-        kind, rest = name.split(".", 1)
+        kind, _, rest = name.partition(".")
         if kind == "model":
             parameters[rest].data.copy_(value)
-        else:
+        elif kind == "optimizer":
             number, index, key = rest.split(".")
             states[int(number)].setdefault(int(index), {})[key] = value
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    trainer.seen, trainer.step = checkpoint.state["seen"], checkpoint.step
-    return checkpoint.state["seconds"]
+    trainer.seen, trainer.step = checkpoint.tensors["seen"].item(), checkpoint.step
+    return checkpoint.tensors["seconds"].item()
 
 
 def build_backbones(
