@@ -143,14 +143,10 @@ class FormatSFTArm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatorArm(WeightsConfig):
-    """One simulation LLM: its backbone, and how it is made to answer like a search engine."""
+class PairsArm(Checked):
+    """The judged pairs that a simulator learns from, shared by all simulators with these values."""
 
-    backbone: str
-    """The model that is fine-tuned, or only prompted."""
-    recipe: Annotated[str, among("naive", "grounded", "prompted", "published")]
-    """"naive": pairs as the paper builds them; "grounded": bad queries keep the real engine's answerless
-    documents; "prompted": no fine-tuning; "published": none either, others have fine-tuned it."""
+    name = "pairs"
     collector: str
     """The model whose trajectories with the real engine give the (query, documents) pairs."""
     judge: str
@@ -159,28 +155,45 @@ class SimulatorArm(WeightsConfig):
     """Training questions from which pairs are collected."""
     attempts: Count
     """Trajectories a question: more attempts, more kinds of query."""
-    steps: Annotated[int, within(0)]
-    """Fine-tuning steps."""
-    batch_size: Count
-    """Pairs a fine-tuning step."""
-    learning_rate: UnitInterval
-    """Learning rate of the fine-tuning."""
     num_documents: Documents
     """Documents a query."""
-    temperature: Temperature
-    """Sampling temperature of the simulator."""
-    max_tokens: Count
-    """Longest output in tokens."""
-    template: str
-    """Name of the prompt in `protocol.SIMULATOR_TEMPLATES`."""
     benchmark: str = "embedded"
     """Source of the questions (set by the profile)."""
+    dtype: str = added_later("float32")
     engine: RealEngine = added_later("bm25")
     """The real engine that the collector asks, and the simulator learns to play."""
     collection: RolloutConfig | None = added_later(None)
     """Rollout settings of the collector; None: COLLECTION."""
     format_sft: FormatSFT | None = added_later(None)
     """Format SFT of collector and judge, which are prompted as policies."""
+
+    @property
+    def rollout(self) -> RolloutConfig:
+        """Rollout settings of the collector: the arm's, else COLLECTION."""
+        return replace(self.collection or COLLECTION, num_documents=self.num_documents)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorArm(WeightsConfig, PairsArm):
+    """One simulation LLM: its backbone, and how it is made to answer like a search engine, by its pairs."""
+
+    backbone: str
+    """The model that is fine-tuned, or only prompted."""
+    recipe: Annotated[str, among("naive", "grounded", "prompted", "published")]
+    """"naive": pairs as the paper builds them; "grounded": bad queries keep the real engine's answerless
+    documents; "prompted": no fine-tuning; "published": none either, others have fine-tuned it."""
+    steps: Annotated[int, within(0)]
+    """Fine-tuning steps."""
+    batch_size: Count
+    """Pairs a fine-tuning step."""
+    learning_rate: UnitInterval
+    """Learning rate of the fine-tuning."""
+    temperature: Temperature
+    """Sampling temperature of the simulator."""
+    max_tokens: Count
+    """Longest output in tokens."""
+    template: str
+    """Name of the prompt in `protocol.SIMULATOR_TEMPLATES`."""
     generator: GeneratorName = added_later("transformers")
     """Sampler of the simulator's documents."""
     thinking: bool = added_later(True)
@@ -202,28 +215,6 @@ class SimulatorArm(WeightsConfig):
     def name(self) -> str:
         """<recipe>-<backbone>, by which the policies of a profile name their simulator."""
         return f"{self.recipe}-{self.backbone.rsplit('/', 1)[-1]}"
-
-
-@dataclass(frozen=True)
-class PairsArm:
-    """The judged pairs that all simulators with these values share."""
-
-    name = "pairs"
-    collector: str
-    judge: str
-    num_questions: int
-    attempts: int
-    num_documents: int
-    benchmark: str
-    dtype: str = added_later("float32")
-    engine: str = added_later("bm25")
-    collection: RolloutConfig | None = added_later(None)
-    format_sft: FormatSFT | None = added_later(None)
-
-    @property
-    def rollout(self) -> RolloutConfig:
-        """Rollout settings of the collector: the arm's, else COLLECTION."""
-        return replace(self.collection or COLLECTION, num_documents=self.num_documents)
 
 
 COLLECTION = RolloutConfig(
