@@ -16,7 +16,7 @@ from arm_fixtures import format_sft
 from run_fixtures import CountingArm
 
 from zs_lib import config, pipeline
-from zs_lib.config import (
+from zs_lib.config.arms import (
     CurriculumConfig,
     EvaluationArm,
     FidelityArm,

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from zs_lib import qa
-from zs_lib.config import EvaluationArm, FidelityArm, FormatSFTArm, PairsArm, PolicyArm, SimulatorArm
+from zs_lib.config.arms import EvaluationArm, FidelityArm, FormatSFTArm, PairsArm, PolicyArm, SimulatorArm
 from zs_lib.config.engines import from_store
 from zs_lib.config.values import pick
 from zs_lib.engines import SearchEngine, build_engine

@@ -28,8 +28,8 @@ import pandas as pd
 import torch
 
 from zs_lib import config, protocol, qa
-from zs_lib.config import PolicyArm, paths
-from zs_lib.config.arms import TRAINERS
+from zs_lib.config import paths
+from zs_lib.config.arms import TRAINERS, PolicyArm
 from zs_lib.engines import build_engine
 from zs_lib.models.load import build_generator, load_generator, load_model
 from zs_lib.qa import Question

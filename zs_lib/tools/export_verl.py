@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from zs_lib import qa
-from zs_lib.config import EvaluationConfig, PolicyArm
+from zs_lib.config.arms import EvaluationConfig, PolicyArm
 from zs_lib.config.engines import find_engine, simulates, without_address
 from zs_lib.config.paths import BACKBONES
 from zs_lib.errors import ConfigError, DataError

@@ -260,7 +260,7 @@ def _format_sft(study: Study, arm: PolicyArm, gpu: Gpu) -> Stage:
     command = _python(
         study,
         f'arm = study.policy("{arm.name}")',
-        _ensure("config.FormatSFTArm(arm.backbone, arm.benchmark, arm.format_sft)"),
+        _ensure("config.arms.FormatSFTArm(arm.backbone, arm.benchmark, arm.format_sft)"),
     )
     return Stage(
         name=f"format SFT {arm.backbone.rsplit('/', 1)[-1]}",
@@ -509,7 +509,7 @@ def _policy_command(study: Study, arm: PolicyArm, replicas: int, shards: int, ch
     addresses = [f"http://127.0.0.1:{PORT + i}" for i in range(replicas)]
     if replicas:
         changes = changes | {"policy.engine": f"openai:{','.join(addresses)}"}
-    evaluation = _ensure("config.EvaluationArm.of_policy(arm, study.evaluation)")
+    evaluation = _ensure("config.arms.EvaluationArm.of_policy(arm, study.evaluation)")
     named = f'arm = study.policy("{arm.name}")'
     if shards > 1:
         training = _launch(study, arm.name, shards, changes, budget) + " && "
