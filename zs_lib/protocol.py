@@ -234,10 +234,9 @@ def parse_action(turn_text: str) -> Action:
     if not closings:
         return Action("invalid", "", "the turn does not end with a search or an answer")
     kind = closings[-1].group(1)
-    start = turn_text.rfind(f"<{kind}>", 0, closings[-1].start())
-    if start < 0:
+    _, opened, inside = turn_text[: closings[-1].start()].rpartition(tag(kind))
+    if not opened:
         return Action("invalid", "", f"</{kind}> closes nothing")
-    inside = turn_text[start + len(f"<{kind}>") : closings[-1].start()]
     return Action("invalid", "", f"a tag inside the {kind}" if inside.strip() else f"empty {kind}")
 
 

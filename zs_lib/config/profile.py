@@ -78,9 +78,10 @@ class Profile(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        names = [arm.name for arm in self.policies]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ConfigError(f"Two different policies are called {twice!r}: rename one of them.")
+        for kind, arms in (("policies", self.policies), ("simulators", self.simulators)):
+            names = [arm.name for arm in arms]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ConfigError(f"Two {kind} are called {twice!r}: rename or remove one of them.")
 
     def policy(self, name: str) -> PolicyArm:
         """Find the policy arm of this name; ConfigError, which lists the names, if there is none."""
@@ -168,8 +169,6 @@ def _profile(table: dict) -> Profile:
     rows = _rows(table, "simulator", of_study | {"format_sft": format_sft})
     simulators = tuple(from_dict(SimulatorArm, row, f"simulators[{i}]") for i, row in enumerate(rows))
     by_name = {arm.name: arm for arm in simulators}
-    if len(by_name) < len(simulators):
-        raise ConfigError("two simulators have the same recipe and backbone: remove one of them.")
     policies = []
     defaults = {"simulator": None, "curriculum": None, "format_sft": format_sft}
     for row in _rows(table, "policy", defaults | of_study):

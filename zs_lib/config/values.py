@@ -53,13 +53,11 @@ def identity(value: Any, *, labels: bool = False) -> Any:
 def digest(value: Any, contents: dict[str, str] | None = None) -> str:
     """Hash a configuration (a dataclass, or its `identity`) to 12 hex digits; field order does not matter.
 
-    Local files and model folders that it names count by their `contents`, wherever they lie; by default those
-    of a dataclass are taken now (`contents_of`), and an `identity` has none.
+    Local files and model folders that it names count by their `contents`, wherever they lie; by default as
+    they are now (`contents_of`).
     """
     plain = identity(value) if is_dataclass(value) else value
-    if contents is None and is_dataclass(value):
-        contents = contents_of(plain)
-    plain = pinned(plain, contents) if contents else plain
+    plain = pinned(plain, contents_of(plain) if contents is None else contents)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()[:12]
 
 

@@ -1,15 +1,4 @@
-"""Questions and passages: the embedded benchmark, and questions of your own from a file or a hub.
-
-The benchmark mirrors the paper's seven sets with subsets made from real facts (`zs benchmark build`):
-
-    natural        NQ          one hop, as typed into a search engine      train, dev, test
-    trivia         TriviaQA    one hop, as a quiz asks                      test
-    popularity     PopQA       one hop, one template per relation          test
-    bridge         HotpotQA    two hops and comparisons                    train, dev, test
-    compositional  2Wiki       two relations composed by template          test
-    hops           MuSiQue     two, three and four hops                    test
-    checked        Bamboogle   125 two-hop questions checked by hand       test
-"""
+"""Questions and passages: the embedded benchmark, and questions of your own from a file or a hub."""
 
 from __future__ import annotations
 
@@ -31,15 +20,16 @@ from zs_lib.qa.files import read_rows
 from zs_lib.qa.forms import Columns, RowError, passage_row, question_row
 
 SUBSETS = {
-    "natural": "NQ",
-    "trivia": "TriviaQA",
-    "popularity": "PopQA",
-    "bridge": "HotpotQA",
-    "compositional": "2WikiMultiHopQA",
-    "hops": "MuSiQue",
-    "checked": "Bamboogle",
+    "natural": "NQ",  # one hop, as typed into a search engine
+    "trivia": "TriviaQA",  # one hop, as a quiz asks
+    "popularity": "PopQA",  # one hop, one template per relation
+    "bridge": "HotpotQA",  # two hops and comparisons
+    "compositional": "2WikiMultiHopQA",  # two relations composed by template
+    "hops": "MuSiQue",  # two, three and four hops
+    "checked": "Bamboogle",  # 125 two-hop questions checked by hand
 }
-"""Subset -> the paper's set that it mirrors."""
+"""Subset of the embedded benchmark, made from real facts (`zs benchmark build`) -> the paper's set that it
+mirrors. All have test questions; those TRAINED_ON have train and dev questions, too."""
 REBUILD = "run `zs benchmark build`"
 COLUMNS = "name yours by columns={'golden_answers': 'label'}, or --columns golden_answers=label"
 QUESTION_LINE = 'give a file with one JSON object a line, {"question": "…", "golden_answers": ["…"]}'
@@ -157,11 +147,10 @@ def load_questions(
     source = BENCHMARK / "questions.jsonl" if source is None else source
     cure = REBUILD if Path(source).parent == BENCHMARK else QUESTION_LINE
     questions = _read(source, cure, lambda row, number: _question(row, number, columns))
-    if len({question.id for question in questions}) < len(questions):
-        # All randomness hangs on the id, and tables are joined by it.
-        twice = Counter(question.id for question in questions).most_common(1)[0][0]
+    [(known, lines)] = Counter(question.id for question in questions).most_common(1)
+    if lines > 1:  # all randomness hangs on the id, and tables are joined by it
         name = getattr(source, "name", source)
-        raise DataError(f"{name}: two lines have the id {twice!r}; give each its own, or none")
+        raise DataError(f"{name}: two lines have the id {known!r}; give each its own, or none")
     wanted = (subset,) if isinstance(subset, str) else subset
     return [
         q for q in questions if (wanted is None or q.subset in wanted) and (split is None or q.split == split)

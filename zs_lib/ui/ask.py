@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from zs_lib import config, protocol
 from zs_lib.config import paths
 from zs_lib.config.arms import PolicyArm, RolloutConfig, SimulatorArm
-from zs_lib.config.contents import contents_of, file_digest, model_digest
+from zs_lib.config.contents import file_digest, model_digest
 from zs_lib.config.engines import from_store, simulates
 from zs_lib.config.values import digest, from_identity, pick
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
@@ -134,7 +134,7 @@ def _engine_digest(name: str, study: config.Profile) -> str:
         settings |= {"run": model_digest(_finished(arm).model_dir)} if from_store(name) else {}
     elif name != "none":
         settings |= {"passages": file_digest(paths.BENCHMARK / "passages.jsonl")}
-    return digest(settings, contents_of(settings))
+    return digest(settings)
 
 
 def golden_answers(question: str) -> tuple[str, ...]:
