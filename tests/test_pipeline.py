@@ -68,6 +68,7 @@ NEEDS = {
     "policy with a simulator": (SIMULATED, [(SIMULATOR, 0)]),
     "policy with a simulator on a server": (SERVED, []),
     "policy with a mixed engine": (MIXED, [(SIMULATOR, 0)]),
+    "policy that searches itself": (replace(SIMULATED, engine="self"), []),
     "policy after format SFT": (replace(SIMULATED, format_sft=SFT), [sft("tiny-S"), (SIMULATOR, 0)]),
     "evaluation of a policy": (evaluation(SIMULATED), [(SIMULATED, 3)]),
     "evaluation of a policy with a simulator": (
@@ -133,6 +134,10 @@ UNKNOWN = {
     "reward": (replace(REAL, reward="bleu"), REWARDS),
     "noise schedule": (
         replace(SIMULATED, curriculum=CurriculumConfig(schedule="cosine", p_start=0.0, p_end=0.5)),
+        SCHEDULES,
+    ),
+    "schedule of a real share": (
+        replace(MIXED, real_share=0.0, real_share_schedule=replace(SIMULATED.curriculum, schedule="cosine")),
         SCHEDULES,
     ),
     "method": (start(REAL, method="guess"), METHODS),

@@ -79,6 +79,8 @@ TREATMENTS = {
     "engines": SEARCH | {"real_share"},
     "lengths": {"steps"},
     "draws": {"rollout.draws"},
+    "living": {"engine", "simulator.template", "curriculum.noise"}
+    | {f"real_share_schedule{field}" for field in ("", ".p_start", ".p_end")},
 }
 """What each table is about: in nothing else may its rows differ."""
 BACKBONES = {"backbone", "curriculum.p_start", "curriculum.p_end"}

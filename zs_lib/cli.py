@@ -150,7 +150,7 @@ SET = option(
 )
 PROFILE = option("--profile", default=MAIN, metavar="P", help=", ".join(config.profiles()))
 SEEDS = option("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
-_ASKED = ", ".join(name for name in engine_names() if name != "mixed")  # that one needs a policy's real_share
+_ASKED = ", ".join(name for name in engine_names() if name not in ("mixed", "self"))  # those need a training
 ENGINE = option(
     "--engine",
     default="bm25",

@@ -96,8 +96,8 @@ def check(arm: Any) -> None:
 
             objectives.algorithm(arm.objective)
         pick("reward", arm.reward, REWARDS)
-        if arm.curriculum:
-            pick("noise schedule", arm.curriculum.schedule, SCHEDULES)
+        for schedule in filter(None, (arm.curriculum, arm.real_share_schedule)):
+            pick("schedule", schedule.schedule, SCHEDULES)
     elif isinstance(arm, EvaluationArm):
         pick("method", arm.method, METHODS)
     for needed, _ in needs(arm, seed=0):
@@ -140,7 +140,7 @@ def engine_for(
     `split`: whose passages a real engine searches (training must not find test facts); None: all. A simulator
     of the store must be finished.
     """
-    if arm.engine == "none":
+    if arm.engine in ("none", "self"):  # "self": `LivingEngine` makes it of the policy's sampler
         return None
     model = store.get(arm.simulator, SIMULATOR_SEED).model_dir if from_store(arm.engine) else None
     share = getattr(arm, "real_share", 0.0)
@@ -243,7 +243,12 @@ def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallba
     dtype = "float32" if arm.trainer == "trl" and not arm.lora_rank else arm.dtype
     questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
     policy = load_model(_start_model(arm.backbone, arm, store), dtype)
-    return train(Training(run, arm, questions, policy, engine_for(arm, store, "train"), progress))
+    engine = engine_for(arm, store, "train")
+    if arm.living:
+        from zs_lib.simulator.living import LivingEngine
+
+        engine = LivingEngine(engine, arm, questions)
+    return train(Training(run, arm, questions, policy, engine, progress))
 
 
 def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: StepCallback) -> dict:

@@ -51,6 +51,10 @@ Query: {query}
 """
 # The released code puts the question into quotes: so its published simulators know the prompt.
 ORIGINAL_SIMULATOR_TEMPLATE = PAPER_SIMULATOR_TEMPLATE.replace("{question}", '"{question}"')
+# Without question and answer: for a policy that searches itself (SSRL, arXiv 2508.10874), and knows neither.
+CLOSED_BOOK_TEMPLATE = PAPER_SIMULATOR_TEMPLATE.replace(
+    "The user is trying to answer the question: {question} whose answer is {answer}.\n", ""
+)
 # For backbones of a few million parameters: they read a format, not instructions, and each token costs time.
 SHORT_SIMULATOR_TEMPLATE = """\
 Simulate search. Query: {query}
@@ -119,6 +123,7 @@ and of what they state after reading."""
 SIMULATOR_TEMPLATES = {
     "paper": PAPER_SIMULATOR_TEMPLATE,
     "original": ORIGINAL_SIMULATOR_TEMPLATE,
+    "closed-book": CLOSED_BOOK_TEMPLATE,
     "short": SHORT_SIMULATOR_TEMPLATE,
     "demonstration": _DEMONSTRATION_TEMPLATE % ("useful", _USEFUL_TASK),
 }

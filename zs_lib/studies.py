@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from zs_lib.config import Profile
-from zs_lib.config.arms import EvaluationArm, FidelityArm, PolicyArm
+from zs_lib.config.arms import CurriculumConfig, EvaluationArm, FidelityArm, PolicyArm
 from zs_lib.config.values import digest, pick
 from zs_lib.evaluation.methods import METHODS
 
@@ -133,7 +133,29 @@ def draws(profile: Profile) -> Rows:
     }
 
 
-VARIATIONS: dict[str, Callable[[Profile], Rows]] = {study.__name__: study for study in (draws,)}
+def living(profile: Profile) -> Rows:
+    """Beyond the paper: a simulator that changes while the policy trains on it (`simulator.living`).
+
+    Self-search is SSRL's (arXiv 2508.10874) where the policy is not told the answer. "real_share" runs
+    linearly between 0 and a half.
+    """
+    main = profile.policy(MAIN)
+    share = CurriculumConfig(p_start=0.5, p_end=0.0, base=1.0)
+    falls, rises = share, replace(share, p_start=0.0, p_end=0.5)
+    closed = replace(main.simulator, template="closed-book")
+    return {
+        "fixed": main,
+        "adversarial noise": variant(main, "noise", "adversarial", curriculum={"noise": "adversarial"}),
+        "self-search": variant(main, "engine", "self", engine="self"),
+        "self-search, closed book": variant(
+            main, "engine", "self, closed book", engine="self", simulator=closed
+        ),
+        "real share falls": variant(main, "real_share", "falling", engine="mixed", real_share_schedule=falls),
+        "real share rises": variant(main, "real_share", "rising", engine="mixed", real_share_schedule=rises),
+    }
+
+
+VARIATIONS: dict[str, Callable[[Profile], Rows]] = {study.__name__: study for study in (draws, living)}
 """Research beyond the paper's tables, known to `select` by name; `full` leaves it out."""
 
 

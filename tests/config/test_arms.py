@@ -29,6 +29,9 @@ ARM = TINY.policy("zerosearch")
         (TINY.policy("r1"), {"engine": "simulated"}, "'r1': the engine 'simulated' needs a simulator"),
         (ARM, {"engine": "bm25"}, "'zerosearch': the engine 'bm25' has no simulator"),
         (ARM, {"real_share": 0.5}, "a real_share belongs to the engine 'mixed'"),
+        (ARM, {"real_share_schedule": ARM.curriculum}, "a real_share belongs to the engine 'mixed'"),
+        (ARM, {"engine": "mixed", "real_share": 0.5, "real_share_schedule": ARM.curriculum}, "either a con"),
+        (ARM.curriculum, {"noise": "wild"}, "CurriculumConfig.noise = 'wild' is unknown. Known: keyword, ad"),
     ],
 )
 def test_a_wrong_value_is_one_error_that_names_it(part, change, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,3 +60,7 @@ def test_adaptive_noise_follows_the_reward_and_stays_in_bounds():
     for reward in (0.7, 0.5, 0.7, 0.3, 0.1, 0.1):
         noise.append(noise_probability(2, 10, cfg, {"reward": reward, "noise_probability": noise[-1]}))
     assert noise == pytest.approx([0.1, 0.25, 0.25, 0.3, 0.15, 0.1, 0.1])
+    falling = dataclasses.replace(cfg, p_start=0.3, p_end=0.1)
+    last = {"noise_probability": 0.3}
+    assert noise_probability(2, 10, falling, last | {"reward": 0.7}) == pytest.approx(0.15)
+    assert noise_probability(2, 10, falling, last | {"reward": 0.1}) == 0.3

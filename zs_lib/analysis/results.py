@@ -63,7 +63,7 @@ Tables = dict[str, pd.DataFrame]
 def study_rows(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Collect the rows of every study whose arms are all in the profile and evaluated with any seed."""
     names, rows = {arm.name for arm in profile.policies}, []
-    for study in studies.STUDIES:
+    for study in studies.STUDIES | studies.VARIATIONS:
         arms = studies.study_arms(profile, study)
         evaluations = [(EvaluationArm.of_policy(arm, profile.evaluation), 0) for arm in arms.values()]
         known = all(arm.name in names for arm in arms.values())

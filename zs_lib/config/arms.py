@@ -78,6 +78,9 @@ class CurriculumConfig(Checked):
     """p_e, the probability at the last step."""
     base: Annotated[float, within(1e-6)] = 4.0
     """b of equation 4; the paper takes 4. 1 is a straight line."""
+    noise: Annotated[str, among("keyword", "adversarial")] = added_later("keyword")
+    """What noisy documents are: "keyword": what the simulator writes under that keyword (the paper's);
+    "adversarial": useful ones of a wrong answer of the same kind (`simulator.living`)."""
     band_low: UnitInterval = added_later(0.4)
     """Schedule "adaptive": below this mean reward there is too little to learn from."""
     band_high: UnitInterval = added_later(0.6)
@@ -305,6 +308,8 @@ class PolicyArm(WeightsConfig):
     """A name of `rl.rewards.REWARDS`; the paper takes token F1."""
     real_share: UnitInterval = added_later(0.0)
     """Share of queries that the engine "mixed" hands to the real engine."""
+    real_share_schedule: CurriculumConfig | None = added_later(None)
+    """How that share falls or rises over the training, instead of a constant one; its noise is not read."""
     format_sft: FormatSFT | None = added_later(None)
     """Format SFT of the backbone before RL; the reference policy is the model after it."""
     generator: GeneratorName = added_later("transformers")
@@ -320,10 +325,18 @@ class PolicyArm(WeightsConfig):
         if simulates(self.engine) != (self.simulator is not None):
             needs = "needs a" if simulates(self.engine) else "has no"
             raise ConfigError(f"policy '{self.name}': the engine '{self.engine}' {needs} simulator.")
-        if (self.engine == "mixed") != (self.real_share > 0):
+        shares = (self.real_share > 0) + (self.real_share_schedule is not None)
+        if shares != (self.engine == "mixed"):
             raise ConfigError(
-                f"policy '{self.name}': a real_share belongs to the engine 'mixed', and that to a real_share."
+                f"policy '{self.name}': a real_share belongs to the engine 'mixed', and that to a "
+                "real_share, either a constant or a schedule."
             )
+
+    @property
+    def living(self) -> bool:
+        """Whether its engine changes while it trains, beyond its share of noise (`simulator.living`)."""
+        adversarial = self.curriculum is not None and self.curriculum.noise == "adversarial"
+        return adversarial or self.engine == "self" or self.real_share_schedule is not None
 
 
 @dataclass(frozen=True, kw_only=True)

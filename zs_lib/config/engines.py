@@ -39,6 +39,7 @@ ROWS = (
     EngineRow("simulated", "simulated", simulates=True, from_store=True),
     EngineRow("openai:URL", "http", simulates=True),
     EngineRow("mixed", "wrappers", simulates=True, from_store=True),
+    EngineRow("self", "simulated", simulates=True),
 )
 """URL is the address of a server, like http://127.0.0.1:8000, or of several that answer alike, as URL,URL;
 for openai also MODEL@URL."""

@@ -20,6 +20,7 @@ def build_engine(name: str, **parts) -> SearchEngine:
     - "simulated": the simulator in the folder `model` (or so named), prompted and sampled as `simulator`
       says.
     - "mixed": that one, and BM25 for `real_share` of the queries.
+    - "self": the policy itself as the simulator; only a training has it (`simulator.living`).
     - "openai:[MODEL@]URL[,URL…]": a simulator on OpenAI-compatible servers, prompted and sampled likewise.
     - "python:MODULE.FUNCTION": your function from (queries, number) to a list of documents for each query.
     - "search-r1:URL", "zerosearch-wiki:URL": retrievers; `zs serve retriever` is one of the first kind.

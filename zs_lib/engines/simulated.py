@@ -21,17 +21,13 @@ SYSTEM = ""
 class SimulatedEngine(SearchEngine):
     """Prompts a simulator for useful or noisy documents, as each request says.
 
-    `tokens` counts what the simulator sampled. With temperature 0 equal prompts are answered once.
+    `tokens` counts what it sampled. With temperature 0 equal prompts are answered once.
     """
 
     name = "simulated"
 
     def __init__(self, generator: Generator, arm: SimulatorArm):
-        self.generator, self.arm = generator, arm
-
-    @property
-    def tokens(self) -> int:
-        return self.generator.tokens
+        self.generator, self.arm, self.tokens = generator, arm, 0
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         texts = [simulator_prompt(request, num_documents, self.arm.template) for request in requests]
@@ -45,6 +41,7 @@ class SimulatedEngine(SearchEngine):
             self.arm.temperature,
             stop=(stop_string(num_documents),),
         )
+        self.tokens += sum(len(completion.ids) for completion in completions)
         written = {
             i: self.generator.decode(completion.ids) for i, completion in zip(asked, completions, strict=True)
         }
@@ -57,6 +54,8 @@ def build(spec: EngineSpec) -> SimulatedEngine:
     Raises:
         EngineError: the spec has no simulator. ModelError: it cannot be loaded.
     """
+    if spec.name == "self":
+        raise EngineError("The engine 'self' is the policy that trains on it: elsewhere, take 'simulated'.")
     if spec.model is None or spec.simulator is None:
         raise EngineError(f"The engine '{spec.name}' needs a simulator: give its model and its arm.")
     from zs_lib.models.load import load_generator  # torch: a simulator on a server needs none

@@ -30,12 +30,15 @@ def constant(progress: float, cfg: CurriculumConfig, last: Mapping[str, float] |
 def adaptive(progress: float, cfg: CurriculumConfig, last: Mapping[str, float] | None) -> float:
     """Follow the policy instead of the step number: keep the mean reward within a band.
 
-    One `gain` up after a step whose reward was above the band, down after one below it, within p_s and p_e.
+    One `gain` towards p_e after a step whose reward was above the band, back after one below it, within p_s
+    and p_e.
     """
     if last is None:
         return cfg.p_start
     change = cfg.gain * ((last["reward"] > cfg.band_high) - (last["reward"] < cfg.band_low))
-    return min(max(last["noise_probability"] + change, cfg.p_start), cfg.p_end)
+    low, high = sorted((cfg.p_start, cfg.p_end))
+    change = change if cfg.p_end == high else -change
+    return min(max(last["noise_probability"] + change, low), high)
 
 
 SCHEDULES: dict[str, Callable[[float, CurriculumConfig, Mapping[str, float] | None], float]] = {
@@ -58,9 +61,9 @@ def noise_probability(
     """
     if cfg is None:
         return 0.0
-    schedule = pick("noise schedule", cfg.schedule, SCHEDULES)
+    schedule = pick("schedule", cfg.schedule, SCHEDULES)
     if not 0 <= step <= total or total < 1:
         raise ConfigError(
-            f"Step {step} of {total} is outside the noise schedule (0 to {total}, at least one step)."
+            f"Step {step} of {total} is outside the schedule (0 to {total}, at least one step)."
         )
     return schedule(step / total, cfg, last)

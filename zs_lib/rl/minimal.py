@@ -47,10 +47,11 @@ def train_minimal(
     """Train `policy` in place for `arm.steps` steps; returns each step's metrics.
 
     Raises:
-        ConfigError: PPO, minibatches, a sampler's correction, LoRA or half precision.
+        ConfigError: PPO, a living engine, minibatches, a sampler's correction, LoRA or half precision.
     """
     objective, full = arm.objective, arm.dtype == "float32" and not arm.lora_rank
-    if algorithm(objective).critic or objective.minibatch_rollouts or objective.sampler_ratio_max or not full:
+    beyond = arm.living or objective.minibatch_rollouts or objective.sampler_ratio_max
+    if algorithm(objective).critic or beyond or not full:
         raise ConfigError(f"'{arm.name}' has a part that is left out here: train it with `rl.train`.")
     P, G = arm.prompts_per_step, arm.group_size
     model = policy.model.eval()  # no dropout: sampled and trained distribution must be the same

@@ -16,8 +16,9 @@ DeepSpeed), which `trl` has, a replay buffer, an entropy bonus, a format reward.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -47,6 +48,7 @@ FAILED_LIMIT = 0.5
 """Largest share of failed rollouts in a step: what is left over-represents rollouts that search little."""
 SUMMARY_STEPS = 10
 """Steps over which the summary's first and last reward are means."""
+T = TypeVar("T")
 
 
 def train(training: Training) -> dict:
@@ -92,7 +94,7 @@ class Batch:
     rewards: torch.Tensor  # (P, G) double; NaN where the engine failed
     noise: float
     failed: float  # share of rollouts that left the batch because their engine failed
-    used: dict[str, int]
+    used: dict[str, float]
     seconds: dict[str, float]
     sampled_at: float
 
@@ -152,6 +154,7 @@ class Training:
         arm, before, started = self.arm, self._used(), time.perf_counter()
         noise = noise_probability(step, arm.steps, arm.curriculum, self.last)
         engine = Stopwatch(self.engine) if self.engine else None
+        changed = engine.prepare(step, self.last, self.generator) if engine else {}
         trajectories = self._roll_out(step, engine, noise)
         sampled_at, searching = time.perf_counter(), engine.seconds if engine else 0.0
         rewards = torch.tensor([reward(t, arm.reward) for t in trajectories], dtype=torch.float64)
@@ -161,7 +164,8 @@ class Training:
             rewards=rewards.view(-1, arm.group_size),
             noise=noise,
             failed=check_failed(trajectories, arm.engine, step),
-            used=distributed.all_sum({name: now - before[name] for name, now in self._used().items()}),
+            used=changed
+            | distributed.all_sum({name: now - before[name] for name, now in self._used().items()}),
             seconds={"rollout": sampled_at - started - searching, "search": searching},
             sampled_at=sampled_at,
         )
@@ -172,7 +176,7 @@ class Training:
         Metrics besides those of the trajectories and the update: reward (mean of `arm.reward`),
         zero_variance_groups (share of groups whose rewards are equal), failed, noise_probability,
         rollout_tokens and search_tokens (sampled by policy and simulator), real_searches (queries that a
-        mixed engine sent to the real one).
+        mixed engine sent to the real one), and of a living engine real_share.
         """
         self.last = {
             "reward": batch.rewards.nanmean().item(),
@@ -259,9 +263,17 @@ class Stopwatch(SearchEngine):
     def __init__(self, engine: SearchEngine):
         self.engine, self.name, self.seconds = engine, engine.name, 0.0
 
+    def prepare(self, step: int, last: dict | None, generator: Generator) -> dict[str, float]:
+        """Let an engine that changes during a training do so (`simulator.living`); returns its metrics."""
+        prepare = getattr(self.engine, "prepare", None)
+        return self._timed(prepare, step, last, generator) if prepare else {}
+
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
+        return self._timed(self.engine.search, requests, num_documents)
+
+    def _timed(self, work: Callable[..., T], *args) -> T:
         started = time.perf_counter()
         try:
-            return self.engine.search(requests, num_documents)
+            return work(*args)
         finally:
             self.seconds += time.perf_counter() - started

@@ -131,6 +131,7 @@ def dataset_rows(questions: Sequence[qa.Question], arm: PolicyArm, split: str) -
 def _check(arm: PolicyArm) -> None:
     lacking = {
         "the engine 'mixed'": arm.engine == "mixed",
+        "an engine that changes (`living`)": arm.living and arm.engine != "mixed",
         "the curriculum 'adaptive'": arm.curriculum is not None and arm.curriculum.schedule == "adaptive",
         "format SFT before RL": arm.format_sft is not None,
         "a simulator without thoughts": arm.simulator is not None and not arm.simulator.thinking,
