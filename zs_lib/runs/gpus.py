@@ -6,18 +6,18 @@ apart. Locks are the user's own: two users of one machine, or two containers, do
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
-import time
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from zs_lib.errors import ConfigError
 from zs_lib.runs import distributed
 
 RELEASE_S = 10
 """Seconds to wait for a GPU, which a process that has done its work may hold until it has ended."""
-_held: dict[str, int] = {}  # GPU → descriptor of its locked file, kept open
+_locks: dict[str, FileLock] = {}  # GPU → its lock, which this process may hold
 
 
 def hold_gpu(title: str) -> None:
@@ -37,26 +37,15 @@ def hold_gpu(title: str) -> None:
 
 def hold(gpu: str, title: str) -> None:
     """Hold a GPU, by its name, as `hold_gpu` does; again, by the same process, is no error."""
-    if gpu in _held:
-        return
     path = Path(tempfile.gettempdir(), f"zs-{os.getuid()}-{gpu.replace(' ', '-').replace('/', '-')}.lock")
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + RELEASE_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.1)
-                continue
-            holder = os.read(file, 1000).decode() or "another process"
-            os.close(file)
-            raise ConfigError(
-                f"The GPU {gpu} is taken: {holder} trains on it. Wait for it or stop it; or name another GPU "
-                "(CUDA_VISIBLE_DEVICES=1 zs train …); or let one command make both runs, each on GPUs of its "
-                "own, as the profile's [resources] say (`zs reproduce`, notebooks)."
-            ) from None
-    os.truncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} ({title})".encode(), 0)
-    _held[gpu] = file
+    lock = FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
+    try:
+        _locks.setdefault(gpu, lock).acquire(timeout=RELEASE_S, poll_interval=0.1)
+    except Timeout:
+        holder = path.read_text(encoding="utf-8") or "another process"
+        raise ConfigError(
+            f"The GPU {gpu} is taken: {holder} trains on it. Wait for it or stop it; or name another GPU "
+            "(CUDA_VISIBLE_DEVICES=1 zs train …); or let one command make both runs, each on GPUs of its "
+            "own, as the profile's [resources] say (`zs reproduce`, notebooks)."
+        ) from None
+    path.write_text(f"process {os.getpid()} ({title})", encoding="utf-8")
