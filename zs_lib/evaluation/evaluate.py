@@ -54,24 +54,21 @@ def evaluate(
         EngineError: a search failed: its question cannot be scored, and leaving it out would compare policies
             on different questions.
     """
-    started, written = time.perf_counter(), _tokens(generator)
+    started, before = time.perf_counter(), generator.tokens if generator else 0
     keys = [(seed, question.id) for question in questions]
     answer = pick("method", method, METHODS)
     cfg = replace(cfg, temperature=0.0, template=protocol.method_template(cfg.template, method))
     trajectories = answer(questions, generator, engine, cfg, keys, training)
-    seconds = (time.perf_counter() - started) / max(1, len(questions))
+    seconds, tokens = time.perf_counter() - started, generator.tokens - before if generator else 0
     failed = [t for t in trajectories if t.failed]
     if failed:
         cause = next(turn.error for turn in failed[0].turns if turn.error)
         raise EngineError(
             f"The search engine failed {len(failed)} of {len(questions)} questions ({cause}): try again."
         )
-    means = {"policy_tokens": (_tokens(generator) - written) / max(1, len(questions)), "seconds": seconds}
+    asked = max(1, len(questions))
+    means = {"policy_tokens": tokens / asked, "seconds": seconds / asked}
     return pd.DataFrame([_row(trajectory) | means for trajectory in trajectories])
-
-
-def _tokens(generator: Generator | None) -> int:
-    return generator.tokens if generator else 0
 
 
 def evaluate_subsets(
