@@ -51,16 +51,15 @@ def make_rows(
     rows = []
     for trajectory, advantage in zip(trajectories, advantages, strict=True):
         prompt = trajectory.prompt_ids
-        trained = trajectory.mask if mask_documents else [True] * len(trajectory.ids)
+        trained = trajectory.trained(mask_documents)
         if not any(trained):
             continue
         end = len(trained) - trained[::-1].index(True)  # tokens after the last trained one have no effect
-        logprobs = [p if m else math.nan for p, m in zip(trajectory.logprobs, trajectory.mask, strict=True)]
         rows.append(
             Row(
                 [*prompt, *trajectory.ids[:end]],
                 [False] * len(prompt) + trained[:end],
-                [math.nan] * len(prompt) + logprobs[:end],
+                [math.nan] * len(prompt) + trajectory.sampler_logprobs()[:end],
                 advantage,
             )
         )

@@ -97,11 +97,8 @@ def collate(trajectories: Sequence[Trajectory], advantages: Tensor, arm: PolicyA
     """Pad a step's trajectories; `advantages` is (P, G)."""
     ids = [torch.tensor(t.prompt_ids + t.ids) for t in trajectories]
     # Trained are the policy's own tokens: not the prompt, not the documents, nothing if the engine failed.
-    documents = not arm.objective.mask_documents  # the ablation of Table 7 trains them too
-    masks = [
-        torch.tensor([False] * len(t.prompt_ids) + [(mine or documents) and not t.failed for mine in t.mask])
-        for t in trajectories
-    ]
+    mask_documents = arm.objective.mask_documents  # the ablation of Table 7 trains them too
+    masks = [torch.tensor([False] * len(t.prompt_ids) + t.trained(mask_documents)) for t in trajectories]
     loss_mask = pad_sequence(masks, batch_first=True)[:, 1:]
     rollouts = sum(not t.failed for t in trajectories)
     tokens, budget = int(loss_mask.sum()), token_budget(arm.rollout, searches)

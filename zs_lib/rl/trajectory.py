@@ -60,6 +60,14 @@ class Trajectory:
         """Whether its engine failed, so that it leaves the batch."""
         return self.stop_reason == "engine_failed"
 
+    def trained(self, mask_documents: bool) -> list[bool]:
+        """Tell which tokens are trained: the policy's own, or documents too; none if the engine failed."""
+        return [not self.failed and (mine or not mask_documents) for mine in self.mask]
+
+    def sampler_logprobs(self) -> list[float]:
+        """Return `logprobs` with NaN where the policy did not write."""
+        return [p if mine else math.nan for p, mine in zip(self.logprobs, self.mask, strict=True)]
+
     @property
     def num_searches(self) -> int:
         """Number of searches that were made (and paid for)."""
@@ -81,7 +89,6 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | 
     - entropy: mean of -log p over the policy's tokens, in nats at the sampling temperature: an unbiased
       estimate that needs no second forward pass and includes zero-variance groups
     """
-    written = (p for t in trajectories for p, mine in zip(t.logprobs, t.mask, strict=True) if mine)
     return {
         "f1": _mean(scoring.f1(t.answer, t.question.golden_answers) for t in trajectories),
         "em": _mean(scoring.em(t.answer, t.question.golden_answers) for t in trajectories),
@@ -95,7 +102,9 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | 
         "prompt_tokens": _mean(len(t.prompt_ids) for t in trajectories),
         "completion_tokens": _mean(len(t.ids) for t in trajectories),
         "policy_tokens": _mean(sum(t.mask) for t in trajectories),
-        "entropy": _mean(-p for p in written),
+        "entropy": _mean(
+            -p for t in trajectories for p, mine in zip(t.logprobs, t.mask, strict=True) if mine
+        ),
     }
 
 

@@ -10,7 +10,6 @@ other fields go to the reward functions; log-probabilities are used with vLLM on
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -49,13 +48,8 @@ def to_trl(trajectories: Sequence[Trajectory], mask_documents: bool = True) -> d
     return {
         "prompt_ids": [t.prompt_ids for t in trajectories],
         "completion_ids": [t.ids for t in trajectories],
-        "logprobs": [
-            [p if mine else math.nan for p, mine in zip(t.logprobs, t.mask, strict=True)]
-            for t in trajectories
-        ],
-        "env_mask": [
-            [int(not t.failed and (mine or not mask_documents)) for mine in t.mask] for t in trajectories
-        ],
+        "logprobs": [t.sampler_logprobs() for t in trajectories],
+        "env_mask": [list(map(int, t.trained(mask_documents))) for t in trajectories],
     }
 
 
