@@ -68,6 +68,10 @@ NEEDS = {
     "policy with a simulator": (SIMULATED, [(SIMULATOR, 0)]),
     "policy with a simulator on a server": (SERVED, []),
     "policy with a mixed engine": (MIXED, [(SIMULATOR, 0)]),
+    "policy whose simulator is refreshed": (
+        replace(SIMULATED, simulator_refresh=2, simulator=TWO_MODELS),
+        [sft("tiny-M"), (TWO_MODELS, 0)],
+    ),
     "policy that searches itself": (replace(SIMULATED, engine="self"), []),
     "policy after format SFT": (replace(SIMULATED, format_sft=SFT), [sft("tiny-S"), (SIMULATOR, 0)]),
     "evaluation of a policy": (evaluation(SIMULATED), [(SIMULATED, 3)]),

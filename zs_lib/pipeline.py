@@ -8,9 +8,8 @@ Modules that import torch are imported inside: who only reads results need not w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any
@@ -114,6 +113,8 @@ def needs(arm: Any, seed: int) -> list[tuple[Any, int]]:
         return list(dict.fromkeys(_format_sft(arm.collector, arm) + _format_sft(arm.judge, arm)))
     if isinstance(arm, (PolicyArm, EvaluationArm)):
         trained = [(arm.policy, seed)] if getattr(arm, "policy", None) else _format_sft(arm.backbone, arm)
+        if getattr(arm, "simulator_refresh", 0):  # a refresh asks the judge again
+            trained += _format_sft(arm.simulator.judge, arm.simulator.pairs)
         return trained + ([(arm.simulator, SIMULATOR_SEED)] if from_store(arm.engine) else [])
     return []
 
@@ -177,7 +178,13 @@ def _make_format_sft(run: Run, arm: FormatSFTArm, store: RunStore, progress: Ste
 
 def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: StepCallback) -> dict:
     from zs_lib.models.load import load_generator
-    from zs_lib.simulator.pairs import PAIRS, collect_pairs, judge_agreement, judge_pairs, split_questions
+    from zs_lib.simulator.pairs import (
+        collect_pairs,
+        judge_agreement,
+        judge_pairs,
+        split_questions,
+        write_pairs,
+    )
 
     questions, _ = split_questions(qa.load_benchmark(arm.benchmark, "train"))
     questions = Random("pairs").sample(questions, min(arm.num_questions, len(questions)))
@@ -187,8 +194,7 @@ def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: StepCallback
     run.progress("judging", 1, 2)
     judge = load_generator(_start_model(arm.judge, arm, store), arm.dtype)
     pairs = judge_pairs(pairs, judge, arm.rollout)
-    lines = "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs)
-    (run.path / PAIRS).write_text(lines, encoding="utf-8")
+    write_pairs(run, pairs)
     return judge_agreement(pairs)
 
 
@@ -247,7 +253,8 @@ def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallba
     if arm.living:
         from zs_lib.simulator.living import LivingEngine
 
-        engine = LivingEngine(engine, arm, questions)
+        judge = _start_model(arm.simulator.judge, arm.simulator.pairs, store) if arm.simulator_refresh else ""
+        engine = LivingEngine(engine, arm, questions, run, judge)
     return train(Training(run, arm, questions, policy, engine, progress))
 
 

@@ -23,6 +23,8 @@ RANDOM_NOISE = 0.5
 """The constant noise of the paper's Table 6."""
 REAL_SHARE = 0.2
 """Share of queries that the mixed engine sends to the real one: a fifth of its price."""
+REFRESH = 8
+"""Steps between refreshes of a simulator."""
 MAIN = "zerosearch"
 TRAINED = {"r1": "R1", "search-r1": "Search-R1", MAIN: "ZeroSearch"}
 """Core arm → name of its method in the paper."""
@@ -145,6 +147,7 @@ def living(profile: Profile) -> Rows:
     closed = replace(main.simulator, template="closed-book")
     return {
         "fixed": main,
+        "refreshed": variant(main, "simulator_refresh", REFRESH, simulator_refresh=REFRESH),
         "adversarial noise": variant(main, "noise", "adversarial", curriculum={"noise": "adversarial"}),
         "self-search": variant(main, "engine", "self", engine="self"),
         "self-search, closed book": variant(

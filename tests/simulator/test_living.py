@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,15 +22,17 @@ from zs_lib.config.arms import CurriculumConfig
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.engines.simulated import SimulatedEngine
 from zs_lib.engines.wrappers import MixedEngine
-from zs_lib.errors import ConfigError, EngineError
-from zs_lib.models.load import load_model
+from zs_lib.errors import ConfigError, EngineError, RunError
+from zs_lib.models.load import load_generator, load_model
 from zs_lib.qa import Hop, Question
 from zs_lib.rl.minimal import train_minimal
 from zs_lib.rl.train import Training, train
-from zs_lib.runs import RunStore
+from zs_lib.runs import Run, RunStore
 from zs_lib.simulator.living import LivingEngine, answer_kind, answers_by_kind
+from zs_lib.simulator.pairs import read_pairs, split_questions
 
 SIMULATOR = prompted_simulator("")
+REFRESHED = replace(SIMULATOR, recipe="grounded")
 ADVERSARIAL = CurriculumConfig(schedule="constant", p_start=1.0, p_end=1.0, noise="adversarial")
 FALLS = CurriculumConfig(p_start=0.5, p_end=0.0, base=1.0)
 
@@ -106,6 +113,7 @@ def test_adversarial_noise_asks_for_useful_documents_of_a_wrong_answer():
 
 def trained(run_arm, backbone, store, engine):
     def work(run):
+        engine.run = run
         return train(Training(run, run_arm, QUESTIONS, load(backbone), engine))
 
     return RunStore(store).complete(run_arm, 0, work)
@@ -147,3 +155,80 @@ def test_what_only_a_training_has_is_refused_elsewhere(backbone):
     living = arm(engine="self", simulator=SIMULATOR)
     with pytest.raises(ConfigError, match="left out here"):
         train_minimal(living, QUESTIONS, load(backbone), None, 0)
+
+
+def echo(queries: list[str], count: int) -> list[list[str]]:
+    """The real engine of a refresh: its documents are the query."""
+    return [[query] for query in queries]
+
+
+def refreshed(backbone: Path, store: Path):
+    """Train for seven steps, with the simulator tuned again after the third and the sixth."""
+    tuned = prompted_simulator(
+        str(backbone),
+        recipe="grounded",
+        engine="python:test_living.echo",
+        batch_size=2,
+        learning_rate=1e-2,
+        attempts=6,
+    )
+    living = arm(engine="simulated", simulator=tuned, simulator_refresh=3, steps=7, learning_rate=1e-4)
+    engine = SimulatedEngine(load_generator(backbone), tuned)
+    return trained(living, backbone, store, LivingEngine(engine, living, QUESTIONS, judge=str(backbone)))
+
+
+def test_a_run_killed_in_a_refresh_ends_bit_identical(backbone, tmp_path):
+    whole = refreshed(backbone, tmp_path / "whole")
+    tuned = {run.seed: run for run in RunStore(whole.path / "simulators").list()}
+    assert set(tuned) == {3, 6}
+    for run in tuned.values():
+        pairs = read_pairs(run)
+        assert {pair.question for pair in pairs} <= {q.question for q in split_questions(QUESTIONS)[0]}
+        assert run.summary["pairs"] == len(pairs) > 0 and all(
+            pair.documents == (pair.query,) for pair in pairs
+        )
+        assert run.summary["steps"] == len(run.metrics()) > 0
+    weights = [load(path).model.lm_head.weight for path in (backbone, *(tuned[i].model_dir for i in (3, 6)))]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, __file__, str(backbone), str(tmp_path / "killed")]
+    killed = subprocess.run(
+        command, env=environment, timeout=120, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    folder = tmp_path / "killed" / whole.path.name
+    assert killed.returncode == -signal.SIGKILL and not (folder / "summary.json").exists()
+    assert (
+        Run(folder).checkpoint().step == 4 and len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+    )
+    found = [run.finished for run in RunStore(folder / "simulators").list()]
+    assert found == [True, False]
+    resumed = refreshed(backbone, tmp_path / "killed")
+    for name in ("metrics.jsonl", "trajectories.jsonl", "model/model.safetensors"):
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
+    for after, run in tuned.items():
+        again = resumed.path / run.path.relative_to(whole.path)
+        assert (again / "model/model.safetensors").read_bytes() == (
+            run.model_dir / "model.safetensors"
+        ).read_bytes(), after
+    assert RunStore(tmp_path / "killed").verify() == []
+
+
+def test_a_refreshed_simulator_that_is_gone_is_one_clear_error(backbone, tmp_path):
+    living = arm(engine="simulated", simulator=REFRESHED, simulator_refresh=3)
+    engine = LivingEngine(LookupEngine(), living, QUESTIONS, SimpleNamespace(path=tmp_path))
+    engine.prepare(3, None, None)  # not yet
+    with pytest.raises(
+        RunError, match=r"simulator-\w+-s3 is missing or unfinished: delete .*, and train again"
+    ):
+        engine.prepare(5, None, None)
+
+
+if __name__ == "__main__":  # the process that is killed: test_living.py BACKBONE STORE
+    from zs_lib.simulator import living as module
+
+    write_pairs = module.write_pairs
+    module.write_pairs = lambda run, pairs: (
+        os.kill(os.getpid(), signal.SIGKILL) if run.seed == 6 else write_pairs(run, pairs)
+    )
+    refreshed(Path(sys.argv[1]), Path(sys.argv[2]))

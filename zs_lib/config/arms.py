@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated
 
 from zs_lib import protocol
-from zs_lib.config.engines import engine_names, simulates, without_address
+from zs_lib.config.engines import engine_names, from_store, simulates, without_address
 from zs_lib.config.values import LABEL, Check, Checked, added_later, among, within
 from zs_lib.errors import ConfigError
 
@@ -310,6 +310,8 @@ class PolicyArm(WeightsConfig):
     """Share of queries that the engine "mixed" hands to the real engine."""
     real_share_schedule: CurriculumConfig | None = added_later(None)
     """How that share falls or rises over the training, instead of a constant one; its noise is not read."""
+    simulator_refresh: Annotated[int, within(0)] = added_later(0)
+    """Steps after which the simulator is tuned again on pairs of the policy's own queries; 0: never."""
     format_sft: FormatSFT | None = added_later(None)
     """Format SFT of the backbone before RL; the reference policy is the model after it."""
     generator: GeneratorName = added_later("transformers")
@@ -332,11 +334,19 @@ class PolicyArm(WeightsConfig):
                 "real_share, either a constant or a schedule."
             )
 
+        tunable = self.trainer == "own" and from_store(self.engine) and self.simulator.fine_tuned
+        if self.simulator_refresh and not tunable:
+            raise ConfigError(
+                f"policy '{self.name}': simulator_refresh is for the trainer 'own' and a simulator that is "
+                "fine-tuned, of the engine 'simulated' or 'mixed'."
+            )
+
     @property
     def living(self) -> bool:
         """Whether its engine changes while it trains, beyond its share of noise (`simulator.living`)."""
         adversarial = self.curriculum is not None and self.curriculum.noise == "adversarial"
-        return adversarial or self.engine == "self" or self.real_share_schedule is not None
+        changes = self.simulator_refresh > 0 or self.real_share_schedule is not None
+        return adversarial or changes or self.engine == "self"
 
 
 @dataclass(frozen=True, kw_only=True)

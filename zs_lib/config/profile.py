@@ -175,7 +175,7 @@ def _profile(table: dict) -> Profile:
         if row["format_sft"] is False:
             row["format_sft"] = None
         if not simulates(str(row.get("engine"))):  # the shared values are for simulated search
-            row |= {"simulator": None, "curriculum": None}
+            row |= {"simulator": None, "curriculum": None, "simulator_refresh": 0}
         elif row["simulator"] is not None:
             row["simulator"] = pick("simulator", row["simulator"], by_name)
         policies.append(from_dict(PolicyArm, row, f"policy '{row.get('name')}'"))

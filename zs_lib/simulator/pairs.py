@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from random import Random
 
@@ -27,6 +27,7 @@ from zs_lib.models.generator import Generator
 from zs_lib.qa import Question
 from zs_lib.qa.scoring import contains_answer
 from zs_lib.rl.rollout import encode_policy_prompt, rollout
+from zs_lib.rng import Key
 from zs_lib.runs import Run
 
 PAIRS = "pairs.jsonl"
@@ -60,9 +61,11 @@ def split_questions(questions: Sequence[Question]) -> tuple[list[Question], list
 
 
 def collect_pairs(
-    arm: PairsArm, questions: Sequence[Question], collector: Generator, engine: SearchEngine
+    arm: PairsArm, questions: Sequence[Question], collector: Generator, engine: SearchEngine, key: Key = ()
 ) -> list[Pair]:
     """Roll out the collector with the real engine; returns its searches, equal ones of a question once.
+
+    `key` makes the randomness of one collection its own.
 
     Raises:
         EngineError: the engine failed a search: its pairs would be missing for good.
@@ -73,7 +76,7 @@ def collect_pairs(
         collector,
         engine,
         arm.rollout,
-        [("collect", question.id, attempt) for question, attempt in asked],
+        [("collect", *key, question.id, attempt) for question, attempt in asked],
     )
     found = {}
     for trajectory in trajectories:
@@ -186,8 +189,14 @@ def encode_examples(
     return rows
 
 
+def write_pairs(run: Run, pairs: Sequence[Pair]) -> None:
+    """Write the pairs of a run, one JSON object a line."""
+    lines = "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs)
+    (run.path / PAIRS).write_text(lines, encoding="utf-8")
+
+
 def read_pairs(run: Run) -> list[Pair]:
-    """Read the pairs of a finished `PairsArm` run.
+    """Read the pairs of a finished run: a `PairsArm`'s, or a refreshed simulator's.
 
     Raises:
         DataError: they are no pairs. RunError: they are not as they were stored, or unreadable.
