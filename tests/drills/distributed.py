@@ -187,6 +187,7 @@ def test_two_processes_with_sharded_weights_make_what_one_makes(name, backbone, 
 def test_a_run_by_trl_that_is_killed_goes_on_from_its_checkpoint(variables, backbone, whole, store):
     codes, said = run(2, "trl grpo", backbone, store, 5, 1, signal.SIGKILL, **variables)
     assert codes[1] == -signal.SIGKILL and codes[0] == 1, said
+    assert "has lost another process of its run" in said[0]
     assert store.get(ARMS["trl grpo"], 0).checkpoint().step == 4 and store.verify() == []
     codes, said = run(2, "trl grpo", backbone, store, **variables)
     assert codes == [0, 0], said

@@ -83,7 +83,7 @@ def all_gather(value: Any) -> list:
     import torch
 
     values = [None] * world_size()
-    with _peers_alive():
+    with peers_alive():
         torch.distributed.all_gather_object(values, value)
     return values
 
@@ -103,7 +103,7 @@ def all_reduce_gradients(parameters: Iterable[torch.Tensor]) -> None:
     import torch
 
     pending = []
-    with _peers_alive():
+    with peers_alive():
         for parameter in parameters:
             if parameter.grad is None:  # this process's share was empty
                 parameter.grad = torch.zeros_like(parameter)
@@ -141,10 +141,17 @@ def _state() -> PartialState:
 
 
 @contextmanager
-def _peers_alive() -> Iterator[None]:
+def peers_alive() -> Iterator[None]:
+    """Turn gloo's and NCCL's own errors into one; a context.
+
+    Raises:
+        RunError: another process of the run is gone.
+    """
     try:
         yield
-    except RuntimeError as error:  # gloo's and NCCL's own
+    except RuntimeError as error:
+        if not (type(error).__name__ == "DistBackendError" or "gloo" in str(error)):
+            raise
         raise RunError(
             f"Process {_state().process_index} has lost another process of its run "
             f"({str(error).splitlines()[0]}): look for that one's last message, then start again with any "

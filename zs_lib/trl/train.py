@@ -55,7 +55,8 @@ def train(training: Training) -> dict:
     The weights that are trained are float32, and bfloat16 where they are used if the arm says so.
 
     Raises:
-        ConfigError: the processes cannot share a batch, or LoRA meets sharded weights.
+        ConfigError: the processes cannot share a batch, or LoRA meets sharded weights. RunError: a process
+        is gone.
     """
     arm = training.arm
     _check_processes(arm)
@@ -67,7 +68,8 @@ def train(training: Training) -> dict:
         done = checkpoint.step * trainer.updates if checkpoint else 0
         try:
             folder = f"{trainer.args.output_dir}/checkpoint-{done}" if done else None
-            trainer.train(resume_from_checkpoint=folder)
+            with distributed.peers_alive():
+                trainer.train(resume_from_checkpoint=folder)
         except torch.OutOfMemoryError:
             raise ModelError(
                 f"'{arm.name}' does not fit into memory: set policy.gradient_checkpointing, lower "
