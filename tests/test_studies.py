@@ -79,6 +79,10 @@ TREATMENTS = {
     "engines": SEARCH | {"real_share"},
     "lengths": {"steps"},
     "draws": {"rollout.draws"},
+    "collapse": {
+        f"objective.{field}"
+        for field in ("updates_per_batch", "kl_coef", "clip_high", "likelihood_coef", "balance_signs")
+    },
     "living": {"engine", "simulator.template", "curriculum.noise"}
     | {f"real_share_schedule{field}" for field in ("", ".p_start", ".p_end")},
 }

@@ -158,7 +158,33 @@ def living(profile: Profile) -> Rows:
     }
 
 
-VARIATIONS: dict[str, Callable[[Profile], Rows]] = {study.__name__: study for study in (draws, living)}
+def collapse(profile: Profile) -> Rows:
+    """Train Search-R1 by GRPO until it collapses (too fast, off-policy, no KL), and by repairs of it.
+
+    Five times the profile's learning rate, on half of its questions a step, with four updates a batch.
+    """
+    real = profile.policy("search-r1")
+    unstable = {"algorithm": "grpo", "kl_coef": 0.0, "updates_per_batch": 4}
+    repairs = {
+        "none": {},
+        "one update": {"updates_per_batch": 1},  # on-policy: every ratio is 1
+        "KL": {"kl_coef": 0.04},  # as in the paper on GRPO (arXiv 2402.03300)
+        "clip-higher": {"clip_high": 0.28},  # as in DAPO (arXiv 2503.14476)
+        "likelihood guard": {"likelihood_coef": 1.0},  # ours: a drop weighs as an advantage of 1
+        "sign balance": {"balance_signs": True},
+    }
+    half, rate = max(1, real.prompts_per_step // 2), 5 * real.learning_rate
+    return {
+        label: variant(
+            real, "repair", label, objective=unstable | repair, prompts_per_step=half, learning_rate=rate
+        )
+        for label, repair in repairs.items()
+    }
+
+
+VARIATIONS: dict[str, Callable[[Profile], Rows]] = {
+    study.__name__: study for study in (draws, living, collapse)
+}
 """Research beyond the paper's tables, known to `select` by name; `full` leaves it out."""
 
 

@@ -399,3 +399,31 @@ def test_a_minibatch_without_anything_to_learn_from_takes_no_step(backbone, batc
     learn = Learner(load(backbone).model, arm(objective=objective(minibatch_rollouts=3)))
     learn.update(1, batch[0], [0.0, 0.0, 0.0, 1.0, -1.0, 0.0])
     assert {int(state["step"]) for state in learn.optimizer.state.values()} == {1}
+
+
+def test_balanced_signs_are_advantages_scaled_by_hand(backbone, batch):
+    """Trained tokens 5, 10, 7, 8, 6, 9: positive 5 x 1 + 6 x 0.25 = 6.5, negative 8 x 0.5 + 9 x 1 = 13."""
+    trajectories, advantages = batch
+
+    def weights(given, **changes):
+        learn = Learner(load(backbone).model, arm(objective=objective(kl_coef=0.0, **changes)))
+        learn.update(1, trajectories, given)
+        return learn.parameters
+
+    balanced, by_hand = weights(advantages, balance_signs=True), weights([1.0, 0.0, 0.0, -0.25, 0.25, -0.5])
+    for name, weight in balanced.items():
+        torch.testing.assert_close(weight, by_hand[name], atol=1e-7, rtol=1e-6)
+    assert any(not torch.equal(balanced[name], weight) for name, weight in weights(advantages).items())
+
+
+def test_the_likelihood_guard_holds_a_good_trajectory_that_bad_ones_pull_down(backbone):
+    """The bad trajectory shares the good one's tokens: it falls in the first update, is held in others."""
+    good, bad = (written([2, 3], [5, 9, 7, end], [True] * 4) for end in (8, 11))
+
+    def lost(coefficient):
+        cfg = objective(kl_coef=0.0, clip=0.9, updates_per_batch=4, likelihood_coef=coefficient)
+        learn = Learner(load(backbone).model, arm(objective=cfg))
+        return learn.update(1, [good, bad, bad], [0.05, -1.0, -1.0]).get("likelihood_drop")
+
+    assert lost(0.0) is None
+    assert 0 < lost(50.0) < lost(1e-9)

@@ -18,9 +18,11 @@ from zs_lib.rl.objectives import (
     ALGORITHMS,
     BASELINES,
     algorithm,
+    balance_signs,
     gae,
     group_advantages,
     kl_k3,
+    likelihood_drop,
     policy_loss,
     sampler_weights,
     value_loss,
@@ -263,3 +265,50 @@ def test_the_sampler_s_weights_scale_the_surrogate_and_not_the_kl():
     torch.testing.assert_close(
         logp.grad, tensor([[math.exp(0.5), 3.0]]) * -2.0 + 0.1 * (1 - math.exp(-0.5)), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "loss", "slope"),
+    [(1.25, -1.25, -1.25), (1.4, -1.28, 0.0), (0.5, -0.5, -0.5)],  # between the ranges; beyond both; below
+)
+def test_clip_higher_moves_the_upper_bound_alone(ratio, loss, slope):
+    """Between 1 - 0.2 and 1 + 0.28 a good token of ratio 1.25 has its gradient, which 1 + 0.2 would cut."""
+    logp = tensor([[math.log(ratio)]], requires_grad=True)
+    cfg = objective(kl_coef=0.0, clip_high=0.28)
+    value, _ = policy_loss(logp, tensor([[0.0]]), None, tensor([[1.0]]), tensor([[True]]), cfg, 1)
+    value.backward()
+    assert value.item() == pytest.approx(loss) and logp.grad.item() == pytest.approx(slope)
+
+
+def test_clip_higher_leaves_bad_tokens_as_they_were():
+    logp, old = tensor([[math.log(0.7)]], requires_grad=True), tensor([[0.0]])
+    cfg = objective(kl_coef=0.0, clip_high=0.28)
+    value, stats = policy_loss(logp, old, None, tensor([[-1.0]]), tensor([[True]]), cfg, 1)
+    assert value.item() == pytest.approx(0.8) and stats["clip_fraction"] == 1
+
+
+def test_likelihood_drop_by_hand():
+    """Good and lost 0.3 - 0.1 (its lost token counts); good and gained; bad and lost; good and lost 0.2."""
+    old = tensor([-1.0, -1.0, -1.0, -2.0, -1.0])
+    logp = tensor([-1.3, -0.9, -0.5, -3.0, -1.2], requires_grad=True)
+    drop = likelihood_drop(logp, old, tensor([1.0, 1.0, 0.5, -1.0, 0.1]), [2, 1, 1, 1])
+    assert drop.item() == pytest.approx(0.3 + 0.2)
+    drop.backward()
+    assert logp.grad.tolist() == [-1.0, 0.0, 0.0, 0.0, -1.0]
+
+
+def test_nothing_lost_is_no_likelihood_drop():
+    logp = tensor([-1.0, -0.5], requires_grad=True)
+    drop = likelihood_drop(logp, logp.detach(), tensor([1.0, 1.0]), [2])
+    assert drop.item() == 0.0 and drop.shape == ()
+
+
+def test_balanced_signs_by_hand():
+    """Positive 2, negative 8 in all: the negative ones are divided by 4; a part is scaled by the whole."""
+    batch = tensor([1.0, 1.0, -2.0, -6.0, 0.0])
+    torch.testing.assert_close(balance_signs(batch, batch), tensor([1.0, 1.0, -0.5, -1.5, 0.0]))
+    torch.testing.assert_close(balance_signs(batch[2:], batch), tensor([-0.5, -1.5, 0.0]))
+    light = tensor([4.0, -1.0])
+    assert balance_signs(light, light).tolist() == [4.0, -1.0]  # never scaled up
+    alike = tensor([0.0, 0.0])
+    assert balance_signs(alike, alike).tolist() == [0.0, 0.0]

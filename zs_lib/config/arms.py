@@ -243,6 +243,8 @@ class ObjectiveConfig(Checked):
     clip: UnitInterval
     """Clipping range 1 ± clip of the ratio of new to old probability, and of PPO's values; the paper takes
     0.2."""
+    clip_high: Annotated[float, within(0)] = added_later(0.0)
+    """Upper clipping range, 1 + clip_high ("clip-higher" of DAPO, arXiv 2503.14476: 0.28); 0: as `clip`."""
     kl_coef: Annotated[float, within(0, 10)]
     """Weight of KL(policy || reference) in the loss; the paper takes 0.001. 0: no reference model is kept."""
     updates_per_batch: Annotated[int, within(1, 100)]
@@ -258,6 +260,11 @@ class ObjectiveConfig(Checked):
     sampler_ratio_max: Annotated[float, within(0)] = added_later(0.0)
     """Upper bound of the importance weights between trainer and sampler (`rl.objectives.sampler_weights`).
     TRL takes 3; 0: no correction, which our own sampler does not need."""
+    likelihood_coef: Annotated[float, within(0)] = added_later(0.0)
+    """Weight of `rl.objectives.likelihood_drop` in the loss, against the collapse that arXiv 2512.04220
+    describes; 0: none."""
+    balance_signs: bool = added_later(False)
+    """Scale negative advantages so that they weigh no more than the positive ones (`rl.objectives`)."""
     gamma: UnitInterval = added_later(1.0)
     """PPO: discount a token; the paper takes 1."""
     gae_lambda: UnitInterval = added_later(1.0)

@@ -19,7 +19,15 @@ from zs_lib.config.arms import PolicyArm
 from zs_lib.errors import ModelError, RunError
 from zs_lib.models.load import add_lora
 from zs_lib.rl.batches import MicroBatch, make_rows, micro_batches, split_microbatch
-from zs_lib.rl.objectives import algorithm, gae, policy_loss, standardise, value_loss
+from zs_lib.rl.objectives import (
+    algorithm,
+    balance_signs,
+    gae,
+    likelihood_drop,
+    policy_loss,
+    standardise,
+    value_loss,
+)
 from zs_lib.rl.rollout import token_budget
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.runs import distributed
@@ -122,7 +130,8 @@ class Learner:
         batch and takes its share of the micro-batches, which are the same however many processes there are.
 
         Returns means over the optimizer steps: kl (None without a reference) and clip_fraction, both per
-        trained token; value_loss (None without a critic); grad_norm (before clipping). And sampler_gap (mean
+        trained token; value_loss (None without a critic); likelihood_drop (only with its weight), in nats a
+        trained token; grad_norm (before clipping). And sampler_gap (mean
         distance of the sampler's log-probabilities from ours, in nats a token), learning_rate, and
         update_tokens (tokens read to train). With nothing to learn from (zero-variance groups only, and no
         KL) the weights stay as they are, and the statistics are 0.
@@ -138,7 +147,7 @@ class Learner:
         minibatches = [minibatch for minibatch in minibatches if minibatch.tokens_read]
         steps: list[dict[str, float]] = []
         with self._checkpointing():
-            if self.algorithm.over_tokens and minibatches:
+            if (self.algorithm.over_tokens or objective.balance_signs) and minibatches:
                 self._estimate_advantages(minibatches)
             for minibatch in minibatches[1:]:  # the first's are those of its own first forward pass
                 self._freeze_logprobs(minibatch.batches)
@@ -153,7 +162,7 @@ class Learner:
             "sampler_gap": self._sampler_gap(minibatches) if minibatches else 0.0,
             "learning_rate": learning_rate(self.arm, step),
             "update_tokens": sum(one.tokens_read for one in minibatches) * objective.updates_per_batch,
-        }
+        } | ({"likelihood_drop": means.get("likelihood_drop", 0.0)} if objective.likelihood_coef else {})
 
     def _minibatch(self, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> _Minibatch:
         """Pack this process's share of a minibatch, without the rows that no gradient comes from."""
@@ -196,13 +205,18 @@ class Learner:
 
     @torch.no_grad()
     def _estimate_advantages(self, minibatches: list[_Minibatch]) -> None:
-        """Standardise advantages over the batch's trained tokens; with a critic they are GAE's (PPO)."""
+        """Standardise or balance advantages over the batch's tokens; with a critic they are GAE's (PPO)."""
         for minibatch in minibatches if self.critic else ():
             self._estimate_returns(minibatch.batches)
         batches = [batch for minibatch in minibatches for batch in minibatch.batches]
         whole = self._gather([batch.advantages for batch in batches])
-        for batch in batches:
-            batch.advantages = standardise(batch.advantages, whole)
+        if self.algorithm.over_tokens:
+            for batch in batches:
+                batch.advantages = standardise(batch.advantages, whole)
+            whole = standardise(whole, whole)
+        if self.arm.objective.balance_signs:
+            for batch in batches:
+                batch.advantages = balance_signs(batch.advantages, whole)
 
     def _estimate_returns(self, batches: list[MicroBatch]) -> None:
         """Turn rewards into the critic's values, GAE for each trajectory, and the critic's targets."""
@@ -279,6 +293,10 @@ class Learner:
         everywhere = torch.ones_like(logp, dtype=torch.bool)  # `logp` holds trained tokens only
         before = batch.old_logprobs, batch.ref_logprobs, batch.advantages
         loss, stats = policy_loss(logp, *before, everywhere, objective, normalizer, batch.sampler_logprobs)
+        if objective.likelihood_coef:
+            lengths = batch.loss_mask.sum(1).tolist()
+            drop = likelihood_drop(logp, batch.old_logprobs, batch.advantages, lengths) / normalizer
+            loss, stats["likelihood_drop"] = loss + objective.likelihood_coef * drop, drop
         if self.critic:
             values, old_values = self._values(states), batch.values
             stats["value_loss"] = value_loss(values, old_values, batch.returns, objective.clip, normalizer)

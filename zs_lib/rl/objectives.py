@@ -55,23 +55,27 @@ def group_standardised(rewards: Tensor) -> Tensor:
 # Surrogates (`Algorithm.surrogate`); `ratio` is new over old probability, in the shape of `logp`.
 
 
-def clipped_surrogate(logp: Tensor, ratio: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Compute PPO's surrogate, min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A).
+def clipped_surrogate(
+    logp: Tensor, ratio: Tensor, advantages: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """Compute PPO's surrogate, min(ratio * A, clip(ratio, 1 - low, 1 + high) * A).
 
     A clipped token has no gradient: its ratio is beyond the range on the side to which A pushes it.
     """
-    surrogate = torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    clipped = ((ratio > 1 + clip) & (advantages > 0)) | ((ratio < 1 - clip) & (advantages < 0))
+    surrogate = torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    clipped = ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
     return surrogate, clipped
 
 
-def clipped_weight(logp: Tensor, ratio: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Compute CISPO's surrogate, sg(min(ratio, 1 + clip)) * A * log p, where sg stops the gradient.
+def clipped_weight(
+    logp: Tensor, ratio: Tensor, advantages: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """Compute CISPO's surrogate, sg(min(ratio, 1 + high)) * A * log p, where sg stops the gradient.
 
     A clipped token keeps its gradient; only its importance weight is bounded, for both signs of A. There is
-    no lower bound, as in the paper's experiments. TRL's `epsilon_high` is the bound itself, 1 + clip.
+    no lower bound, as in the paper's experiments. TRL's `epsilon_high` is the bound itself, 1 + high.
     """
-    return ratio.detach().clamp(max=1 + clip) * advantages * logp, ratio > 1 + clip
+    return ratio.detach().clamp(max=1 + high) * advantages * logp, ratio > 1 + high
 
 
 # Normalisers (`Algorithm.normalizer`); `budget` is `rollout.token_budget`.
@@ -93,8 +97,8 @@ class Algorithm:
 
     advantages: Callable[[Tensor], Tensor] | None
     """From rewards, (P, G) in and out; None: the baseline that the configuration names."""
-    surrogate: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = clipped_surrogate
-    """(log p, ratio, advantages, clip) -> (what is maximised, whether it was clipped), both per token."""
+    surrogate: Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]] = clipped_surrogate
+    """(log p, ratio, advantages, clip, clip_high) -> (what is maximised, whether clipped), both per token."""
     normalizer: Callable[[int, int, int], int] = trained_tokens
     """(trained tokens, rollouts, tokens that a rollout may write) -> the divisor of the sum over tokens."""
     critic: bool = False
@@ -143,6 +147,28 @@ def standardise(values: Tensor, batch: Tensor) -> Tensor:
     if batch.numel() < 2:
         return torch.zeros_like(values)
     return (values - batch.mean()) / (batch.std() + STD_FLOOR)
+
+
+def balance_signs(values: Tensor, batch: Tensor) -> Tensor:
+    """Scale negative advantages down so that over the batch's tokens they weigh no more than positive ones.
+
+    `values` are those of `batch`, or a part of them. Failed rollouts are often the longer ones, so that most
+    of a step's gradient pushes probabilities down. BAPO (arXiv 2510.18927) balances both by moving the
+    clipping range, here the weights change.
+    """
+    up, down = batch.clamp(min=0).sum(), -batch.clamp(max=0).sum()
+    return values.where(values > 0, values * (up / down).clamp(max=1).nan_to_num(1.0))
+
+
+def likelihood_drop(logp: Tensor, old_logp: Tensor, advantages: Tensor, lengths: list[int]) -> Tensor:
+    """Sum what the tokens of good trajectories lost in log-probability, where the whole one lost some.
+
+    All (N,) float, the trained tokens of trajectories of these lengths; a scalar out, in nats. Good is an
+    advantage above 0. Only the tokens that became less likely count (arXiv 2512.04220, LLDS).
+    """
+    parts = zip((old_logp - logp).split(lengths), advantages.split(lengths), strict=True)
+    lost = [drop.clamp(min=0).sum() for drop, gain in parts if gain.mean() > 0 and drop.sum() > 0]
+    return sum(lost, logp.new_zeros(()))
 
 
 def gae(values: Tensor, reward: float, gamma: float, lam: float) -> Tensor:
@@ -226,7 +252,9 @@ def policy_loss(
     # Masked values are replaced before the arithmetic: 0 * NaN would still be NaN in the gradient.
     logp, advantages = logp.where(mask, 0.0), advantages.expand_as(logp).where(mask, 0.0)
     ratio = torch.exp(logp - old_logp.where(mask, 0.0))
-    surrogate, clipped = algorithm(cfg).surrogate(logp, ratio, advantages, cfg.clip)
+    surrogate, clipped = algorithm(cfg).surrogate(
+        logp, ratio, advantages, cfg.clip, cfg.clip_high or cfg.clip
+    )
     if cfg.sampler_ratio_max:
         weights = sampler_weights(old_logp, sampler_logp, cfg.sampler_ratio_max)
         surrogate = surrogate * weights.where(mask, 0.0)

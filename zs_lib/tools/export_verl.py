@@ -137,6 +137,8 @@ def _check(arm: PolicyArm) -> None:
         "a simulator without thoughts": arm.simulator is not None and not arm.simulator.thinking,
         f"kl_max = {arm.objective.kl_max:g} (0 or {VERL_KL_MAX:g})": arm.objective.kl_max
         not in (0, VERL_KL_MAX),
+        "likelihood_coef": arm.objective.likelihood_coef > 0,
+        "balance_signs": arm.objective.balance_signs,
     }
     if found := [what for what, there in lacking.items() if there]:
         raise ConfigError(
@@ -155,7 +157,16 @@ def _algorithm(arm: PolicyArm) -> dict:
             f"The arm '{arm.name}' cannot be exported: verl's counterpart of '{objective.algorithm}' with "
             f"'{objective.baseline}' is not known. Known: {', '.join((*BASELINES, *ALGORITHMS))}."
         )
-    return SETTINGS | {"clip_low": objective.clip, "dataset_path": None, "dataset_name": None} | rows[name]
+    return (
+        SETTINGS
+        | {
+            "clip_low": objective.clip,
+            "clip_high": objective.clip_high or objective.clip,
+            "dataset_path": None,
+            "dataset_name": None,
+        }
+        | rows[name]
+    )
 
 
 def _search(arm: PolicyArm) -> dict:

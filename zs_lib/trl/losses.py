@@ -35,6 +35,8 @@ def check_arm(arm: PolicyArm) -> None:
         cannot.append("learn from a group of one (group_size)")
     if objective.minibatch_rollouts and batch % objective.minibatch_rollouts:
         cannot.append(f"split {batch} rollouts into minibatches of {objective.minibatch_rollouts}")
+    if objective.likelihood_coef or objective.balance_signs:
+        cannot.append("guard likelihoods (likelihood_coef, balance_signs)")
     if cannot:
         raise ConfigError(
             f"policy '{arm.name}': TRL cannot {' or '.join(cannot)}: change that, or take trainer = \"own\"."

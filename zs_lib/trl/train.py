@@ -26,7 +26,7 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 
-from zs_lib.config.arms import PolicyArm
+from zs_lib.config.arms import ObjectiveConfig, PolicyArm
 from zs_lib.errors import ConfigError, ModelError
 from zs_lib.models.generator import Generator
 from zs_lib.models.load import build_generator, lora_config
@@ -312,6 +312,13 @@ def _check_processes(arm: PolicyArm) -> None:
         )
 
 
+def _epsilon_high(objective: ObjectiveConfig) -> float | None:
+    """Give TRL's upper clipping range: CISPO's is the bound of the weight itself; None: as `epsilon`."""
+    if objective.algorithm == "cispo":
+        return 1 + (objective.clip_high or objective.clip)
+    return objective.clip_high or None
+
+
 def _config(run: Run, arm: PolicyArm, on_cpu: bool, server: str | None = None) -> GRPOConfig:
     objective, processes = arm.objective, distributed.world_size()
     size = arm.prompts_per_step * arm.group_size
@@ -320,7 +327,6 @@ def _config(run: Run, arm: PolicyArm, on_cpu: bool, server: str | None = None) -
     fitting = max(1, MICRO_BATCH_TOKENS // arm.rollout.max_context_tokens)
     rows = max(n for n in range(1, share + 1) if share % n == 0 and n <= fitting)
     updates = size // per_update * objective.updates_per_batch
-    bound = {"epsilon_high": 1 + objective.clip} if objective.algorithm == "cispo" else {}  # the weight's own
     return GRPOConfig(
         output_dir=str(run.path / "checkpoints"),
         seed=run.seed,
@@ -335,7 +341,7 @@ def _config(run: Run, arm: PolicyArm, on_cpu: bool, server: str | None = None) -
         temperature=arm.rollout.temperature,
         **LOSSES[objective.algorithm],
         epsilon=objective.clip,
-        **bound,
+        epsilon_high=_epsilon_high(objective),
         beta=objective.kl_coef,
         use_bias_correction_kl=False,
         vllm_importance_sampling_correction=objective.sampler_ratio_max > 0,
