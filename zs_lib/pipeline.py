@@ -200,16 +200,28 @@ def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: StepCallback
 
 def _make_simulator(run: Run, arm: SimulatorArm, store: RunStore, progress: StepCallback) -> dict:
     """One that is not fine-tuned is copied into the run as it is, so that every arm is used alike."""
-    from zs_lib.models.load import load_model
+    from zs_lib.engines.simulated import SimulatedEngine
+    from zs_lib.models.load import build_generator, load_model
     from zs_lib.models.sft import fine_tune, save_model
-    from zs_lib.simulator.pairs import encode_examples, read_pairs, training_examples
+    from zs_lib.simulator.fidelity import agreement
+    from zs_lib.simulator.pairs import encode_examples, hold_out, read_pairs, training_examples
 
+    if arm.fidelity_every and distributed.model_is_sharded():
+        raise ConfigError(
+            f"'{arm.name}' has fidelity_every, which needs the whole model in every process: start it with "
+            "the configuration zs_lib/launch/ddp.yaml."
+        )
     loaded = load_model(arm.backbone, arm.dtype)
     summary: dict = {"backbone": arm.backbone, "recipe": arm.recipe}
     if arm.fine_tuned:
-        chosen = training_examples(read_pairs(store.get(arm.pairs, SIMULATOR_SEED)), arm.recipe, run.seed)
+        pairs, fidelity = read_pairs(store.get(arm.pairs, SIMULATOR_SEED)), None
+        if arm.fidelity_every:
+            pairs, held_out = hold_out(pairs)
+            engine = SimulatedEngine(build_generator("transformers", loaded.model, loaded.tokenizer), arm)
+            fidelity = partial(agreement, engine, held_out, arm.num_documents)
+        chosen = training_examples(pairs, arm.recipe, run.seed)
         rows = encode_examples(chosen, loaded.tokenizer, arm.template, arm.thinking)
-        summary |= {"examples": len(chosen)} | fine_tune(run, loaded, rows, arm, progress)
+        summary |= {"examples": len(chosen)} | fine_tune(run, loaded, rows, arm, progress, fidelity)
     save_model(run, loaded, arm.dtype, arm.fine_tuned)
     return summary
 

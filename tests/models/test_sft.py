@@ -100,3 +100,22 @@ def test_examples_beyond_the_limit_are_named_and_left_out_and_none_is_cut(tmp_pa
     assert told in capsys.readouterr().err
     with pytest.raises(DataError, match="All 1 examples of .* have more than 512 tokens, 'query 513' too"):
         fine_tune(RUN, LoadedModel(tiny_model(), tiny_tokenizer()), rows[1:2], arm, None)
+
+
+def test_fine_tuning_ends_where_fidelity_no_longer_rises(tmp_path):
+    arm = replace(config.load_profile("smoke").simulators[0], steps=9, batch_size=1, fidelity_every=2)
+    rows = [{"input_ids": [5, 6, 7], "completion_mask": [0, 1, 1], "name": ""}] * 9
+
+    def tuned(*values: float) -> dict:
+        left = iter(values)
+
+        def tune(run):
+            loaded = LoadedModel(tiny_model(), tiny_tokenizer())
+            return fine_tune(run, loaded, rows, arm, None, lambda: next(left))
+
+        run = RunStore(tmp_path / str(values)).complete(arm, 0, tune)
+        assert run.metrics()["step"].max() == run.summary["steps"]
+        return run.summary
+
+    assert tuned(0.2, 0.4, 0.4, 0.9)["steps"] == 6 and tuned(0.5, 0.1)["fidelity"] == [0.5, 0.1]
+    assert tuned(0.2, 0.3, 0.4, 0.5)["steps"] == 9  # it rose at each of four measurements

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from engine_fixtures import FixedEngine
 
 from zs_lib import qa
 from zs_lib.engines import SearchResult, build_engine
@@ -13,7 +14,8 @@ from zs_lib.engines.bm25 import BM25Engine
 from zs_lib.errors import DataError
 from zs_lib.qa import Question
 from zs_lib.qa.scoring import contains_answer
-from zs_lib.simulator.fidelity import _bad_query, distinct_n, measure_fidelity, two_sample_auc
+from zs_lib.simulator.fidelity import _bad_query, agreement, distinct_n, measure_fidelity, two_sample_auc
+from zs_lib.simulator.pairs import Pair
 
 
 def test_distinct_n():
@@ -116,3 +118,21 @@ def test_bad_queries_do_not_name_the_entity():
     questions, rng = asked(), Random(0)
     for question in questions:
         assert question.hops[-1].entity not in _bad_query(question, questions, rng)
+
+
+def test_agreement_with_the_real_engine_by_hand():
+    def pair(query: str, contained: bool) -> Pair:
+        return Pair(query, f"{query}?", "Oslo", ("Oslo",), ("real",), ("clean",), contained)
+
+    pairs = [pair("capital", True), pair("seat", True), pair("weather", False)]
+
+    class Simulator:
+        """Knows the capital, and states the answer of any query whose documents should be noisy but one."""
+
+        def search(self, requests, num_documents):
+            told = [r.query == "capital" or (r.noisy and r.query == "seat") for r in requests]
+            return [SearchResult.of(["It is Oslo." if answer else "It rains."]) for answer in told]
+
+    # useful: right, wrong, right; noisy: wrong, wrong, right
+    assert agreement(Simulator(), pairs, 3) == 3 / 6
+    assert agreement(FixedEngine("It rains."), pairs, 3) == 4 / 6

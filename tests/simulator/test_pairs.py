@@ -1,10 +1,13 @@
 """The simulator's pure parts: pairs, examples, their encoding, and what fidelity says of engines that we
 know."""
 
-import pytest
-from model_fixtures import tiny_tokenizer
+from dataclasses import replace
 
-from zs_lib import protocol, qa
+import pytest
+from arm_fixtures import prompted_simulator
+from model_fixtures import tiny_model, tiny_tokenizer
+
+from zs_lib import pipeline, protocol, qa
 from zs_lib.errors import DataError
 from zs_lib.qa import Hop, Question
 from zs_lib.qa.scoring import contains_answer
@@ -14,10 +17,12 @@ from zs_lib.simulator.pairs import (
     Pair,
     _pair,
     encode_examples,
+    hold_out,
     judge_agreement,
     read_pairs,
     split_questions,
     training_examples,
+    write_pairs,
 )
 from zs_lib.simulator.pairs import PAIRS as PAIRS_FILE
 
@@ -168,3 +173,21 @@ def test_damaged_pairs_are_one_clear_error(tmp_path):
         (run.path / PAIRS_FILE).write_text(text + "\n")
         with pytest.raises(DataError, match="pairs.jsonl cannot be read.*delete"):
             read_pairs(run)
+
+
+def test_a_simulator_stops_by_the_fidelity_of_pairs_that_are_held_out(store, tmp_path):
+    kept, out = hold_out(PAIRS)
+    assert len(kept) + len(out) == len(PAIRS) and 5 < len(out) < 25
+    assert not {pair.question for pair in kept} & {pair.question for pair in out}
+    with pytest.raises(DataError, match="Of 0 pairs none is held out"):
+        hold_out([])
+
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    arm = replace(prompted_simulator(str(tmp_path)), recipe="grounded", steps=6, fidelity_every=2)
+    store.complete(arm.pairs, 0, lambda run: write_pairs(run, PAIRS) or {})
+    summary = pipeline.ensure(arm, 0, store).summary
+    # A random model states no answer: right under "noisy", and where the real engine found none.
+    right = (len(out) + sum(not pair.contained for pair in out)) / (2 * len(out))
+    assert summary["fidelity"] == [right, right] and summary["steps"] == 4
+    assert summary["examples"] == len(training_examples(kept, "grounded", 0))

@@ -199,6 +199,9 @@ class SimulatorArm(WeightsConfig, PairsArm):
     """Name of the prompt in `protocol.SIMULATOR_TEMPLATES`."""
     generator: GeneratorName = added_later("transformers")
     """Sampler of the simulator's documents."""
+    fidelity_every: Annotated[int, within(0)] = added_later(0)
+    """Steps between measurements of its fidelity on held-out pairs (`simulator.fidelity.agreement`); the
+    fine-tuning ends at the first that does not rise. 0: all pairs, all steps."""
     thinking: bool = added_later(True)
     """As a rollout's: a thinking model's thought is sampled, and dropped before its documents."""
     tracker: TrackerName = field(default="none", metadata=LABEL, compare=False)

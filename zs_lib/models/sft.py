@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import datasets
 import torch
@@ -26,6 +26,7 @@ def fine_tune(
     rows: list[dict],
     how: SimulatorArm | FormatSFT,
     progress: StepCallback | None,
+    fidelity: Callable[[], float] | None = None,
 ) -> dict:
     """Fine-tune `loaded` in place, with the loss on the tokens of `completion_mask` only.
 
@@ -34,6 +35,9 @@ def fine_tune(
     by step; the summary says steps, final_loss and tokens, and by `name` which rows are left out, for none is
     cut: those of more than LONGEST tokens, or the model's context. Several processes split each batch, which
     is the same as in one: same examples, same order.
+
+    `fidelity` measures the model as it is: every `how.fidelity_every` steps, and where that does not rise the
+    training ends. The summary then has what was measured.
 
     Raises:
         ConfigError: the processes cannot share the batch, or LoRA meets a sharded model.
@@ -47,13 +51,14 @@ def fine_tune(
     adapters = add_lora(loaded.model, how.lora_rank) if how.lora_rank else None
     if adapters is None:
         loaded.model.float()
+    flat = _StopWhenFlat(fidelity, how.fidelity_every) if fidelity else None
     trainer = _Trainer(
         run,
         loaded.model,
         _sft_config(run, how, on_cpu=loaded.model.device.type == "cpu"),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=loaded.tokenizer,
-        callbacks=[_Progress(progress)] if progress else [],
+        callbacks=[*([_Progress(progress)] if progress else []), *([flat] if flat else [])],
     )
     processes = distributed.world_size()
     if trainer.accelerator.num_processes != processes:
@@ -69,10 +74,11 @@ def fine_tune(
         trainer.save_model(str(run.model_dir))
     losses = distributed.all_gather(outcome.training_loss)  # each process has its part of the last steps
     return {
-        "steps": how.steps,
+        "steps": trainer.state.global_step,
         "final_loss": sum(losses) / processes,
         "tokens": sum(len(row["input_ids"]) for row in rows),
         "too_long": too_long,
+        **({"fidelity": flat.measured} if flat else {}),
     }
 
 
@@ -195,6 +201,19 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.progress(state.global_step, state.max_steps, {})
+
+
+class _StopWhenFlat(TrainerCallback):
+    """Ends the training at the first measurement that is above none of those before."""
+
+    def __init__(self, measure: Callable[[], float], every: int):
+        self.measure, self.every, self.measured = measure, every, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.every == 0:
+            self.measured.append(self.measure())
+            if len(self.measured) > 1 and self.measured[-1] <= max(self.measured[:-1]):
+                control.should_training_stop = True
 
 
 class _FilledSampler(torch.utils.data.Sampler):

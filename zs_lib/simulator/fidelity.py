@@ -12,7 +12,7 @@ from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import DataError
 from zs_lib.qa import TRAINED_ON, Question, load_questions
 from zs_lib.qa.scoring import contains_answer
-from zs_lib.simulator.pairs import split_questions
+from zs_lib.simulator.pairs import Pair, split_questions
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -133,6 +133,24 @@ def measure_fidelity(
         "good_queries": len(good),
         "bad_queries": len(bad),
     }
+
+
+def agreement(engine: SearchEngine, pairs: Sequence[Pair], k: int) -> float:
+    """Measure the share of requests in which a simulator states an answer where it should, in [0, 1].
+
+    Asked for useful documents it should where the real engine did (good queries) and only there; for noisy
+    ones, never. Each pair is asked both, by a fixed key; no hops need be known.
+    """
+    requests = [
+        SearchRequest(pair.query, pair.question, (pair.answer,), noisy, ("agreement", i, int(noisy)))
+        for i, pair in enumerate(pairs)
+        for noisy in (False, True)
+    ]
+    results, asked = engine.search(requests, k), [pair for pair in pairs for _ in range(2)]
+    return _mean(
+        contains_answer(result.documents, pair.answers) == (pair.contained and not request.noisy)
+        for request, result, pair in zip(requests, results, asked, strict=True)
+    )
 
 
 def _bad_query(question: Question, questions: Sequence[Question], rng: Random) -> str:
