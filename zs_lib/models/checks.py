@@ -31,17 +31,6 @@ for one in characters:
 """
 
 
-def check_tensor_parallel(name: str, gpus: int) -> None:
-    """Raise ModelError if a model's attention heads cannot be divided among so many GPUs (for vLLM)."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config()
-    if (heads := config.num_attention_heads) % gpus:
-        sizes = [str(size) for size in range(1, heads + 1) if heads % size == 0]
-        raise ModelError(
-            f"The {heads} attention heads of '{name}' cannot be divided among {gpus} GPUs (tensor "
-            f"parallelism): take {', '.join(sizes)}."
-        )
-
-
 def check_size(folder: Path) -> None:
     """Raise ModelError if `config.json` describes far more weights than the folder's files can hold.
 

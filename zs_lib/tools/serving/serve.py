@@ -88,9 +88,7 @@ def simulator(model: str, host: str, port: int, gpus: int = 1, dtype: str = "sto
     with _Address(host, port) as address:
         weights, name = _weights(model)
         if gpus > 1:
-            from zs_lib.models.checks import check_tensor_parallel
-
-            check_tensor_parallel(weights, gpus)
+            _check_tensor_parallel(weights, gpus)
         chat = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 50}
         example = address.curl("/v1/chat/completions", chat)
         if find_spec("vllm"):
@@ -243,6 +241,19 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(self.line, flush=True)
+
+
+def _check_tensor_parallel(name: str, gpus: int) -> None:
+    """Raise ModelError if a model's attention heads cannot be divided among so many GPUs (for vLLM)."""
+    from transformers import AutoConfig  # torch: a retriever needs none
+
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config()
+    if (heads := config.num_attention_heads) % gpus:
+        sizes = [str(size) for size in range(1, heads + 1) if heads % size == 0]
+        raise ModelError(
+            f"The {heads} attention heads of '{name}' cannot be divided among {gpus} GPUs (tensor "
+            f"parallelism): take {', '.join(sizes)}."
+        )
 
 
 def _vllm_options(weights: str, name: str, dtype: str) -> list[str]:
