@@ -18,7 +18,7 @@ from zs_lib.errors import ConfigError
 from zs_lib.models.generator import Generator
 from zs_lib.rl.learner import Learner
 from zs_lib.rl.trajectory import Trajectory
-from zs_lib.tools.planning import plan
+from zs_lib.tools.planning import estimates, plan
 from zs_lib.trl.losses import check_arm
 
 SMALL = Shape(layers=2, hidden=8, intermediate=16, heads=2, kv_heads=1, head_dim=4, vocab=100, tied=1)
@@ -91,7 +91,7 @@ def test_states_are_what_a_learner_holds(values):
     )
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in learn.parameters.values())
     reference = sum(p.numel() * p.element_size() for p in learn.frozen.parameters()) if learn.frozen else 0
-    told = plan.training_memory(of, arm, 4, reference=True)
+    told = estimates.training_memory(of, arm, 4, reference=True)
     assert (size + moments, gradients, reference) == (
         told["weights"] + told["optimiser"],
         told["gradients"],
@@ -104,8 +104,8 @@ def test_states_are_what_a_learner_holds(values):
 def test_activations_by_hand():
     arm = dataclasses.replace(ARM, gradient_checkpointing=False)
     inside = 2 * 10 * (8 * 8 + 4 * 16)  # bytes, tokens, numbers of one layer
-    assert plan.training_memory(SMALL, arm, 10, True)["activations"] == 2 * inside + 8 * 10 * 100
-    again = plan.training_memory(SMALL, ARM, 10, True)["activations"]
+    assert estimates.training_memory(SMALL, arm, 10, True)["activations"] == 2 * inside + 8 * 10 * 100
+    again = estimates.training_memory(SMALL, ARM, 10, True)["activations"]
     assert again == 2 * 2 * 10 * 8 + inside + 8 * 10 * 100  # the inputs of both layers, and the inside of one
 
 
@@ -122,14 +122,14 @@ def test_seconds_by_hand():
         and CARD.decoding_seconds(SMALL, "bfloat16", 0, 3, 5) == 0
     )
     lora = dataclasses.replace(ARM, lora_rank=8, gradient_checkpointing=False)
-    assert plan.training_flops(SMALL, ARM, 10, True) == 10 * 1992 * (2 + 4 + 2 + 2)
-    assert plan.training_flops(SMALL, lora, 10, False) == 10 * 1992 * 4
+    assert estimates.training_flops(SMALL, ARM, 10, True) == 10 * 1992 * (2 + 4 + 2 + 2)
+    assert estimates.training_flops(SMALL, lora, 10, False) == 10 * 1992 * 4
 
 
 def test_a_rollout_by_hand():
-    assert plan.trajectory(ROLLOUT) == (1.0, 240.0, 180 + 240 + 225)
-    assert plan.trajectory(ROLLOUT, searching=False) == (0.0, 120.0, 300.0)
-    assert plan.trajectory(dataclasses.replace(ROLLOUT, max_searches=0, max_turn_tokens=40)) == (
+    assert estimates.trajectory(ROLLOUT) == (1.0, 240.0, 180 + 240 + 225)
+    assert estimates.trajectory(ROLLOUT, searching=False) == (0.0, 120.0, 300.0)
+    assert estimates.trajectory(dataclasses.replace(ROLLOUT, max_searches=0, max_turn_tokens=40)) == (
         0.0,
         40.0,
         220.0,
@@ -258,13 +258,13 @@ def test_adamw_holds_another_four_bytes_a_weight_in_its_step():
         with NewTensors(least=100) as made:
             optimizer.step()
     one = Shape(1, 1, 1, 1, 1, 1, 700, 1)
-    told = plan.training_memory(one, dataclasses.replace(ARM, dtype="float32"), 4, False)
+    told = estimates.training_memory(one, dataclasses.replace(ARM, dtype="float32"), 4, False)
     assert made.bytes == 4 * 700 and told["AdamW's temporaries"] == 4 * one.parameters
 
 
 def test_shards_by_hand():
     # Shared in float32: weights 4 bytes, reference 4, gradients 4, moments 8; a bfloat16 copy samples.
-    told = plan.sharded_memory(SMALL, ARM, 10, True, 4)
+    told = estimates.sharded_memory(SMALL, ARM, 10, True, 4)
     by_four = {kind: size / SMALL.parameters for kind, size in told.items() if kind != "activations"}
     assert by_four == {
         "weights": 1.0,
@@ -274,10 +274,10 @@ def test_shards_by_hand():
         "AdamW's temporaries": 1.0,
         "whole copy": 2.0,
     }
-    tokens = plan.TRL_MICRO_BATCH_TOKENS
+    tokens = estimates.TRL_MICRO_BATCH_TOKENS
     layers = 2 * 2 * tokens * 8 + 2 * tokens * (8 * 8 + 4 * 16)
     assert told["activations"] == layers + 8 * tokens * 100
-    assert "whole copy" not in plan.sharded_memory(SMALL, ARM, 10, True, 1)
+    assert "whole copy" not in estimates.sharded_memory(SMALL, ARM, 10, True, 1)
 
 
 def planned(names=(), gpus=2, gpu="A100-80GB", profile="paper", **overrides):
@@ -340,15 +340,15 @@ def test_our_loops_hours_and_vllms_stand_apart():
     }
     vllm = large["vllm"]
     assert vllm.hours == large["transformers"].by_generator["vllm"] and vllm.shards == 1
-    assert vllm.memory["vLLM"] == of.weight_bytes("bfloat16") + plan.VLLM_CACHE_BYTES
+    assert vllm.memory["vLLM"] == of.weight_bytes("bfloat16") + estimates.VLLM_CACHE_BYTES
 
 
 def test_constants_are_those_of_who_uses_them():
     from zs_lib.models.vllm import CACHE_BYTES
     from zs_lib.trl.train import MICRO_BATCH_TOKENS
 
-    assert plan.TRL_MICRO_BATCH_TOKENS == MICRO_BATCH_TOKENS
-    assert plan.VLLM_CACHE_BYTES == CACHE_BYTES["cuda"]
+    assert estimates.TRL_MICRO_BATCH_TOKENS == MICRO_BATCH_TOKENS
+    assert estimates.VLLM_CACHE_BYTES == CACHE_BYTES["cuda"]
     assert set(roofline.DECODING) == set(GENERATORS)
 
 

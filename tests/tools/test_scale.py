@@ -9,7 +9,7 @@ from zs_lib.analysis import roofline
 from zs_lib.analysis.tables import markdown
 from zs_lib.config import load_profile
 from zs_lib.errors import DataError
-from zs_lib.tools.planning import plan, scale
+from zs_lib.tools.planning import estimates, scale
 from zs_lib.tools.planning.cluster import Rolled
 from zs_lib.tools.planning.scale import Split, Step
 
@@ -62,7 +62,7 @@ def test_update_and_weights_by_hand():
 def test_rollouts_are_the_measured_ones_at_the_assumed_length():
     turns = [turn for rollout in scale.drawn(20000, 500) for turn in rollout]
     assert (
-        sum(turns) / len(turns) == pytest.approx(plan.TURN, rel=0.02)
+        sum(turns) / len(turns) == pytest.approx(estimates.TURN, rel=0.02)
         and scale.drawn(50, 500) == scale.drawn(20000, 500)[:50]
     )
     assert max(turn for rollout in scale.drawn(1000, 150) for turn in rollout) == 150

@@ -6,39 +6,48 @@ All of it is modelled, nothing is measured on such GPUs: `ASSUMED` lists the ass
 
 from __future__ import annotations
 
-import json
-import math
-import shlex
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
-from zs_lib import studies
 from zs_lib.analysis import roofline
-from zs_lib.analysis.roofline import BATCH, WIDTH, Gpu, Shape, shape
-from zs_lib.config import Profile
-from zs_lib.config.arms import (
-    GENERATORS,
-    EvaluationConfig,
-    PolicyArm,
-    RolloutConfig,
-    SimulatorArm,
-    WeightsConfig,
-)
+from zs_lib.analysis.roofline import BATCH, Gpu, shape
+from zs_lib.config.arms import GENERATORS, PolicyArm, SimulatorArm
 from zs_lib.config.engines import simulates
 from zs_lib.errors import ConfigError
 from zs_lib.models.kv_cache import CAPACITY_BYTES
 from zs_lib.rl.batches import MICRO_BATCH_TOKENS
-from zs_lib.runs import RunStore
+from zs_lib.tools.planning.commands import (
+    Study,
+    accelerate_command,
+    ensure_call,
+    policy_command,
+    python_command,
+    search_budget,
+    test_questions,
+)
+from zs_lib.tools.planning.estimates import (
+    API_ANSWERS_PER_S,
+    DOCUMENT,
+    PROMPT,
+    SEARCHES,
+    SIMULATOR_PROMPT,
+    TURN,
+    USABLE,
+    VLLM_CACHE_BYTES,
+    api_costs,
+    at_once,
+    fits,
+    per_shard,
+    rollout_seconds,
+    sampling_memory,
+    sharded_memory,
+    simulation_memory,
+    simulation_seconds,
+    training_flops,
+    training_memory,
+    trajectory,
+)
 from zs_lib.trl.losses import check_arm
 
-PROMPT, SIMULATOR_PROMPT, TURN, DOCUMENT = 180, 120, 120, 45
-"""Tokens of a policy's prompt (Table 1), a simulator's (Table 2), a turn, and a document with its header."""
-SEARCHES = 1.0
-"""Searches per rollout: the 64,000 queries of Table 8 over the paper's 64,000 rollouts."""
-TRL_MICRO_BATCH_TOKENS = 8192
-"""The same of TRL's trainer (`trl.train`)."""
-VLLM_CACHE_BYTES = 16 << 30
-"""Bytes of vLLM's KV cache on a GPU (`models.vllm`)."""
 SHARDS = (2, 4, 8, 16, 32, 64)
 """Numbers of GPUs over which weights may be sharded."""
 LORA_RANK = 64
@@ -47,14 +56,6 @@ TRL_SETTINGS = {"policy.objective.minibatch_rollouts": 160}
 """TRL's minibatches are equal: two of 160 in place of 256 and 64."""
 SEARCHING = ("rag", "search", "search-o1")
 """The untrained methods that ask the engine."""
-USABLE = 0.95
-"""Usable share of a GPU's memory."""
-API_ANSWERS_PER_S = 10
-"""Answers of a search API per second."""
-SMALLEST_SUBSET = 125
-"""Questions of the smallest test subset, Bamboogle's."""
-PORT = 8001
-"""Port of the simulator's server in the printed commands."""
 ASSUMED = (
     f"lengths: {PROMPT} tokens per policy prompt, {TURN} per turn, {DOCUMENT} per document, "
     f"{SIMULATOR_PROMPT} per simulator prompt",
@@ -68,29 +69,6 @@ ASSUMED = (
     "prices: a GPU's lowest quote, a search API's cheapest plan (data/prices.csv)",
     "left out: loading, checkpoints, failures, waiting for GPUs, evaluations with other engines",
 )
-
-
-@dataclass(frozen=True)
-class Study:
-    """What is planned: a profile with the arms of some studies of `studies.STUDIES`."""
-
-    base: Profile
-    names: tuple[str, ...] = ()
-    overrides: dict = field(default_factory=dict)
-    """Those that the profile was loaded with."""
-
-    @cached_property
-    def profile(self) -> Profile:
-        return studies.select(self.base, *self.names) if self.names else self.base
-
-    def code(self, more: dict | None = None) -> str:
-        """Python that loads it, with more overrides."""
-        overrides = self.overrides | (more or {})
-        given = f", {json.dumps(overrides)}" if overrides else ""
-        loaded = f'config.load_profile("{self.base.name}"{given})'
-        return (
-            f"studies.select({', '.join([loaded, *map(json.dumps, self.names)])})" if self.names else loaded
-        )
 
 
 @dataclass(frozen=True)
@@ -135,105 +113,6 @@ class Stage:
         return None if gpu.usd is None else self.hours * self.gpus * gpu.usd + self.api_usd
 
 
-def training_memory(of: Shape, arm: WeightsConfig, tokens: float, reference: bool) -> dict[str, float]:
-    """Estimate the bytes of a model in training, by kind, with `tokens` in one micro-batch."""
-    width = WIDTH[arm.dtype]
-    trained = of.adapters(arm.lora_rank) or of.parameters
-    # LoRA's adapters, or float32 copies of the weights.
-    copies = 4 * trained if arm.lora_rank or arm.dtype != "float32" else 0
-    # Activations inside one layer; fused attention keeps no scores.
-    layer = width * tokens * (8 * of.hidden + 4 * of.intermediate)
-    if arm.gradient_checkpointing:
-        layers = of.layers * width * tokens * of.hidden + layer
-    else:
-        layers = of.layers * layer
-    return {
-        "weights": of.weight_bytes(arm.dtype),
-        "gradients": 4 * trained,
-        "optimiser": 8 * trained + copies,
-        # A step of torch's AdamW on all tensors at once holds the roots of the second moments besides.
-        "AdamW's temporaries": 4 * trained,
-        "reference": of.weight_bytes(arm.dtype) if reference and not arm.lora_rank else 0,
-        # With the logits in float32, and their gradient.
-        "activations": layers + 8 * tokens * of.vocab,
-    }
-
-
-def sharded_memory(
-    of: Shape, arm: PolicyArm, tokens: float, reference: bool, shards: int
-) -> dict[str, float]:
-    """Estimate the bytes on each GPU of a policy that TRL trains under FSDP2, by kind.
-
-    Weights, reference, gradients and moments are float32 and sharded; a whole copy samples
-    (`trl.train`).
-    """
-    whole = replace(arm, dtype="float32", lora_rank=0)
-    memory = training_memory(of, whole, max(tokens, TRL_MICRO_BATCH_TOKENS), reference)
-    half = WIDTH[arm.dtype] / WIDTH["float32"]  # activations under mixed precision; logits stay float32
-    logits = 8 * max(tokens, TRL_MICRO_BATCH_TOKENS) * of.vocab
-    activations = half * (memory["activations"] - logits) + logits
-    copied = {"whole copy": of.weight_bytes(arm.dtype)} if shards > 1 else {}
-    return _share(memory, shards) | copied | {"activations": activations}
-
-
-def _share(memory: dict[str, float], shards: int) -> dict[str, float]:
-    """Divide all but the activations by the number of shards."""
-    return {kind: size / (1 if kind == "activations" else shards) for kind, size in memory.items()}
-
-
-def _at_once(memory: dict[str, float], kv_cache: float = 0.0) -> dict[str, float]:
-    """Keep the largest of what is never in memory together: activations, KV cache, AdamW's temporaries."""
-    apart = (memory.pop("activations"), memory.pop("AdamW's temporaries"), kv_cache)
-    kind = (
-        "activations, AdamW's temporaries or KV cache" if kv_cache else "activations or AdamW's temporaries"
-    )
-    return memory | {kind: max(apart)}
-
-
-def _fits(memory: dict[str, float], gpu: Gpu) -> bool:
-    return sum(memory.values()) <= USABLE * gpu.memory
-
-
-def training_flops(of: Shape, arm: WeightsConfig, tokens: float, reference: bool) -> float:
-    """Count the FLOPs of one update on `tokens`.
-
-    Per weight and token: 2 forward; 4 backward (2 if the weights are frozen); 2 more with gradient
-    checkpointing; 2 for the reference policy.
-    """
-    backward = 2 if arm.lora_rank else 4
-    again = 2 if arm.gradient_checkpointing else 0
-    return of.parameters * tokens * (2 + backward + again + 2 * reference)
-
-
-def trajectory(cfg: RolloutConfig, searching: bool = True) -> tuple[float, float, float]:
-    """Return the assumed searches of a rollout, tokens that the policy writes, and tokens in total."""
-    searches = min(SEARCHES, cfg.max_searches) if searching else 0.0
-    written = (searches + 1) * min(TURN, cfg.max_turn_tokens)
-    return searches, written, PROMPT + written + searches * cfg.num_documents * DOCUMENT
-
-
-def rollout_seconds(
-    of: Shape,
-    arm: PolicyArm | SimulatorArm,
-    gpu: Gpu,
-    rollouts: float,
-    cfg: RolloutConfig,
-    generator: str,
-    searching: bool = True,
-) -> float:
-    """Estimate the seconds of rollouts without search; each turn prefills what precedes it."""
-    searches, written, whole = trajectory(cfg, searching)
-    read = rollouts * (searches + 1) * (PROMPT + whole) / 2
-    prefill = gpu.compute_seconds(2 * of.parameters * read)
-    return gpu.decoding_seconds(of, arm.dtype, rollouts, written, whole, generator) + prefill
-
-
-def api_costs(engine: str, queries: float) -> tuple[float, float]:
-    """Return the seconds and dollars of a search API; 0 for engines that are run locally."""
-    usd = queries * roofline.query_usd(engine)
-    return (queries / API_ANSWERS_PER_S if usd else 0.0), usd
-
-
 def stages(study: Study, gpu: Gpu, gpus: int) -> list[Stage]:
     """List every stage of the study's arms, one seed of each, in the order in which they are needed.
 
@@ -257,14 +136,14 @@ def _format_sft(study: Study, arm: PolicyArm, gpu: Gpu) -> Stage:
     of, how = shape(arm.backbone), arm.format_sft
     batch = how.batch_size * trajectory(replace(arm.rollout, num_documents=how.num_documents))[2]
     seconds = gpu.compute_seconds(training_flops(of, how, how.steps * batch, False))
-    command = _python(
+    command = python_command(
         study,
         f'arm = study.policy("{arm.name}")',
-        _ensure("config.arms.FormatSFTArm(arm.backbone, arm.benchmark, arm.format_sft)"),
+        ensure_call("config.arms.FormatSFTArm(arm.backbone, arm.benchmark, arm.format_sft)"),
     )
     return Stage(
         name=f"format SFT {arm.backbone.rsplit('/', 1)[-1]}",
-        memory=_at_once(training_memory(of, how, batch, False)),
+        memory=at_once(training_memory(of, how, batch, False)),
         tokens=how.steps * batch,
         hours=seconds / 3600,
         api_usd=0.0,
@@ -281,14 +160,14 @@ def _pairs(study: Study, arm: SimulatorArm, gpu: Gpu) -> Stage:
     judging += gpu.compute_seconds(2 * judge.parameters * queries * whole)
     rolling = rollout_seconds(collector, arm, gpu, rollouts, cfg, "transformers")
     largest = max((collector, judge), key=lambda of: of.parameters)  # they are loaded one after the other
-    command = _python(study, _ensure(f'study.simulator("{arm.name}").pairs'))
+    command = python_command(study, ensure_call(f'study.simulator("{arm.name}").pairs'))
     return Stage(
         name="pairs",
-        memory=_sampling_memory(largest, arm.dtype, BATCH * whole),
+        memory=sampling_memory(largest, arm.dtype, BATCH * whole),
         tokens=rollouts * written + queries * TURN,
         hours=(rolling + judging + waiting) / 3600,
         api_usd=usd,
-        command=_budget((arm.engine, queries)) + command,
+        command=search_budget((arm.engine, queries)) + command,
     )
 
 
@@ -297,21 +176,21 @@ def _simulator(study: Study, arm: SimulatorArm, gpu: Gpu, gpus: int) -> Stage:
     seconds = gpu.compute_seconds(training_flops(of, arm, arm.steps * batch, False))
     stage = Stage(
         name=f"simulator {arm.name}",
-        memory=_at_once(training_memory(of, arm, batch, False)),
+        memory=at_once(training_memory(of, arm, batch, False)),
         tokens=arm.steps * batch,
         hours=seconds / 3600,
         api_usd=0.0,
-        command=_python(study, _ensure(f'study.simulator("{arm.name}")')),
+        command=python_command(study, ensure_call(f'study.simulator("{arm.name}")')),
     )
-    if _fits(stage.memory, gpu):
+    if fits(stage.memory, gpu):
         return stage
-    lora = _at_once(training_memory(of, replace(arm, lora_rank=LORA_RANK), batch, False))
+    lora = at_once(training_memory(of, replace(arm, lora_rank=LORA_RANK), batch, False))
     # A process has at least one pair, and all have as many (`models.sft`).
     sharded = {
-        k: _at_once(_share(training_memory(of, arm, batch / min(k, arm.batch_size), False), k))
+        k: at_once(per_shard(training_memory(of, arm, batch / min(k, arm.batch_size), False), k))
         for k in SHARDS
     }
-    shards = None if arm.lora_rank else next((k for k in SHARDS if _fits(sharded[k], gpu)), None)
+    shards = None if arm.lora_rank else next((k for k in SHARDS if fits(sharded[k], gpu)), None)
     if shards is None:
         return replace(stage, advice=_advice(None, "simulator", lora, gpu))
     changes = {"simulator.batch_size": shards} if arm.batch_size % shards else {}
@@ -322,7 +201,7 @@ def _simulator(study: Study, arm: SimulatorArm, gpu: Gpu, gpus: int) -> Stage:
         memory=sharded[shards],
         hours=stage.hours / shards,
         shards=shards,
-        command=_launch(study, arm.name, shards, changes),
+        command=accelerate_command(study, arm.name, shards, changes),
         advice=f"sharded over {shards} GPUs{_settings(changes)}",
     )
 
@@ -341,15 +220,15 @@ def _policy(study: Study, arm: PolicyArm, gpu: Gpu, gpus: int) -> Stage:
             held = sharded_memory(of, changed, whole, reference, shards)
         else:
             held = training_memory(of, changed, tokens, reference)
-        return _at_once(held, kv_cache) | sampler
+        return at_once(held, kv_cache) | sampler
 
     memory, shards, changes, advice = policy_memory(1), 1, {}, ""
-    simulator = _simulation_memory(arm.simulator) if simulates(arm.engine) else {}
+    simulator = simulation_memory(arm.simulator) if simulates(arm.engine) else {}
     # A mixed engine has its simulator from the store, beside the policy.
     served = arm.engine == "simulated" and gpus > 1
     beside = {} if served else simulator
-    if not _fits(memory, gpu):
-        wanted = next((k for k in SHARDS if _fits(policy_memory(k) | beside, gpu)), None)
+    if not fits(memory, gpu):
+        wanted = next((k for k in SHARDS if fits(policy_memory(k) | beside, gpu)), None)
         changes, cannot = _trl_changes(arm)
         lora = policy_memory(1, lora_rank=LORA_RANK)
         if arm.lora_rank or cannot or wanted is None:
@@ -359,10 +238,10 @@ def _policy(study: Study, arm: PolicyArm, gpu: Gpu, gpus: int) -> Stage:
         else:
             memory, shards = policy_memory(wanted), wanted
             advice = f"sharded over {wanted} GPUs{_settings(changes)}"
-    elif not _fits(memory | beside, gpu):
+    elif not fits(memory | beside, gpu):
         alone = "give its simulator a GPU of its own: --gpus 2" if arm.engine == "simulated" else ""
         advice = alone or "take a larger GPU, or a smaller simulator (policy.simulator)"
-    elif served and not _fits(simulator, gpu):
+    elif served and not fits(simulator, gpu):
         advice = "take a larger GPU, or a smaller simulator (policy.simulator)"
     if arm.trainer == "trl":
         advice = "; ".join(filter(None, (advice, _limits_of_trl(arm))))
@@ -370,7 +249,7 @@ def _policy(study: Study, arm: PolicyArm, gpu: Gpu, gpus: int) -> Stage:
     documents, usd = 0, 0.0
     if simulator:
         documents = arm.simulator.num_documents * DOCUMENT
-        waiting = _simulation_seconds(arm.simulator, gpu, queries / max(1, replicas))
+        waiting = simulation_seconds(arm.simulator, gpu, queries / max(1, replicas))
         memory = memory if replicas else memory | simulator
     else:
         waiting, usd = api_costs(arm.engine, queries)
@@ -392,7 +271,7 @@ def _policy(study: Study, arm: PolicyArm, gpu: Gpu, gpus: int) -> Stage:
         tokens=arm.steps * (rollouts * written + queries * documents),
         hours=hours[arm.generator],
         api_usd=arm.steps * usd,
-        command=_policy_command(study, arm, replicas, shards, changes if shards > 1 else {}),
+        command=policy_command(study, arm, replicas, shards, changes if shards > 1 else {}),
         second=simulator if replicas else {},
         replicas=replicas,
         shards=shards,
@@ -440,7 +319,7 @@ def _advice(
     ways = []
     if needed:
         ways.append(f"--gpus {needed}, sharded{_settings(changes or {})}")
-    if _fits(lora, gpu):
+    if fits(lora, gpu):
         ways.append(f"--set {kind}.lora_rank={LORA_RANK} ({sum(lora.values()) / 1e9:.0f} GB)")
     ways.append("a larger GPU")
     return ", or ".join(ways) + (f". {why}" if why else "")
@@ -450,27 +329,10 @@ def _settings(changes: dict) -> str:
     return "".join(f" --set {key}={value}" for key, value in changes.items())
 
 
-def _simulation_seconds(arm: SimulatorArm, gpu: Gpu, queries: float) -> float:
-    of, output = shape(arm.backbone), arm.num_documents * DOCUMENT
-    context = SIMULATOR_PROMPT + output
-    seconds = gpu.decoding_seconds(of, arm.dtype, queries, output, context, arm.generator)
-    return seconds + gpu.compute_seconds(2 * of.parameters * queries * SIMULATOR_PROMPT)
-
-
-def _simulation_memory(arm: SimulatorArm) -> dict[str, float]:
-    of, tokens = shape(arm.backbone), BATCH * (SIMULATOR_PROMPT + arm.num_documents * DOCUMENT)
-    return {"simulator": of.weight_bytes(arm.dtype), "its KV cache": of.kv_cache_bytes(arm.dtype, tokens)}
-
-
-def _sampling_memory(of: Shape, dtype: str, tokens: float) -> dict[str, float]:
-    kv_cache = of.kv_cache_bytes(dtype, tokens) + CAPACITY_BYTES
-    return {"weights": of.weight_bytes(dtype), "KV cache": kv_cache}
-
-
 def _evaluation(study: Study, gpu: Gpu) -> Stage:
     """Evaluations of every policy, and of every start by every method: a backbone after its format SFT."""
     profile, cfg = study.profile, study.profile.evaluation
-    questions = _questions(cfg)
+    questions = test_questions(cfg)
     starts = {(arm.backbone, arm.format_sft): arm for arm in reversed(profile.policies)}.values()
     asked = [(arm, arm.engine != "none") for arm in profile.policies]
     methods = [method for method in cfg.baselines if method != "majority"]
@@ -484,9 +346,9 @@ def _evaluation(study: Study, gpu: Gpu) -> Stage:
         rolling = rollout_seconds(of, arm, gpu, questions, arm.rollout, cfg.generator, searching)
         hours += (rolling + waiting) / 3600
         tokens, spent = tokens + questions * written, spent + usd
-        needed = _sampling_memory(of, arm.dtype, BATCH * whole)
+        needed = sampling_memory(of, arm.dtype, BATCH * whole)
         memory = max(memory, needed, key=lambda kinds: sum(kinds.values()))
-    command = _python(
+    command = python_command(
         study, "[pipeline.ensure(arm, seed, store) for arm, seed in studies.baseline_runs(study)]"
     )
     searched = len(starts) * sum(method in SEARCHING for method in methods)
@@ -496,72 +358,8 @@ def _evaluation(study: Study, gpu: Gpu) -> Stage:
         tokens,
         hours,
         spent,
-        _budget((cfg.engine, SEARCHES * questions * searched)) + command,
+        search_budget((cfg.engine, SEARCHES * questions * searched)) + command,
     )
-
-
-def _policy_command(study: Study, arm: PolicyArm, replicas: int, shards: int, changes: dict) -> str:
-    """Train a policy on the first GPUs and evaluate it, its simulator served on as many of the next."""
-    cfg = study.profile.evaluation
-    trained = arm.steps * arm.prompts_per_step * arm.group_size
-    tested = _questions(cfg) if arm.engine != "none" else 0
-    budget = _budget((arm.engine, SEARCHES * trained), (cfg.engine, SEARCHES * tested))
-    addresses = [f"http://127.0.0.1:{PORT + i}" for i in range(replicas)]
-    if replicas:
-        changes = changes | {"policy.engine": f"openai:{','.join(addresses)}"}
-    evaluation = _ensure("config.arms.EvaluationArm.of_policy(arm, study.evaluation)")
-    named = f'arm = study.policy("{arm.name}")'
-    if shards > 1:
-        training = _launch(study, arm.name, shards, changes, budget) + " && "
-        training += f"CUDA_VISIBLE_DEVICES=0 {budget}" + _python(study, named, evaluation, overrides=changes)
-    else:
-        device = "CUDA_VISIBLE_DEVICES=0 " if replicas else ""
-        training = device + budget + _python(study, named, _ensure("arm"), evaluation, overrides=changes)
-    if not replicas:
-        return training
-    model = RunStore().path(arm.simulator, 0).name if arm.simulator.fine_tuned else arm.simulator.backbone
-    devices = ",".join(str(shards + i) for i in range(replicas))
-    options = f"--model {model} --dtype {arm.simulator.dtype} --port {PORT}"
-    server = f"CUDA_VISIBLE_DEVICES={devices} zs serve simulator {options}"
-    server += f" --replicas {replicas} &" if replicas > 1 else " &"
-    answers = " && ".join(f"curl -fs {address}/v1/models" for address in addresses)
-    ready = f'timeout 1800 sh -c "until {answers}; do sleep 5; done"'
-    return f"{server}\n{ready} && {training}\nkill %1"
-
-
-def _launch(study: Study, name: str, shards: int, changes: dict, budget: str = "") -> str:
-    """Train an arm with its weights sharded over the first GPUs."""
-    devices = ",".join(map(str, range(shards)))
-    settings = " ".join(
-        f"--set {shlex.quote(f'{key}={value}')}" for key, value in (study.overrides | changes).items()
-    )
-    return (
-        f"CUDA_VISIBLE_DEVICES={devices} {budget}accelerate launch --config_file zs_lib/launch/fsdp2.yaml "
-        f"--num_processes {shards} -m zs_lib train {shlex.quote(name)} --profile {study.base.name} {settings}"
-    ).rstrip()
-
-
-def _questions(cfg: EvaluationConfig) -> int:
-    return 6 * cfg.questions_per_subset + min(cfg.questions_per_subset, SMALLEST_SUBSET)
-
-
-def _budget(*searches: tuple[str, float]) -> str:
-    """Set ZS_SEARCH_BUDGET to twice what these (engine, queries) cost on the dearest plan.
-
-    Twice, since a policy may search more often than assumed.
-    """
-    usd = sum(queries * roofline.query_usd(engine, max) for engine, queries in searches)
-    return f"ZS_SEARCH_BUDGET={math.ceil(2 * usd)} " if usd else ""
-
-
-def _python(study: Study, *statements: str, overrides: dict | None = None) -> str:
-    loaded = f"store, study = runs.RunStore(), {study.code(overrides)}"
-    imports = "from zs_lib import config, pipeline, runs, studies"
-    return f"python -c '{imports}; {loaded}; {'; '.join(statements)}'"
-
-
-def _ensure(arm: str) -> str:
-    return f"pipeline.ensure({arm}, 0, store)"
 
 
 def describe(study: Study, name: str, gpus: int) -> str:

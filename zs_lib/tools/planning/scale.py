@@ -37,7 +37,7 @@ from zs_lib.runs.files import write_text
 from zs_lib.runs.provenance import provenance
 from zs_lib.tools.planning import cluster
 from zs_lib.tools.planning.cluster import Parts, Rolled
-from zs_lib.tools.planning.plan import DOCUMENT, PROMPT, SIMULATOR_PROMPT, TURN, training_flops
+from zs_lib.tools.planning.estimates import DOCUMENT, PROMPT, SIMULATOR_PROMPT, TURN, training_flops
 
 PAGE = paths.ROOT / "figures" / "scale.md"
 SIZES = (10, 100, 1000)
