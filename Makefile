@@ -6,6 +6,7 @@ PROFILE ?= tiny
 VENV := .venv
 VLLM := $(VENV)/vllm
 VERL := $(VENV)/verl
+DEEPSPEED := $(VENV)/deepspeed
 STAMP := $(VENV)/.ready
 ZS := $(VENV)/bin/zs
 # One thread a process: runs are made side by side, one a core.
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test lint format test-browser test-distributed test-ray test-large vllm test-vllm test-verl test-gpu fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test lint format test-browser test-distributed test-deepspeed test-ray test-large vllm test-vllm test-verl test-gpu fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -93,6 +94,14 @@ test-browser: $(STAMP)  ## notebooks in JupyterLab and Chromium, by mouse and ke
 
 test-distributed: $(STAMP)  ## one run by two processes, against one by one: the same losses and weights
 	$(VENV)/bin/python -m pytest tests/drills/distributed.py
+
+# Beside the environment, whose packages it uses.
+$(DEEPSPEED)/.ready: .ci/deepspeed.txt $(STAMP)
+	$(PIP_INSTALL) --quiet --no-deps --upgrade --target $(DEEPSPEED) -r .ci/deepspeed.txt
+	touch $@
+
+test-deepspeed: $(DEEPSPEED)/.ready  ## the same with weights sharded by DeepSpeed ZeRO-3
+	PYTHONPATH=$(DEEPSPEED) $(VENV)/bin/python -m pytest tests/drills/zero3.py
 
 test-ray: $(STAMP)  ## a study on two Ray nodes of this machine, one of them killed; SLURM's jobs by submitit
 	@$(VENV)/bin/python -c 'import ray, submitit' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[cluster]'

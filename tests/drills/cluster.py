@@ -86,8 +86,20 @@ def _open(process: psutil.Process) -> list[str]:
 
 @pytest.fixture
 def cluster():
-    with closing(Cluster()) as cluster:
+    with closing(started()) as cluster:
         yield cluster
+
+
+def started(attempts: int = 5) -> Cluster:
+    """A cluster; Ray gives each node half a minute to start, which is too little on a busy machine."""
+    try:
+        return Cluster()
+    except Exception as error:
+        if attempts == 1 or "timed out during startup" not in str(error):
+            raise
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        return started(attempts - 1)
 
 
 STEPS = 10

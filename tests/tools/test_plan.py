@@ -209,6 +209,7 @@ def test_what_trl_cannot_do_or_does_otherwise_stands_under_its_policies():
     cannot, uneven = "policy 'zerosearch': TRL cannot split", {"objective.minibatch_rollouts": 7}
     assert cannot in told(**uneven) and 'trainer = "own"' in told(**uneven)
     assert cannot not in told() and "by TRL: " in told()
+    assert "TRL's asynchronous trainer has no KL" in told()
     assert "TRL" not in plan.describe(plan.Study(load_profile("tiny")), "H100-80GB", 1)
 
 

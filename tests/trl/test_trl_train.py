@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from model_fixtures import word_tokenizer
 from policy_fixtures import QUESTIONS, LookupEngine, load
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+from trl.experimental.async_grpo import AsyncGRPOConfig, packing
 from trl.trainer import grpo_trainer
 
 from zs_lib import config, pipeline
@@ -371,3 +373,10 @@ def test_an_arm_of_a_profile_is_trained_through_the_pipeline(store):
     run = pipeline.ensure(r1, 0, store)
     assert run.finished and run.config["trainer"] == "trl" and run.summary["steps"] == r1.steps
     assert store.verify() == []
+
+
+def test_what_is_said_of_trls_asynchronous_trainer_is_still_so():
+    """Once TRL has these, the trainer may be of use (see the top of zs_lib/trl/train.py)."""
+    assert {"epsilon", "max_staleness"} <= {one.name for one in fields(AsyncGRPOConfig)}
+    assert "beta" not in {one.name for one in fields(AsyncGRPOConfig)}  # GRPOConfig's name of KL's weight
+    assert packing.TREE_ATTENTION == "tree_fa3" and "flash-attn3" in inspect.getsource(packing)

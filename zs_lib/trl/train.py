@@ -7,6 +7,10 @@ question in the training, so that the training is one epoch, and a resumed one g
 
 What differs from `rl.train`: a batch of zero-variance groups still moves the weights, by AdamW's momentum;
 rows of a minibatch are drawn, not in the batch's order; kl and clip_fraction are means over micro-batches.
+
+TRL 1.16's asynchronous trainer (`trl.experimental.async_grpo`), which samples while it trains, is not used:
+it has no reference policy, so no KL; its one attention is a FlashAttention 3 for GPUs, fetched from the hub;
+and what it samples ahead depends on time, so that no run would be a function of its seed.
 """
 
 from __future__ import annotations

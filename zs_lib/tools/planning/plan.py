@@ -286,8 +286,9 @@ def _limits_of_trl(arm: PolicyArm) -> str:
     except ConfigError as error:
         return str(error)
     return (
-        "by TRL: the rows of a minibatch are drawn, and a batch of equal rewards still moves the weights; to "
-        'shard weights, set resources.policy.sharding = "fsdp2", or start it with zs_lib/launch/fsdp2.yaml'
+        "by TRL: the rows of a minibatch are drawn, and a batch of equal rewards still moves the weights; it "
+        "does not sample while it trains, for TRL's asynchronous trainer has no KL; to shard weights, set "
+        'resources.policy.sharding = "fsdp2", or start it with zs_lib/launch/fsdp2.yaml'
     )
 
 
