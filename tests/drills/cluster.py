@@ -253,8 +253,10 @@ def test_slurm_is_asked_for_what_the_profile_says_and_cancels(store, tmp_path, m
         (run,) = scheduler.make_runs([(CountingArm(), 0)], store=store, executor=executor)
         script = next(commands.glob("*.sh")).read_text()
         assert run.finished and all(
-            line in script for line in ("--cpus-per-task=2", "--gpus-per-node=1", "export OMP_NUM_THREADS=2")
+            line in script
+            for line in ("--nodes=1", "--cpus-per-task=2", "--gpus-per-node=1", "export OMP_NUM_THREADS=2")
         )
+        assert "--cpus-per-task=2" in next(line for line in script.splitlines() if line.startswith("srun "))
         slot, slow = executor.new_slot(), CountingArm(sleep=0.2, steps=5000)
         queue = scheduler._RunQueue(store, [(slow, 0)])
         ending = threading.Thread(

@@ -400,6 +400,7 @@ class _SlurmSlot(Slot):
             timeout_min=60 * SLURM_HOURS,
             cpus_per_task=share.cpus,
             slurm_setup=[f"export {name}={shlex.quote(value)}" for name, value in settings.items()],
+            slurm_srun_args=[f"--cpus-per-task={share.cpus}"],  # SLURM 22.05 would take 1, not sbatch's
             **({"gpus_per_node": share.gpus} if share.gpus else {}),
         )
         with self.lock:
