@@ -656,7 +656,7 @@ def test_halves_of_a_micro_batch_hold_the_same_rows(sizes):
             list(range(2 + prompt + mine)),
             [False] * (2 + prompt) + [True] * mine,
             [math.nan] * (2 + prompt) + [-0.5] * mine,
-            float(i),
+            [float(i)] * (2 + prompt + mine),
         )
         for i, (prompt, mine) in enumerate(sizes)
     ]

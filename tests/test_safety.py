@@ -22,7 +22,7 @@ from zs_lib.engines import SearchRequest, SearchResult, build_engine
 from zs_lib.errors import ModelError
 from zs_lib.models.load import load_model
 from zs_lib.qa import Passage, Question
-from zs_lib.rl.rewards import reward
+from zs_lib.rl.rewards import REWARDS
 from zs_lib.rl.rollout import rollout
 from zs_lib.ui import ask
 from zs_lib.ui.terminal import visible
@@ -126,7 +126,7 @@ def roll(documents, answer: str = "Oslo", noise: float = 0.0):
 def test_a_document_cannot_answer_search_or_earn_a_reward(document):
     trajectory, _, generator = roll([document])
     assert [turn.action.kind for turn in trajectory.turns] == ["search", "answer"]
-    assert trajectory.answer == "Oslo" and reward(trajectory, "f1") == 0.0 and trajectory.num_searches == 1
+    assert trajectory.answer == "Oslo" and REWARDS["f1"](trajectory) == 0.0 and trajectory.num_searches == 1
     harmless, *_ = roll(["Nothing of use."])
     mine = [[i for i, m in zip(t.ids, t.mask, strict=True) if m] for t in (trajectory, harmless)]
     assert mine[0] == mine[1]  # the same tokens are trained

@@ -85,6 +85,8 @@ TREATMENTS = {
     },
     "living": {"engine", "simulator.template", "curriculum.noise"}
     | {f"real_share_schedule{field}" for field in ("", ".p_start", ".p_end")},
+    "rewards": {"reward"},
+    "credit": {"objective.credit", "reward"},
 }
 """What each table is about: in nothing else may its rows differ."""
 BACKBONES = {"backbone", "curriculum.p_start", "curriculum.p_end"}

@@ -31,5 +31,9 @@ class BudgetError(EngineError):
     """A search would cost more than what was allowed for."""
 
 
+class RewardError(ZeroSearchError):
+    """A reward cannot be computed: a function of yours is wrong, or too many of a judge's verdicts failed."""
+
+
 class ModelError(ZeroSearchError):
     """A model cannot be found or loaded."""

@@ -24,7 +24,6 @@ from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.errors import ConfigError, DataError, ModelError
 from zs_lib.evaluation.methods import METHODS
 from zs_lib.rl.curriculum import SCHEDULES
-from zs_lib.rl.rewards import REWARDS
 from zs_lib.runs import Run, RunStore, StepCallback, distributed, kind_of
 from zs_lib.runs.gpus import hold_gpu
 from zs_lib.trl import losses
@@ -88,13 +87,14 @@ def _show_step(bar: tqdm, step: int, steps: int, metrics: dict) -> None:
 def check(arm: Any) -> None:
     """Raise ConfigError if a name in an arm, or in one that it needs, stands in no table; before any work."""
     if isinstance(arm, PolicyArm):
+        from zs_lib.rl import credit, objectives, rewards
+
         if arm.trainer == "trl":
             losses.check_arm(arm)
         else:
-            from zs_lib.rl import objectives
-
             objectives.algorithm(arm.objective)
-        pick("reward", arm.reward, REWARDS)
+            credit.check_arm(arm)
+        rewards.Reward(arm.reward)
         for schedule in filter(None, (arm.curriculum, arm.real_share_schedule)):
             pick("schedule", schedule.schedule, SCHEDULES)
     elif isinstance(arm, EvaluationArm):

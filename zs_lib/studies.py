@@ -158,6 +158,30 @@ def living(profile: Profile) -> Rows:
     }
 
 
+def rewards(profile: Profile) -> Rows:
+    """Reward F1 with a format, penalties, the cost of searches, or information gain (`rl.rewards`)."""
+    sums = {
+        "format": "f1 + 0.1 * format",
+        "penalties": "f1 - 0.1 * no_search - 0.1 * no_answer",  # arXiv 2602.19526
+        "search cost": "f1 - 0.05 * searches",
+        "information gain": "f1 + 0.2 * information_gain - 0.1 * redundancy",  # StepSearch, 2505.15107
+    }
+    main = profile.policy(MAIN)
+    return {"f1": main} | {name: variant(main, "reward", name, reward=text) for name, text in sums.items()}
+
+
+def credit(profile: Profile) -> Rows:
+    """Give each turn an advantage of its own, by its return or by branches from before it (`rl.credit`)."""
+    main = profile.policy(MAIN)
+    rows = {name: variant(main, "credit", name, objective={"credit": name}) for name in ("turn", "branch")}
+    gain = rewards(profile)["information gain"]  # rewards of the turns themselves
+    return (
+        {"trajectory": main}
+        | rows
+        | {"turn, information gain": variant(gain, "credit", "turn", objective={"credit": "turn"})}
+    )
+
+
 def collapse(profile: Profile) -> Rows:
     """Train Search-R1 by GRPO until it collapses (too fast, off-policy, no KL), and by repairs of it.
 
@@ -183,7 +207,7 @@ def collapse(profile: Profile) -> Rows:
 
 
 VARIATIONS: dict[str, Callable[[Profile], Rows]] = {
-    study.__name__: study for study in (draws, living, collapse)
+    study.__name__: study for study in (draws, living, collapse, rewards, credit)
 }
 """Research beyond the paper's tables, known to `select` by name; `full` leaves it out."""
 

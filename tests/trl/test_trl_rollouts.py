@@ -15,7 +15,7 @@ from zs_lib.config import paths
 from zs_lib.config.arms import CurriculumConfig
 from zs_lib.engines import SearchResult, build_engine
 from zs_lib.errors import ConfigError, DataError, EngineError
-from zs_lib.rl.rewards import reward
+from zs_lib.rl.rewards import REWARDS
 from zs_lib.rng import uniform
 from zs_lib.trl.rollouts import SearchRollouts
 
@@ -140,7 +140,7 @@ def test_the_reward_is_f1_and_noise_follows_the_curriculum(trained):
         [(4 ** (i / 3) - 1) / 3 for i in (1, 2, 3)]
     )
     for row, (*_, trajectories) in zip(logged, watched.seen, strict=True):
-        rewards = [reward(t, "f1") for t in trajectories]
+        rewards = [REWARDS["f1"](t) for t in trajectories]
         assert row["reward"] == row["rewards/reward/mean"] == pytest.approx(sum(rewards) / 12)
         assert row["searches"] == pytest.approx(sum(t.num_searches for t in trajectories) / 12)
         assert {t.question for t in trajectories} <= set(QUESTIONS) and len(

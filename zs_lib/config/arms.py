@@ -19,6 +19,8 @@ TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 GENERATORS = ("transformers", "vllm")
 """Samplers: our own loop on transformers' forward (`models.decode`), or vLLM (`models.vllm`)."""
 DTYPES = ("float32", "bfloat16")
+CREDITS = ("trajectory", "turn", "branch")
+"""What gets an advantage of its own: a trajectory, or each of its turns (`rl.credit`)."""
 TRAINERS = ("own", "trl")
 """What trains a policy: our own loop (`rl.train`), or TRL's under accelerate (`trl.train`)."""
 
@@ -268,6 +270,15 @@ class ObjectiveConfig(Checked):
     describes; 0: none."""
     balance_signs: bool = added_later(False)
     """Scale negative advantages so that they weigh no more than the positive ones (`rl.objectives`)."""
+    credit: Annotated[str, among(*CREDITS)] = added_later("trajectory")
+    """What gets an advantage (`rl.credit`). "trajectory": a rollout as a whole, as in the paper; "turn": each
+    turn, by its return against the group's in that turn; "branch": each turn, by other rollouts from before
+    it."""
+    discount: UnitInterval = added_later(1.0)
+    """Credit by turn: discount of a reward for each turn that it comes later."""
+    branches: Count = added_later(2)
+    """Credit "branch": rollouts from before each turn but the first; a step takes up to branches *
+    max_searches times the rollouts."""
     gamma: UnitInterval = added_later(1.0)
     """PPO: discount a token; the paper takes 1."""
     gae_lambda: UnitInterval = added_later(1.0)
@@ -315,7 +326,8 @@ class PolicyArm(WeightsConfig):
     benchmark: str = "embedded"
     """Source of the questions (set by the profile)."""
     reward: str = added_later("f1")
-    """A name of `rl.rewards.REWARDS`; the paper takes token F1."""
+    """A weighted sum of parts, like "f1 + 0.1 * format - 0.05 * searches" (`rl.rewards.REWARDS`); the paper
+    takes token F1."""
     real_share: UnitInterval = added_later(0.0)
     """Share of queries that the engine "mixed" hands to the real engine."""
     real_share_schedule: CurriculumConfig | None = added_later(None)

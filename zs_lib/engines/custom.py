@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult
-from zs_lib.errors import EngineError
+from zs_lib.errors import EngineError, ZeroSearchError
+
+
+def find_function(name: str, kind: str, error: type[ZeroSearchError]) -> Callable:
+    """Import the function "module.function"; the module may lie in the working directory.
+
+    Raises `error`, which calls it by its `kind`, if there is none.
+    """
+    module, _, function = name.rpartition(".")
+    if "" not in sys.path:
+        sys.path.append("")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except Exception as cause:  # whatever happens in a module of yours
+        raise error(
+            f"The {kind} 'python:{name}' cannot be imported ({cause}): name a function as "
+            "python:MODULE.FUNCTION."
+        ) from cause
 
 
 class CustomEngine(SearchEngine):
     """Calls `function(queries, num_documents)`, which gives a list of texts for each query, best first.
 
-    `name` is "module.function"; the module may lie in the working directory.
+    `name` is "module.function".
 
     Raises:
         EngineError: there is no such function; in a search, it raised something, or returned something else.
@@ -21,16 +38,7 @@ class CustomEngine(SearchEngine):
 
     def __init__(self, name: str):
         self.name = name
-        module, _, function = name.rpartition(".")
-        if "" not in sys.path:
-            sys.path.append("")
-        try:
-            self._function = getattr(importlib.import_module(module), function)
-        except Exception as error:  # whatever happens in a module of yours
-            raise EngineError(
-                f"The engine 'python:{name}' cannot be imported ({error}): name a function as "
-                "python:MODULE.FUNCTION."
-            ) from error
+        self._function = find_function(name, "engine", EngineError)
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         try:

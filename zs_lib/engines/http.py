@@ -96,7 +96,7 @@ class SearchR1Engine(HttpEngine):
     together = 8
 
     def __init__(self, address: str, limits: Limits = Limits()):
-        super().__init__(f"search-r1:{address}", _own_server("the Search-R1 retriever", address, limits))
+        super().__init__(f"search-r1:{address}", own_server("the Search-R1 retriever", address, limits))
 
     def _call(self, group, num_documents):
         # With scores, as Search-R1's own client: its server is known to fail without.
@@ -112,7 +112,7 @@ class WikiRetrieverEngine(HttpEngine):
     """ZeroSearch's wiki retriever: POST /retrieve {"query", "top_k"} → [{"text"}]."""
 
     def __init__(self, address: str, limits: Limits = Limits()):
-        super().__init__(f"zerosearch-wiki:{address}", _own_server("the wiki retriever", address, limits))
+        super().__init__(f"zerosearch-wiki:{address}", own_server("the wiki retriever", address, limits))
 
     def _call(self, group, num_documents):
         return Call("/retrieve", body={"query": group[0].query, "top_k": num_documents})
@@ -208,7 +208,7 @@ class OpenAIEngine(HttpEngine):
             EngineError: none can be asked for its models, or it has several and none is named.
         """
         address = ",".join(one.strip().rstrip("/").removesuffix("/v1") for one in address.split(","))
-        super().__init__(f"openai:{address}", _own_server("the simulator's server", address, limits))
+        super().__init__(f"openai:{address}", own_server("the simulator's server", address, limits))
         self.arm, self.tokens, self.model = arm, 0, model or self._only_model()
 
     def _call(self, group, num_documents):
@@ -255,7 +255,7 @@ def seed_of(key: Key) -> int:
     return seeded(key).getrandbits(31)
 
 
-def _own_server(name: str, address: str, limits: Limits) -> Service:
+def own_server(name: str, address: str, limits: Limits) -> Service:
     """A server, or several replicas, at the user's address; it gets the token, if the environment has one."""
     token = read_key(SERVER_KEYS)
     headers = {"Authorization": f"Bearer {token}"} if token else {}

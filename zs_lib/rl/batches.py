@@ -23,7 +23,7 @@ class Row:
     ids: list[int]
     loss_mask: list[bool]
     sampler_logprobs: list[float]  # as the sampler reported them; NaN where the policy did not write
-    advantage: float  # PPO: the reward
+    advantages: list[float]  # of each id, as of those that are trained; PPO: the reward
 
 
 @dataclass
@@ -42,11 +42,12 @@ class MicroBatch:
 
 
 def make_rows(
-    trajectories: Sequence[Trajectory], advantages: Sequence[float], mask_documents: bool
+    trajectories: Sequence[Trajectory], advantages: Sequence[float | Sequence[float]], mask_documents: bool
 ) -> list[Row]:
     """Make one row for each trajectory that holds a trained token.
 
-    The prompt is never trained; documents and notices only without `mask_documents` (the paper's Table 7).
+    An advantage is a number for the whole trajectory, or one for each of its turns. The prompt is never
+    trained; documents and notices only without `mask_documents` (the paper's Table 7).
     """
     rows = []
     for trajectory, advantage in zip(trajectories, advantages, strict=True):
@@ -55,12 +56,14 @@ def make_rows(
         if not any(trained):
             continue
         end = len(trained) - trained[::-1].index(True)  # tokens after the last trained one have no effect
+        by_turn = isinstance(advantage, Sequence)
+        each = [advantage[turn] for turn in trajectory.token_turns] if by_turn else [advantage] * len(trained)
         rows.append(
             Row(
                 [*prompt, *trajectory.ids[:end]],
                 [False] * len(prompt) + trained[:end],
                 [math.nan] * len(prompt) + trajectory.sampler_logprobs()[:end],
-                advantage,
+                [0.0] * len(prompt) + each[:end],
             )
         )
     return rows
@@ -83,7 +86,7 @@ def _micro_batch(rows: list[Row], device: torch.device) -> MicroBatch:
 
     ids = padded(row.ids for row in rows)
     loss_mask = padded(row.loss_mask for row in rows)[:, 1:]
-    advantages = torch.tensor([row.advantage for row in rows], device=device)[:, None].expand_as(loss_mask)
+    advantages = padded(row.advantages for row in rows)[:, 1:]
     logprobs = padded(row.sampler_logprobs for row in rows)[:, 1:]
     return MicroBatch(
         ids[:, :-1], loss_mask, ids[:, 1:][loss_mask], advantages[loss_mask], logprobs[loss_mask]

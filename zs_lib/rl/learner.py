@@ -123,11 +123,14 @@ class Learner:
             groups.append({"params": list(weights.values()), "factor": arm.objective.critic_lr_multiplier})
         self.optimizer = torch.optim.AdamW(groups, lr=arm.learning_rate, weight_decay=WEIGHT_DECAY)
 
-    def update(self, step: int, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> dict:
+    def update(
+        self, step: int, trajectories: Sequence[Trajectory], advantages: Sequence[float | Sequence[float]]
+    ) -> dict:
         """Train on one batch: `objective.updates_per_batch` times a step on each of its minibatches.
 
-        `advantages` are rewards where the algorithm standardises over tokens. Every process gets the whole
-        batch and takes its share of the micro-batches, which are the same however many processes there are.
+        `advantages`: of each trajectory, or of each of its turns; rewards where the algorithm standardises
+        over tokens. Every process gets the whole batch and takes its share of the micro-batches, which are
+        the same however many processes there are.
 
         Returns means over the optimizer steps: kl (None without a reference) and clip_fraction, both per
         trained token; value_loss (None without a critic); likelihood_drop (only with its weight), in nats a
@@ -164,7 +167,7 @@ class Learner:
             "update_tokens": sum(one.tokens_read for one in minibatches) * objective.updates_per_batch,
         } | ({"likelihood_drop": means.get("likelihood_drop", 0.0)} if objective.likelihood_coef else {})
 
-    def _minibatch(self, trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> _Minibatch:
+    def _minibatch(self, trajectories: Sequence[Trajectory], advantages: Sequence) -> _Minibatch:
         """Pack this process's share of a minibatch, without the rows that no gradient comes from."""
         rows = make_rows(trajectories, advantages, self.arm.objective.mask_documents)
         # Counted before rows are dropped, so that dropping them does not change the gradient.
@@ -172,7 +175,7 @@ class Learner:
         budget = token_budget(self.arm.rollout, searches=self.arm.engine != "none")
         normalizer = self.algorithm.normalizer(trained, len(trajectories), budget)
         if not self.has_kl and not self.algorithm.over_tokens:
-            rows = [row for row in rows if row.advantage != 0]
+            rows = [row for row in rows if any(row.advantages)]
         batches = distributed.shard(micro_batches(rows, self.model.device))
         return _Minibatch(list(batches), normalizer, trained, sum(len(row.ids) for row in rows))
 

@@ -35,7 +35,7 @@ from zs_lib.qa import Question
 from zs_lib.rl.curriculum import noise_probability
 from zs_lib.rl.learner import WEIGHT_DECAY, learning_rate
 from zs_lib.rl.objectives import algorithm, group_advantages, policy_loss, standardise
-from zs_lib.rl.rewards import reward
+from zs_lib.rl.rewards import Reward
 from zs_lib.rl.rollout import rollout, token_budget
 from zs_lib.rl.train import questions_of_step
 from zs_lib.rl.trajectory import Trajectory
@@ -47,16 +47,17 @@ def train_minimal(
     """Train `policy` in place for `arm.steps` steps; returns each step's metrics.
 
     Raises:
-        ConfigError: PPO, a living engine, minibatches, a sampler's correction, LoRA or half precision.
+        ConfigError: PPO, credit by turn, a living engine, minibatches, a sampler's correction, LoRA or half
+            precision.
     """
     objective, full = arm.objective, arm.dtype == "float32" and not arm.lora_rank
     beyond = arm.living or objective.minibatch_rollouts or objective.sampler_ratio_max
-    if algorithm(objective).critic or beyond or not full:
+    if algorithm(objective).critic or objective.credit != "trajectory" or beyond or not full:
         raise ConfigError(f"'{arm.name}' has a part that is left out here: train it with `rl.train`.")
     P, G = arm.prompts_per_step, arm.group_size
     model = policy.model.eval()  # no dropout: sampled and trained distribution must be the same
     reference = copy.deepcopy(model).requires_grad_(False) if arm.objective.kl_coef > 0 else None
-    generator = TransformersGenerator(model, policy.tokenizer)
+    generator, reward = TransformersGenerator(model, policy.tokenizer), Reward(arm.reward)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arm.learning_rate, weight_decay=WEIGHT_DECAY)
     history: list[dict[str, float]] = []
 
@@ -71,7 +72,8 @@ def train_minimal(
         trajectories = rollout(repeated, generator, engine, arm.rollout, keys, noise)  # B of them
 
         # Rewards and advantages.
-        rewards = torch.tensor([reward(t, arm.reward) for t in trajectories], dtype=torch.float64).view(P, G)
+        scores = [score.total for score in reward(trajectories)]
+        rewards = torch.tensor(scores, dtype=torch.float64).view(P, G)
         advantages = group_advantages(rewards, arm.objective)  # (P, G)
 
         # Loss and optimizer steps.

@@ -31,6 +31,10 @@ CUTS = (r"""(?<=[.!?…]\s)|(?<=[.!?…]["')\]”’]\s)|(?<=[。！？])""", r"
 """Where a document may be cut: after a sentence, a word, a character."""
 
 
+Prefix = tuple[Trajectory, int]
+"""A trajectory, and the turn before which a rollout goes on from its tokens."""
+
+
 @dataclass
 class _Rollout:
     """A trajectory under construction."""
@@ -129,6 +133,13 @@ class _Rollout:
         self.append(ids)
         return True
 
+    def begin_with(self, prefix: Prefix) -> None:
+        """Take over what a trajectory had before a turn."""
+        trajectory, turn = prefix
+        end = trajectory.token_turns.index(turn)
+        self.ids, self.mask = trajectory.ids[:end], trajectory.mask[:end]
+        self.logprobs, self.turns = trajectory.logprobs[:end], list(trajectory.turns[:turn])
+
     def finish(self) -> Trajectory:
         tokens = self.prompt_ids, self.ids, self.mask, self.logprobs
         return Trajectory(self.question, *tokens, tuple(self.turns), self.stop_reason, self.answer)
@@ -155,6 +166,7 @@ def rollout(
     noise_probability: float = 0.0,
     contexts: Sequence[str] | None = None,
     opening: str = "",
+    prefixes: Sequence[Prefix] | None = None,
 ) -> list[Trajectory]:
     """Sample one trajectory per question, in order; all randomness is a function of each rollout's key.
 
@@ -165,7 +177,8 @@ def rollout(
 
     Methods that write a part of the completion themselves (`evaluation.methods`) give `contexts`, a text
     after each prompt that is never parsed, and an `opening`, with which the first turn begins; both count as
-    prompt, and are not trained. With a chat template they begin the assistant's turn.
+    prompt, and are not trained. With a chat template they begin the assistant's turn. With `prefixes` (of
+    trajectories that had neither) each rollout goes on from one.
     """
     rollouts = []
     for question, key, context in zip(questions, keys, contexts or [""] * len(questions), strict=True):
@@ -174,6 +187,8 @@ def rollout(
         if one.thinks and generator.decode(ids).rstrip().endswith(protocol.tag("think")):
             one.lead = protocol.tag("think")  # a thought that the chat template opened (DeepSeek-R1)
         rollouts.append(one)
+    for one, prefix in zip(rollouts, prefixes or (), strict=bool(prefixes)):
+        one.begin_with(prefix)
     last = cfg.max_searches if engine else 0
     answers: dict[SearchRequest, SearchResult] = {}
     kv_cache = generator.new_cache()  # of this call only: before the next one, the weights may change
@@ -181,9 +196,9 @@ def rollout(
         for one in rollouts:
             if one.stop_reason is None and one.room < 0:
                 one.stop_reason = "length"
-        going = [one for one in rollouts if one.stop_reason is None]
-        if not going:
-            break
+        going = [one for one in rollouts if one.stop_reason is None and len(one.turns) == turn]
+        if not going:  # all are over, or go on from a later turn
+            continue
         for one, completion in zip(going, _write(going, turn, kv_cache), strict=True):
             one.append(completion.ids, completion.logprobs)
             one.act(one.text(completion.ids), is_last=turn == last)

@@ -10,7 +10,7 @@ a step's groups and computes the gradient of its share of the micro-batches; tra
 then gathered, so the result is that of one process, to float32 rounding.
 
 `minimal` is the same loop with nothing but the method. Left out on purpose: sharded weights (FSDP,
-DeepSpeed), which `trl` has, a replay buffer, an entropy bonus, a format reward.
+DeepSpeed), which `trl` has, a replay buffer, an entropy bonus.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import isnan
+from statistics import fmean
 from typing import TypeVar
 
 import torch
@@ -25,17 +27,19 @@ from transformers import PreTrainedModel
 
 from zs_lib.config.arms import PolicyArm
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
-from zs_lib.errors import ConfigError, DataError, EngineError
+from zs_lib.errors import ConfigError, DataError, EngineError, RewardError
 from zs_lib.models.generator import Generator
 from zs_lib.models.load import LoadedModel, build_generator
 from zs_lib.qa import Question
+from zs_lib.rl.credit import Turns, branch_advantages, branch_returns, turn_advantages
 from zs_lib.rl.curriculum import noise_probability
+from zs_lib.rl.judge import Judge
 from zs_lib.rl.learner import Learner
 from zs_lib.rl.objectives import group_advantages, zero_variance_groups
-from zs_lib.rl.rewards import reward
-from zs_lib.rl.rollout import rollout
+from zs_lib.rl.rewards import Reward, Score
+from zs_lib.rl.rollout import Prefix, rollout
 from zs_lib.rl.trajectory import Trajectory, to_record, trajectory_metrics
-from zs_lib.rng import permutation
+from zs_lib.rng import Key, permutation
 from zs_lib.runs import Run, StepCallback, distributed
 from zs_lib.runs.checkpoints import Checkpoint
 from zs_lib.runs.interrupts import between_steps
@@ -59,7 +63,7 @@ def train(training: Training) -> dict:
     checkpoints, and at the end the model.
 
     Raises:
-        EngineError: the engine failed too many rollouts.
+        EngineError: the engine failed too many rollouts. RewardError: a reward is wrong, or its judge failed.
     """
     run, arm = training.run, training.arm
     learner = Learner(training.policy.model, arm)
@@ -72,8 +76,9 @@ def train(training: Training) -> dict:
         for step in range(first, arm.steps + 1):
             batch = training.collect(step)
             advantages = group_advantages(batch.rewards, arm.objective).flatten().tolist()
-            rollouts = zip(batch.trajectories, advantages, strict=True)
-            alive, their_advantages = zip(*[(t, a) for t, a in rollouts if not t.failed], strict=True)
+            given, rewards = batch.turn_advantages or advantages, batch.rewards.flatten().tolist()
+            rollouts = zip(batch.trajectories, given, rewards, strict=True)
+            alive, their_advantages = zip(*[(t, a) for t, a, r in rollouts if not isnan(r)], strict=True)
             update = learner.update(step, alive, their_advantages)
             training.generator.sync()
             training.log(batch, advantages, update)
@@ -91,9 +96,12 @@ class Batch:
 
     step: int
     trajectories: list[Trajectory]
-    rewards: torch.Tensor  # (P, G) double; NaN where the engine failed
+    rewards: torch.Tensor  # (P, G) double; NaN where the engine failed, or a judge
+    scores: list[Score]  # the rewards by turn and by part
+    turn_advantages: list[list[float]] | None  # with credit by turn
+    branch_tokens: int  # sampled for it besides the trajectories'
     noise: float
-    failed: float  # share of rollouts that left the batch because their engine failed
+    failed: float  # share of rollouts that left the batch because their engine failed, or a judge
     used: dict[str, float]
     seconds: dict[str, float]
     sampled_at: float
@@ -104,7 +112,7 @@ class Training:
     """What a training is made of, and the parts that every trainer shares.
 
     Raises:
-        ConfigError: temperature 0. DataError: no questions.
+        ConfigError: temperature 0, or no such reward. DataError: no questions.
     """
 
     run: Run
@@ -124,6 +132,7 @@ class Training:
             raise ConfigError(f"'{name}' has temperature 0: rollouts of a group would be equal, raise it.")
         if not self.questions:
             raise DataError(f"No training questions in the subsets {subsets}: choose others in the profile.")
+        self.reward = Reward(self.arm.reward)
 
     def resume(self) -> Checkpoint | None:
         """Load the run's checkpoint, if it has one, and the metrics of its step."""
@@ -150,20 +159,29 @@ class Training:
 
         Raises:
             EngineError: more than FAILED_LIMIT of the rollouts failed with their engine.
+            RewardError: a reward is wrong, or more than FAILED_LIMIT have no verdict of their judge.
         """
         arm, before, started = self.arm, self._used(), time.perf_counter()
         noise = noise_probability(step, arm.steps, arm.curriculum, self.last)
         engine = Stopwatch(self.engine) if self.engine else None
         changed = engine.prepare(step, self.last, self.generator) if engine else {}
         trajectories = self._roll_out(step, engine, noise)
+        failed = check_failed(trajectories, arm.engine, step)
+        scores = self._score(trajectories)
+        rewards = torch.tensor([score.total for score in scores], dtype=torch.float64)
+        if self.reward.judge:
+            failed = check_judged(rewards, self.reward.judge, step)
+        by_turn, branch_tokens = self._credit(trajectories, scores, step, engine, noise)
         sampled_at, searching = time.perf_counter(), engine.seconds if engine else 0.0
-        rewards = torch.tensor([reward(t, arm.reward) for t in trajectories], dtype=torch.float64)
         return Batch(
             step=step,
             trajectories=trajectories,
             rewards=rewards.view(-1, arm.group_size),
+            scores=scores,
+            turn_advantages=by_turn,
+            branch_tokens=branch_tokens,
             noise=noise,
-            failed=check_failed(trajectories, arm.engine, step),
+            failed=failed,
             used=changed
             | distributed.all_sum({name: now - before[name] for name, now in self._used().items()}),
             seconds={"rollout": sampled_at - started - searching, "search": searching},
@@ -173,24 +191,26 @@ class Training:
     def log(self, batch: Batch, advantages: Sequence[float], update: dict) -> None:
         """Log a step after its update.
 
-        Metrics besides those of the trajectories and the update: reward (mean of `arm.reward`),
-        zero_variance_groups (share of groups whose rewards are equal), failed, noise_probability,
-        rollout_tokens and search_tokens (sampled by policy and simulator), real_searches (queries that a
-        mixed engine sent to the real one), and of a living engine real_share.
+        Metrics besides those of the trajectories and the update: reward (mean of `arm.reward`) and, of a sum,
+        reward_<part> (mean of a part without its weight), zero_variance_groups (share of groups whose rewards
+        are equal), failed, noise_probability, rollout_tokens and search_tokens (sampled by policy and
+        simulator), real_searches (queries that a mixed engine sent to the real one), and of a living engine
+        real_share.
         """
         self.last = {
             "reward": batch.rewards.nanmean().item(),
+            **part_means(batch.scores),
             "zero_variance_groups": zero_variance_groups(batch.rewards).double().mean().item(),
             "failed": batch.failed,
             "noise_probability": batch.noise,
             **trajectory_metrics([t for t in batch.trajectories if not t.failed]),
             **update,
-            "rollout_tokens": sum(sum(t.mask) for t in batch.trajectories),
+            "rollout_tokens": sum(sum(t.mask) for t in batch.trajectories) + batch.branch_tokens,
             **batch.used,
         }
         self.run.log(batch.step, **self.last)
         self.run.log_timing(batch.step, **batch.seconds, update=time.perf_counter() - batch.sampled_at)
-        self._log_trajectories(batch.step, list(zip(batch.trajectories, advantages, strict=True)))
+        self._log_trajectories(batch, advantages)
         if self.progress:
             self.progress(batch.step, self.arm.steps, self.last)
 
@@ -204,21 +224,58 @@ class Training:
         groups = distributed.unshard([sampled[at : at + size] for at in range(0, len(sampled), size)])
         return [trajectory for group in groups for trajectory in group]
 
+    def _score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
+        """Score trajectories; each process scores its share, so that a judge is asked once."""
+        return distributed.unshard(self.reward(distributed.shard(trajectories)))
+
+    def _credit(
+        self,
+        trajectories: Sequence[Trajectory],
+        scores: Sequence[Score],
+        step: int,
+        engine: SearchEngine | None,
+        noise: float,
+    ) -> tuple[list[list[float]] | None, int]:
+        """Compute turns' advantages, by `objective.credit`, and the number of tokens sampled for them."""
+        objective, size, rewards = self.arm.objective, self.arm.group_size, [score.turns for score in scores]
+        if objective.credit == "trajectory":
+            return None, 0
+        if objective.credit == "turn":
+            return turn_advantages(rewards, size, objective), 0
+
+        def sample(prefixes: list[Prefix], keys: list[Key]) -> list[tuple[Trajectory, Turns]]:
+            mine, keys = distributed.shard(prefixes), distributed.shard(keys)
+            asked = [trajectory.question for trajectory, _ in mine]
+            found = rollout(asked, self.generator, engine, self.arm.rollout, keys, noise, prefixes=mine)
+            turns = [score.turns for score in self.reward(found)]
+            return distributed.unshard(list(zip(found, turns, strict=True)))
+
+        keys = [(self.run.seed, step, *divmod(n, size)) for n in range(len(trajectories))]
+        returns, tokens = branch_returns(trajectories, keys, objective, sample)
+        return branch_advantages(rewards, returns, size, objective.discount), tokens
+
     def _used(self) -> dict[str, int]:
         """Count the simulator's tokens, and the queries that a mixed engine sent to the real one, so far."""
         names = {"search_tokens": "tokens", "real_searches": "real_searches"}
         return {name: getattr(self.engine, counter, 0) for name, counter in names.items()}
 
-    def _log_trajectories(self, step: int, rollouts: Sequence[tuple[Trajectory, float]]) -> None:
+    def _log_trajectories(self, batch: Batch, advantages: Sequence[float]) -> None:
         """Log the first groups of a step, with their advantages, and now and then the watched questions."""
-        size, last = self.arm.group_size, self.arm.steps
-        logged = [
-            self._record(t) | {"group": n // size, "advantage": round(advantage, 4)}
-            for n, (t, advantage) in enumerate(rollouts[: LOGGED_QUESTIONS * size])
-        ]
+        step, size, last = batch.step, self.arm.group_size, self.arm.steps
+        logged = []
+        for n, trajectory in enumerate(batch.trajectories[: LOGGED_QUESTIONS * size]):
+            record = self._record(trajectory, batch.scores[n]) | {
+                "group": n // size,
+                "advantage": round(advantages[n], 4),
+            }
+            if batch.turn_advantages:
+                record["turn_advantages"] = [round(advantage, 4) for advantage in batch.turn_advantages[n]]
+            logged.append(record)
         self.run.log_trajectories(step, logged)
         if distributed.is_main() and (step in (1, last) or step % max(1, last // WATCHED_TIMES) == 0):
-            self.run.log_trajectories(step, [self._record(t) | {"watched": True} for t in self._watch()])
+            watched = self._watch()
+            records = map(self._record, watched, self.reward(watched))
+            self.run.log_trajectories(step, [record | {"watched": True} for record in records])
 
     def _watch(self) -> list[Trajectory]:
         """Answer the training's first questions again: greedily, with useful documents and fixed keys.
@@ -230,8 +287,8 @@ class Training:
         greedy = replace(self.arm.rollout, temperature=0.0)
         return rollout(asked, self.generator, self.engine, greedy, keys)
 
-    def _record(self, trajectory: Trajectory) -> dict:
-        return to_record(trajectory, reward(trajectory, self.arm.reward), self.generator.decode)
+    def _record(self, trajectory: Trajectory, score: Score) -> dict:
+        return to_record(trajectory, score.total, self.generator.decode)
 
 
 def check_failed(trajectories: Sequence[Trajectory], engine: str, step: int) -> float:
@@ -248,6 +305,29 @@ def check_failed(trajectories: Sequence[Trajectory], engine: str, step: int) -> 
             f"engine '{engine}', then start again; the run goes on from its last checkpoint."
         )
     return failed
+
+
+def check_judged(rewards: torch.Tensor, judge: Judge, step: int) -> float:
+    """Compute the share of a step's rollouts without a reward, for lack of an engine's answer or a verdict.
+
+    Raises:
+        RewardError: it is above FAILED_LIMIT.
+    """
+    missing = rewards.isnan().double().mean().item()
+    if missing > FAILED_LIMIT:
+        cause = next(filter(None, distributed.all_gather(judge.cause)), "unknown")
+        raise RewardError(
+            f"{missing:.0%} of the rollouts of step {step} have no reward, most for lack of a verdict "
+            f"({cause}): check the judge '{judge.model}', then start again; the run goes on from its "
+            "last checkpoint."
+        )
+    return missing
+
+
+def part_means(scores: Sequence[Score]) -> dict[str, float]:
+    """Compute the mean of each part of a reward that is a sum, over the trajectories that have one."""
+    present = [score.parts for score in scores if len(score.parts) > 1]
+    return {name: fmean(parts[name] for parts in present) for name in (present[0] if present else ())}
 
 
 def questions_of_step(questions: Sequence[Question], count: int, seed: int, step: int) -> list[Question]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from statistics import fmean
 from typing import Literal
 
@@ -72,6 +72,12 @@ class Trajectory:
     def num_searches(self) -> int:
         """Number of searches that were made (and paid for)."""
         return sum(turn.query is not None for turn in self.turns)
+
+    @property
+    def token_turns(self) -> list[int]:
+        """The turn of each token, from 0; an observation's is that of the turn before it."""
+        begins = [mine and not before for mine, before in zip(self.mask, [False, *self.mask], strict=False)]
+        return [turn - 1 for turn in accumulate(begins)]
 
 
 def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
@@ -149,6 +155,7 @@ def to_record(
 
     - group: index of its question in the step, from 0
     - advantage: of the whole trajectory (PPO, whose critic gives each token its own: the reward)
+    - turn_advantages: with credit by turn, those that were trained
     - watched: true if it was not trained: one of the run's first questions answered again, greedily
     """
     record = {

@@ -37,6 +37,8 @@ def check_arm(arm: PolicyArm) -> None:
         cannot.append(f"split {batch} rollouts into minibatches of {objective.minibatch_rollouts}")
     if objective.likelihood_coef or objective.balance_signs:
         cannot.append("guard likelihoods (likelihood_coef, balance_signs)")
+    if objective.credit != "trajectory":
+        cannot.append("give credit by turn (objective.credit)")
     if cannot:
         raise ConfigError(
             f"policy '{arm.name}': TRL cannot {' or '.join(cannot)}: change that, or take trainer = \"own\"."

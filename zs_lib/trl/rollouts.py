@@ -21,7 +21,7 @@ from zs_lib.models.generator import Generator
 from zs_lib.models.load import ATTENTION, build_generator
 from zs_lib.qa import Question
 from zs_lib.rl.curriculum import noise_probability
-from zs_lib.rl.rewards import reward
+from zs_lib.rl.rewards import Reward
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.train import check_failed
 from zs_lib.rl.trajectory import Trajectory
@@ -116,7 +116,7 @@ class SearchRollouts:
         model.train(training)
         check_failed(found, getattr(self.engine, "name", "none"), step)
         return to_trl(found) | {
-            "f1": [reward(t, "f1") for t in found],
+            "f1": [score.total for score in Reward("f1")(found)],
             "searches": [t.num_searches for t in found],
             "noise": [noise] * len(found),
         }

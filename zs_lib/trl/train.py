@@ -146,7 +146,11 @@ class PolicyTrainer(GRPOTrainer):
         self.rows = slice(first, first + len(prompts))
         rewards = self.batch.rewards.flatten()[self.rows].tolist()
         trajectories = self.batch.trajectories[self.rows]
-        return to_trl(trajectories, self.arm.objective.mask_documents) | {"reward": rewards}
+        rows = to_trl(trajectories, self.arm.objective.mask_documents)
+        for mask, reward in zip(rows["env_mask"], rewards, strict=True):
+            if math.isnan(reward):  # also without its judge's verdict
+                mask[:] = [0] * len(mask)
+        return rows | {"reward": rewards}
 
     def _sample(self, work: Callable):
         """Do `work`, which samples, with the weights of now; the model stays in training mode."""

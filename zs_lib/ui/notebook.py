@@ -211,6 +211,6 @@ def show_documents(results_by_name: dict[str, SearchResult], answers: Sequence[s
 
 def show_trajectory(trajectory: Trajectory, title: str = "") -> None:
     """Show a trajectory turn by turn, coloured and labelled by kind of text."""
-    from zs_lib.rl.rewards import reward
+    from zs_lib.rl.rewards import Reward
 
-    display(HTML(render.trajectory(to_record(trajectory, reward(trajectory, "f1")), title)))
+    display(HTML(render.trajectory(to_record(trajectory, Reward("f1")([trajectory])[0].total), title)))

@@ -16,7 +16,7 @@ from zs_lib.models.load import LoadedModel, build_generator, load_model
 from zs_lib.rl.batches import make_rows
 from zs_lib.rl.learner import WEIGHT_DECAY, Learner
 from zs_lib.rl.objectives import group_advantages
-from zs_lib.rl.rewards import reward
+from zs_lib.rl.rewards import Reward
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.tools.bench import rollouts
@@ -75,7 +75,8 @@ def first_batch(loaded: LoadedModel, arm: PolicyArm) -> tuple[list[Trajectory], 
     generator = build_generator("transformers", loaded.model, loaded.tokenizer)
     engine = build_engine("bm25", split="train")
     done = rollout(repeated, generator, engine, arm.rollout, [(0, i) for i in range(len(repeated))])
-    return done, torch.tensor([reward(t, "f1") for t in done], dtype=torch.float64).view(-1, arm.group_size)
+    rewards = [score.total for score in Reward("f1")(done)]
+    return done, torch.tensor(rewards, dtype=torch.float64).view(-1, arm.group_size)
 
 
 def _least_work(
