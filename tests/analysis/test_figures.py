@@ -66,6 +66,14 @@ def test_a_warning_of_collapse_marks_the_curve(tables):
     assert not figures.draw("04_engines", tables).axes[0].texts
 
 
+def test_the_parts_of_a_reward_are_drawn_beside_it(tables):
+    table = tables["training"].assign(reward_f1=0.5, reward_searches=2.0)
+    axes = figures.draw("03_curriculum", tables | {"training": table}).axes[0]
+    parts = {line.get_label(): line.get_ydata() for line in axes.lines if line.get_linestyle() == "--"}
+    assert list(parts) == ["f1", "searches"] and set(parts["searches"]) == {2.0} and axes.get_ylim()[1] > 2
+    assert figures.draw("03_curriculum", tables).axes[0].get_ylim() == (0, 1)
+
+
 def test_what_is_missing_is_named(tables):
     with pytest.raises(ConfigError, match="04_engines"):
         figures.draw("99_nothing", tables)

@@ -23,6 +23,8 @@ def test_filters_and_groups(store):
     failed = list(found.entries[:1])
     failed[0] = type(failed[0])(**vars(failed[0]) | {"reward": None})
     assert select(failed) and not select(failed, reward=(0.0, 0.5))  # it has no reward that could be low
+    penalised = [type(failed[0])(**vars(failed[0]) | {"reward": -0.2})]  # of a sum
+    assert select(penalised, reward=(0.0, 0.5)) and not select(penalised, reward=(0.1, 1.0))
 
 
 def test_a_log_that_grows_is_indexed_as_far_as_it_is_whole(store):

@@ -25,7 +25,7 @@ from zs_lib.models.load import load_generator
 from zs_lib.rl.curriculum import noise_probability
 from zs_lib.rl.rewards import REWARDS
 from zs_lib.rl.rollout import rollout
-from zs_lib.tools.export_verl import ALGORITHMS, BASELINES, SETTINGS, VERL, export_verl
+from zs_lib.tools.export_verl import ALGORITHMS, BASELINES, METRICS, SETTINGS, VERL, export_verl
 
 STUDY = config.load_profile("tiny")
 ARM = STUDY.policy("zerosearch")
@@ -80,7 +80,8 @@ def test_the_reward_of_20_trajectories_is_ours(package):
     engine = build_engine("bm25", split="train")
     done = rollout(questions, generator, engine, ARM.rollout, [(0, i) for i in range(20)])
     compute_score = package("reward").compute_score
-    for metric, ours in REWARDS.items():
+    for metric in METRICS:
+        ours = REWARDS[metric]
         for trajectory in done:
             truth = {"target": list(trajectory.question.golden_answers)}
             text = generator.decode(trajectory.ids)
@@ -224,6 +225,8 @@ def test_what_verl_cannot_do_is_refused_before_anything_is_written(tmp_path, rec
     paid = replace(STUDY.policy("search-r1"), engine="serpapi")
     bounded = replace(ARM, objective=replace(ARM.objective, kl_max=3.0))
     refused = ((adaptive, "adaptive"), (mixed, "mixed"), (paid, "serpapi"), (bounded, "kl_max = 3"))
+    refused += ((replace(ARM, reward="f1 - no_answer"), r"reward 'f1 - no_answer' \(f1, em, cover_em\)"),)
+    refused += ((replace(ARM, objective=replace(ARM.objective, credit="turn")), "credit by turn"),)
     for arm, message in refused:
         with pytest.raises(ConfigError, match=message):
             export_verl(arm, folder, FEW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import cycle
 from operator import itemgetter
 from typing import Any
 
@@ -63,6 +64,15 @@ def curve(
         wide = part.pivot_table(index="step", columns="seed", values=column)
         band(axes, wide.rolling(WINDOW, min_periods=1).mean(), color, label=labels.get(arm, arm), lw=1.8)
     axes.set_xlabel("RL step")
+
+
+def reward_parts(axes: Axes, table: pd.DataFrame) -> bool:
+    """Plot the parts of rewards that are sums, thin and without their weights; False if there are none."""
+    parts = [name for name in table if name.startswith("reward_") and table[name].notna().any()]
+    for name, color in zip(parts, cycle(SERIES[1:]), strict=False):
+        mean = table.groupby("step")[name].mean().rolling(WINDOW, min_periods=1).mean()
+        axes.plot(mean.index, mean, color=color, ls="--", lw=1, label=name.removeprefix("reward_"))
+    return bool(parts)
 
 
 def band(axes: Axes, wide: pd.DataFrame, color: str, **line: Any) -> None:

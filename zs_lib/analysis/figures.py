@@ -34,6 +34,7 @@ from zs_lib.analysis.drawing import (
     label_of,
     mark_warnings,
     points,
+    reward_parts,
 )
 from zs_lib.analysis.results import START, Tables
 from zs_lib.config import paths
@@ -146,7 +147,12 @@ def draw_curriculum(tables: Tables, figure: Figure) -> None:
     left, right = figure.subplots(1, 2)
     curve(table, "reward", left, ("zerosearch",))
     mark_warnings(table[table["arm"] == "zerosearch"], left)
-    left.set(ylabel="reward (F1)", title="Reward under the curriculum", ylim=(0, 1))
+    left.set(ylabel="reward (F1)", title="Reward under the curriculum")
+    if reward_parts(left, table[table["arm"] == "zerosearch"]):
+        left.set_ylabel("reward, and its parts (dashed)")
+        left.legend(fontsize=8)
+    else:
+        left.set_ylim(0, 1)
     noise = left.twinx()
     part = table[(table["arm"] == "zerosearch") & (table["seed"] == table["seed"].min())]
     noise.plot(part["step"], part["noise_probability"], color="#b03a2e", ls=":", lw=1.4)
@@ -203,10 +209,11 @@ def draw_panel(table: pd.DataFrame, column: str) -> bytes:
                 low, high = mean - error, mean + error
                 axes.fill_between(mean.index, low, high, color=color_of(arm), alpha=0.25, lw=0)
             mark_warnings(table, axes)
-        if column in ("reward", "query_quality", "noise_probability"):
+        parts = column == "reward" and reward_parts(axes, table)
+        if column in ("reward", "query_quality", "noise_probability") and not parts:
             axes.set_ylim(-0.02, 1.02)
         axes.set_title(PANELS[column])
-        if table["arm"].nunique() > 1:
+        if table["arm"].nunique() > 1 or parts:
             axes.legend(fontsize=7)
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=120)  # small: a stored notebook holds six of them

@@ -121,13 +121,14 @@ def select(
 ) -> list[Entry]:
     """Select entries by reward, number of turns (limits included), stop reason and noisy documents.
 
-    `stop_reason` "" is any, `noisy` None either. An entry without a reward passes only if every reward does.
+    A reward below 0 or above 1 (of a sum) counts as 0 or 1. `stop_reason` "" is any, `noisy` None either. An
+    entry without a reward passes only if every reward does.
     """
     low, high = reward
     return [
         entry
         for entry in entries
-        if (low <= 0 and high >= 1 if entry.reward is None else low <= entry.reward <= high)
+        if (low <= 0 and high >= 1 if entry.reward is None else low <= min(max(entry.reward, 0), 1) <= high)
         and turns[0] <= entry.turns <= turns[1]
         and stop_reason in ("", entry.stop_reason)
         and noisy in (None, entry.noisy)

@@ -35,6 +35,8 @@ TEMPLATES = Path(__file__).with_name("verl_recipe")
 LIBRARY = Path(__file__).parents[1]
 SHARED = ("errors.py", "rng.py", "protocol.py", "qa/scoring.py")
 """Files of this library that the recipe gets as they are; they import nothing but one another."""
+METRICS = ("f1", "em", "cover_em")
+"""Rewards that the recipe computes."""
 VERL_KL_MAX = 10.0
 """verl always clamps a token's k3 at this value."""
 TOKENS_PER_GPU = 16384
@@ -130,6 +132,8 @@ def dataset_rows(questions: Sequence[qa.Question], arm: PolicyArm, split: str) -
 
 def _check(arm: PolicyArm) -> None:
     lacking = {
+        f"the reward '{arm.reward}' ({', '.join(METRICS)})": arm.reward not in METRICS,
+        "credit by turn": arm.objective.credit != "trajectory",
         "the engine 'mixed'": arm.engine == "mixed",
         "an engine that changes (`living`)": arm.living and arm.engine != "mixed",
         "the curriculum 'adaptive'": arm.curriculum is not None and arm.curriculum.schedule == "adaptive",
