@@ -112,6 +112,10 @@ def test_tokens_are_shaded_by_what_was_logged():
     page = render.trajectory(record(), shade="logprob")
     assert 'title="p = 0.14"' in page and "7 observation tokens, not written by the policy" in page
     assert render._mixed(render.TRAINED_DOWN, 1) in render.group([record(reward=0.0)], "advantage")
+    by_turn = render.trajectory(record(turn_advantages=[0.5, -0.5]), shade="advantage")
+    up, down = (by_turn.index(render._mixed(color, 1)) for color in (render.TRAINED_UP, render.TRAINED_DOWN))
+    assert up < by_turn.index("7 observation tokens") < down
+    assert "advantages of the turns +0.50, -0.50" in by_turn and "each turn by its own" in by_turn
     assert "logged without its tokens" in render.trajectory(record(tokens=False), shade="mask")
     with pytest.raises(ConfigError, match="Known: , logprob"):
         render.trajectory(record(), shade="rainbow")

@@ -96,7 +96,7 @@ def trajectory(record: dict, title: str = "", shade: str = "", simulated: bool =
         record,
         shade,
         simulated,
-        abs(record.get("advantage", 0)) or 1.0,
+        max(map(abs, _advantages(record))) or 1.0,
     )
 
 
@@ -105,7 +105,7 @@ def group(
 ) -> str:
     """Render trajectories side by side (on a phone: one below the other), with titles or numbers."""
     titles = titles or [f"rollout {number}" for number in range(1, len(records) + 1)]
-    scale = max((abs(record.get("advantage", 0)) for record in records), default=0) or 1.0
+    scale = max((abs(a) for record in records for a in _advantages(record)), default=0) or 1.0
     cards = (
         _card(NARROW, title, record, shade, simulated, scale)
         for record, title in zip(records, titles, strict=True)
@@ -122,6 +122,11 @@ def _card(width: str, title: str, record: dict, shade: str, simulated: bool, sca
     else:
         body = "".join(_turn(turn, record, simulated) for turn in record["turns"])
     return f'<div style="{CARD.format(width=width)}"><b>{text(title)}</b>{body}{_outcome(record)}</div>'
+
+
+def _advantages(record: dict) -> list[float]:
+    """The advantages of a trajectory's turns, or the one of them all."""
+    return record.get("turn_advantages") or [record.get("advantage", 0.0)]
 
 
 def why(record: dict) -> str:
@@ -152,7 +157,8 @@ def _outcome(record: dict) -> str:
         f"stop: {text(STOPS.get(record['stop_reason'], record['stop_reason']))}",
     ]
     if advantage is not None:
-        parts.append(f"advantage {advantage:+.2f}")
+        by_turn = ", ".join(f"{each:+.2f}" for each in record.get("turn_advantages", ()))
+        parts.append(f"advantages of the turns {by_turn}" if by_turn else f"advantage {advantage:+.2f}")
     return (
         f'<div style="margin-top:6px;border-top:1px solid #dddddd;padding-top:4px">{"<br>".join(parts)}</div>'
     )
@@ -213,10 +219,11 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
     if "tokens" not in record:
         message = "This run was logged without its tokens: they cannot be shaded."
         return f'<div style="color:{FAINT};margin:4px 0">{message}</div>'
-    advantage = record.get("advantage", 0.0)
-    shown = []
+    first, *later = _advantages(record)
+    advantage, shown = first, []
     for part in record["tokens"]:
         if isinstance(part, int):
+            advantage = later.pop(0) if later else advantage
             shown.append(
                 f'<div style="border:1px dashed {FAINT};color:{FAINT};margin:3px 0;padding:1px 6px">'
                 f"{part} observation token{'s' if part > 1 else ''}, not written by the policy</div>"
@@ -228,10 +235,13 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
                 f'<span title="p = {math.exp(logprob):.2f}" style="background:{color};'
                 f'border-right:1px solid #dddddd;white-space:pre-wrap">{text(piece)}</span>'
             )
-    direction = "strengthened" if advantage > 0 else "weakened" if advantage < 0 else "left as they are"
+    direction = "strengthened" if first > 0 else "weakened" if first < 0 else "left as they are"
+    told = (
+        f"all tokens are {direction}" if len(_advantages(record)) == 1 else "each turn by its own advantage"
+    )
     legend = {
         "logprob": f"darker: less likely when sampled (full at p = {math.exp(-FULL_SURPRISE):.2f})",
-        "advantage": f"all tokens are {direction}",
+        "advantage": told,
         "mask": "blue: the policy's own tokens, all that the loss mask keeps",
     }[shade]
     return (
