@@ -50,6 +50,7 @@ ARMS = {
     "reinforce++ with LoRA": replace(SEARCHING, objective=NORMALISED, lora_rank=4),
     "ppo": replace(SEARCHING, objective=PPO),
     "minibatches": replace(SEARCHING, objective=replace(NORMALISED, minibatch_rollouts=8)),
+    "branches": replace(SEARCHING, objective=objective(credit="branch"), reward="f1 - 0.1 * searches"),
     "trl grpo": replace(SEARCHING, trainer="trl", objective=replace(GROUPS, kl_coef=0.05)),
     "trl dr_grpo": replace(SEARCHING, trainer="trl", objective=replace(GROUPS, algorithm="dr_grpo")),
     "fine-tuning": replace(config.load_profile("smoke").simulators[0], steps=14, batch_size=4),
