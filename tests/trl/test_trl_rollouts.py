@@ -73,7 +73,7 @@ class WatchedEngine:
 
 
 def trainer(folder, engine, steps=2, curriculum=NOISE, questions=QUESTIONS, **changes) -> WatchedTrainer:
-    search = SearchRollouts(questions, engine, ARM.rollout, curriculum)
+    search = SearchRollouts(questions, engine, ARM.rollout, curriculum, "f1 - 0.1 * no_answer")
     args = GRPOConfig(
         str(folder),
         max_steps=steps,
@@ -133,14 +133,14 @@ def test_document_tokens_have_no_gradient(trained):
     assert learnt > 0
 
 
-def test_the_reward_is_f1_and_noise_follows_the_curriculum(trained):
+def test_the_reward_is_the_sum_and_noise_follows_the_curriculum(trained):
     watched, engine = trained
     logged = [row for row in watched.state.log_history if "reward" in row]
     assert [row["noise_probability"] for row in logged] == pytest.approx(
         [(4 ** (i / 3) - 1) / 3 for i in (1, 2, 3)]
     )
     for row, (*_, trajectories) in zip(logged, watched.seen, strict=True):
-        rewards = [REWARDS["f1"](t) for t in trajectories]
+        rewards = [REWARDS["f1"](t) - 0.1 * REWARDS["no_answer"](t) for t in trajectories]
         assert row["reward"] == row["rewards/reward/mean"] == pytest.approx(sum(rewards) / 12)
         assert row["searches"] == pytest.approx(sum(t.num_searches for t in trajectories) / 12)
         assert {t.question for t in trajectories} <= set(QUESTIONS) and len(

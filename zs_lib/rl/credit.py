@@ -1,6 +1,6 @@
 """Credit by turn: an advantage for each turn of a trajectory, in place of one for all (`objective.credit`).
 
-"turn": the turn's discounted return (GiGPO, arXiv 2505.10978, section 4.3) against those of the group's
+"turn": the turn's discounted return (GiGPO, arXiv 2505.10978) against those of the group's
 rollouts in the same turn (MT-GRPO, arXiv 2505.11821), by the algorithm's own baseline. "branch": what the
 turn added to the value of where it began, r_k + discount * V_(k+1) - V_k, where a value is the mean return of
 rollouts from there (VinePPO, arXiv 2410.01679): branches that go on from the trajectory's own tokens, and for

@@ -58,10 +58,11 @@ class SearchRollouts:
 
     Seed and temperature are the trainer's, in place of `cfg`'s. `curriculum` may be None (always useful
     documents), but not "adaptive", which depends on the rewards of past steps: a resumed TRL training does
-    not have them. `trajectories` are those of the last call.
+    not have them. `reward`: as an arm's. `trajectories` are those of the last call.
 
     Raises:
-        ConfigError: the curriculum is adaptive. DataError: there is no question, or two have the same text.
+        ConfigError: the curriculum is adaptive, or there is no such reward.
+        DataError: there is no question, or two have the same text.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class SearchRollouts:
         engine: SearchEngine | None,
         cfg: RolloutConfig,
         curriculum: CurriculumConfig | None = None,
+        reward: str = "f1",
     ):
         if curriculum and curriculum.schedule == "adaptive":
             raise ConfigError(
@@ -81,7 +83,7 @@ class SearchRollouts:
             raise DataError(
                 "TRL's prompts are the questions' texts: give at least one question, and each text once."
             )
-        self.engine, self.cfg, self.curriculum = engine, cfg, curriculum
+        self.engine, self.cfg, self.curriculum, self._score = engine, cfg, curriculum, Reward(reward)
         self.trajectories: list[Trajectory] = []
         self._generator: Generator | None = None
 
@@ -94,7 +96,7 @@ class SearchRollouts:
     def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, list]:
         """Roll out one trajectory per prompt, in TRL's form.
 
-        Keys: those of `to_trl` and, for `reward`, f1, searches and noise. Randomness is a function of
+        Keys: those of `to_trl` and, for `reward`, score, searches and noise. Randomness is a function of
         (seed, step, process, question, index in the batch).
 
         Raises:
@@ -116,21 +118,21 @@ class SearchRollouts:
         model.train(training)
         check_failed(found, getattr(self.engine, "name", "none"), step)
         return to_trl(found) | {
-            "f1": [score.total for score in Reward("f1")(found)],
+            "score": [score.total for score in self._score(found)],
             "searches": [t.num_searches for t in found],
             "noise": [noise] * len(found),
         }
 
     def reward(
-        self, f1: Sequence[float], searches: Sequence[int], noise: Sequence[float], log_metric, **_
+        self, score: Sequence[float], searches: Sequence[int], noise: Sequence[float], log_metric, **_
     ) -> list[float]:
-        """Reward each answer by its F1, for TRL; NaN, which TRL leaves out, if the engine failed.
+        """Reward each trajectory, for TRL; NaN, which TRL leaves out, if the engine or the judge failed.
 
         Also logs the mean number of searches and the noise probability.
         """
         log_metric("searches", sum(searches) / len(searches))
         log_metric("noise_probability", noise[0])
-        return list(f1)
+        return list(score)
 
     def _question(self, prompt: object) -> Question:
         if not isinstance(prompt, str) or prompt not in self.questions:
