@@ -12,7 +12,7 @@ import pytest
 from IPython.display import HTML
 
 from zs_lib import cli, config, studies
-from zs_lib.analysis import claims, results, summaries
+from zs_lib.analysis import claims, ledger, results, summaries
 from zs_lib.analysis.tables import README
 from zs_lib.config import paths
 
@@ -148,11 +148,15 @@ def test_scores_over_all_arms_and_the_engines_recall():
     assert f"(recall {TINY['retrieval']['recall@3'].min():.2f})" in TEXT
 
 
+OUTCOMES = ("holds", "does not hold", "undecided", "no runs")
+
+
 def test_verdicts_on_the_papers_claims():
-    found = claims.verdicts(claims.paper_claims(TINY))["here"]
-    holds, fails, open_ = (WORDS[(found == v).sum()] for v in ("holds", "does not hold", "undecided"))
-    assert f"twelve claims {holds} hold here, {fails} does not" in TEXT and len(found) == 12
-    assert found[6] == "does not hold" and f"and {open_} are undecided with five seeds" in TEXT
+    found = ledger.verdicts(claims.paper_claims(TINY))["here"]
+    holds, fails, open_, missing = (WORDS[(found == v).sum()] for v in OUTCOMES)
+    assert f"twelve claims {holds} hold here, {fails} do not" in TEXT and len(found) == 12
+    assert found[7] == found[12] == "does not hold" and found[9] == "no runs"
+    assert f"{open_} are undecided, and for {missing} (the curriculum) a run is missing" in TEXT
     naive = "ZeroSearch grounded minus naive simulator: F1"
     assert claims.heldout_statements(TINY)["verdict"][naive] == "undecided"  # "does no harm here"
 
@@ -168,7 +172,7 @@ def test_the_study_with_a_real_llm():
     assert "learns nothing (0.00)" in TEXT and scores.f1["zerosearch-no-sft"] == 0
 
 
-ADDED_LATER = {"zerosearch/baseline=none"}
+ADDED_LATER = {"zerosearch/baseline=none", "zerosearch/curriculum=same-mean"}
 """Arms that the recorded study does not have yet."""
 
 

@@ -42,7 +42,7 @@ def test_a_variant_differs_in_what_its_name_says():
     profile = config.load_profile("tiny")
     main = profile.policy("zerosearch")
     made = studies.select(profile, "algorithms", "masks", "curricula").policies
-    assert made[: len(profile.policies)] == profile.policies and len(made) == len(profile.policies) + 10
+    assert made[: len(profile.policies)] == profile.policies and len(made) == len(profile.policies) + 11
     for arm in (main, *made[len(profile.policies) :]):
         changed = {f.name for f in fields(arm) if getattr(arm, f.name) != getattr(main, f.name)} - {"name"}
         assert changed == (

@@ -299,16 +299,16 @@ def _report(args: argparse.Namespace) -> None:
 
 @command(
     "claims",
-    "the paper's claims, tested on the recorded results",
+    "the paper's claims, tested on the recorded results, beside predictions and others' numbers",
     PROFILE,
     option("--json", action="store_true", help="every statement, as JSON"),
 )
 def _claims(args: argparse.Namespace) -> None:
-    from zs_lib.analysis import claims, results
+    from zs_lib.analysis import claims, ledger, results
 
     tested = claims.paper_claims(results.load_tables(args.profile))
     as_json = {"orient": "records", "indent": 1, "force_ascii": False}
-    print(tested.reset_index().to_json(**as_json) if args.json else claims.describe(tested))
+    print(tested.reset_index().to_json(**as_json) if args.json else ledger.describe(tested))
 
 
 # the store ----------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from zs_lib.config import Profile
 from zs_lib.config.arms import CurriculumConfig, EvaluationArm, FidelityArm, PolicyArm
 from zs_lib.config.values import digest, pick
 from zs_lib.evaluation.methods import METHODS
+from zs_lib.rl.curriculum import noise_probability
 
 RANDOM_NOISE = 0.5
 """The constant noise of the paper's Table 6."""
@@ -70,12 +72,15 @@ def algorithms(profile: Profile) -> Rows:
 def curricula(profile: Profile) -> Rows:
     """Table 6: easy to hard against constant noise.
 
-    Beyond the paper: hard to easy, linear, no noise, and a curriculum that adapts to the reward.
+    Beyond the paper: constant noise of the curriculum's own mean (the amount without the order), hard to
+    easy, linear, no noise, and a curriculum that adapts to the reward.
     """
     main = profile.policy(MAIN)
     cfg = main.curriculum
+    mean = fmean(noise_probability(step, main.steps, cfg) for step in range(1, main.steps + 1))
     changes = {
         "random": {"schedule": "constant", "p_start": RANDOM_NOISE},
+        "same-mean": {"schedule": "constant", "p_start": round(mean, 4)},
         "reversed": {"p_start": cfg.p_end, "p_end": cfg.p_start},
         "linear": {"base": 1.0},
         "none": {"schedule": "constant", "p_start": 0.0},

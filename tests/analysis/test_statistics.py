@@ -69,7 +69,7 @@ def simulated(matrix: np.ndarray, seeds: int, questions: int, rng: np.random.Gen
 @pytest.mark.parametrize("seeds", [5, 10, 20])
 @pytest.mark.parametrize("compared", [(MAIN,), (MAIN, REAL), (MAIN, SMALL)], ids=len)
 def test_intervals_cover_the_truth_as_often_as_they_say(compared, seeds):
-    """The bootstrap that was here before held it in 84% of the studies with five seeds."""
+    """A percentile bootstrap held it in 90 to 99% with five seeds, the more the less seeds differ."""
     matrix, rng = recorded(*compared), np.random.default_rng(0)
     studies = [two_way(simulated(matrix, seeds, 200, rng)) for _ in range(12000 // seeds)]
     assert 0.93 <= np.mean([found.low <= 0 <= found.high for found in studies]) <= 0.97

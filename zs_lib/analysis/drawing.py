@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from zs_lib.analysis.collapse import collapse_warnings
 from zs_lib.analysis.results import START
+from zs_lib.analysis.statistics import ONE_SEED
 
 WINDOW = 5
 """Steps in the moving mean of a training curve: one step is the mean of only tens of rollouts."""
@@ -132,9 +133,28 @@ def color_of(arm: str) -> str:
     return next((color for recipe, color in recipes.items() if recipe in arm), core)
 
 
-def errors(scores: pd.DataFrame) -> list[pd.Series]:
-    """Compute the interval's lengths below and above the F1, as matplotlib's error bars take them."""
-    return [scores["f1"] - scores["low"], scores["high"] - scores["f1"]]
+def whiskers(
+    axes: Axes,
+    scores: pd.DataFrame,
+    places: Iterable[float],
+    colors: Iterable[str],
+    upright: bool = False,
+    **marker: Any,
+) -> None:
+    """Plot the intervals of F1; one over the questions of one seed alone is thin, dotted, without ends.
+
+    It leaves out the variance between seeds, so that it must not look as sure as the others; its marker is
+    hollow. Student's intervals may pass 0 and 1, where no F1 is: they end there.
+    """
+    for place, row, color in zip(places, scores.itertuples(), colors, strict=True):
+        one_seed = row.over == ONE_SEED
+        style = {"lw": 1.1, "capsize": 0, "mfc": "white"} if one_seed else {"lw": 1.4, "capsize": 3}
+        low, high = max(0.0, row.low), min(1.0, row.high)
+        length = {"yerr" if upright else "xerr": [[row.f1 - low], [high - row.f1]]}
+        at = (place, row.f1) if upright else (row.f1, place)
+        drawn = axes.errorbar(*at, color=color, ls="", **length, **style, **marker)
+        if one_seed:
+            drawn[2][0].set_linestyle(":")
 
 
 def forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]]) -> None:
@@ -144,13 +164,13 @@ def forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]]
     """
     places = range(len(scores))[::-1]
     colors = [color_of(arm) for arm in scores["arm"]]
-    for place, value, below, above, color in zip(places, scores["f1"], *errors(scores), colors, strict=True):
-        axes.errorbar(value, place, xerr=[[below], [above]], fmt="o", color=color, capsize=3, lw=1.4, ms=5)
+    whiskers(axes, scores, places, colors, marker="o", ms=5)
+    for place, value in zip(places, scores["f1"], strict=True):
         axes.text(value, place + 0.2, f"{value:.2f}", ha="center", va="bottom", fontsize=8)
     for label, (value, color) in marks.items():
         axes.axvline(value, color=color, ls=":", lw=1.4, label=label)
     axes.set_yticks(places, scores.index)
-    axes.set(ylim=(-0.6, len(scores) - 0.3), xlabel="held-out F1, real engine (95% interval)")
+    axes.set(ylim=(-0.6, len(scores) - 0.3), xlabel="held-out F1 (95% interval; dotted: of one seed)")
     axes.grid(axis="y", visible=False)
     if marks:
         axes.legend(loc="best", fontsize=8)
@@ -161,18 +181,9 @@ def points(axes: Axes, scores: pd.DataFrame) -> None:
     order = list(dict.fromkeys(scores.index))
     for number, (line, part) in enumerate(scores.groupby("line", sort=False)):
         places = [order.index(label) + 0.06 * number for label in part.index]
-        axes.errorbar(
-            places,
-            part["f1"],
-            yerr=errors(part),
-            marker="o",
-            ms=4,
-            capsize=3,
-            lw=1.4,
-            color=color_of(part["arm"].iloc[0]),
-            ls=("-", "--", ":")[number % 3],
-            label=line,
-        )
+        color, style = color_of(part["arm"].iloc[0]), ("-", "--", ":")[number % 3]
+        axes.plot(places, part["f1"], color=color, ls=style, lw=1.4, label=line)
+        whiskers(axes, part, places, [color] * len(part), upright=True, marker="o", ms=4)
     axes.set_xticks(range(len(order)), order)
 
 

@@ -28,13 +28,13 @@ from zs_lib.analysis.drawing import (
     color_of,
     core_color,
     curve,
-    errors,
     forest,
     heat,
     label_of,
     mark_warnings,
     points,
     reward_parts,
+    whiskers,
 )
 from zs_lib.analysis.results import START, Tables
 from zs_lib.config import paths
@@ -241,17 +241,17 @@ def draw_heldout(tables: Tables, figure: Figure) -> None:
     axes.barh(
         [label_of(arm) for arm in frame.index],
         frame["f1"],
-        xerr=errors(frame),
         height=0.62,
-        capsize=3,
         color=[core_color(arm) for arm in frame.index],
-        error_kw={"lw": 1.2},
     )
+    whiskers(axes, frame, range(len(frame)), ["black"] * len(frame))
     for place, (value, high) in enumerate(zip(frame["f1"], frame["high"], strict=True)):
         axes.text(high + 0.02, place, f"{value:.2f}", va="center", fontweight="bold")
     axes.grid(axis="y", visible=False)
     axes.set(
-        xlabel="F1 on held-out entities, real engine (95% interval)", xlim=(0, 1), title="Held-out score"
+        xlabel="F1 on held-out entities, real engine (95% interval; dotted: one seed)",
+        xlim=(0, 1),
+        title="Held-out score",
     )
 
 
@@ -314,7 +314,8 @@ def draw_learning(tables: Tables, figure: Figure) -> None:
     for axes, (study, title) in zip(panels, LEARNING.items(), strict=True):
         labels = summaries.study_labels(tables, study).to_dict()
         if study == "methods":
-            labels = {arm: labels[arm] for arm in summaries.base_and_instruct(tables)}
+            first = next(iter(summaries.base_and_instruct(tables).values()))
+            labels = {arm: labels[arm] for arm in first}
         curve(tables["training"], "reward", axes, labels, labels)
         axes.set(title=title, ylim=(0, 1), xlabel="RL step", ylabel="training reward (F1)")
         axes.legend(fontsize=7.5, ncols=2, loc="upper left")
@@ -372,7 +373,7 @@ def draw_scaling(tables: Tables, figure: Figure) -> None:
     for axes, title in zip(panels, ("Simulator", "Policy", "Training"), strict=True):
         axes.set(title=title, ylim=(0, 1))
         axes.legend(fontsize=7.5, loc="upper right")
-    panels[0].set_ylabel("held-out F1 (95% interval)")
+    panels[0].set_ylabel("held-out F1 (95% interval;\nhollow, dotted: one seed)")
 
 
 SIMULATOR = "14B"

@@ -41,6 +41,30 @@ def load_table(name: str) -> pd.DataFrame:
     return read_shipped(f"paper/{name}")
 
 
+def numbers(name: str = "", *rows: str) -> str:
+    """Quote the averages of these rows of a table, as "SFT-3B 30.5; Google 32.8" (Table 8: dollars).
+
+    A row that the table has for several models has as many numbers; without a name the text is empty.
+    """
+    if not name:
+        return ""
+    table, score = load_table(name), "total_usd" if name == "cost" else AVERAGE
+    labels = table["method" if "method" in table else table.columns[0]]
+    quoted = {row: ", ".join(table.loc[labels == row, score].map("{:.1f}".format)) for row in rows}
+    return "; ".join(f"{row} {values}" for row, values in quoted.items())
+
+
+def published(claim: int) -> list[str]:
+    """List what others published for or against a claim, each with its source (data/paper/published.csv)."""
+    table = read_shipped("paper/published").astype({"claim": str})
+    lines = []
+    for row in table[table["claim"] == str(claim)].fillna("").itertuples():
+        compared = f"{row.zerosearch:g} against {row.other:g} ({row.other_name}); " if row.other else ""
+        source = f" [{row.source}]" if row.source else ""
+        lines.append(f"{row.finding}: {compared}{row.setting}{source}")
+    return lines
+
+
 def setting_table() -> pd.DataFrame:
     """Set the paper's experiment line by line beside the original code's, and the profile `paper`'s.
 

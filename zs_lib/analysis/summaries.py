@@ -8,9 +8,9 @@ from dataclasses import asdict
 import pandas as pd
 
 from zs_lib import studies
-from zs_lib.analysis.bootstrap import hierarchical_bootstrap
 from zs_lib.analysis.collapse import collapse_warnings
 from zs_lib.analysis.results import START, Tables
+from zs_lib.analysis.statistics import ONE_SEED, two_way
 from zs_lib.errors import DataError
 from zs_lib.evaluation.methods import METHODS
 from zs_lib.runs import Run
@@ -44,18 +44,20 @@ def core(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
-    """Average the held-out `score` by arm, with its 95% interval over seeds and questions.
+    """Average the held-out `score` by arm, with its 95% interval.
 
-    Columns: the score, low, high, seeds, questions, searches, query_quality, and the ratio to the start.
+    Columns: the score, low, high, over (what the interval is over: `statistics`), seeds, questions, searches,
+    query_quality, and the ratio to the start.
     """
     rows = {}
     for arm, part in table.groupby("arm", sort=False):
         matrix = part.pivot_table(index="seed", columns="id", values=score)
-        mean, low, high = hierarchical_bootstrap(matrix.to_numpy())
+        found = two_way(matrix.to_numpy())
         rows[arm] = {
-            score: mean,
-            "low": low,
-            "high": high,
+            score: found.mean,
+            "low": found.low,
+            "high": found.high,
+            "over": found.over,
             "seeds": matrix.shape[0],
             "questions": matrix.shape[1],
             "searches": part["searches"].mean(),
@@ -73,23 +75,26 @@ def subset_table(table: pd.DataFrame, score: str = "em") -> pd.DataFrame:
     return frame.assign(Avg=frame.mean(axis=1)).round(1)
 
 
-def base_and_instruct(tables: Tables) -> tuple[str, str]:
-    """Find the arms of ZeroSearch from a base model and its instruct model (Figures 4a-b).
-
-    Those of the first backbone that has both.
+def base_and_instruct(tables: Tables) -> dict[str, tuple[str, str]]:
+    """Find the arms of ZeroSearch from each base model and its instruct model, by backbone (Figures 4a-b).
 
     Raises:
         DataError: no backbone has both.
     """
     rows = tables["study_rows"]
     labels = dict(zip(rows["label"].str.lower(), rows["arm"], strict=True)) if len(rows) else {}
-    for label, arm in labels.items():
-        if label.startswith(f"{studies.TRAINED[studies.MAIN].lower()}, ") and f"{label}-instruct" in labels:
-            return arm, labels[f"{label}-instruct"]
-    raise DataError(
-        "The study 'methods', with a base and an instruct model, is not stored: "
-        "`zs reproduce --full` makes its runs."
-    )
+    found = {
+        row.label.partition(", ")[2]: (row.arm, labels[f"{row.label.lower()}-instruct"])
+        for row in rows.itertuples()
+        if row.label.startswith(f"{studies.TRAINED[studies.MAIN]}, ")
+        and f"{row.label.lower()}-instruct" in labels
+    }
+    if not found:
+        raise DataError(
+            "The study 'methods', with a base and an instruct model, is not stored: "
+            "`zs reproduce --full` makes its runs."
+        )
+    return found
 
 
 def study_labels(tables: Tables, study: str) -> pd.Series:
@@ -120,7 +125,8 @@ def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
 def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
     """Tabulate a study's scores in percent by subset, as in the paper, with their average.
 
-    The interval is the 95% interval of the average over seeds and all questions.
+    The interval is the 95% interval of the average over seeds and all questions; of one seed it stands in
+    brackets, since it is over questions alone and says nothing of another seed.
     """
     labels, evaluated = study_labels(tables, study), tables["evaluation"]
     scores = study_scores(tables, study, score)
@@ -128,6 +134,7 @@ def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
     frame = frame.rename(index=labels).reindex(scores.index)
     low, high = 100 * scores["low"], 100 * scores["high"]
     interval = low.map("{:.1f}".format) + " to " + high.map("{:.1f}".format)
+    interval = interval.mask(scores["over"] == ONE_SEED, "[" + interval + "]")
     return frame.assign(interval=interval, seeds=scores["seeds"])
 
 
@@ -154,6 +161,23 @@ def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
     seeds = table.groupby(["backbone", "method"])["seed"].nunique()
     frame = frame.assign(Avg=frame.mean(axis=1)).round(1).assign(seeds=seeds)
     return frame.loc[sorted(frame.index, key=lambda key: (backbones.index(key[0]), order.index(key[1])))]
+
+
+def effective_noise(tables: Tables) -> pd.DataFrame:
+    """Tabulate how noisy each arm's training was, where its simulator's fidelity is stored.
+
+    noise: mean probability of noisy documents; leak: share of them that state the answer all the same (good
+    queries, held-out questions); effective: noise times (1 - leak). An arm that names no simulator has the
+    main one's.
+    """
+    simulators, fidelity = study_labels(tables, "simulators"), tables["fidelity"]
+    leaks = fidelity[fidelity["questions_from"] == "held out"].groupby("simulator")["leak"].mean()
+    noise = tables["training"].groupby("arm", sort=False)["noise_probability"].mean()
+    noise = noise[noise.index.str.partition("/").get_level_values(0) == studies.MAIN]
+    names = [simulators.get(arm, simulators.get(studies.MAIN)) for arm in noise.index]
+    frame = pd.DataFrame({"simulator": names, "noise": noise})
+    frame["leak"] = frame["simulator"].map(leaks)
+    return frame.assign(effective=frame["noise"] * (1 - frame["leak"])).dropna().round(3)
 
 
 def effort_table(tables: Tables) -> pd.DataFrame:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from zs_lib.analysis import claims, cost, paper, results, summaries
+from zs_lib.analysis import claims, cost, ledger, paper, results, summaries
 from zs_lib.analysis.drawing import LABELS
 from zs_lib.analysis.results import Tables
+from zs_lib.analysis.statistics import ONE_SEED
 from zs_lib.config import paths
 from zs_lib.errors import DataError
 from zs_lib.runs.files import write_text
@@ -22,7 +23,9 @@ OURS: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "table7_masks": lambda tables: summaries.study_table(tables, "masks"),
     "table8_cost": lambda tables: cost.priced(tables["cost"]).round(4),
     "core": lambda tables: summaries.heldout_table(summaries.core(tables["evaluation"])).round(3),
-    "claims": lambda tables: claims.verdicts(claims.paper_claims(tables)),
+    "noise": summaries.effective_noise,
+    "claims": lambda tables: ledger.verdicts(claims.paper_claims(tables)),
+    "ledger": lambda tables: ledger.ledger(claims.paper_claims(tables)),
 }
 """File name → table; EM in percent, with 95% intervals over seeds and questions."""
 
@@ -98,13 +101,16 @@ def results_section(tables: Tables) -> str:
     )
     head = (
         f"F1 on {questions} questions about held-out entities, with BM25, "
-        f"mean of {seeds} seeds and 95% interval over seeds and questions:"
+        f"mean of {seeds} seeds and 95% interval over seeds and questions (in square brackets: over the "
+        "questions of one seed):"
     )
     return f"{head}\n\n{markdown(arms)}\n{markdown(statements)}".rstrip("\n")
 
 
 def _interval(value: float, row: pd.Series, digits: int) -> str:
-    return f"{value:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+    """In square brackets where the interval leaves seeds out."""
+    opened, closed = "[]" if row["over"] == ONE_SEED else "()"
+    return f"{value:.{digits}f} {opened}{row['low']:.{digits}f} to {row['high']:.{digits}f}{closed}"
 
 
 def update_readme(tables: Tables, path: Path = README) -> None:
