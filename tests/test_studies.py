@@ -83,7 +83,7 @@ TREATMENTS = {
         f"objective.{field}"
         for field in ("updates_per_batch", "kl_coef", "clip_high", "likelihood_coef", "balance_signs")
     },
-    "living": {"engine", "simulator.template", "curriculum.noise"}
+    "living": {"engine", "simulator.template", "curriculum.noise", "simulator_refresh"}
     | {f"real_share_schedule{field}" for field in ("", ".p_start", ".p_end")},
     "rewards": {"reward"},
     "credit": {"objective.credit", "reward"},

@@ -26,7 +26,7 @@ RANDOM_NOISE = 0.5
 REAL_SHARE = 0.2
 """Share of queries that the mixed engine sends to the real one: a fifth of its price."""
 REFRESH = 8
-"""Steps between refreshes of a simulator."""
+"""Steps between refreshes of a simulator, of a training that is long enough for two."""
 MAIN = "zerosearch"
 TRAINED = {"r1": "R1", "search-r1": "Search-R1", MAIN: "ZeroSearch"}
 """Core arm → name of its method in the paper."""
@@ -150,9 +150,10 @@ def living(profile: Profile) -> Rows:
     share = CurriculumConfig(p_start=0.5, p_end=0.0, base=1.0)
     falls, rises = share, replace(share, p_start=0.0, p_end=0.5)
     closed = replace(main.simulator, template="closed-book")
+    every = min(REFRESH, max(1, main.steps // 2))
     return {
         "fixed": main,
-        "refreshed": variant(main, "simulator_refresh", REFRESH, simulator_refresh=REFRESH),
+        "refreshed": variant(main, "simulator_refresh", every, simulator_refresh=every),
         "adversarial noise": variant(main, "noise", "adversarial", curriculum={"noise": "adversarial"}),
         "self-search": variant(main, "engine", "self", engine="self"),
         "self-search, closed book": variant(

@@ -29,6 +29,7 @@ from zs_lib.qa.scoring import contains_answer
 from zs_lib.rl.rollout import encode_policy_prompt, rollout
 from zs_lib.rng import Key
 from zs_lib.runs import Run
+from zs_lib.runs.distributed import on_main_process
 
 PAIRS = "pairs.jsonl"
 HELD_OUT = 0.2
@@ -204,6 +205,7 @@ def encode_examples(
     return rows
 
 
+@on_main_process
 def write_pairs(run: Run, pairs: Sequence[Pair]) -> None:
     """Write the pairs of a run, one JSON object a line."""
     lines = "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs)
