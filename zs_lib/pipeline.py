@@ -274,7 +274,7 @@ def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: St
     from zs_lib.evaluation.evaluate import SCORES_FILE, evaluate_subsets, pick_questions, summarise
     from zs_lib.models.load import load_generator
 
-    questions = pick_questions(qa.load_benchmark(arm.benchmark, "test"), arm.questions_per_subset)
+    questions = pick_questions(qa.load_benchmark(arm.benchmark, arm.split), arm.questions_per_subset)
     training = qa.load_benchmark(arm.benchmark, "train") if arm.examples or arm.method == "majority" else []
     generator = None
     if arm.method != "majority":  # which asks no model, and counts the answers of all training questions

@@ -484,6 +484,16 @@ def test_the_hubs_sets_are_the_papers(hub):
     assert (hub / questions_module.HUB_TEST / "hotpotqa" / "dev.parquet").exists()  # it has no test split
 
 
+def test_dev_questions_of_the_hub_are_no_test_questions(hub):
+    frame = pd.DataFrame([{"id": "dev_0", "question": "Since when?", "golden_answers": ["1946"]}])
+    for name in questions_module.HUB_DEV:
+        frame.to_parquet(hub / questions_module.HUB_TEST / name / "dev.parquet")
+    found = qa.load_benchmark("hub", "dev")
+    assert [question.id for question in found] == ["nq/dev_0", "triviaqa/dev_0"]
+    assert {question.split for question in found} == {"dev"}
+    assert all(questions_module.HUB_SETS[name] == "test" for name in questions_module.HUB_DEV)
+
+
 def test_another_training_set_of_the_hub(hub):
     (hub / "PeterJinGo").mkdir()
     (hub / "Alibaba-NLP/ZeroSearch_dataset").rename(hub / "PeterJinGo/nq_hotpotqa_train")

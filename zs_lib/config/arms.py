@@ -418,7 +418,7 @@ class FidelityArm(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationArm:
-    """A policy on the benchmark's test questions: an arm's run of the same seed, or a backbone."""
+    """A policy on the benchmark's test or dev questions: an arm's run of the same seed, or a backbone."""
 
     policy: PolicyArm | None
     """The trained arm; None: the backbone as it is, the policies' start."""
@@ -439,13 +439,15 @@ class EvaluationArm:
     dtype: str = added_later("float32")
     """As the policy was trained."""
     benchmark: str = added_later("embedded")
-    """As in training; its test questions are asked."""
+    """As in training; its questions of `split` are asked."""
     format_sft: FormatSFT | None = added_later(None)
     """Format SFT of a backbone that is evaluated untrained."""
     generator: str = added_later("transformers")
     """As in `EvaluationConfig`."""
     examples: int = added_later(0)
     """Training questions that the prompt shows with their answers."""
+    split: str = added_later("test")
+    """"test", or "dev": to choose between arms without a look at test questions (`launch.sweep`)."""
 
     @classmethod
     def of_policy(cls, arm: PolicyArm, cfg: EvaluationConfig) -> EvaluationArm:

@@ -54,6 +54,8 @@ HUB_SETS = {
     "bamboogle": "test",
 }
 """The paper's seven sets -> the split with answers that the original evaluates on."""
+HUB_DEV = {"nq": "dev", "triviaqa": "dev"}
+"""Those of them with a split that nothing else reads: neither HUB_SETS nor HUB_TRAIN."""
 KINDS = {
     "question": (str, "a text"),
     "id": ((str, int, types.NoneType), "a text or a number"),
@@ -169,11 +171,12 @@ def _read(source: Path | str, cure: str, read: Callable[[dict, int], T]) -> list
 
 
 def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None) -> list[Question]:
-    """Load the "train" or "test" questions of a profile's benchmark.
+    """Load the "train", "dev" or "test" questions of a profile's benchmark.
 
-    The benchmark is "embedded"; "hub" (HUB_TRAIN, and HUB_SETS of HUB_TEST); "hub:OWNER/NAME", with its
-    training questions from there, in columns like HUB_TRAIN's; or a source of your own for `load_questions`,
-    taken whole whatever the `subset`, whose rows are for training where their `split` says nothing else.
+    The benchmark is "embedded"; "hub" (HUB_TRAIN; HUB_DEV and HUB_SETS of HUB_TEST); "hub:OWNER/NAME", with
+    its training questions from there, in columns like HUB_TRAIN's; or a source of your own for
+    `load_questions`, taken whole whatever the `subset`, whose rows are for training where their `split` says
+    nothing else.
 
     Where the environment's ZS_HUB_DATA names a folder, its files stand for the hub, as `hf download
     --repo-type dataset OWNER/NAME --local-dir $ZS_HUB_DATA/OWNER/NAME` leaves them.
@@ -194,7 +197,7 @@ def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None)
     else:
         questions = [
             replace(question, id=f"{one}/{question.id}", subset=one)
-            for one, theirs in HUB_SETS.items()
+            for one, theirs in (HUB_DEV if split == "dev" else HUB_SETS).items()
             for question in load_questions(_hub_source(HUB_TEST, one, theirs))
         ]
     known = dict.fromkeys(question.subset for question in questions)
