@@ -64,6 +64,12 @@ def test_sections_are_short(section):
     )
 
 
+def test_every_command_is_one_of_the_command_line():
+    lines = re.findall(r"^\.venv/bin/zs (.+)$", TEXT, re.MULTILINE)
+    found = [cli.PARSER.parse_args(shlex.split(line, comments=True)).command for line in lines]
+    assert cli._sweep in found and len(found) > 15
+
+
 def test_your_own_data(desk, store, capsys):
     run = run_snippets("Your own data", desk)["run"]
     assert run.finished and run.config["benchmark"] == "mine.jsonl"

@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import sys
 import tomllib
@@ -111,7 +112,7 @@ def _group(name: str) -> Any:
 
 def option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Describe an option or argument for argparse's `add_argument`; its help ends with its default."""
-    if "default" in settings:
+    if settings.get("default", []) != []:
         settings["help"] = f"{settings.get('help', '')} (default: %(default)s)".lstrip()
     return names, settings
 
@@ -125,6 +126,28 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, tomllib.loads(f"value = {value}")["value"]
     except ValueError:
         return key, value
+
+
+def _grid(text: str) -> tuple[str, list]:
+    """Read --grid: a dotted key of the profile, and values as in a TOML array, or plain words."""
+    key, equals, values = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError("give KEY=VALUE,VALUE,…, like policy.group_size=4,6")
+    try:
+        return key, tomllib.loads(f"values = [{values}]")["values"]
+    except ValueError:
+        return key, [_setting(f"{key}={value}")[1] for value in values.split(",")]
+
+
+def _range(text: str) -> tuple[str, tuple[float, float, bool]]:
+    """Read --range: a dotted key of the profile, its limits (whole numbers or others), and "log" or not."""
+    try:
+        key, low, high, log = re.fullmatch(r"([^=]+)=([^:]+):([^:]+)(:log)?", text).groups()
+        low, high = (int(end) if end.isdecimal() else float(end) for end in (low, high))
+    except (AttributeError, ValueError):
+        example = "policy.learning_rate=1e-4:1e-2:log"
+        raise argparse.ArgumentTypeError(f"give KEY=LOW:HIGH or KEY=LOW:HIGH:log, like {example}") from None
+    return key, (low, high, bool(log))
 
 
 def _columns(text: str) -> dict[str, str]:
@@ -149,6 +172,16 @@ SET = option(
     help="another value of the profile, for every arm: policy.lora_rank=64",
 )
 PROFILE = option("--profile", default=MAIN, metavar="P", help=", ".join(config.profiles()))
+JOBS = option("--jobs", type=int, metavar="N", help="runs side by side at most (default: all that fit)")
+EXECUTOR = option(
+    "--executor",
+    default="local",
+    metavar="E",
+    help="where runs are made: local, ray or slurm, with ZS_RUNS on a disk that all machines share",
+)
+ADDRESS = option(
+    "--address", metavar="HOST:PORT", help="a Ray cluster's head (default: this machine's, else new)"
+)
 SEEDS = option("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
 _ASKED = ", ".join(name for name in engine_names() if name not in ("mixed", "self"))  # those need a training
 ENGINE = option(
@@ -190,14 +223,9 @@ HOST = option(
     option("--only", metavar="02,03", help="these notebooks, by number or name"),
     option("--full", action="store_true", help="every study and notebook (hours), not only the core"),
     SEEDS,
-    option("--jobs", type=int, metavar="N", help="runs side by side at most (default: all that fit)"),
-    option(
-        "--executor",
-        default="local",
-        metavar="E",
-        help="where runs are made: local, ray or slurm, with ZS_RUNS on a disk that all machines share",
-    ),
-    option("--address", metavar="HOST:PORT", help="a Ray cluster's head (default: this machine's, else new)"),
+    JOBS,
+    EXECUTOR,
+    ADDRESS,
 )
 def _reproduce(args: argparse.Namespace) -> None:
     from zs_lib.launch.reproduce import reproduce
@@ -222,6 +250,57 @@ def _train(args: argparse.Namespace) -> None:
     run = make_one(args.profile, args.arm, args.seed, dict(args.set))
     if distributed.is_main():
         print(run.path)
+
+
+@command(
+    "sweep",
+    "one policy with other values, over seeds: a table and a figure of F1 on dev questions; resumes",
+    option("arm", metavar="ARM", help="a policy of the profile or its studies, by name"),
+    option(
+        "--grid",
+        type=_grid,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,VALUE,…",
+        help="values of one field: policy.learning_rate=1e-4,1e-3. Several: all combinations",
+    ),
+    option(
+        "--range",
+        type=_range,
+        action="append",
+        default=[],
+        metavar="KEY=LOW:HIGH[:log]",
+        help="limits of one field, for --trials points spread evenly (quasi-random, none chosen by the "
+        "results of others): policy.learning_rate=1e-4:1e-2:log",
+    ),
+    option(
+        "--trials", type=int, default=0, metavar="N", help="points of the ranges, each with all the grid's"
+    ),
+    PROFILE,
+    SEEDS,
+    SET,
+    option(
+        "--out", type=Path, metavar="DIR", help="of sweep.csv and sweep.png (default: one in the run store)"
+    ),
+    JOBS,
+    EXECUTOR,
+    ADDRESS,
+)
+def _sweep(args: argparse.Namespace) -> None:
+    from zs_lib.launch import executors, scheduler, sweep
+
+    points = sweep.expand(args.grid, args.range, args.trials)
+    overrides = dict(args.set) | ({} if args.seeds is None else {"seeds": args.seeds})
+    planned = sweep.plan(args.arm, points, args.profile, overrides)
+    folder = args.out and check_folder(args.out, "--out", write=True)
+    with executors.open_executor(args.executor, args.address, planned.study.resources) as executor:
+        scheduler.make_runs(planned.runs, args.jobs, executor=executor)
+    table, files = planned.write(RunStore(), folder)
+    print(table.round({"f1": 3, "low": 3, "high": 3, "searches": 2, "seconds": 1}).to_string(index=False))
+    print(
+        "F1 on dev questions, 95% interval; test questions were not asked, so the choice leaves them clean."
+    )
+    print(*files, sep="\n")
 
 
 @command(

@@ -1,1 +1,1 @@
-"""Make many runs in parallel: scheduler, executors, workers, and the notebooks as one study."""
+"""Make many runs in parallel: scheduler, executors, workers, sweeps, and the notebooks as one study."""
