@@ -31,7 +31,7 @@ ARM = TINY.policy("zerosearch")
         (ARM, {"real_share": 0.5}, "a real_share belongs to the engine 'mixed'"),
         (ARM, {"real_share_schedule": ARM.curriculum}, "a real_share belongs to the engine 'mixed'"),
         (ARM, {"engine": "mixed", "real_share": 0.5, "real_share_schedule": ARM.curriculum}, "either a con"),
-        (TINY.policy("r1"), {"simulator_refresh": 8}, "simulator_refresh is for the trainer 'own' and a sim"),
+        (TINY.policy("r1"), {"simulator_refresh": 8}, "simulator_refresh is for the trainer 'own' and the"),
         (ARM, {"simulator_refresh": 8, "trainer": "trl"}, "simulator_refresh is for the trainer 'own'"),
         (ARM.curriculum, {"noise": "wild"}, "CurriculumConfig.noise = 'wild' is unknown. Known: keyword, ad"),
     ],

@@ -356,11 +356,10 @@ class PolicyArm(WeightsConfig):
                 "real_share, either a constant or a schedule."
             )
 
-        tunable = self.trainer == "own" and from_store(self.engine) and self.simulator.fine_tuned
-        if self.simulator_refresh and not tunable:
+        if self.simulator_refresh and not (self.trainer == "own" and from_store(self.engine)):
             raise ConfigError(
-                f"policy '{self.name}': simulator_refresh is for the trainer 'own' and a simulator that is "
-                "fine-tuned, of the engine 'simulated' or 'mixed'."
+                f"policy '{self.name}': simulator_refresh is for the trainer 'own' and the engines "
+                "'simulated' and 'mixed'."
             )
 
     @property

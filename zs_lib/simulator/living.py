@@ -120,8 +120,9 @@ class LivingEngine(SearchEngine):
     def _tune(self, run: Run, simulated: Generator, policy: Generator) -> dict:
         """Tune a copy of the simulator by one epoch of new pairs, which `run` gets with the model.
 
-        They are of the questions since the last refresh, asked again with the real engine. It stays as it was
-        where the policy found something useful always or never.
+        They are of the questions since the last refresh, asked again with the real engine, and of the recipe
+        "grounded" unless the simulator's is "naive". It stays as it was where the policy found something
+        useful always or never.
         """
         arm, simulator, due = self.arm, self.arm.simulator, run.seed
         asked = {
