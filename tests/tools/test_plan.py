@@ -286,6 +286,16 @@ def planned(names=(), gpus=2, gpu="A100-80GB", profile="paper", **overrides):
     return {stage.name: stage for stage in plan.stages(study, roofline.gpu(gpu), gpus)}
 
 
+def test_branches_are_sampled_and_searched_for_but_not_trained():
+    """Two branches before the one turn after a search: three times the rollouts."""
+    plain, branched = (
+        planned(**{"policy.objective.credit": credit, "policy.engine": "serper"})["policy search-r1"]
+        for credit in ("trajectory", "branch")
+    )
+    assert branched.tokens == 3 * plain.tokens and branched.api_usd == 3 * plain.api_usd
+    assert plain.hours < branched.hours < 3 * plain.hours
+
+
 def test_whole_weights_of_7b_are_sharded_or_it_says_over_how_many():
     name = "policy zerosearch/backbone=Qwen2.5-7B"
     few, many = planned(gpus=2)[name], planned(gpus=8)[name]

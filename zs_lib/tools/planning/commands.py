@@ -13,7 +13,7 @@ from zs_lib.analysis import roofline
 from zs_lib.config import Profile
 from zs_lib.config.arms import EvaluationConfig, PolicyArm
 from zs_lib.runs import RunStore
-from zs_lib.tools.planning.estimates import SEARCHES
+from zs_lib.tools.planning.estimates import SEARCHES, rollouts_sampled
 
 SMALLEST_SUBSET = 125
 """Questions of the smallest test subset, Bamboogle's."""
@@ -47,7 +47,7 @@ class Study:
 def policy_command(study: Study, arm: PolicyArm, replicas: int, shards: int, changes: dict) -> str:
     """Train a policy on the first GPUs and evaluate it, its simulator served on as many of the next."""
     cfg = study.profile.evaluation
-    trained = arm.steps * arm.prompts_per_step * arm.group_size
+    trained = arm.steps * rollouts_sampled(arm)
     tested = test_questions(cfg) if arm.engine != "none" else 0
     budget = search_budget((arm.engine, SEARCHES * trained), (cfg.engine, SEARCHES * tested))
     addresses = [f"http://127.0.0.1:{PORT + i}" for i in range(replicas)]

@@ -103,6 +103,13 @@ def trajectory(cfg: RolloutConfig, searching: bool = True) -> tuple[float, float
     return searches, written, PROMPT + written + searches * cfg.num_documents * DOCUMENT
 
 
+def rollouts_sampled(arm: PolicyArm) -> float:
+    """Count the rollouts of a step; branches, which go on from a later turn, count as whole ones."""
+    searches, _, _ = trajectory(arm.rollout, arm.engine != "none")
+    branches = arm.objective.branches * searches if arm.objective.credit == "branch" else 0.0
+    return arm.prompts_per_step * arm.group_size * (1 + branches)
+
+
 def rollout_seconds(
     of: Shape,
     arm: PolicyArm | SimulatorArm,

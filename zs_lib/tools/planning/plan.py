@@ -38,6 +38,7 @@ from zs_lib.tools.planning.estimates import (
     fits,
     per_shard,
     rollout_seconds,
+    rollouts_sampled,
     sampling_memory,
     sharded_memory,
     simulation_memory,
@@ -208,10 +209,10 @@ def _simulator(study: Study, arm: SimulatorArm, gpu: Gpu, gpus: int) -> Stage:
 
 def _policy(study: Study, arm: PolicyArm, gpu: Gpu, gpus: int) -> Stage:
     of, reference, searching = shape(arm.backbone), arm.objective.kl_coef > 0, arm.engine != "none"
-    rollouts = arm.prompts_per_step * arm.group_size
+    rollouts, sampled = arm.prompts_per_step * arm.group_size, rollouts_sampled(arm)
     searches, written, whole = trajectory(arm.rollout, searching)
-    queries, tokens = rollouts * searches, max(MICRO_BATCH_TOKENS, whole)
-    kv_cache = of.kv_cache_bytes(arm.dtype, min(rollouts, BATCH) * whole) + CAPACITY_BYTES
+    queries, tokens = sampled * searches, max(MICRO_BATCH_TOKENS, whole)
+    kv_cache = of.kv_cache_bytes(arm.dtype, min(sampled, BATCH) * whole) + CAPACITY_BYTES
     sampler = {"vLLM": of.weight_bytes(arm.dtype) + VLLM_CACHE_BYTES} if arm.generator == "vllm" else {}
 
     def policy_memory(shards: int, **changes) -> dict[str, float]:
@@ -257,18 +258,14 @@ def _policy(study: Study, arm: PolicyArm, gpu: Gpu, gpus: int) -> Stage:
     updating = gpu.compute_seconds(flops) / shards
     hours = {
         name: arm.steps
-        * (
-            rollout_seconds(of, arm, gpu, rollouts / shards, arm.rollout, name, searching)
-            + waiting
-            + updating
-        )
+        * (rollout_seconds(of, arm, gpu, sampled / shards, arm.rollout, name, searching) + waiting + updating)
         / 3600
         for name in GENERATORS
     }
     return Stage(
         name=f"policy {arm.name}",
         memory=memory,
-        tokens=arm.steps * (rollouts * written + queries * documents),
+        tokens=arm.steps * (sampled * written + queries * documents),
         hours=hours[arm.generator],
         api_usd=arm.steps * usd,
         command=policy_command(study, arm, replicas, shards, changes if shards > 1 else {}),
