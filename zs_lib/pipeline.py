@@ -26,6 +26,7 @@ from zs_lib.evaluation.methods import METHODS
 from zs_lib.rl.curriculum import SCHEDULES
 from zs_lib.runs import Run, RunStore, StepCallback, distributed, kind_of
 from zs_lib.runs.gpus import hold_gpu
+from zs_lib.simulator import QUERIES_FILE
 from zs_lib.trl import losses
 
 SIMULATOR_SEED = 0
@@ -235,13 +236,15 @@ def _make_fidelity(run: Run, arm: FidelityArm, store: RunStore, progress: StepCa
             f"The fidelity of '{arm.name}' cannot be measured: that takes questions whose hops are known, "
             f"which the benchmark '{simulator.benchmark}' has not."
         )
-    return measure_fidelity(
+    means, queries = measure_fidelity(
         simulator_engine(simulator, run.seed, store),
         fidelity_questions(arm.questions_from, arm.num_questions),
         build_engine(simulator.engine),
         simulator.num_documents,
         progress=lambda done, of: run.progress("measuring", done, of),
     )
+    queries.to_csv(run.path / QUERIES_FILE, index=False)
+    return means
 
 
 def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallback) -> dict:

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from engine_fixtures import FixedEngine
 
-from zs_lib import qa
+from zs_lib import config, qa, studies
 from zs_lib.analysis import results
 from zs_lib.engines import build_engine
 from zs_lib.errors import DataError
+from zs_lib.simulator import QUERIES_FILE
 
 
 def test_a_record_of_another_version_is_told(tmp_path):
@@ -43,3 +44,19 @@ def test_good_queries_find_their_hop_in_every_subset():
     table = results.retrieval_recall(questions, build_engine("bm25"))
     assert set(table.index.get_level_values("subset")) == set(qa.SUBSETS)
     assert (table["recall@5"] >= table["recall@3"]).all() and table["recall@5"].min() > 0.8
+
+
+def test_stored_queries_of_a_simulator_are_collected_and_older_records_have_none(store):
+    profile = config.load_profile("smoke")
+    (arm, seed), *_ = studies.fidelity_runs(profile)
+    rows = pd.DataFrame({"question": ["a", "a"], "rate": "leak", "query": "?", "answered": [True, False]})
+
+    def work(run):
+        rows.to_csv(run.path / QUERIES_FILE, index=False)
+        return {"leak": 0.5}
+
+    store.complete(arm, seed, work)
+    table = results.fidelity_queries_table(profile, store)
+    assert table[rows.columns].equals(rows) and set(table["simulator"]) == {arm.simulator.name}
+    assert results.fidelity_table(profile, store)["leak"].tolist() == [table["answered"].mean()]
+    assert results.load_tables("tiny")["fidelity_queries"].empty

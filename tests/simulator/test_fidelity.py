@@ -81,7 +81,10 @@ def real() -> BM25Engine:
 
 
 def test_a_perfect_simulator_cannot_be_told_from_the_engine(real):
-    report = measure_fidelity(Perfect(real), asked(), real, 3)
+    report, queries = measure_fidelity(Perfect(real), asked(), real, 3)
+    counted = queries.groupby("rate")["answered"].agg(["mean", "size"])
+    for rate, asked_of in (("answer_good", "good"), ("leak", "good"), ("answer_bad", "bad")):
+        assert counted.loc[rate].tolist() == [report[rate], report[f"{asked_of}_queries"]]
     assert report["answer_good"] == report["real_good"] > 0.85
     assert report["answer_bad"] == report["real_bad"] < 0.15
     assert report["leak"] == 0.0 and report["auc"] == pytest.approx(0.5, abs=0.1)
@@ -93,7 +96,7 @@ def test_a_perfect_simulator_cannot_be_told_from_the_engine(real):
 
 
 def test_a_simulator_that_always_answers_is_found_out(real):
-    report = measure_fidelity(Parrot(), asked(), real, 3)
+    report, _ = measure_fidelity(Parrot(), asked(), real, 3)
     assert report["answer_bad"] == 1.0
     assert report["answer_last"] == 1.0 and report["answer_first"] < 0.2  # it never says the bridge
     assert report["leak"] > 0.5 and report["auc"] > 0.95 and report["short"] == 1.0
@@ -104,7 +107,7 @@ def test_one_that_writes_nothing_has_no_auc(real):
         def search(self, requests, num_documents):
             return [SearchResult.of([]) for _ in requests]
 
-    report = measure_fidelity(Silent(), asked(), real, 3)
+    report, _ = measure_fidelity(Silent(), asked(), real, 3)
     assert (
         math.isnan(report["auc"])
         and report["short"] == 1.0

@@ -2,9 +2,11 @@
 
     study_rows   study, label, arm: which arms belong to which table (`studies`)
     training     arm, seed, step, and the metrics that a training step logs
-    evaluation   arm, seed, and the scores of each question; arm "start" is the untrained policy
+    evaluation   arm, seed, simulator_seed (of the run that trained it), and the scores of each question; arm
+                 "start" is the untrained policy
     robustness   arm, seed, engine, noise, f1: core arms with other engines, or noise, at test time
     fidelity     simulator, recipe, backbone, questions_from, and what `simulator.fidelity` measures
+    fidelity_queries  simulator, questions_from, seed, and one row per query of `simulator.fidelity`
     tuning       simulator, step, loss: supervised fine-tuning
     pairs        how often the judges agree
     retrieval    subset, hop, questions, recall@3, recall@5 of the real engine
@@ -26,7 +28,7 @@ import pandas as pd
 from zs_lib import qa, studies
 from zs_lib.analysis.old_names import with_new_names
 from zs_lib.config import Profile, paths
-from zs_lib.config.arms import EvaluationArm, FormatSFTArm, PolicyArm
+from zs_lib.config.arms import EvaluationArm, FormatSFTArm, PolicyArm, SimulatorArm
 from zs_lib.config.contents import refuse_unreadable
 from zs_lib.config.engines import simulates
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
@@ -35,6 +37,7 @@ from zs_lib.evaluation.evaluate import SCORES_FILE
 from zs_lib.pipeline import needs
 from zs_lib.qa import Question, scoring
 from zs_lib.runs import Run, RunStore
+from zs_lib.simulator import QUERIES_FILE
 from zs_lib.studies import (
     evaluation_runs,
     fidelity_runs,
@@ -53,8 +56,10 @@ NEEDED = {
     "cost": ("arm", "seed", "queries", "real_queries"),
 }
 """Columns that a recorded table must have; without them another version wrote it."""
-LONG = ("training", "evaluation")
-"""Tables recorded with gzip: one row per step or question of every run."""
+LONG = ("training", "evaluation", "fidelity_queries")
+"""Tables recorded with gzip: one row per step, question or query of every run."""
+OPTIONAL = ("fidelity_queries",)
+"""Tables that older records lack: empty then."""
 START = "start"
 """Name of the policy before training, among the evaluated arms."""
 Tables = dict[str, pd.DataFrame]
@@ -84,9 +89,17 @@ def training_table(profile: Profile, store: RunStore, growing: bool = False) -> 
 def evaluation_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     """Collect the scores of every question in every finished evaluation."""
     return _stack(
-        read_scores(run).assign(arm=evaluated_name(arm, profile), seed=seed)
+        read_scores(run).assign(
+            arm=evaluated_name(arm, profile), seed=seed, simulator_seed=_simulator_seed(arm, seed)
+        )
         for arm, seed, run in _finished(evaluation_runs(profile), store)
     )
+
+
+def _simulator_seed(arm: EvaluationArm, seed: int) -> int:
+    """Seed of the simulator that an evaluated policy was trained with; 0 without one."""
+    needed = needs(arm.policy, seed) if arm.policy else []
+    return next((number for one, number in needed if isinstance(one, SimulatorArm)), 0)
 
 
 def read_scores(run: Run) -> pd.DataFrame:
@@ -147,6 +160,17 @@ def fidelity_table(profile: Profile, store: RunStore) -> pd.DataFrame:
             **run.summary,
         }
         for arm, _, run in _finished(fidelity_runs(profile), store)
+    )
+
+
+def fidelity_queries_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Collect whether the documents of each query stated the answer, of runs that stored it."""
+    return _stack(
+        pd.read_csv(run.file(QUERIES_FILE)).assign(
+            simulator=arm.simulator.name, questions_from=arm.questions_from, seed=seed
+        )
+        for arm, seed, run in _finished(fidelity_runs(profile), store)
+        if (run.path / QUERIES_FILE).exists()
     )
 
 
@@ -259,6 +283,7 @@ TABLES: dict[str, Callable[[Profile, RunStore], pd.DataFrame]] = {
     "evaluation": evaluation_table,
     "robustness": robustness_table,
     "fidelity": fidelity_table,
+    "fidelity_queries": fidelity_queries_table,
     "tuning": tuning_table,
     "pairs": pairs_table,
     "retrieval": retrieval_table,
@@ -318,7 +343,9 @@ def load_tables(profile: str, folder: Path | None = None) -> Tables:
             f"No results are recorded for the profile {profile!r} (recorded: {recorded}): "
             f"run `zs reproduce --profile {profile}`, then `zs runs record --profile {profile}`."
         )
-    return {name: _read(folder / _file(name), NEEDED.get(name, ())) for name in TABLES}
+    there = [name for name in TABLES if name not in OPTIONAL or (folder / _file(name)).exists()]
+    read = {name: _read(folder / _file(name), NEEDED.get(name, ())) for name in there}
+    return {name: read.get(name, pd.DataFrame()) for name in TABLES}
 
 
 def recorded_profiles() -> list[str]:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from random import Random
 
 import numpy as np
+import pandas as pd
 
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import DataError
@@ -79,8 +80,11 @@ def measure_fidelity(
     real: SearchEngine,
     k: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> dict:
-    """Measure a simulator on `questions` with known hops, beside the real engine.
+) -> tuple[dict, pd.DataFrame]:
+    """Measure a simulator on `questions` with known hops, beside the real engine: (means, queries).
+
+    queries: one row per query, question (its id), rate ("answer_good", "leak" or "answer_bad"), query, and
+    whether its documents state the answer; the rates are their means. The means:
 
     - answer_first, answer_last: share of good queries for the first and the last hop of two whose useful
       documents state that hop's answer (one-hop questions count as last); answer_good: both together
@@ -111,17 +115,22 @@ def measure_fidelity(
     truth, truth_off = ask(real, good, "useful"), ask(real, bad, "bad")
     first = [hop is question.hops[0] and len(question.hops) > 1 for question, hop, _ in good]
     hit, real_hit = _hits(useful, good), _hits(truth, good)
+    found = {
+        "answer_good": (good, hit),
+        "leak": (good, _hits(noisy, good)),
+        "answer_bad": (bad, _hits(off, bad)),
+    }
     documents = [document for result in useful for document in result.documents]
     real_documents = [document for result in truth for document in result.documents]
     everything, auc = [*useful, *noisy, *off], float("nan")
     with suppress(DataError):  # a simulator that does not understand its prompt writes hardly a document
         auc = two_sample_auc(documents, real_documents)
-    return {
+    means = {
         "answer_good": _mean(hit),
         "answer_first": _mean(h for h, f in zip(hit, first, strict=True) if f),
         "answer_last": _mean(h for h, f in zip(hit, first, strict=True) if not f),
-        "answer_bad": _mean(_hits(off, bad)),
-        "leak": _mean(_hits(noisy, good)),
+        "answer_bad": _mean(found["answer_bad"][1]),
+        "leak": _mean(found["leak"][1]),
         "short": _mean(len(result.documents) < k for result in everything),
         "words": _mean(len(document.split()) for document in documents),
         "distinct_2": distinct_n(documents, 2),
@@ -133,6 +142,11 @@ def measure_fidelity(
         "good_queries": len(good),
         "bad_queries": len(bad),
     }
+    return means, pd.DataFrame(
+        {"question": question.id, "rate": rate, "query": query, "answered": answered}
+        for rate, (asked, hits) in found.items()
+        for (question, _, query), answered in zip(asked, hits, strict=True)
+    )
 
 
 def agreement(engine: SearchEngine, pairs: Sequence[Pair], k: int) -> float:
