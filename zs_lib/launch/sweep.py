@@ -87,17 +87,18 @@ class Sweep:
         return [(made, seed) for _, made in self.rows.values() for seed in range(self.study.seeds)]
 
     def table(self, store: RunStore) -> pd.DataFrame:
-        """Tabulate the finished runs: a row a point, its overrides, mean F1 with its 95% interval over seeds
-        and dev questions, mean searches, steps, and seconds of training (mean over seeds)."""
+        """Tabulate the finished runs: a row a point, its overrides, mean F1 with its 95% interval and what
+        that is over, mean searches, steps, and seconds of training (mean over seeds)."""
         scores, seconds = [], dict.fromkeys(self.rows, 0.0)
         for label, (_, made) in self.rows.items():
             for seed in range(self.study.seeds):
                 scores.append(read_scores(store.get(made, seed)).assign(arm=label, seed=seed))
                 timing = store.get(made.policy, seed).timing().drop(columns="step")
                 seconds[label] += timing.sum().sum() / self.study.seeds  # not every phase is in every step
-        means = heldout_table(pd.concat(scores))[["f1", "low", "high", "seeds", "questions", "searches"]]
+        columns = ["f1", "low", "high", "over", "seeds", "questions", "searches"]
         steps = [made.policy.steps for _, made in self.rows.values()]
         points = pd.DataFrame([point for point, _ in self.rows.values()], index=list(self.rows))
+        means = heldout_table(pd.concat(scores))[columns]
         return points.join(means).assign(steps=steps, seconds=seconds).rename_axis("point")
 
     def write(self, store: RunStore, folder: Path | None = None) -> tuple[pd.DataFrame, list[Path]]:
@@ -109,7 +110,10 @@ class Sweep:
             figure = Figure(figsize=(7.2, 1.4 + 0.4 * len(table)))
             axes = figure.subplots()
             forest(axes, table.assign(arm=self.arm), {})
-            axes.set(title=f"{self.arm}, by override", xlabel="F1 on dev questions (95% interval)")
+            axes.set(
+                title=f"{self.arm}, by override",
+                xlabel="F1 on dev questions (95% interval; dotted: of one seed)",
+            )
             runs = ", ".join(digest(made.policy)[:6] for _, made in self.rows.values())
             foot = f"profile {self.study.name}; {self.study.seeds} seed(s); runs: {runs}"
             figure.supxlabel(foot, fontsize=6.5, color="#777777", x=0.995, ha="right", wrap=True)
