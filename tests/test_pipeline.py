@@ -141,8 +141,10 @@ UNKNOWN = {
         SCHEDULES,
     ),
     "schedule of a real share": (
-        replace(MIXED, real_share=0.0, real_share_schedule=replace(SIMULATED.curriculum, schedule="cosine")),
-        SCHEDULES,
+        replace(
+            MIXED, real_share=0.0, real_share_schedule=replace(SIMULATED.curriculum, schedule="by_question")
+        ),
+        [name for name in SCHEDULES if name != "by_question"],
     ),
     "method": (start(REAL, method="guess"), METHODS),
 }

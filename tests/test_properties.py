@@ -47,7 +47,7 @@ from zs_lib.protocol import TAGS
 from zs_lib.qa import scoring
 from zs_lib.rl.batches import Row, micro_batches, split_microbatch
 from zs_lib.rl.objectives import ALGORITHMS, BASELINES, group_advantages
-from zs_lib.rl.train import questions_of_step
+from zs_lib.rl.questions import epochs
 from zs_lib.runs import Run, RunStore
 from zs_lib.runs.files import TRANSIENT
 from zs_lib.runs.run import LOGS
@@ -645,8 +645,8 @@ def test_what_is_logged_can_be_read(rows, summary):
 )
 def test_the_questions_of_a_step_are_a_function_of_its_number(step, count, size, seed):
     questions = list(range(size))
-    picked = questions_of_step(questions, count, seed, step)
-    assert len(picked) == count and picked == questions_of_step(questions, count, seed, step)
+    picked = epochs(questions, count, seed, step)
+    assert len(picked) == count and picked == epochs(questions, count, seed, step)
 
 
 @prop(sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=8))

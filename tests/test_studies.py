@@ -87,6 +87,8 @@ TREATMENTS = {
     | {f"real_share_schedule{field}" for field in ("", ".p_start", ".p_end")},
     "rewards": {"reward"},
     "credit": {"objective.credit", "reward"},
+    "data": {"extra_rounds", "selection"}
+    | {f"curriculum.{field}" for field in ("schedule", "p_start", "p_end", "gain")},
 }
 """What each table is about: in nothing else may its rows differ."""
 BACKBONES = {"backbone", "curriculum.p_start", "curriculum.p_end"}

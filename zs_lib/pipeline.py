@@ -19,11 +19,12 @@ from tqdm import tqdm
 from zs_lib import qa
 from zs_lib.config.arms import EvaluationArm, FidelityArm, FormatSFTArm, PairsArm, PolicyArm, SimulatorArm
 from zs_lib.config.engines import from_store
-from zs_lib.config.values import pick
+from zs_lib.config.values import pick, reject_unknown
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.errors import ConfigError, DataError, ModelError
 from zs_lib.evaluation.methods import METHODS
 from zs_lib.rl.curriculum import SCHEDULES
+from zs_lib.rl.questions import SELECTIONS
 from zs_lib.runs import Run, RunStore, StepCallback, distributed, kind_of
 from zs_lib.runs.gpus import hold_gpu
 from zs_lib.simulator import QUERIES_FILE
@@ -96,8 +97,11 @@ def check(arm: Any) -> None:
             objectives.algorithm(arm.objective)
             credit.check_arm(arm)
         rewards.Reward(arm.reward)
-        for schedule in filter(None, (arm.curriculum, arm.real_share_schedule)):
-            pick("schedule", schedule.schedule, SCHEDULES)
+        pick("selection of questions", arm.selection, SELECTIONS)
+        of_steps = [name for name in SCHEDULES if name != "by_question"]  # a share is one for all questions
+        for schedule, known in ((arm.curriculum, SCHEDULES), (arm.real_share_schedule, of_steps)):
+            if schedule:
+                reject_unknown("schedule", [schedule.schedule], known)
     elif isinstance(arm, EvaluationArm):
         pick("method", arm.method, METHODS)
     for needed, _ in needs(arm, seed=0):

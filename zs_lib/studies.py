@@ -27,6 +27,10 @@ REAL_SHARE = 0.2
 """Share of queries that the mixed engine sends to the real one: a fifth of its price."""
 REFRESH = 8
 """Steps between refreshes of a simulator, of a training that is long enough for two."""
+EXTRA_ROUNDS = 2
+"""Rounds of fresh questions a step at most, where dead groups are replaced."""
+QUESTION_GAIN = 0.25
+"""Change of a question's own noise each time that it is asked: it is not asked often."""
 MAIN = "zerosearch"
 TRAINED = {"r1": "R1", "search-r1": "Search-R1", MAIN: "ZeroSearch"}
 """Core arm → name of its method in the paper."""
@@ -212,8 +216,21 @@ def collapse(profile: Profile) -> Rows:
     }
 
 
+def data(profile: Profile) -> Rows:
+    """Follow the policy in what is asked: fresh questions for dead groups, pass rates, noise by question."""
+    main = profile.policy(MAIN)
+    own = {"schedule": "by_question", "p_start": 0.0, "p_end": RANDOM_NOISE, "gain": QUESTION_GAIN}
+    return {
+        "epochs": main,
+        "live groups": variant(main, "extra_rounds", EXTRA_ROUNDS, extra_rounds=EXTRA_ROUNDS),
+        "pass rates": variant(main, "selection", "pass_rates", selection="pass_rates"),
+        # a question must come again for its noise to follow it
+        "noise by question": variant(main, "noise", "question", selection="pass_rates", curriculum=own),
+    }
+
+
 VARIATIONS: dict[str, Callable[[Profile], Rows]] = {
-    study.__name__: study for study in (draws, living, collapse, rewards, credit)
+    study.__name__: study for study in (draws, data, living, collapse, rewards, credit)
 }
 """Research beyond the paper's tables, known to `select` by name; `full` leaves it out."""
 

@@ -36,8 +36,9 @@ from zs_lib.qa import Question
 from zs_lib.rl.batches import make_rows, micro_batches
 from zs_lib.rl.learner import Learner, token_logprobs, trained_states
 from zs_lib.rl.objectives import policy_loss
+from zs_lib.rl.questions import epochs
 from zs_lib.rl.rollout import rollout
-from zs_lib.rl.train import Training, questions_of_step, train
+from zs_lib.rl.train import Training, train
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.runs import RunStore
 from zs_lib.runs.provenance import available_cores, provenance
@@ -108,7 +109,7 @@ class Setting:
     def questions(self, count: int) -> list[Question]:
         """The first questions of the arm's training, each as often as a group is large."""
         pool = qa.load_questions(subset=self.arm.subsets, split="train")
-        picked = questions_of_step(pool, count // self.arm.group_size, 0, 1)
+        picked = epochs(pool, count // self.arm.group_size, 0, 1)
         return [question for question in picked for _ in range(self.arm.group_size)]
 
 

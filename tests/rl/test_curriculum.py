@@ -64,3 +64,16 @@ def test_adaptive_noise_follows_the_reward_and_stays_in_bounds():
     last = {"noise_probability": 0.3}
     assert noise_probability(2, 10, falling, last | {"reward": 0.7}) == pytest.approx(0.15)
     assert noise_probability(2, 10, falling, last | {"reward": 0.1}) == 0.3
+
+
+def test_noise_by_question_follows_the_questions_own_success():
+    cfg = CurriculumConfig(
+        schedule="by_question", p_start=0.0, p_end=0.5, band_low=0.4, band_high=0.6, gain=0.2
+    )
+    easy_step = {"reward": 1.0, "noise_probability": 0.5}
+    assert noise_probability(3, 10, cfg, easy_step) == 0.0  # never asked: the step before tells nothing
+    noise = [0.0]
+    for reward in (0.7, 1.0, 0.9, 0.5, 0.3):
+        asked = {"step": 1, "reward": reward, "noise_probability": noise[-1]}
+        noise.append(noise_probability(9, 10, cfg, easy_step, asked))
+    assert noise == pytest.approx([0.0, 0.2, 0.4, 0.5, 0.5, 0.3])

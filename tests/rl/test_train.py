@@ -21,9 +21,8 @@ from zs_lib import pipeline, qa
 from zs_lib.config.arms import CurriculumConfig, PolicyArm
 from zs_lib.errors import ConfigError, EngineError
 from zs_lib.models import load as load_models
-from zs_lib.qa import Question
 from zs_lib.rl.learner import Learner
-from zs_lib.rl.train import FAILED_LIMIT, Training, questions_of_step, train
+from zs_lib.rl.train import FAILED_LIMIT, Training, train
 from zs_lib.runs import RunStore
 
 KILLED = {
@@ -44,6 +43,16 @@ KILLED |= {
     "lora, bfloat16": arm(engine="bm25", curriculum=NOISY, objective=KL, lora_rank=4, **LEAN),
 }
 
+# what follows each question's own past: which come again, their noise, and fresh ones for dead groups
+KILLED |= {
+    "questions": arm(
+        engine="bm25",
+        curriculum=dataclasses.replace(KILLED["ppo"].curriculum, schedule="by_question", gain=0.2),
+        rollout=dataclasses.replace(arm().rollout, draws="query"),
+        selection="pass_rates",
+        extra_rounds=1,
+    )
+}
 
 LOGGED = """reward f1 em turns searches query_quality answer_in_documents invalid_actions
 zero_variance_groups entropy kl clip_fraction grad_norm prompt_tokens completion_tokens noise_probability
@@ -139,7 +148,7 @@ def test_a_killed_and_resumed_run_ends_bit_identical(name, backbone, tmp_path):
         progress=lambda *event: seen.append(event),
     )
     assert [event[0] for event in seen] == [5, 6, 7, 8, 9]  # from the checkpoint of step 4
-    for log in ("metrics.jsonl", "trajectories.jsonl"):
+    for log in ("metrics.jsonl", "trajectories.jsonl", "groups.jsonl"):
         assert (resumed.path / log).read_bytes() == (whole.path / log).read_bytes()
     ours, theirs = (load_file(run.model_dir / "model.safetensors") for run in (resumed, whole))
     assert all(torch.equal(ours[weights], theirs[weights]) for weights in theirs)
@@ -208,16 +217,6 @@ def test_training_goes_on_when_one_search_in_ten_fails(backbone, tmp_path, monke
     ]
     assert not any("engine_failed" in reasons for reasons in learnt_from)
     assert logged["reward"].between(0, 1).all() and logged["grad_norm"].max() > 0
-
-
-def test_every_question_once_before_any_again():
-    questions = [Question(str(i), "", ("x",)) for i in range(10)]
-    steps = [questions_of_step(questions, 4, seed=3, step=step) for step in range(1, 6)]
-    ids = [q.id for batch in steps for q in batch]
-    assert sorted(ids[:10]) == sorted(ids[10:]) == sorted(q.id for q in questions)
-    assert ids[:10] != ids[10:]
-    assert questions_of_step(questions, 4, seed=3, step=4) == steps[3]
-    assert questions_of_step(questions, 4, seed=4, step=4) != steps[3]
 
 
 def at_six(number: int):

@@ -225,6 +225,9 @@ def test_what_verl_cannot_do_is_refused_before_anything_is_written(tmp_path, rec
     paid = replace(STUDY.policy("search-r1"), engine="serpapi")
     bounded = replace(ARM, objective=replace(ARM.objective, kl_max=3.0))
     refused = ((adaptive, "adaptive"), (mixed, "mixed"), (paid, "serpapi"), (bounded, "kl_max = 3"))
+    shared = replace(ARM, rollout=replace(ARM.rollout, draws="group"))
+    refused += ((shared, "draws shared by group"), (replace(ARM, extra_rounds=1), "extra rounds"))
+    refused += ((replace(ARM, selection="pass_rates"), "questions by pass_rates"),)
     refused += ((replace(ARM, reward="f1 - no_answer"), r"reward 'f1 - no_answer' \(f1, em, cover_em\)"),)
     refused += ((replace(ARM, objective=replace(ARM.objective, credit="turn")), "credit by turn"),)
     for arm, message in refused:

@@ -100,6 +100,18 @@ def test_three_steps_equal_our_own(name, changes, failing, backbone, tmp_path):
         assert one.keys() == two.keys() and one["reward"] == two["reward"]
 
 
+def test_questions_noise_and_draws_are_our_own(backbone, tmp_path):
+    noise = replace(ADAPTIVE, schedule="by_question", band_low=0.0, band_high=0.0, gain=0.2)
+    shared = replace(THREE_STEPS.rollout, draws="group")
+    changed = replace(
+        THREE_STEPS, curriculum=noise, selection="pass_rates", extra_rounds=2, group_size=4, rollout=shared
+    )
+    ours, theirs = both(backbone, tmp_path, replace(changed, objective=objective("grpo")))
+    assert ours.groups() == theirs.groups() and ours.metrics()["extra_groups"].sum() > 0
+    assert len({group["noise_probability"] for group in ours.groups()}) > 1
+    assert_same_weights(weights(ours), weights(theirs))
+
+
 @pytest.mark.parametrize(("name", "kl"), [("grpo", 0.05), ("dr_grpo", 0.0)])
 def test_gradients_equal_our_own(name, kl, backbone, tmp_path, monkeypatch):
     """The gradients are those of the first update, by name and before clipping."""
@@ -152,8 +164,9 @@ class Killed(Exception):
 
 
 def test_a_run_that_breaks_off_resumes_from_its_checkpoint_and_ends_the_same(backbone, tmp_path):
-    """Also in the middle of a pass over the questions, with a curriculum that follows the rewards."""
+    """Also in the middle of a pass over the questions, with questions and noise that follow the rewards."""
     changed = replace(THREE_STEPS, steps=7, checkpoint_every=3, curriculum=ADAPTIVE, prompts_per_step=2)
+    changed = replace(changed, selection="pass_rates", extra_rounds=1)
     changed = replace(changed, objective=objective("grpo", minibatch_rollouts=6))
     whole = made(backbone, tmp_path / "whole", changed)
 
@@ -168,7 +181,7 @@ def test_a_run_that_breaks_off_resumes_from_its_checkpoint_and_ends_the_same(bac
     assert len(broken.metrics()) == 5 and broken.checkpoint().step == 3 and store.verify() == []
     resumed = made(backbone, tmp_path / "cut", changed, progress=lambda step, *_: seen.append(step))
     assert seen == [4, 5, 6, 7]
-    for log in ("metrics.jsonl", "trajectories.jsonl"):
+    for log in ("metrics.jsonl", "trajectories.jsonl", "groups.jsonl"):
         assert (resumed.path / log).read_bytes() == (whole.path / log).read_bytes()
     assert all(torch.equal(weights(resumed)[name], tensor) for name, tensor in weights(whole).items())
     assert resumed.summary == whole.summary and store.verify() == []

@@ -84,11 +84,12 @@ class CurriculumConfig(Checked):
     """What noisy documents are: "keyword": what the simulator writes under that keyword (the paper's);
     "adversarial": useful ones of a wrong answer of the same kind (`simulator.living`)."""
     band_low: UnitInterval = added_later(0.4)
-    """Schedule "adaptive": below this mean reward there is too little to learn from."""
+    """"adaptive" and "by_question": below this mean reward there is too little to learn from."""
     band_high: UnitInterval = added_later(0.6)
-    """Schedule "adaptive": above this mean reward it is too easy."""
+    """"adaptive" and "by_question": above this mean reward it is too easy."""
     gain: UnitInterval = added_later(0.02)
-    """Schedule "adaptive": change of the probability a step; from 0 to 0.5 takes at least 25 steps."""
+    """Change of the probability, a step ("adaptive": from 0 to 0.5 takes at least 25), or each time that a
+    question is asked ("by_question")."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -321,6 +322,11 @@ class PolicyArm(WeightsConfig):
     """Share of the steps in which the learning rate rises."""
     subsets: tuple[str, ...]
     """Subsets of the training questions."""
+    selection: str = added_later("epochs")
+    """How a step's questions are chosen, a name of `rl.questions.SELECTIONS`."""
+    extra_rounds: Annotated[int, within(0, 10)] = added_later(0)
+    """Dynamic sampling (DAPO, arXiv 2503.14476): rounds of fresh questions a step at most, which replace
+    groups whose rewards are all equal; what is equal after them is trained as it is. 0: none."""
     checkpoint_every: Count
     """Steps between checkpoints: the most that a killed run loses."""
     benchmark: str = "embedded"

@@ -78,7 +78,7 @@ def make_one(profile: str, name: str, seed: int, overrides: dict[str, Any] | Non
     Raises:
         ConfigError: no such profile or arm; others as `pipeline.ensure`.
     """
-    study = studies.full(config.load_profile(profile, overrides))
+    study = studies.select(studies.full(config.load_profile(profile, overrides)), *studies.VARIATIONS)
     arm = pick("arm", name, {arm.name: arm for arm in (*study.policies, *study.simulators)})
     return pipeline.ensure(arm, seed, RunStore(), _tell)
 

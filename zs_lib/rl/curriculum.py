@@ -45,16 +45,24 @@ SCHEDULES: dict[str, Callable[[float, CurriculumConfig, Mapping[str, float] | No
     "exponential": exponential,
     "constant": constant,
     "adaptive": adaptive,
+    "by_question": adaptive,  # each question by its own past: its success stays within the band
 }
-"""Name -> (share of the steps done, configuration, metrics of the step before) -> noise probability."""
+"""Name -> (share of the steps done, configuration, last noise_probability and reward) -> probability."""
+ADAPTIVE = tuple(name for name, schedule in SCHEDULES.items() if schedule is adaptive)
+"""Schedules that need past rewards."""
 
 
 def noise_probability(
-    step: int, total: int, cfg: CurriculumConfig | None, last: Mapping[str, float] | None = None
+    step: int,
+    total: int,
+    cfg: CurriculumConfig | None,
+    last: Mapping[str, float] | None = None,
+    asked: Mapping[str, float] | None = None,
 ) -> float:
     """Compute the probability in [0, 1] of noisy documents at a step from 1 to `total` (0: before training).
 
     `cfg` None: always 0. `last`: the noise_probability and reward of the step before; None at the first step.
+    `asked`: those of the question when it was last asked (`rl.questions`), for "by_question"; None: never.
 
     Raises:
         ConfigError: an unknown schedule, or a step outside the range.
@@ -66,4 +74,4 @@ def noise_probability(
         raise ConfigError(
             f"Step {step} of {total} is outside the schedule (0 to {total}, at least one step)."
         )
-    return schedule(step / total, cfg, last)
+    return schedule(step / total, cfg, asked if cfg.schedule == "by_question" else last)

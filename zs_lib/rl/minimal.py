@@ -8,6 +8,7 @@ Left out here, and where it is:
 - runs on disk: logged metrics and trajectories, checkpoints, resuming        `rl.train`, `runs.run`
 - several processes                                                           `runs.distributed`
 - large models: micro-batches, LoRA, half precision, gradient checkpointing   `rl.learner`, `rl.batches`
+- questions, and noise, by past success; fresh questions for dead groups      `rl.questions`, `rl.train`
 - PPO's critic; minibatches; the correction for another program's sampler     `rl.learner`, `rl.objectives`
 - another sampler than our own loop: vLLM                                     `models.vllm`
 - checks of settings, engine, sampler and gradient; warnings of a collapse    `rl.train`, `analysis.collapse`
@@ -35,9 +36,9 @@ from zs_lib.qa import Question
 from zs_lib.rl.curriculum import noise_probability
 from zs_lib.rl.learner import WEIGHT_DECAY, learning_rate
 from zs_lib.rl.objectives import algorithm, group_advantages, policy_loss, standardise
+from zs_lib.rl.questions import epochs
 from zs_lib.rl.rewards import Reward
 from zs_lib.rl.rollout import rollout, token_budget
-from zs_lib.rl.train import questions_of_step
 from zs_lib.rl.trajectory import Trajectory
 
 
@@ -48,10 +49,12 @@ def train_minimal(
 
     Raises:
         ConfigError: PPO, credit by turn, a living engine, minibatches, a sampler's correction, LoRA or half
-            precision.
+            precision, questions or noise by past success.
     """
     objective, full = arm.objective, arm.dtype == "float32" and not arm.lora_rank
-    beyond = arm.living or objective.minibatch_rollouts or objective.sampler_ratio_max
+    by_past = arm.selection != "epochs" or arm.extra_rounds
+    by_past = by_past or (arm.curriculum is not None and arm.curriculum.schedule == "by_question")
+    beyond = by_past or arm.living or objective.minibatch_rollouts or objective.sampler_ratio_max
     if algorithm(objective).critic or objective.credit != "trajectory" or beyond or not full:
         raise ConfigError(f"'{arm.name}' has a part that is left out here: train it with `rl.train`.")
     P, G = arm.prompts_per_step, arm.group_size
@@ -66,7 +69,7 @@ def train_minimal(
         noise = noise_probability(step, arm.steps, arm.curriculum, history[-1] if history else None)
 
         # Roll out: each rollout's key makes its randomness a function of seed, step, prompt and rollout.
-        asked = questions_of_step(questions, P, seed, step)
+        asked = epochs(questions, P, seed, step)
         keys = [(seed, step, p, g) for p in range(P) for g in range(G)]
         repeated = [asked[p] for p in range(P) for _ in range(G)]
         trajectories = rollout(repeated, generator, engine, arm.rollout, keys, noise)  # B of them

@@ -46,6 +46,8 @@ class _Rollout:
     """What the first turn's text begins with besides what is sampled."""
     generator: Generator
     cfg: RolloutConfig
+    noise: float
+    """The probability that a search asks for noisy documents."""
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -85,7 +87,7 @@ class _Rollout:
         elif action.kind == "invalid":
             self.show(self.generator.encode(protocol.format_invalid_notice()))
 
-    def request(self, turn: int, noise_probability: float) -> SearchRequest:
+    def request(self, turn: int) -> SearchRequest:
         """Make the request for the search that the newest turn asks for."""
         query = self.turns[-1].action.text
         noise, documents = draw_keys(self.cfg.draws, self.key, turn, query)
@@ -93,7 +95,7 @@ class _Rollout:
             query=query,
             question=self.question.question,
             golden_answers=self.question.golden_answers,
-            noisy=uniform(*noise, "noise") < noise_probability,
+            noisy=uniform(*noise, "noise") < self.noise,
             key=documents,
         )
 
@@ -163,7 +165,7 @@ def rollout(
     engine: SearchEngine | None,
     cfg: RolloutConfig,
     keys: Sequence[Key],
-    noise_probability: float = 0.0,
+    noise_probability: float | Sequence[float] = 0.0,
     contexts: Sequence[str] | None = None,
     opening: str = "",
     prefixes: Sequence[Prefix] | None = None,
@@ -172,18 +174,20 @@ def rollout(
 
     There are at most `cfg.max_searches` + 1 turns (without an engine: one), and the last one cannot search. A
     turn begins only where it fits into the context window at full length. Each search asks for noisy
-    documents with probability `noise_probability` (the simulated engine's curriculum; real engines ignore
-    it).
+    documents with probability `noise_probability`, one for all or one a rollout (the simulated engine's
+    curriculum; real engines ignore it).
 
     Methods that write a part of the completion themselves (`evaluation.methods`) give `contexts`, a text
     after each prompt that is never parsed, and an `opening`, with which the first turn begins; both count as
     prompt, and are not trained. With a chat template they begin the assistant's turn. With `prefixes` (of
     trajectories that had neither) each rollout goes on from one.
     """
-    rollouts = []
-    for question, key, context in zip(questions, keys, contexts or [""] * len(questions), strict=True):
+    rollouts, count = [], len(questions)
+    contexts = contexts or [""] * count
+    noise = noise_probability if isinstance(noise_probability, Sequence) else [noise_probability] * count
+    for question, key, context, share in zip(questions, keys, contexts, noise, strict=True):
         ids = encode_policy_prompt(question.question, generator, cfg) + generator.encode(context + opening)
-        one = _Rollout(question, key, ids, opening, generator, cfg)
+        one = _Rollout(question, key, ids, opening, generator, cfg, share)
         if one.thinks and generator.decode(ids).rstrip().endswith(protocol.tag("think")):
             one.lead = protocol.tag("think")  # a thought that the chat template opened (DeepSeek-R1)
         rollouts.append(one)
@@ -204,7 +208,7 @@ def rollout(
             one.act(one.text(completion.ids), is_last=turn == last)
         going = [one for one in going if one.stop_reason is None]
         searching = [one for one in going if one.turns[-1].action.kind == "search"]
-        requests = [one.request(turn, noise_probability) for one in searching]
+        requests = [one.request(turn) for one in searching]
         results = _search(engine, requests, cfg.num_documents, answers)
         for one, request, result in zip(searching, requests, results, strict=True):
             one.receive(request, result, later=last - turn - 1)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan
-from statistics import fmean
+from statistics import fmean, mean
 from typing import TypeVar
 
 import torch
@@ -36,10 +36,11 @@ from zs_lib.rl.curriculum import noise_probability
 from zs_lib.rl.judge import Judge
 from zs_lib.rl.learner import Learner
 from zs_lib.rl.objectives import group_advantages, zero_variance_groups
+from zs_lib.rl.questions import SELECTIONS, Past, epochs, remember
 from zs_lib.rl.rewards import Reward, Score
 from zs_lib.rl.rollout import Prefix, rollout
 from zs_lib.rl.trajectory import Trajectory, to_record, trajectory_metrics
-from zs_lib.rng import Key, permutation
+from zs_lib.rng import Key
 from zs_lib.runs import Run, StepCallback, distributed
 from zs_lib.runs.checkpoints import Checkpoint
 from zs_lib.runs.interrupts import between_steps
@@ -90,21 +91,60 @@ def train(training: Training) -> dict:
     return training.finish(learner.merged_model(), sum(p.numel() for p in learner.parameters.values()))
 
 
+@dataclass(eq=False)
+class Group:
+    """The rollouts of one question of a step."""
+
+    place: int  # of the question among those of the step: the third part of the rollouts' keys
+    question: Question
+    noise: float
+    trajectories: list[Trajectory]
+    scores: list[Score]
+
+    @property
+    def rewards(self) -> torch.Tensor:
+        """Totals of the scores, (G,) double; NaN where the engine failed, or a judge."""
+        return torch.tensor([score.total for score in self.scores], dtype=torch.float64)
+
+    @property
+    def alive(self) -> bool:
+        """Whether a group baseline learns from it."""
+        return not zero_variance_groups(self.rewards[None]).item()
+
+    def record(self, trained: bool) -> dict:
+        """Make the JSON record of the group in the run's log."""
+        return {
+            "place": self.place,
+            "question": self.question.id,
+            "noise_probability": self.noise,
+            "rewards": [None if reward.isnan() else reward.item() for reward in self.rewards],
+            "trained": trained,
+        }
+
+
 @dataclass
 class Batch:
     """The rollouts of a step: P questions x G trajectories, group by group, and what sampling them took."""
 
     step: int
-    trajectories: list[Trajectory]
-    rewards: torch.Tensor  # (P, G) double; NaN where the engine failed, or a judge
-    scores: list[Score]  # the rewards by turn and by part
+    groups: list[Group]
+    extra: list[Group]  # sampled, but not trained: dead groups whose places others took (`extra_rounds`)
     turn_advantages: list[list[float]] | None  # with credit by turn
     branch_tokens: int  # sampled for it besides the trajectories'
-    noise: float
     failed: float  # share of rollouts that left the batch because their engine failed, or a judge
     used: dict[str, float]
     seconds: dict[str, float]
     sampled_at: float
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """The trained P * G trajectories, group by group."""
+        return [trajectory for group in self.groups for trajectory in group.trajectories]
+
+    @property
+    def rewards(self) -> torch.Tensor:
+        """Their rewards, (P, G) double."""
+        return torch.stack([group.rewards for group in self.groups])
 
 
 @dataclass
@@ -125,6 +165,8 @@ class Training:
     """Samples from the trained weights; each trainer sets its own."""
     last: dict[str, float | None] | None = field(default=None, init=False)
     """Metrics of the step before."""
+    past: Past = field(default_factory=dict, init=False)
+    """When each question was last asked; a resumed run reads it from its log."""
 
     def __post_init__(self):
         name, subsets = self.arm.name, ", ".join(self.arm.subsets)
@@ -135,8 +177,9 @@ class Training:
         self.reward = Reward(self.arm.reward)
 
     def resume(self) -> Checkpoint | None:
-        """Load the run's checkpoint, if it has one, and the metrics of its step."""
+        """Load the run's checkpoint, if it has one, and what was logged up to its step."""
         if checkpoint := self.run.checkpoint():
+            remember(self.past, self.run.groups())
             self.last = self.run.metrics().iloc[-1].to_dict()
         return checkpoint
 
@@ -155,32 +198,35 @@ class Training:
         }
 
     def collect(self, step: int) -> Batch:
-        """Roll out the step's questions.
+        """Roll out the step's questions, and fresh ones for dead groups.
 
         Raises:
             EngineError: more than FAILED_LIMIT of the rollouts failed with their engine.
             RewardError: a reward is wrong, or more than FAILED_LIMIT have no verdict of their judge.
         """
         arm, before, started = self.arm, self._used(), time.perf_counter()
-        noise = noise_probability(step, arm.steps, arm.curriculum, self.last)
-        engine = Stopwatch(self.engine) if self.engine else None
+        count, engine = arm.prompts_per_step, Stopwatch(self.engine) if self.engine else None
         changed = engine.prepare(step, self.last, self.generator) if engine else {}
-        trajectories = self._roll_out(step, engine, noise)
-        failed = check_failed(trajectories, arm.engine, step)
-        scores = self._score(trajectories)
-        rewards = torch.tensor([score.total for score in scores], dtype=torch.float64)
-        if self.reward.judge:
-            failed = check_judged(rewards, self.reward.judge, step)
-        by_turn, branch_tokens = self._credit(trajectories, scores, step, engine, noise)
+        asked = self._choose(step, count * (1 + arm.extra_rounds))
+        groups, asked, extra = self._roll_out(step, asked[:count], engine), asked[count:], []
+        failed = self._check_failed(step, groups)
+        for _ in range(arm.extra_rounds):
+            dead = [i for i, group in enumerate(groups) if not group.alive]
+            if not dead:
+                break
+            fresh, asked = self._roll_out(step, asked[: len(dead)], engine), asked[len(dead) :]
+            for i, group in zip(dead, fresh, strict=True):
+                extra.append(groups[i] if group.alive else group)
+                groups[i] = group if group.alive else groups[i]
+            failed = self._check_failed(step, groups + extra)
+        by_turn, branch_tokens = self._credit(groups, step, engine)
         sampled_at, searching = time.perf_counter(), engine.seconds if engine else 0.0
         return Batch(
             step=step,
-            trajectories=trajectories,
-            rewards=rewards.view(-1, arm.group_size),
-            scores=scores,
+            groups=groups,
+            extra=extra,
             turn_advantages=by_turn,
             branch_tokens=branch_tokens,
-            noise=noise,
             failed=failed,
             used=changed
             | distributed.all_sum({name: now - before[name] for name, now in self._used().items()}),
@@ -193,51 +239,77 @@ class Training:
 
         Metrics besides those of the trajectories and the update: reward (mean of `arm.reward`) and, of a sum,
         reward_<part> (mean of a part without its weight), zero_variance_groups (share of groups whose rewards
-        are equal), failed, noise_probability, rollout_tokens and search_tokens (sampled by policy and
-        simulator), real_searches (queries that a mixed engine sent to the real one), and of a living engine
-        real_share.
+        are equal), extra_groups (number of those that are not trained, for fresh questions took their place),
+        failed, noise_probability, rollout_tokens and search_tokens (sampled by policy and simulator),
+        real_searches (queries that a mixed engine sent to the real one), and of a living engine real_share.
+        All are of every group that was sampled, trained or not.
         """
+        groups = batch.groups + batch.extra
+        trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+        rewards = torch.stack([group.rewards for group in groups])
         self.last = {
-            "reward": batch.rewards.nanmean().item(),
-            **part_means(batch.scores),
-            "zero_variance_groups": zero_variance_groups(batch.rewards).double().mean().item(),
+            "reward": rewards.nanmean().item(),
+            **part_means([score for group in groups for score in group.scores]),
+            "zero_variance_groups": zero_variance_groups(rewards).double().mean().item(),
+            "extra_groups": len(batch.extra),
             "failed": batch.failed,
-            "noise_probability": batch.noise,
-            **trajectory_metrics([t for t in batch.trajectories if not t.failed]),
+            "noise_probability": mean(group.noise for group in groups),  # exact where all are equal
+            **trajectory_metrics([t for t in trajectories if not t.failed]),
             **update,
-            "rollout_tokens": sum(sum(t.mask) for t in batch.trajectories) + batch.branch_tokens,
+            "rollout_tokens": sum(sum(t.mask) for t in trajectories) + batch.branch_tokens,
             **batch.used,
         }
         self.run.log(batch.step, **self.last)
+        records = [group.record(trained=number < len(batch.groups)) for number, group in enumerate(groups)]
+        records.sort(key=lambda record: record["place"])
+        self.run.log_groups(batch.step, records)
+        remember(self.past, [{"step": batch.step, **record} for record in records])
         self.run.log_timing(batch.step, **batch.seconds, update=time.perf_counter() - batch.sampled_at)
         self._log_trajectories(batch, advantages)
         if self.progress:
             self.progress(batch.step, self.arm.steps, self.last)
 
-    def _roll_out(self, step: int, engine: SearchEngine | None, noise: float) -> list[Trajectory]:
-        """Sample the step's trajectories, group by group; each process samples its share of the groups."""
-        arm, seed, size = self.arm, self.run.seed, self.arm.group_size
-        batch = questions_of_step(self.questions, arm.prompts_per_step, seed, step)
-        mine = [(p, g) for p in distributed.shard(range(len(batch))) for g in range(size)]
-        keys = [(seed, step, p, g) for p, g in mine]
-        sampled = rollout([batch[p] for p, _ in mine], self.generator, engine, arm.rollout, keys, noise)
+    def _choose(self, step: int, count: int) -> list[tuple[int, Question, float]]:
+        """Choose questions for a step, each with its place and noise: its own, and those of extra rounds."""
+        arm, past = self.arm, self.past
+        chosen = SELECTIONS[arm.selection](self.questions, count, self.run.seed, step, past)
+        return [
+            (place, q, noise_probability(step, arm.steps, arm.curriculum, self.last, past.get(q.id)))
+            for place, q in enumerate(chosen)
+        ]
+
+    def _roll_out(
+        self, step: int, asked: Sequence[tuple[int, Question, float]], engine: SearchEngine | None
+    ) -> list[Group]:
+        """Sample a group for each (place, question, noise); each process samples its share of the groups."""
+        arm, size, mine = self.arm, self.arm.group_size, distributed.shard(asked)
+        keys = [(self.run.seed, step, place, g) for place, *_ in mine for g in range(size)]
+        questions, noise = ([one[part] for one in mine for _ in range(size)] for part in (1, 2))
+        sampled = rollout(questions, self.generator, engine, arm.rollout, keys, noise)
         groups = distributed.unshard([sampled[at : at + size] for at in range(0, len(sampled), size)])
-        return [trajectory for group in groups for trajectory in group]
+        scores = self._score([trajectory for group in groups for trajectory in group])
+        return [
+            Group(*one, group, scores[n * size : (n + 1) * size])
+            for n, (one, group) in enumerate(zip(asked, groups, strict=True))
+        ]
 
     def _score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         """Score trajectories; each process scores its share, so that a judge is asked once."""
         return distributed.unshard(self.reward(distributed.shard(trajectories)))
 
+    def _check_failed(self, step: int, groups: Sequence[Group]) -> float:
+        """Compute the share of rollouts that leave the batch; an error, as of `collect`, if it is large."""
+        failed = check_failed([t for group in groups for t in group.trajectories], self.arm.engine, step)
+        if judge := self.reward.judge:
+            failed = check_judged(torch.stack([group.rewards for group in groups]), judge, step)
+        return failed
+
     def _credit(
-        self,
-        trajectories: Sequence[Trajectory],
-        scores: Sequence[Score],
-        step: int,
-        engine: SearchEngine | None,
-        noise: float,
+        self, groups: Sequence[Group], step: int, engine: SearchEngine | None
     ) -> tuple[list[list[float]] | None, int]:
         """Compute turns' advantages, by `objective.credit`, and the number of tokens sampled for them."""
-        objective, size, rewards = self.arm.objective, self.arm.group_size, [score.turns for score in scores]
+        objective, size = self.arm.objective, self.arm.group_size
+        rewards = [score.turns for group in groups for score in group.scores]
         if objective.credit == "trajectory":
             return None, 0
         if objective.credit == "turn":
@@ -246,11 +318,14 @@ class Training:
         def sample(prefixes: list[Prefix], keys: list[Key]) -> list[tuple[Trajectory, Turns]]:
             mine, keys = distributed.shard(prefixes), distributed.shard(keys)
             asked = [trajectory.question for trajectory, _ in mine]
+            noise = [noises[place] for _, _, place, _ in keys]
             found = rollout(asked, self.generator, engine, self.arm.rollout, keys, noise, prefixes=mine)
             turns = [score.turns for score in self.reward(found)]
             return distributed.unshard(list(zip(found, turns, strict=True)))
 
-        keys = [(self.run.seed, step, *divmod(n, size)) for n in range(len(trajectories))]
+        noises = {group.place: group.noise for group in groups}
+        keys = [(self.run.seed, step, group.place, g) for group in groups for g in range(size)]
+        trajectories = [trajectory for group in groups for trajectory in group.trajectories]
         returns, tokens = branch_returns(trajectories, keys, objective, sample)
         return branch_advantages(rewards, returns, size, objective.discount), tokens
 
@@ -262,9 +337,10 @@ class Training:
     def _log_trajectories(self, batch: Batch, advantages: Sequence[float]) -> None:
         """Log the first groups of a step, with their advantages, and now and then the watched questions."""
         step, size, last = batch.step, self.arm.group_size, self.arm.steps
+        scores = [score for group in batch.groups for score in group.scores]
         logged = []
         for n, trajectory in enumerate(batch.trajectories[: LOGGED_QUESTIONS * size]):
-            record = self._record(trajectory, batch.scores[n]) | {
+            record = self._record(trajectory, scores[n]) | {
                 "group": n // size,
                 "advantage": round(advantages[n], 4),
             }
@@ -282,7 +358,7 @@ class Training:
 
         Only the policy differs between steps. Nothing of this reaches the training or its metrics.
         """
-        asked = questions_of_step(self.questions, LOGGED_QUESTIONS, self.run.seed, 1)
+        asked = epochs(self.questions, LOGGED_QUESTIONS, self.run.seed, 1)
         keys = [(self.run.seed, 0, p, 0) for p in range(len(asked))]  # training begins with step 1
         greedy = replace(self.arm.rollout, temperature=0.0)
         return rollout(asked, self.generator, self.engine, greedy, keys)
@@ -328,13 +404,6 @@ def part_means(scores: Sequence[Score]) -> dict[str, float]:
     """Compute the mean of each part of a reward that is a sum, over the trajectories that have one."""
     present = [score.parts for score in scores if len(score.parts) > 1]
     return {name: fmean(parts[name] for parts in present) for name in (present[0] if present else ())}
-
-
-def questions_of_step(questions: Sequence[Question], count: int, seed: int, step: int) -> list[Question]:
-    """Pick `count` questions for a step (1, 2, ...), in shuffled epochs: each once before any comes again."""
-    places = range((step - 1) * count, step * count)
-    split = [divmod(place, len(questions)) for place in places]
-    return [questions[permutation(len(questions), seed, epoch)[place]] for epoch, place in split]
 
 
 class Stopwatch(SearchEngine):

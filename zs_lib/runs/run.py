@@ -4,6 +4,7 @@
         run.json            configuration, seed, package and code versions, machine; written first
         metrics.jsonl       one line a step: bit-identical however often the run was killed
         trajectories.jsonl  some trajectories of each step
+        groups.jsonl        each question that was asked, with its rewards
         timing.jsonl        seconds: the only thing that two equal runs differ in
         checkpoint-…/       the last checkpoint: tensors.safetensors, state.json, sha256.json
         model/              what a finished run leaves: a transformers folder
@@ -48,7 +49,7 @@ LOCK_WAIT_S = 12 * 3600
 """Seconds to wait for another process's lock."""
 LOCK_POLL_S = 0.2
 FOLDER = re.compile(r"(?P<kind>[a-z]+)-(?P<digest>[0-9a-f]{12})-s(?P<seed>\d+)")
-LOGS = ("metrics.jsonl", "trajectories.jsonl", "timing.jsonl")
+LOGS = ("metrics.jsonl", "trajectories.jsonl", "groups.jsonl", "timing.jsonl")
 
 StepCallback = Callable[[int, int, dict], None]
 """Called after each training step with its number, the number of steps, and the step's metrics."""
@@ -173,6 +174,11 @@ class Run:
         self.logged("trajectories.jsonl").append([{"step": step, **one} for one in trajectories])
 
     @on_main_process
+    def log_groups(self, step: int, groups: list[dict]) -> None:
+        """Append each question of a step with its rewards (`rl.train.Group.record`)."""
+        self.logged("groups.jsonl").append([{"step": step, **one} for one in groups])
+
+    @on_main_process
     def progress(self, stage: str, step: int, steps: int) -> None:
         """Publish how far the run is; `log` does so by itself for arms that have `steps`."""
         temporary = self.path / "progress.tmp"
@@ -225,6 +231,11 @@ class Run:
         """Read the logged trajectories, each with its `step`."""
         self.file("trajectories.jsonl")
         return self.logged("trajectories.jsonl").rows()
+
+    def groups(self) -> list[dict]:
+        """Read the logged groups (`rl.train.Group.record`), each with its `step`."""
+        self.file("groups.jsonl")
+        return self.logged("groups.jsonl").rows()
 
     def verify(self) -> list[RunError]:
         """Look for damage in this run: an error for each, which names file and cure."""

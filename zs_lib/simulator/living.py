@@ -22,7 +22,7 @@ from zs_lib.models.load import LoadedModel, load_generator, load_model
 from zs_lib.models.sft import fine_tune, save_model
 from zs_lib.qa import Question, scoring
 from zs_lib.rl.curriculum import noise_probability
-from zs_lib.rl.train import questions_of_step
+from zs_lib.rl.questions import epochs
 from zs_lib.rng import seeded
 from zs_lib.runs import Run, RunStore
 from zs_lib.simulator.pairs import (
@@ -128,7 +128,7 @@ class LivingEngine(SearchEngine):
         asked = {
             question.id: question
             for step in range(due - arm.simulator_refresh + 1, due + 1)
-            for question in questions_of_step(self.asked, arm.prompts_per_step, self.run.seed, step)
+            for question in epochs(self.asked, arm.prompts_per_step, self.run.seed, step)
         }
         questions, _ = split_questions(list(asked.values()))
         how = replace(simulator.pairs, collection=arm.rollout)

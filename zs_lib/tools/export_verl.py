@@ -25,6 +25,7 @@ from zs_lib.evaluation.evaluate import pick_questions
 from zs_lib.models.encoding import template_values
 from zs_lib.models.load import LORA_SCALE
 from zs_lib.protocol import policy_prompt
+from zs_lib.rl.curriculum import ADAPTIVE
 from zs_lib.rl.rollout import token_budget
 from zs_lib.runs.files import write_text
 from zs_lib.tools.export import new_folder
@@ -136,7 +137,10 @@ def _check(arm: PolicyArm) -> None:
         "credit by turn": arm.objective.credit != "trajectory",
         "the engine 'mixed'": arm.engine == "mixed",
         "an engine that changes (`living`)": arm.living and arm.engine != "mixed",
-        "the curriculum 'adaptive'": arm.curriculum is not None and arm.curriculum.schedule == "adaptive",
+        "a curriculum that is adaptive": arm.curriculum is not None and arm.curriculum.schedule in ADAPTIVE,
+        f"questions by {arm.selection}": arm.selection != "epochs",
+        "extra rounds of questions": arm.extra_rounds > 0,
+        f"draws shared by {arm.rollout.draws}": arm.rollout.draws != "rollout",
         "format SFT before RL": arm.format_sft is not None,
         "a simulator without thoughts": arm.simulator is not None and not arm.simulator.thinking,
         f"kl_max = {arm.objective.kl_max:g} (0 or {VERL_KL_MAX:g})": arm.objective.kl_max

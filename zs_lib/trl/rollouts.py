@@ -20,7 +20,7 @@ from zs_lib.errors import ConfigError, DataError
 from zs_lib.models.generator import Generator
 from zs_lib.models.load import ATTENTION, build_generator
 from zs_lib.qa import Question
-from zs_lib.rl.curriculum import noise_probability
+from zs_lib.rl.curriculum import ADAPTIVE, noise_probability
 from zs_lib.rl.rewards import Reward
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.train import check_failed
@@ -73,10 +73,10 @@ class SearchRollouts:
         curriculum: CurriculumConfig | None = None,
         reward: str = "f1",
     ):
-        if curriculum and curriculum.schedule == "adaptive":
+        if curriculum and curriculum.schedule in ADAPTIVE:
             raise ConfigError(
-                "The curriculum 'adaptive' depends on past rewards, which TRL does not keep: choose "
-                "exponential or constant."
+                f"The curriculum '{curriculum.schedule}' depends on past rewards, which TRL does not keep: "
+                "choose exponential or constant."
             )
         self.questions = {question.question: question for question in questions}
         if not questions or len(self.questions) < len(questions):

@@ -19,8 +19,8 @@ from zs_lib.models.generator import Generator
 from zs_lib.models.load import load_generator, load_model
 from zs_lib.qa import Question
 from zs_lib.rl.format_sft import lesson
+from zs_lib.rl.questions import epochs
 from zs_lib.rl.rollout import rollout
-from zs_lib.rl.train import questions_of_step
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.runs import distributed
 from zs_lib.tools.bench.machine import forward_flops, peak_flops
@@ -69,7 +69,7 @@ def measure(small: bool = False) -> Iterator[dict]:
 
 def grouped_questions(arm: PolicyArm, prompts: int, group: int = GROUP) -> list[Question]:
     """Pick the training questions of an arm's first step, each `group` times in a row."""
-    picked = questions_of_step(qa.load_questions(subset=arm.subsets, split="train"), prompts, 0, 1)
+    picked = epochs(qa.load_questions(subset=arm.subsets, split="train"), prompts, 0, 1)
     return [question for question in picked for _ in range(group)]
 
 
@@ -262,7 +262,7 @@ def format_tuned(name: str, how: FormatSFT) -> Path:
     loaded.tokenizer.chat_template = None  # the peers' loops continue plain texts
     device = loaded.model.device
     chains = [q for q in qa.load_questions(subset=qa.TRAINED_ON, split="train") if q.is_chain]
-    questions = questions_of_step(chains, SFT_STEPS * SFT_EXAMPLES, 1, 1)
+    questions = epochs(chains, SFT_STEPS * SFT_EXAMPLES, 1, 1)
     trained = [p for layer in loaded.model.base_model.layers[-SFT_LAYERS:] for p in layer.parameters()]
     loaded.model.requires_grad_(False)
     for parameter in trained:
