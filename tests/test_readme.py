@@ -17,7 +17,7 @@ from zs_lib.analysis.tables import README
 from zs_lib.config import paths
 
 LINES = 10
-OWN = ["data", "corpus", "engine", "model", "curriculum"]
+OWN = ["data", "corpus", "engine", "model", "curriculum", "reward"]
 TEXT = README.read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### (.+?)\n+(.*?)(?=^##|\Z)", TEXT, re.MULTILINE | re.DOTALL))
 
@@ -96,6 +96,12 @@ def test_your_own_model(desk):
 def test_your_own_curriculum(desk):
     run = run_snippets("Your own curriculum", desk)["run"]
     assert (run.metrics()["noise_probability"] == 0.3).all()
+
+
+def test_your_own_reward(desk):
+    logged = run_snippets("Your own reward", desk)["run"].metrics()
+    parts = logged["reward_f1"] - 0.1 * logged["reward_no_answer"] - 0.02 * logged["reward_words"]
+    assert logged["reward"].to_list() == pytest.approx(parts.to_list()) and logged["reward_words"].any()
 
 
 def test_inside_trl(desk):
