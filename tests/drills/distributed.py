@@ -30,6 +30,7 @@ from policy_fixtures import PPO, QUESTIONS, LookupEngine, load, save_backbone
 from safetensors.torch import load_file
 
 from zs_lib import config
+from zs_lib.config.arms import CurriculumConfig
 from zs_lib.launch import worker
 from zs_lib.models.load import LoadedModel
 from zs_lib.models.sft import fine_tune
@@ -51,6 +52,14 @@ ARMS = {
     "ppo": replace(SEARCHING, objective=PPO),
     "minibatches": replace(SEARCHING, objective=replace(NORMALISED, minibatch_rollouts=8)),
     "branches": replace(SEARCHING, objective=objective(credit="branch"), reward="f1 - 0.1 * searches"),
+    # An odd number of extra groups, or none, for the two to share.
+    "questions": replace(
+        SEARCHING,
+        selection="pass_rates",
+        extra_rounds=2,
+        curriculum=CurriculumConfig(schedule="by_question", p_start=0.0, p_end=0.5, band_high=0.4, gain=0.2),
+        rollout=replace(SEARCHING.rollout, draws="group"),
+    ),
     "trl grpo": replace(SEARCHING, trainer="trl", objective=replace(GROUPS, kl_coef=0.05)),
     "trl dr_grpo": replace(SEARCHING, trainer="trl", objective=replace(GROUPS, algorithm="dr_grpo")),
     "fine-tuning": replace(config.load_profile("smoke").simulators[0], steps=14, batch_size=4),
@@ -174,6 +183,7 @@ def test_two_processes_make_what_one_makes(name, whole, by_two):
     assert_same(ours, theirs)
     assert ours.verify() == [] and len(ours.trajectories()) == len(theirs.trajectories())
     assert [t["answer"] for t in ours.trajectories()] == [t["answer"] for t in theirs.trajectories()]
+    assert ours.groups() == theirs.groups()
 
 
 @pytest.mark.parametrize("name", ["trl grpo", "trl dr_grpo"])
