@@ -39,6 +39,16 @@ def test_a_curve_is_the_mean_over_seeds(tables):
     )  # mean of steps 6 to 10
 
 
+def test_an_interval_of_one_seed_does_not_look_like_one_of_several(tables):
+    scores = tables["evaluation"]  # seed 0 alone
+    main = scores[scores["arm"] == "zerosearch"].assign(seed=1)
+    axes = figures.draw("05_simulators", tables | {"evaluation": pd.concat([scores, main])}).axes[0]
+    filled = [line.get_markerfacecolor() != "white" for line in axes.lines if line.get_marker() == "o"]
+    dotted = [bar.get_linestyle()[0][1] is not None for bar in axes.collections]
+    assert sum(filled) == 1 and len(filled) > 5 and [not one for one in filled] == dotted
+    figures.plt.close(axes.figure)
+
+
 def test_costs_break_even_where_lines_cross():
     figure = figures.draw("08_break_even", {}, "profile tiny")
     assert figure.get_supxlabel().startswith(

@@ -170,12 +170,12 @@ class Statement:
         return bool(self.found and self.found.over != ONE_SEED and self.bound is not None and not self.limit)
 
     def toward(self) -> Estimate:
-        """The estimate's distance from the bound, positive on the right side."""
+        """Measure the estimate's distance from the bound, positive on the right side."""
         sign = -1 if self.below else 1
         return replace(self.found, mean=sign * (self.found.mean - self.bound))
 
     def verdict(self, p_wrong: float) -> str:
-        """`p_wrong`: p-value of the test that it is on the wrong side, corrected for its family."""
+        """Decide by the interval, given the p-value (corrected for its family) of being on the wrong side."""
         if not self.decides:
             return "no runs" if not self.found else "reported" if self.bound is None else "undecided"
         distance = self.toward()
@@ -183,11 +183,8 @@ class Statement:
             return "holds"
         if p_wrong < ALPHA:
             return "does not hold"
-        return (
-            "equal"
-            if self.equal and -self.margin <= distance.low <= distance.high <= self.margin
-            else ("undecided")
-        )
+        within = -self.margin <= distance.low and distance.high <= self.margin
+        return "equal" if self.equal and within else "undecided"
 
 
 def verdict_table(statements: list[Statement], corrected: bool = False) -> pd.DataFrame:
@@ -199,9 +196,8 @@ def verdict_table(statements: list[Statement], corrected: bool = False) -> pd.Da
     p_wrong = {each: each.toward().p_below(0.0) for each in statements if each.decides}
     if corrected:
         p_wrong = dict(zip(p_wrong, holm(list(p_wrong.values())), strict=True))
-    return pd.DataFrame([_row(each, each.verdict(p_wrong.get(each, 1.0))) for each in statements]).set_index(
-        "statement"
-    )
+    rows = [_row(each, each.verdict(p_wrong.get(each, 1.0))) for each in statements]
+    return pd.DataFrame(rows).set_index("statement")
 
 
 def _row(each: Statement, verdict: str) -> dict:
