@@ -39,6 +39,7 @@ def zs(capsys, *arguments) -> tuple[int, str, str]:
         (["figures", "--profile", "huge"], "Unknown profile"),
         (["train", "nothing", "--profile", "smoke"], "Unknown arm 'nothing'. Known: zerosearch, "),
         (["runs", "show", "nothing"], "No run is called 'nothing'"),
+        (["runs", "record", "--set", "policy.steps=2"], "--set is for --variations"),
         (["search", "capital of France", "--engine", "altavista"], "altavista"),
         (
             ["search", "capital of France", "--engine", "simulated"],

@@ -449,17 +449,22 @@ def _runs_export(args: argparse.Namespace) -> None:
     "maintainers: write the study's tables into data/results/PROFILE, and tiny's into README",
     PROFILE,
     SEEDS,
+    option("--variations", action="store_true", help="those of notebook 12 instead, into variations/ in it"),
+    SET,
 )
 def _runs_record(args: argparse.Namespace) -> None:
+    if args.set and not args.variations:
+        raise ConfigError("--set is for --variations: the study itself is recorded as its profile says.")
     overrides = {} if args.seeds is None else {"seeds": args.seeds}
-    core = config.load_profile(args.profile, overrides)
+    core = config.load_profile(args.profile, dict(args.set) | overrides)
     from zs_lib.analysis import results, tables
 
-    missing = results.record_tables(core, RunStore())
+    record = results.record_variations if args.variations else results.record_tables
+    missing = record(core, RunStore())
     print(results.RECORDS / core.name)
     if missing:
         print(f"{len(missing)} runs are not finished and left out ({missing[0]}, …).", file=sys.stderr)
-    if core.name == MAIN:
+    if core.name == MAIN and not args.variations:
         tables.update_readme(results.load_tables(core.name))
 
 

@@ -195,7 +195,8 @@ def credit(profile: Profile) -> Rows:
 def collapse(profile: Profile) -> Rows:
     """Train Search-R1 by GRPO until it collapses (too fast, off-policy, no KL), and by repairs of it.
 
-    Five times the profile's learning rate, on half of its questions a step, with four updates a batch.
+    Five times the profile's learning rate, on half of its questions a step, with four updates a batch, for
+    two and a half times its steps.
     """
     real = profile.policy("search-r1")
     unstable = {"algorithm": "grpo", "kl_coef": 0.0, "updates_per_batch": 4}
@@ -207,11 +208,13 @@ def collapse(profile: Profile) -> Rows:
         "likelihood guard": {"likelihood_coef": 1.0},  # ours: a drop weighs as an advantage of 1
         "sign balance": {"balance_signs": True},
     }
-    half, rate = max(1, real.prompts_per_step // 2), 5 * real.learning_rate
+    faster = {
+        "learning_rate": 5 * real.learning_rate,
+        "prompts_per_step": max(1, real.prompts_per_step // 2),
+        "steps": 5 * real.steps // 2,
+    }
     return {
-        label: variant(
-            real, "repair", label, objective=unstable | repair, prompts_per_step=half, learning_rate=rate
-        )
+        label: variant(real, "repair", label, objective=unstable | repair, **faster)
         for label, repair in repairs.items()
     }
 
@@ -258,6 +261,12 @@ def select(profile: Profile, *names: str) -> Profile:
     if "methods" in names:
         evaluation = replace(evaluation, baselines=tuple(METHODS))
     return replace(profile, policies=tuple(arms.values()), evaluation=evaluation)
+
+
+def only(profile: Profile, *names: str) -> Profile:
+    """Keep the arms of these studies alone, each once."""
+    arms = {digest(arm): arm for name in names for arm in study_arms(profile, name).values()}
+    return replace(profile, policies=tuple(arms.values()))
 
 
 def robustness(profile: Profile) -> Profile:

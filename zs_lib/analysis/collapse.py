@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 WINDOW = 10  # steps of the moving mean: a step's reward is itself the mean of only tens of rollouts
@@ -126,3 +127,13 @@ def collapse_warnings(metrics: pd.DataFrame, window: int = WINDOW) -> list[Colla
             step = int(metrics["step"].iloc[int(held.argmax())])
             found.append(CollapseWarning(condition.name, step, condition.message))
     return sorted(found, key=lambda warning: warning.step)
+
+
+def collapse_step(metrics: pd.DataFrame, window: int = WINDOW) -> int | None:
+    """Find the step from which on the reward stays below half of its best; None if it does not end so.
+
+    `metrics` as of `collapse_warnings`; the reward is read as its moving mean.
+    """
+    held = _halved(metrics["reward"].rolling(window).mean()).to_numpy()
+    stays = np.logical_and.accumulate(held[::-1])[::-1]
+    return int(metrics["step"].iloc[stays.argmax()]) if stays.any() else None

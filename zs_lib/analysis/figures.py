@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zs_lib.analysis import cost, results, summaries
+from zs_lib import studies
+from zs_lib.analysis import cost, results, summaries, variations
 from zs_lib.analysis.drawing import (
     SERIES,
     STYLE,
@@ -62,6 +65,8 @@ class Drawing:
     studies: tuple[str, ...] = ()
     source: str = ""
     """Line at the foot of a figure that shows no runs."""
+    varied: bool = False
+    """Whether its tables are those of the profile's variations (`results.load_variations`)."""
 
 
 FIGURES: dict[str, Drawing] = {}
@@ -430,6 +435,54 @@ def draw_break_even(tables: Tables, figure: Figure) -> None:
     )
 
 
+VARIED = {"varied": True, "needs": ("training",)}
+
+
+def draw_variation(study: str, tables: Tables, figure: Figure) -> None:
+    """Draw held-out F1, and what a training step took, by row of a study of `studies.VARIATIONS`."""
+    scores = variations.scores(tables, study).iloc[::-1]
+    left, *right = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1, 1))
+    places, colors = range(len(scores)), [SERIES[0]] * (len(scores) - 1) + ["#555555"]  # the first row's
+    whiskers(left, scores.fillna({"low": 0, "high": 1}), places, colors, marker="o", ms=5)
+    for place, row in zip(places, scores.itertuples(), strict=True):
+        lacks = "not run" if np.isnan(row.seeds) else "not evaluated" if np.isnan(row.f1) else f"{row.f1:.3f}"
+        at = 0.0 if np.isnan(row.f1) else row.f1
+        left.annotate(lacks, (at, place), (4, 4), textcoords="offset points", fontsize=8, color="#555555")
+    for axes, column in zip(right, ("seconds", "tokens"), strict=True):
+        axes.barh(places, scores[column].fillna(0), color=colors, height=0.6)
+        axes.set_xlabel(f"{column} a step")
+        axes.grid(axis="y", visible=False)
+    left.set_yticks(places, scores.index)
+    left.grid(axis="y", visible=False)
+    label = "held-out F1, real engine (95% interval; dotted: of one seed)"
+    left.set(title=study.capitalize(), xlabel=label, xlim=(0, 1), ylim=(-0.6, len(scores) - 0.3))
+
+
+for _study in studies.VARIATIONS:
+    if _study != "collapse":
+        draws(f"12_{_study}", (9.4, 2.8), **VARIED)(partial(draw_variation, _study))
+
+
+@draws("12_collapse", (9.4, 5.2), **VARIED)
+def draw_collapse(tables: Tables, figure: Figure) -> None:
+    """Draw the reward of each seed by repair, with its first warning (circle) and its collapse (cross)."""
+    labels, ends = summaries.study_labels(tables, "collapse"), variations.endings(tables)
+    panels = figure.subplots(2, -(-len(labels) // 2), sharex=True, sharey=True).flat
+    for axes, (arm, label) in zip(panels, labels.items(), strict=False):
+        part = tables["training"][lambda table, arm=arm: table["arm"] == arm]
+        wide = part.pivot_table(index="step", columns="seed", values="reward")
+        smooth = wide.rolling(WINDOW, min_periods=1).mean()
+        for row, color in zip(ends[ends["row"] == label].itertuples(), cycle(SERIES), strict=False):
+            axes.plot(smooth.index, smooth[row.seed], color=color, lw=1.3)
+            for step, marker in ((row.at, "o"), (row.collapse, "X")):
+                if not np.isnan(step):
+                    axes.plot(step, smooth[row.seed][step], marker, color=color, ms=7, mec="white", zorder=5)
+        axes.set(title=label if len(part) else f"{label}: not run", ylim=(-0.02, 1))
+    for axes in figure.axes[-len(labels) // 2 :]:
+        axes.set_xlabel("RL step")
+    figure.supylabel("training reward (F1), a line a seed\n● first warning, ✖ collapse", fontsize=9.5)
+
+
 def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
     """Draw a figure of FIGURES from tables.
 
@@ -479,17 +532,18 @@ def draw_all(profile: str, folder: Path, tables: Tables | None = None) -> tuple[
 
     Returns the files, and for each figure that cannot be drawn the reason; its outdated file is deleted.
     """
-    tables = tables or results.load_tables(profile)
+    tables, varied = tables or results.load_tables(profile), results.load_variations(profile)
     folder.mkdir(parents=True, exist_ok=True)
     core = tables | {"provenance": summaries.core(tables["provenance"])}
     written, lacking = [], {}
     for name, chosen in FIGURES.items():
         path = folder / f"{name}.png"
-        if reason := _lacks(chosen, tables):
+        shown = varied if chosen.varied else tables
+        if reason := _lacks(chosen, shown):
             lacking[name] = reason
             path.unlink(missing_ok=True)
             continue
-        figure = draw(name, tables, provenance_of(tables if chosen.studies else core, profile))
+        figure = draw(name, shown, provenance_of(shown if chosen.varied or chosen.studies else core, profile))
         picture = BytesIO()
         figure.savefig(picture, metadata={"Software": None})
         plt.close(figure)

@@ -14,7 +14,8 @@
     cost         arm, seed, and what training took: see `cost_table`
     provenance   kind, arm, seed, run: the runs behind the tables, with code version and machine
 
-`record_tables` writes them to `data/results/<profile>/`, from which the figures are redrawn.
+`record_tables` writes them to `data/results/<profile>/`, from which the figures are redrawn, and
+`record_variations` some of them for `studies.VARIATIONS` to `variations/` in it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import pandas as pd
 
 from zs_lib import qa, studies
 from zs_lib.analysis.old_names import with_new_names
-from zs_lib.config import Profile, paths
+from zs_lib.config import Profile, load_profile, paths
 from zs_lib.config.arms import EvaluationArm, FormatSFTArm, PolicyArm, SimulatorArm
 from zs_lib.config.contents import refuse_unreadable
 from zs_lib.config.engines import simulates
@@ -307,26 +308,60 @@ def record_tables(core: Profile, store: RunStore) -> list[str]:
     Raises:
         RunError: a run of the profile itself is not finished.
     """
-    if missing := _unfinished(core, store):
+    if missing := _unfinished(study_runs(core), store):
         raise RunError(
             f"{len(missing)} runs are not finished ({', '.join(missing[:4])}, …): "
             f"`zs reproduce --profile {core.name} --seeds {core.seeds}` makes them."
         )
-    profile, folder = studies.full(core), RECORDS / core.name
+    profile = studies.full(core)
+    _write(collect_tables(profile, store), RECORDS / core.name)
+    return _unfinished(study_runs(profile), store)
+
+
+VARIED = ("training", "evaluation", "seconds", "provenance")
+"""Tables recorded of variations; which arms stand in which study is read from `studies`."""
+
+
+def variation_rows(profile: Profile) -> pd.DataFrame:
+    """List the rows of every study of VARIATIONS, with runs or without."""
+    arms = {study: studies.study_arms(profile, study) for study in studies.VARIATIONS}
+    rows = [(study, label, arm.name) for study, part in arms.items() for label, arm in part.items()]
+    return pd.DataFrame(rows, columns=NEEDED["study_rows"])
+
+
+def record_variations(profile: Profile, store: RunStore) -> list[str]:
+    """Write the tables of a profile's variations to `data/results/<profile>/variations/`.
+
+    Arms may be recorded before they have all runs, or any. Returns the names of unfinished trainings.
+    """
+    varied = studies.only(profile, *studies.VARIATIONS)
+    _write({name: TABLES[name](varied, store) for name in VARIED}, RECORDS / profile.name / "variations")
+    return _unfinished(policy_runs(varied), store)
+
+
+def load_variations(profile: str) -> Tables:
+    """Read the recorded tables of a profile's variations, and `variation_rows`; empty ones if it has none.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    paths = {name: RECORDS / profile / "variations" / _file(name) for name in VARIED}
+    tables = {name: _read(path, ()) if path.exists() else pd.DataFrame() for name, path in paths.items()}
+    return tables | {"study_rows": variation_rows(load_profile(profile))}
+
+
+def _write(tables: Tables, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in collect_tables(profile, store).items():
+    for name, table in tables.items():
         # no time stamp, so that equal tables are equal files
         compression = {"method": "gzip", "mtime": 0} if name in LONG else None
         path, exact = folder / _file(name), {"float_format": "%.6g", "lineterminator": "\n"}
         table.to_csv(path, index=False, compression=compression, **exact)
-    return _unfinished(profile, store)
 
 
-def _unfinished(profile: Profile, store: RunStore) -> list[str]:
+def _unfinished(wanted: Iterable[tuple], store: RunStore) -> list[str]:
     return [
-        f"{arm.name} s{seed}"
-        for arm, seed in study_runs(profile)
-        if not ((run := store.get(arm, seed)) and run.finished)
+        f"{arm.name} s{seed}" for arm, seed in wanted if not ((run := store.get(arm, seed)) and run.finished)
     ]
 
 

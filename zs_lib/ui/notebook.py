@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import ast
 import html
+import inspect
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import HTML, display
+from IPython.display import HTML, Markdown, display
 
 from zs_lib import config, studies
-from zs_lib.analysis import figures, results
+from zs_lib.analysis import figures, results, variations
 from zs_lib.config import Profile, Resources
 from zs_lib.config.paths import check_folder
 from zs_lib.config.values import digest, reject_unknown
@@ -29,7 +30,7 @@ from zs_lib.launch import executors, notebooks, scheduler
 from zs_lib.launch.progress import ipython_shell
 from zs_lib.rl.trajectory import Trajectory, to_record
 from zs_lib.runs import Run, RunStore
-from zs_lib.ui import render
+from zs_lib.ui import render, sentences
 
 PARAMETERS = ("profile", "seeds", "jobs", "overrides")
 """Parameters of every notebook."""
@@ -43,16 +44,21 @@ pd.options.display.max_colwidth = None  # warnings and claims are sentences
 
 
 def open_study(
-    profile: str, seeds: int | None = None, overrides: dict[str, Any] | str | None = None, *names: str
+    profile: str,
+    seeds: int | None = None,
+    overrides: dict[str, Any] | str | None = None,
+    *names: str,
+    own: tuple[str, ...] = (),
 ) -> Profile:
     """Load a profile with the parameters cell's overrides, and the arms of the studies of these `names`.
 
-    `overrides` may be JSON, as `papermill -p overrides '{"policy.steps": 3}'` passes it.
+    `overrides` may be JSON, as `papermill -p overrides '{"policy.steps": 3}'` passes it. `own`: parameters
+    that this notebook has beside PARAMETERS.
 
     Raises:
         ConfigError: an unknown parameter, profile or override (it lists the known ones), or no such JSON.
     """
-    check_parameters(PARAMETERS)
+    check_parameters((*PARAMETERS, *own))
     changed = _decoded(overrides) if isinstance(overrides, str) else dict(overrides or {})
     loaded = config.load_profile(profile, changed | ({} if seeds is None else {"seeds": seeds}))
     global _resources
@@ -188,6 +194,36 @@ def recorded_or_stored(study: Profile) -> results.Tables:
             f"run `zs reproduce --profile {study.name}`."
         )
     return found
+
+
+def recorded_or_stored_variations(study: Profile) -> results.Tables:
+    """Read the tables of the variations: the recorded ones if they are of this study, or the store's."""
+    found, arms = results.load_variations(study.name), {digest(arm) for arm in study.policies}
+    runs = found["provenance"].query("kind == 'policy'")["run"] if len(found["provenance"]) else []
+    if len(runs) and {name.split("-")[1] for name in runs} <= arms:
+        return found
+    return tables(study, *results.VARIED) | {"study_rows": results.variation_rows(study)}
+
+
+def show_variation(name: str, study: Profile, made: results.Tables) -> None:
+    """Show a study of `studies.VARIATIONS`: settings, scores or collapses, figure, and what was learnt."""
+    arms = studies.study_arms(study, name)
+    found = variations.collapses(made) if name == "collapse" else variations.scores(made, name)
+    shown = found.drop(columns="arm", errors="ignore").round(3).convert_dtypes()
+    shown = variations.settings(arms).to_frame().join(shown)
+    display(shown.astype(object).fillna({"seeds": "not run"}).fillna(""))
+    if found["seeds"].isna().all():
+        print(f"None of these arms has a run here: train = [{name!r}] makes them.")
+        return
+    show(f"12_{name}", study, made)
+    print(sentences.collapsed(made) if name == "collapse" else sentences.varied(made, name))
+
+
+def show_source(*functions: Callable) -> None:
+    """Show the source of functions of the library, and where it stands."""
+    for function in functions:
+        where = f"`{function.__module__}.{function.__qualname__}`"
+        display(Markdown(f"{where}\n```python\n{inspect.getsource(function)}```"))
 
 
 def show(name: str, study: Profile, made: results.Tables | None = None) -> None:

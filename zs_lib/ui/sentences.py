@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from zs_lib.analysis import results, summaries
+from zs_lib.analysis import results, summaries, variations
+from zs_lib.analysis.comparisons import compare
 from zs_lib.analysis.results import START
+from zs_lib.analysis.statistics import ONE_SEED
 from zs_lib.qa import scoring
 from zs_lib.rl.trajectory import Trajectory
 
@@ -96,3 +98,37 @@ def beside_recorded(evaluation: pd.DataFrame, profile: str) -> pd.DataFrame:
             "inside": here["f1"].between(there["low"], there["high"]),
         }
     )
+
+
+def varied(tables: results.Tables, study: str) -> str:
+    """Compare each evaluated row of a variation with the first: paired F1, and what a step took."""
+    made = variations.scores(tables, study).dropna(subset="f1")
+    if len(made) < 2 or made.index[0] != summaries.study_labels(tables, study).iloc[0]:
+        return "There are no two rows to compare yet."
+    first, lines = made.iloc[0], []
+    for label, row in made.iloc[1:].iterrows():
+        found = compare(tables["evaluation"], row["arm"], first["arm"])
+        verdict = "better" if found.low > 0 else "worse" if found.high < 0 else "no difference shown"
+        verdict = "undecided" if found.over == ONE_SEED else verdict
+        tokens, seconds = row["tokens"] / first["tokens"], row["seconds"] / first["seconds"]
+        lines.append(
+            f"{label}: F1 {found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}) over {made.index[0]}, "
+            f"{found.seeds} seed(s): {verdict}; {tokens:.2f} times the tokens a step, {seconds:.2f} "
+            "times the seconds."
+        )
+    return "\n".join(lines)
+
+
+def collapsed(tables: results.Tables) -> str:
+    """Tell of each repair how many runs collapsed, and whether a warning came first."""
+    lines = []
+    ends = variations.endings(tables)
+    for label, part in ends.groupby("row", sort=False):
+        fell = part.dropna(subset="collapse")
+        line = f"{label}: {len(fell)} of {len(part)} run(s) collapsed, last reward {part['last'].mean():.2f}"
+        if len(fell):
+            early = fell[fell["lead"] > 0]
+            line += f"; a warning came first in {len(early)}"
+            line += f", by {early['lead'].median():.0f} steps in the median" if len(early) else ""
+        lines.append(f"{line}; false alarms: {part[part['collapse'].isna()]['warning'].count()}.")
+    return "\n".join(lines)
