@@ -9,6 +9,7 @@ Modules that import torch are imported inside: who only reads results need not w
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -53,10 +54,9 @@ def ensure(arm: Any, seed: int, store: RunStore, progress: StepCallback | None =
         for needed in needs(arm, seed):
             ensure(*needed, store)
         title = f"{kind_of(arm)} {arm.name} s{seed}"
-        if maker.together:  # it trains
-            hold_gpu(title)
         quiet = progress is not None or not distributed.is_main()
-        with tqdm(desc=title, unit=" steps", leave=False, disable=quiet or None) as bar:  # None: no terminal
+        bar = tqdm(desc=title, unit=" steps", leave=False, disable=quiet or None)  # None: no terminal
+        with bar, hold_gpu(title) if maker.together else nullcontext():  # what is made together trains
             try:
                 return maker.make(run, arm, store, progress or partial(_show_step, bar))
             except (MemoryError, RuntimeError) as error:

@@ -42,9 +42,9 @@ def test_each_process_has_its_vllm_engine_on_its_own_device(processes, backend, 
 HOLDER = """
 import sys
 from zs_lib.runs import gpus
-gpus.hold("H200 GPU-7", "policy zerosearch s3")
-print("held", flush=True)
-sys.stdin.read()
+with gpus.hold("H200 GPU-7", "policy zerosearch s3"):
+    print("held", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -63,10 +63,12 @@ def test_two_trainings_that_were_started_apart_on_one_gpu(store, tmp_path, monke
         taken = rf"GPU H200 GPU-7 is taken: process {holder.pid} \(policy zerosearch s3\) trains on it.*"
         with pytest.raises(ConfigError, match=taken + "CUDA_VISIBLE_DEVICES.*resources"):
             pipeline.ensure(CountingArm(), 0, store)
-        gpus.hold("H200 GPU-8", "another GPU")
-        holder.kill()
+        with gpus.hold("H200 GPU-8", "on another GPU"):
+            holder.kill()
     for seed in (0, 1):  # and it may make several, one after the other
         assert pipeline.ensure(CountingArm(), seed, store).finished
+    with gpus.hold("H200 GPU-7", "another"):  # which was given back
+        pass
 
 
 def test_more_processes_of_a_run_than_gpus(monkeypatch):

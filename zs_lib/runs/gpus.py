@@ -1,4 +1,4 @@
-"""One training a GPU: a lock for each, held by the process that trains on it until that process ends.
+"""One training a GPU: a lock for each, which ends with the training or with its process, however that ends.
 
 The scheduler gives each GPU to one run at a time (`launch.placement`); this finds trainings that were started
 apart. Locks are the user's own: two users of one machine, or two containers, do not see each other's.
@@ -6,46 +6,66 @@ apart. Locks are the user's own: two users of one machine, or two containers, do
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from zs_lib.errors import ConfigError
 from zs_lib.runs import distributed
 
 RELEASE_S = 10
-"""Seconds to wait for a GPU, which a process that has done its work may hold until it has ended."""
-_locks: dict[str, FileLock] = {}  # GPU → its lock, which this process may hold
+"""Seconds to wait for a GPU, before it is said that another process trains on it."""
 
 
-def hold_gpu(title: str) -> None:
-    """Hold this process's GPU for a training, until the process ends, however it ends; CPUs are shared.
+@contextmanager
+def hold_gpu(title: str) -> Iterator[None]:
+    """Hold this process's GPU for a training; CPUs are shared. A context.
 
     Raises:
         ConfigError: another process trains on it; names the GPU, the process and the cure.
     """
     device = distributed.device()
-    if device.type == "cuda":
-        import torch
+    if device.type != "cuda":
+        yield
+        return
+    import torch
 
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-        one = torch.cuda.get_device_properties(device)
-        hold(first if first.startswith("MIG-") else f"{one.name} {one.uuid}", title)  # MIG: a part of one
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    one = torch.cuda.get_device_properties(device)
+    # MIG: a part of one.
+    with hold(first if first.startswith("MIG-") else f"{one.name} {one.uuid}", title):
+        yield
 
 
-def hold(gpu: str, title: str) -> None:
-    """Hold a GPU, by its name, as `hold_gpu` does; again, by the same process, is no error."""
-    path = Path(tempfile.gettempdir(), f"zs-{os.getuid()}-{gpu.replace(' ', '-').replace('/', '-')}.lock")
-    lock = FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
+@contextmanager
+def hold(gpu: str, title: str) -> Iterator[None]:
+    """Hold a GPU, by its name, as `hold_gpu` does."""
+    name = gpu.replace(" ", "-").replace("/", "-")
+    with Path(tempfile.gettempdir(), f"zs-{os.getuid()}-{name}.lock").open("a+", encoding="utf-8") as file:
+        deadline = time.monotonic() + RELEASE_S
+        while not _locked(file.fileno()):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise ConfigError(
+                    f"The GPU {gpu} is taken: {file.read() or 'another process'} trains on it. Wait for it, "
+                    "or stop it; or name another GPU (CUDA_VISIBLE_DEVICES=1 zs train …); or let one command "
+                    "make both runs, each on GPUs of its own, as the profile's [resources] say (`zs "
+                    "reproduce`, notebooks)."
+                )
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} ({title})")
+        file.flush()
+        yield
+
+
+def _locked(file: int) -> bool:
     try:
-        _locks.setdefault(gpu, lock).acquire(timeout=RELEASE_S, poll_interval=0.1)
-    except Timeout:
-        holder = path.read_text(encoding="utf-8") or "another process"
-        raise ConfigError(
-            f"The GPU {gpu} is taken: {holder} trains on it. Wait for it or stop it; or name another GPU "
-            "(CUDA_VISIBLE_DEVICES=1 zs train …); or let one command make both runs, each on GPUs of its "
-            "own, as the profile's [resources] say (`zs reproduce`, notebooks)."
-        ) from None
-    path.write_text(f"process {os.getpid()} ({title})", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
