@@ -173,10 +173,9 @@ def effective_noise(tables: Tables) -> pd.DataFrame:
     simulators, fidelity = study_labels(tables, "simulators"), tables["fidelity"]
     leaks = fidelity[fidelity["questions_from"] == "held out"].groupby("simulator")["leak"].mean()
     noise = tables["training"].groupby("arm", sort=False)["noise_probability"].mean()
-    noise = noise[noise.index.str.partition("/").get_level_values(0) == studies.MAIN]
-    names = [simulators.get(arm, simulators.get(studies.MAIN)) for arm in noise.index]
-    frame = pd.DataFrame({"simulator": names, "noise": noise})
-    frame["leak"] = frame["simulator"].map(leaks)
+    main = {arm: simulators.get(studies.MAIN) for arm in noise.index if arm.startswith(f"{studies.MAIN}/")}
+    frame = pd.DataFrame({"simulator": pd.Series(main | simulators.to_dict()), "noise": noise})
+    frame = frame.reindex(noise.index).assign(leak=frame["simulator"].map(leaks))
     return frame.assign(effective=frame["noise"] * (1 - frame["leak"])).dropna().round(3)
 
 
