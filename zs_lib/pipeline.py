@@ -211,11 +211,6 @@ def _make_simulator(run: Run, arm: SimulatorArm, store: RunStore, progress: Step
     from zs_lib.simulator.fidelity import agreement
     from zs_lib.simulator.pairs import encode_examples, hold_out, read_pairs, training_examples
 
-    if arm.fidelity_every and distributed.model_is_sharded():
-        raise ConfigError(
-            f"'{arm.name}' has fidelity_every, which needs the whole model in every process: start it with "
-            "the configuration zs_lib/launch/ddp.yaml."
-        )
     loaded = load_model(arm.backbone, arm.dtype)
     summary: dict = {"backbone": arm.backbone, "recipe": arm.recipe}
     if arm.fine_tuned:
@@ -273,7 +268,7 @@ def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallba
         from zs_lib.simulator.living import LivingEngine
 
         judge = _start_model(arm.simulator.judge, arm.simulator.pairs, store) if arm.simulator_refresh else ""
-        engine = LivingEngine(engine, arm, questions, run, judge)
+        engine = LivingEngine(engine, arm, questions, judge)
     return train(Training(run, arm, questions, policy, engine, progress))
 
 

@@ -28,7 +28,8 @@ from zs_lib.qa import Hop, Question
 from zs_lib.rl.minimal import train_minimal
 from zs_lib.rl.train import Training, train
 from zs_lib.runs import Run, RunStore
-from zs_lib.simulator.living import LivingEngine, answer_kind, answers_by_kind
+from zs_lib.simulator import pairs
+from zs_lib.simulator.living import LivingEngine, answer_kind
 from zs_lib.simulator.pairs import read_pairs, split_questions
 
 SIMULATOR = prompted_simulator("")
@@ -78,7 +79,7 @@ def test_the_real_share_follows_its_schedule(schedule, expected):
     engine, last, shares, real = LivingEngine(mixed, living, QUESTIONS), None, [], []
     requests = [SearchRequest("q", "q0", ("w0",), key=(i,)) for i in range(400)]
     for step, reward in enumerate((0.7, 0.5, 0.3, 0.3), 1):
-        changed = engine.prepare(step, last, None)
+        changed = engine.prepare(step, SimpleNamespace(last=last))
         shares, last = [*shares, changed["real_share"]], changed | {"reward": reward, "noise_probability": 9}
         found = [result.documents[0] == "real" for result in engine.search(requests, 1)]
         real, before = [*real, sum(found) / 400], sum(real) * 400
@@ -89,8 +90,8 @@ def test_the_real_share_follows_its_schedule(schedule, expected):
 def test_kinds_of_answers_by_hand():
     told = ["capital"] * 4 + ["currency", "yes or no", "yes or no", "number", "1 words", "2 words"]
     assert [answer_kind(question) for question in CAPITALS + OTHERS] == told
-    kinds = answers_by_kind(CAPITALS + OTHERS)
-    assert kinds["capital"] == ["Oslo", "Paris", "Madrid"] and kinds["yes or no"] == ["Yes", "no"]
+    kinds = LivingEngine(None, arm(), CAPITALS + OTHERS).answers
+    assert list(kinds["capital"]) == ["Oslo", "Paris", "Madrid"] and list(kinds["yes or no"]) == ["Yes", "no"]
 
 
 def test_adversarial_noise_asks_for_useful_documents_of_a_wrong_answer():
@@ -113,7 +114,6 @@ def test_adversarial_noise_asks_for_useful_documents_of_a_wrong_answer():
 
 def trained(run_arm, backbone, store, engine):
     def work(run):
-        engine.run = run
         return train(Training(run, run_arm, QUESTIONS, load(backbone), engine))
 
     return RunStore(store).complete(run_arm, 0, work)
@@ -182,10 +182,10 @@ def test_a_run_killed_in_a_refresh_ends_bit_identical(backbone, tmp_path):
     tuned = {run.seed: run for run in RunStore(whole.path / "simulators").list()}
     assert set(tuned) == {3, 6}
     for run in tuned.values():
-        pairs = read_pairs(run)
-        assert {pair.question for pair in pairs} <= {q.question for q in split_questions(QUESTIONS)[0]}
-        assert run.summary["pairs"] == len(pairs) > 0 and all(
-            pair.documents == (pair.query,) for pair in pairs
+        found = read_pairs(run)
+        assert {pair.question for pair in found} <= {q.question for q in split_questions(QUESTIONS)[0]}
+        assert run.summary["pairs"] == len(found) > 0 and all(
+            pair.documents == (pair.query,) for pair in found
         )
         assert run.summary["steps"] == len(run.metrics()) > 0
     weights = [load(path).model.lm_head.weight for path in (backbone, *(tuned[i].model_dir for i in (3, 6)))]
@@ -216,19 +216,18 @@ def test_a_run_killed_in_a_refresh_ends_bit_identical(backbone, tmp_path):
 
 def test_a_refreshed_simulator_that_is_gone_is_one_clear_error(backbone, tmp_path):
     living = arm(engine="simulated", simulator=REFRESHED, simulator_refresh=3)
-    engine = LivingEngine(LookupEngine(), living, QUESTIONS, SimpleNamespace(path=tmp_path))
-    engine.prepare(3, None, None)  # not yet
+    engine = LivingEngine(LookupEngine(), living, QUESTIONS)
+    training = SimpleNamespace(last=None, run=SimpleNamespace(path=tmp_path))
+    assert engine.prepare(3, training) == {}  # not yet
     with pytest.raises(
         RunError, match=r"simulator-\w+-s3 is missing or unfinished: delete .*, and train again"
     ):
-        engine.prepare(5, None, None)
+        engine.prepare(5, training)
 
 
 if __name__ == "__main__":  # the process that is killed: test_living.py BACKBONE STORE
-    from zs_lib.simulator import living as module
-
-    write_pairs = module.write_pairs
-    module.write_pairs = lambda run, pairs: (
+    write_pairs = pairs.write_pairs
+    pairs.write_pairs = lambda run, pairs: (
         os.kill(os.getpid(), signal.SIGKILL) if run.seed == 6 else write_pairs(run, pairs)
     )
     refreshed(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -179,8 +179,6 @@ def test_a_simulator_stops_by_the_fidelity_of_pairs_that_are_held_out(store, tmp
     kept, out = hold_out(PAIRS)
     assert len(kept) + len(out) == len(PAIRS) and 5 < len(out) < 25
     assert not {pair.question for pair in kept} & {pair.question for pair in out}
-    with pytest.raises(DataError, match="Of 0 pairs none is held out"):
-        hold_out([])
 
     tiny_model().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)

@@ -115,9 +115,10 @@ def _check_processes(run: Run, how: SimulatorArm | FormatSFT) -> None:
             f"The batch_size of '{run.label}' is {how.batch_size}: {processes} processes cannot share it "
             "evenly. Start a number that divides it, or change it."
         )
-    if how.lora_rank and distributed.model_is_sharded():
+    whole = [name for name in ("lora_rank", "fidelity_every") if getattr(how, name, 0)]
+    if whole and distributed.model_is_sharded():
         raise ConfigError(
-            f"'{run.label}' has LoRA, which needs the whole model in every process: start it with the "
+            f"'{run.label}' has {whole[0]}, which needs the whole model in every process: start it with the "
             "configuration zs_lib/launch/ddp.yaml."
         )
 

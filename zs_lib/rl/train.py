@@ -16,11 +16,10 @@ DeepSpeed), which `trl` has, a replay buffer, an entropy bonus.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan
 from statistics import fmean, mean
-from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -53,7 +52,6 @@ FAILED_LIMIT = 0.5
 """Largest share of failed rollouts in a step: what is left over-represents rollouts that search little."""
 SUMMARY_STEPS = 10
 """Steps over which the summary's first and last reward are means."""
-T = TypeVar("T")
 
 
 def train(training: Training) -> dict:
@@ -206,7 +204,7 @@ class Training:
         """
         arm, before, started = self.arm, self._used(), time.perf_counter()
         count, engine = arm.prompts_per_step, Stopwatch(self.engine) if self.engine else None
-        changed = engine.prepare(step, self.last, self.generator) if engine else {}
+        changed = self.engine.prepare(step, self) if arm.living else {}
         asked = self._choose(step, count * (1 + arm.extra_rounds))
         groups, asked, extra = self._roll_out(step, asked[:count], engine), asked[count:], []
         failed = self._check_failed(step, groups)
@@ -412,17 +410,9 @@ class Stopwatch(SearchEngine):
     def __init__(self, engine: SearchEngine):
         self.engine, self.name, self.seconds = engine, engine.name, 0.0
 
-    def prepare(self, step: int, last: dict | None, generator: Generator) -> dict[str, float]:
-        """Let an engine that changes during a training do so (`simulator.living`); returns its metrics."""
-        prepare = getattr(self.engine, "prepare", None)
-        return self._timed(prepare, step, last, generator) if prepare else {}
-
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        return self._timed(self.engine.search, requests, num_documents)
-
-    def _timed(self, work: Callable[..., T], *args) -> T:
         started = time.perf_counter()
         try:
-            return work(*args)
+            return self.engine.search(requests, num_documents)
         finally:
             self.seconds += time.perf_counter() - started

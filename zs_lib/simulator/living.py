@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,16 +24,10 @@ from zs_lib.models.sft import fine_tune, save_model
 from zs_lib.qa import Question, scoring
 from zs_lib.rl.curriculum import noise_probability
 from zs_lib.rl.questions import epochs
+from zs_lib.rl.train import Training
 from zs_lib.rng import seeded
 from zs_lib.runs import Run, RunStore
-from zs_lib.simulator.pairs import (
-    collect_pairs,
-    encode_examples,
-    judge_pairs,
-    split_questions,
-    training_examples,
-    write_pairs,
-)
+from zs_lib.simulator import pairs
 
 DRAWS = 20
 """Draws of a wrong answer, of which the first that is not right counts."""
@@ -43,42 +38,32 @@ REFRESHED = "simulators"
 class LivingEngine(SearchEngine):
     """The engine of an arm that is `living`: `engine`, changed before each step; None for "self".
 
-    Its counters (`tokens`, `real_searches`) are those of `engine`. A refresh works in `run`, with the model
-    `judge`.
+    Its counters (`tokens`, `real_searches`) are those of `engine`. `judge` names the model that judges the
+    pairs of a refresh.
     """
 
-    def __init__(
-        self,
-        engine: SearchEngine | None,
-        arm: PolicyArm,
-        questions: Sequence[Question],
-        run: Run | None = None,
-        judge: str = "",
-    ):
-        self.engine, self.arm, self.name, self.run, self.judge = engine, arm, arm.engine, run, judge
-        self.asked, self.refreshed = questions, 0
+    def __init__(self, engine: SearchEngine | None, arm: PolicyArm, questions: Sequence[Question], judge=""):
+        self.engine, self.arm, self.name, self.judge, self.refreshed = engine, arm, arm.engine, judge, 0
         self.questions = {question.question: question for question in questions}
-        self.answers = answers_by_kind(questions)
+        self.answers = defaultdict(dict)  # kind -> its answers, as keys in order
+        for question in questions:
+            self.answers[answer_kind(question)][question.golden_answers[0]] = None
 
     def __getattr__(self, counter: str):
         return getattr(self.engine, counter)
 
-    def prepare(self, step: int, last: Mapping[str, float] | None, generator: Generator) -> dict[str, float]:
+    def prepare(self, step: int, training: Training) -> dict[str, float]:
         """Change for a step of the training; returns metrics of it.
-
-        `last` are the metrics of the step before, None at the first; `generator` samples from the policy.
 
         Raises:
             RunError: the run lacks a refreshed simulator of an earlier step.
         """
-        arm = self.arm
+        arm, last = self.arm, training.last
         if arm.engine == "self" and self.engine is None:
-            self.engine = SimulatedEngine(generator, arm.simulator)
-        if (
-            every := arm.simulator_refresh
-        ):  # a resumed run finds the earlier ones, of which each tunes the last
+            self.engine = SimulatedEngine(training.generator, arm.simulator)
+        if every := arm.simulator_refresh:  # a resumed run finds the earlier ones
             for due in range(self.refreshed + every, step, every):
-                self._refresh(due, step, generator)
+                self._refresh(due, step, training)
         if arm.real_share_schedule is None:
             return {}
         before = last and {**last, "noise_probability": last["real_share"]}
@@ -87,76 +72,62 @@ class LivingEngine(SearchEngine):
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         if self.arm.curriculum and self.arm.curriculum.noise == "adversarial":
-            requests = [self.mislead(request) if request.noisy else request for request in requests]
+            requests = [self._mislead(request) if request.noisy else request for request in requests]
         return self.engine.search(requests, num_documents)
 
-    def mislead(self, request: SearchRequest) -> SearchRequest:
-        """Ask for useful documents of a wrong answer of the question's kind instead.
+    def _mislead(self, request: SearchRequest) -> SearchRequest:
+        """Ask for useful documents of a wrong answer of the question's kind instead, drawn by the key.
 
-        The request's key draws it. If there is none, the request stays noisy by its keyword.
+        If there is none, the request stays noisy by its keyword.
         """
         question, rng = self.questions[request.question], seeded((*request.key, "decoy"))
-        drawn = (rng.choice(self.answers[answer_kind(question)]) for _ in range(DRAWS))
-        right = question.golden_answers
+        known, right = list(self.answers[answer_kind(question)]), question.golden_answers
+        drawn = (rng.choice(known) for _ in range(DRAWS))
         wrong = (a for a in drawn if not (scoring.contains(a, right) or scoring.contains_answer(right, [a])))
         answer = next(wrong, None)
         return replace(request, golden_answers=(answer,), noisy=False) if answer else request
 
-    def _refresh(self, due: int, step: int, generator: Generator) -> None:
+    def _refresh(self, due: int, step: int, training: Training) -> None:
         """Take the simulator as tuned again after step `due`: found in the run, or made before the next."""
-        store, simulator = RunStore(self.run.path / REFRESHED), replace(self.arm.simulator, tracker="none")
-        found = store.get(simulator, due)
+        simulator = replace(self.arm.simulator, tracker="none")
+        store = RunStore(training.run.path / REFRESHED)
+        found, path = store.get(simulator, due), store.path(simulator, due)
         if due < step - 1 and not (found and found.finished):
-            missing = store.path(simulator, due)
-            raise RunError(f"{missing} is missing or unfinished: delete {self.run.path}, and train again.")
-        engine: SimulatedEngine = getattr(self.engine, "simulated", self.engine)
-        work = partial(self._tune, simulated=engine.generator, policy=generator)
-        made = store.complete(simulator, due, work, together=True)
-        weights = load_model(made.model_dir, simulator.dtype).model.state_dict()
-        engine.generator.model.load_state_dict(weights)
-        engine.generator.sync()
+            raise RunError(f"{path} is missing or unfinished: delete {training.run.path}, and train again.")
+        generator = getattr(self.engine, "simulated", self.engine).generator
+        made = store.complete(simulator, due, partial(self._tune, generator, training), together=True)
+        generator.model.load_state_dict(load_model(made.model_dir, simulator.dtype).model.state_dict())
+        generator.sync()
         self.refreshed = due
 
-    def _tune(self, run: Run, simulated: Generator, policy: Generator) -> dict:
+    def _tune(self, simulated: Generator, training: Training, run: Run) -> dict:
         """Tune a copy of the simulator by one epoch of new pairs, which `run` gets with the model.
 
         They are of the questions since the last refresh, asked again with the real engine, and of the recipe
         "grounded" unless the simulator's is "naive". It stays as it was where the policy found something
         useful always or never.
         """
-        arm, simulator, due = self.arm, self.arm.simulator, run.seed
-        asked = {
-            question.id: question
-            for step in range(due - arm.simulator_refresh + 1, due + 1)
-            for question in epochs(self.asked, arm.prompts_per_step, self.run.seed, step)
-        }
-        questions, _ = split_questions(list(asked.values()))
+        arm, simulator, seed, due = self.arm, self.arm.simulator, training.run.seed, run.seed
+        count, number = arm.simulator_refresh * arm.prompts_per_step, due // arm.simulator_refresh
+        questions, _ = pairs.split_questions(epochs(training.questions, count, seed, number))
         how = replace(simulator.pairs, collection=arm.rollout)
         real = build_engine(simulator.engine, split="train")
-        pairs = collect_pairs(how, questions, policy, real, (self.run.seed, due))
+        found = pairs.collect_pairs(how, questions, training.generator, real, (seed, due))
         judge = load_generator(self.judge, simulator.dtype)
-        pairs = judge_pairs(pairs, judge, simulator.pairs.rollout)
-        write_pairs(run, pairs)
+        found = pairs.judge_pairs(found, judge, simulator.pairs.rollout)
+        pairs.write_pairs(run, found)
         loaded = LoadedModel(copy.deepcopy(simulated.model), simulated.tokenizer)
+        summary = {"pairs": len(found), "useful": sum(pair.useful for pair in found), "steps": 0}
         try:
-            chosen = training_examples(pairs, simulator.recipe, due)
+            chosen = pairs.training_examples(found, simulator.recipe, due)
         except DataError:
             chosen = []
-        summary = {"pairs": len(pairs), "useful": sum(pair.useful for pair in pairs), "steps": 0}
         if chosen:
-            rows = encode_examples(chosen, loaded.tokenizer, simulator.template, simulator.thinking)
+            rows = pairs.encode_examples(chosen, loaded.tokenizer, simulator.template, simulator.thinking)
             epoch = replace(simulator, steps=math.ceil(len(rows) / simulator.batch_size))
             summary |= fine_tune(run, loaded, rows, epoch, None)
         save_model(run, loaded, simulator.dtype)
         return summary
-
-
-def answers_by_kind(questions: Sequence[Question]) -> dict[str, list[str]]:
-    """List the first right answer of each question under its `answer_kind`, equal ones once."""
-    kinds: dict[str, dict[str, None]] = {}
-    for question in questions:
-        kinds.setdefault(answer_kind(question), {})[question.golden_answers[0]] = None
-    return {kind: list(answers) for kind, answers in kinds.items()}
 
 
 def answer_kind(question: Question) -> str:
