@@ -126,7 +126,8 @@ def draw_fidelity(tables: Tables, figure: Figure) -> None:
     sources = list(dict.fromkeys(table["questions_from"]))
     panels = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
     for axes, source in zip(panels, sources, strict=True):
-        part = table[table["questions_from"] == source].set_index("simulator")
+        part = table[table["questions_from"] == source]
+        part = part.groupby("simulator", sort=False).mean(numeric_only=True)  # over seeds
         real = part[["real_good", "real_bad"]].iloc[0]
         part = part.rename(lambda name: name.replace("-tiny-", "\n").replace("-", "\n", 1))
         bars(axes, part, FIDELITY_BARS)

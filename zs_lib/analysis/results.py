@@ -5,7 +5,7 @@
     evaluation   arm, seed, simulator_seed (of the run that trained it), and the scores of each question; arm
                  "start" is the untrained policy
     robustness   arm, seed, engine, noise, f1: core arms with other engines, or noise, at test time
-    fidelity     simulator, recipe, backbone, questions_from, and what `simulator.fidelity` measures
+    fidelity     simulator, recipe, backbone, questions_from, seed, and what `simulator.fidelity` measures
     fidelity_queries  simulator, questions_from, seed, and one row per query of `simulator.fidelity`
     tuning       simulator, step, loss: supervised fine-tuning
     pairs        how often the judges agree
@@ -151,16 +151,17 @@ def robustness_table(profile: Profile, store: RunStore) -> pd.DataFrame:
 
 
 def fidelity_table(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Collect fidelity, one row per simulator and kind of question."""
+    """Collect fidelity, one row per simulator, its seed and kind of question."""
     return pd.DataFrame(
         {
             "simulator": arm.simulator.name,
             "recipe": arm.simulator.recipe,
             "backbone": arm.simulator.backbone,
             "questions_from": arm.questions_from,
+            "seed": seed,
             **run.summary,
         }
-        for arm, _, run in _finished(fidelity_runs(profile), store)
+        for arm, seed, run in _finished(fidelity_runs(profile), store)
     )
 
 

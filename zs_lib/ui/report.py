@@ -176,6 +176,7 @@ def _recorded(profile: str) -> Iterator[str]:
         return
     yield "<h2>The paper's claims, tested here</h2>"
     yield _table(tables.OURS["claims"](recorded))
+    yield _folded("The ledger: the paper's numbers, others' and ours", tables.OURS["ledger"](recorded))
     yield "<h2>Held-out scores</h2>"
     yield _table(tables.OURS["core"](recorded).rename(index=drawing.LABELS))
     yield "<h2>Tables</h2>"
