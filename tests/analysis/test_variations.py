@@ -18,7 +18,7 @@ def made() -> results.Tables:
     cost = {MAIN: (100, 4.0, 0.25), GROUP: (50, 1.0, 1.0)}
     steps = [
         {"arm": arm, "seed": seed, "step": step, "rollout_tokens": cost[arm][0], "search_tokens": step}
-        | {"zero_variance_groups": 0.5, "reward": 0.1}
+        | {"reward": 0.1}
         for arm, seed in runs
         for step in (1, 2)
     ]
@@ -32,7 +32,8 @@ def made() -> results.Tables:
         for arm, seed in runs
         for name in "ab"
     ]
-    tables = {"training": steps, "seconds": seconds, "evaluation": scores}
+    variances = [{"arm": arm, "seed": seed, "reward_variance": seed} for arm, seed in runs]
+    tables = {"training": steps, "seconds": seconds, "evaluation": scores, "variances": variances}
     return {name: pd.DataFrame(rows) for name, rows in tables.items()} | {
         "study_rows": results.variation_rows(PROFILE)
     }
@@ -48,7 +49,7 @@ def test_scores_are_means_over_seeds_and_a_row_without_runs_has_none():
     found = variations.scores(made(), "draws")
     assert list(found.index) == ["draws by rollout", "draws by group", "draws by query"]
     assert found.loc["draws by rollout", ["seconds", "tokens", "f1"]].to_list() == [4.0, 101.5, 0.25]
-    assert found.loc["draws by group", ["seeds", "searches", "zero_variance_groups"]].to_list() == [2, 1, 0.5]
+    assert found.loc["draws by group", ["seeds", "searches", "reward_variance"]].to_list() == [2, 1, 0.5]
     assert found.loc["draws by query", list(variations.COLUMNS)].isna().all()
     nothing = {name: pd.DataFrame() for name in results.VARIED} | {"study_rows": made()["study_rows"]}
     assert variations.scores(nothing, "draws")["f1"].isna().all() and variations.endings(nothing).empty
@@ -89,15 +90,29 @@ def test_endings_tell_the_first_warning_and_its_lead():
     assert [axes.get_title("left") for axes in drawn.axes][:3] == ["none", "one update: not run", "KL"]
 
 
-def test_a_record_without_runs_names_them_and_is_read_again(tmp_path, monkeypatch):
+def test_a_record_names_what_has_no_run_and_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RECORDS", tmp_path)
-    missing = results.record_variations(PROFILE, RunStore(tmp_path / "runs"))
-    assert f"{GROUP} s0" in missing and len(missing) == len(
-        studies.only(PROFILE, *studies.VARIATIONS).policies
-    )
+    store, varied = RunStore(tmp_path / "runs"), studies.only(PROFILE, *studies.VARIATIONS).policies
+    results.record_variations(PROFILE, store)
+    empty = results.load_variations("tiny")
+    assert set(empty["study_rows"]["study"]) == set(studies.VARIATIONS)
+    assert all(empty[name].empty for name in results.VARIED)
+
+    def work(run):
+        run.log(1, reward=0.5)
+        run.log_timing(1, rollout=2.0)
+        rewards = {True: ([0.0, 1.0], [1.0, 1.0], [0.0, None, 1.0]), False: ([0.0, 0.0],)}
+        groups = [{"rewards": one, "trained": kept} for kept, part in rewards.items() for one in part]
+        run.log_groups(1, groups)
+        return {}
+
+    arm = next(arm for arm in varied if arm.name == GROUP)
+    store.complete(arm, 0, work)
+    missing = results.record_variations(PROFILE, store)
+    assert f"{MAIN} s0" in missing and f"{GROUP} s0" not in missing and len(missing) == len(varied) - 1
     read = results.load_variations("tiny")
-    assert set(read["study_rows"]["study"]) == set(studies.VARIATIONS)
-    assert all(read[name].empty for name in results.VARIED)
+    assert read["variances"].loc[0].to_list() == [GROUP, 0, pytest.approx((0.5 + 0.0 + 0.5) / 3)]
+    assert len(read["training"]) == len(read["seconds"]) == 1
     (tmp_path / "tiny" / "variations" / "seconds.csv").write_bytes(b"\xff\xfe")
     with pytest.raises(results.DataError, match=r"seconds\.csv"):
         results.load_variations("tiny")

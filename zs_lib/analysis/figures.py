@@ -455,7 +455,7 @@ def draw_variation(study: str, tables: Tables, figure: Figure) -> None:
         axes.grid(axis="y", visible=False)
     left.set_yticks(places, scores.index)
     left.grid(axis="y", visible=False)
-    label = "held-out F1, real engine (95% interval; dotted: of one seed)"
+    label = "held-out F1 (95% interval; dotted: one seed)"
     left.set(title=study.capitalize(), xlabel=label, xlim=(0, 1), ylim=(-0.6, len(scores) - 0.3))
 
 

@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from zs_lib import qa, studies
@@ -319,7 +320,18 @@ def record_tables(core: Profile, store: RunStore) -> list[str]:
     return _unfinished(study_runs(profile), store)
 
 
-VARIED = ("training", "evaluation", "seconds", "provenance")
+def variances_table(profile: Profile, store: RunStore) -> pd.DataFrame:
+    """Average the variance of rewards (n - 1) within trained groups, by policy run that logged its groups."""
+    rows = []
+    for arm, seed, run in _finished(policy_runs(profile), store):
+        if (run.path / "groups.jsonl").exists():
+            rewards = [np.array(group["rewards"], float) for group in run.groups() if group["trained"]]
+            rows.append((arm.name, seed, np.mean([np.nanvar(group, ddof=1) for group in rewards])))
+    return pd.DataFrame(rows, columns=["arm", "seed", "reward_variance"])
+
+
+VARIED = {name: TABLES[name] for name in ("training", "evaluation", "seconds", "provenance")}
+VARIED["variances"] = variances_table
 """Tables recorded of variations; which arms stand in which study is read from `studies`."""
 
 
@@ -336,7 +348,9 @@ def record_variations(profile: Profile, store: RunStore) -> list[str]:
     Arms may be recorded before they have all runs, or any. Returns the names of unfinished trainings.
     """
     varied = studies.only(profile, *studies.VARIATIONS)
-    _write({name: TABLES[name](varied, store) for name in VARIED}, RECORDS / profile.name / "variations")
+    _write(
+        {name: table(varied, store) for name, table in VARIED.items()}, RECORDS / profile.name / "variations"
+    )
     return _unfinished(policy_runs(varied), store)
 
 

@@ -16,7 +16,7 @@ from zs_lib.analysis.results import Tables
 from zs_lib.analysis.summaries import heldout_table, study_labels
 from zs_lib.config.values import identity
 
-COLUMNS = ("seeds", "f1", "low", "high", "over", "searches", "seconds", "tokens", "zero_variance_groups")
+COLUMNS = ("seeds", "f1", "low", "high", "over", "searches", "seconds", "tokens", "reward_variance")
 """Columns of `scores`, beside the arm."""
 
 
@@ -38,18 +38,19 @@ def settings(arms: Mapping[str, Any]) -> pd.Series:
 def scores(tables: Tables, study: str) -> pd.DataFrame:
     """Average held-out scores and costs by row of a study; NaN where a row has no run.
 
-    Columns: arm, seeds (trained), f1 with its 95% interval (low, high, over), searches a question; and of
-    a training step the seconds, the tokens that policy and simulator wrote, and zero_variance_groups (share).
+    Columns: arm, seeds (trained), f1 with its 95% interval (low, high, over), searches a question; of a
+    training step the seconds, and the tokens that policy and simulator wrote; reward_variance in a group.
     """
     frame = study_labels(tables, study).rename("row").to_frame()
     training, evaluation = tables["training"], tables["evaluation"]
     if len(training):
-        runs = training.assign(tokens=training["rollout_tokens"] + training["search_tokens"])
-        runs = runs.groupby(["arm", "seed"])[["tokens", "zero_variance_groups"]].agg("mean")
-        steps = training.groupby(["arm", "seed"]).size()
-        seconds = tables["seconds"].groupby(["arm", "seed"])["seconds"].sum() / steps
-        by_arm = runs.assign(seconds=seconds).groupby("arm")
+        tokens = training.assign(tokens=training["rollout_tokens"] + training["search_tokens"])
+        runs = tokens.groupby(["arm", "seed"])["tokens"].agg(["mean", "size"])
+        seconds = tables["seconds"].groupby(["arm", "seed"])["seconds"].sum() / runs["size"]
+        by_arm = pd.DataFrame({"tokens": runs["mean"], "seconds": seconds}).groupby("arm")
         frame = frame.join(by_arm.mean()).join(by_arm.size().rename("seeds"))
+    if len(tables["variances"]):
+        frame = frame.join(tables["variances"].groupby("arm")["reward_variance"].mean())
     if len(evaluation):
         held_out = heldout_table(evaluation[evaluation["arm"].isin(frame.index)])
         frame = frame.join(held_out.reindex(columns=["f1", "low", "high", "over", "searches"]))

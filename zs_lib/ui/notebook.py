@@ -202,7 +202,8 @@ def recorded_or_stored_variations(study: Profile) -> results.Tables:
     runs = found["provenance"].query("kind == 'policy'")["run"] if len(found["provenance"]) else []
     if len(runs) and {name.split("-")[1] for name in runs} <= arms:
         return found
-    return tables(study, *results.VARIED) | {"study_rows": results.variation_rows(study)}
+    made = {name: table(study, RunStore()) for name, table in results.VARIED.items()}
+    return made | {"study_rows": results.variation_rows(study)}
 
 
 def show_variation(name: str, study: Profile, made: results.Tables) -> None:
