@@ -19,8 +19,6 @@ TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 GENERATORS = ("transformers", "vllm")
 """Samplers: our own loop on transformers' forward (`models.decode`), or vLLM (`models.vllm`)."""
 DTYPES = ("float32", "bfloat16")
-CREDITS = ("trajectory", "turn", "branch")
-"""What gets an advantage of its own: a trajectory, or each of its turns (`rl.credit`)."""
 TRAINERS = ("own", "trl")
 """What trains a policy: our own loop (`rl.train`), or TRL's under accelerate (`trl.train`)."""
 
@@ -271,7 +269,7 @@ class ObjectiveConfig(Checked):
     describes; 0: none."""
     balance_signs: bool = added_later(False)
     """Scale negative advantages so that they weigh no more than the positive ones (`rl.objectives`)."""
-    credit: Annotated[str, among(*CREDITS)] = added_later("trajectory")
+    credit: Annotated[str, among("trajectory", "turn", "branch")] = added_later("trajectory")
     """What gets an advantage (`rl.credit`). "trajectory": a rollout as a whole, as in the paper; "turn": each
     turn, by its return against the group's in that turn; "branch": each turn, by other rollouts from before
     it."""
