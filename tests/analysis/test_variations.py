@@ -58,7 +58,7 @@ def test_scores_are_means_over_seeds_and_a_row_without_runs_has_none():
 def test_a_row_is_compared_with_the_first_by_seed_and_question():
     assert sentences.varied(made(), "draws") == (
         "draws by group: F1 +0.750 (+0.750 to +0.750) over draws by rollout, 2 seed(s): better; 0.51 times "
-        "the tokens a step, 0.25 times the seconds."
+        "the tokens a step, +0.00 searches a question."
     )
     alone = made() | {"evaluation": made()["evaluation"].query("seed == 0")}
     assert "1 seed(s): undecided" in sentences.varied(alone, "draws")

@@ -439,8 +439,11 @@ def draw_break_even(tables: Tables, figure: Figure) -> None:
 VARIED = {"varied": True, "needs": ("training",)}
 
 
+VARIED_COSTS = {"searches": "searches a question", "tokens": "tokens a training step"}
+
+
 def draw_variation(study: str, tables: Tables, figure: Figure) -> None:
-    """Draw held-out F1, and what a training step took, by row of a study of `studies.VARIATIONS`."""
+    """Draw held-out F1, searches and tokens by row of a study of `studies.VARIATIONS`."""
     scores = variations.scores(tables, study).iloc[::-1]
     left, *right = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1, 1))
     places, colors = range(len(scores)), [SERIES[0]] * (len(scores) - 1) + ["#555555"]  # the first row's
@@ -449,9 +452,9 @@ def draw_variation(study: str, tables: Tables, figure: Figure) -> None:
         lacks = "not run" if np.isnan(row.seeds) else "not evaluated" if np.isnan(row.f1) else f"{row.f1:.3f}"
         at = 0.0 if np.isnan(row.f1) else row.f1
         left.annotate(lacks, (at, place), (4, 4), textcoords="offset points", fontsize=8, color="#555555")
-    for axes, column in zip(right, ("seconds", "tokens"), strict=True):
+    for axes, (column, label) in zip(right, VARIED_COSTS.items(), strict=True):
         axes.barh(places, scores[column].fillna(0), color=colors, height=0.6)
-        axes.set_xlabel(f"{column} a step")
+        axes.set_xlabel(label)
         axes.grid(axis="y", visible=False)
     left.set_yticks(places, scores.index)
     left.grid(axis="y", visible=False)

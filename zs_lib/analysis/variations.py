@@ -39,7 +39,8 @@ def scores(tables: Tables, study: str) -> pd.DataFrame:
     """Average held-out scores and costs by row of a study; NaN where a row has no run.
 
     Columns: arm, seeds (trained), f1 with its 95% interval (low, high, over), searches a question; of a
-    training step the seconds, and the tokens that policy and simulator wrote; reward_variance in a group.
+    training step the seconds (the fastest seed's, because others may have shared the machine) and the tokens
+    that policy and simulator wrote; reward_variance in a group.
     """
     frame = study_labels(tables, study).rename("row").to_frame()
     training, evaluation = tables["training"], tables["evaluation"]
@@ -48,7 +49,8 @@ def scores(tables: Tables, study: str) -> pd.DataFrame:
         runs = tokens.groupby(["arm", "seed"])["tokens"].agg(["mean", "size"])
         seconds = tables["seconds"].groupby(["arm", "seed"])["seconds"].sum() / runs["size"]
         by_arm = pd.DataFrame({"tokens": runs["mean"], "seconds": seconds}).groupby("arm")
-        frame = frame.join(by_arm.mean()).join(by_arm.size().rename("seeds"))
+        frame = frame.join(by_arm.agg({"tokens": "mean", "seconds": "min"}))
+        frame = frame.join(by_arm.size().rename("seeds"))
     if len(tables["variances"]):
         frame = frame.join(tables["variances"].groupby("arm")["reward_variance"].mean())
     if len(evaluation):

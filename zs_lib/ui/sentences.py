@@ -101,7 +101,7 @@ def beside_recorded(evaluation: pd.DataFrame, profile: str) -> pd.DataFrame:
 
 
 def varied(tables: results.Tables, study: str) -> str:
-    """Compare each evaluated row of a variation with the first: paired F1, and what a step took."""
+    """Compare each evaluated row of a variation with the first: paired F1, tokens and searches."""
     made = variations.scores(tables, study).dropna(subset="f1")
     if len(made) < 2 or made.index[0] != summaries.study_labels(tables, study).iloc[0]:
         return "There are no two rows to compare yet."
@@ -110,11 +110,11 @@ def varied(tables: results.Tables, study: str) -> str:
         found = compare(tables["evaluation"], row["arm"], first["arm"])
         verdict = "better" if found.low > 0 else "worse" if found.high < 0 else "no difference shown"
         verdict = "undecided" if found.over == ONE_SEED else verdict
-        tokens, seconds = row["tokens"] / first["tokens"], row["seconds"] / first["seconds"]
+        tokens = row["tokens"] / first["tokens"]
         lines.append(
             f"{label}: F1 {found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}) over {made.index[0]}, "
-            f"{found.seeds} seed(s): {verdict}; {tokens:.2f} times the tokens a step, {seconds:.2f} "
-            "times the seconds."
+            f"{found.seeds} seed(s): {verdict}; {tokens:.2f} times the tokens a step, "
+            f"{row['searches'] - first['searches']:+.2f} searches a question."
         )
     return "\n".join(lines)
 
