@@ -324,7 +324,8 @@ class PolicyArm(WeightsConfig):
     """How a step's questions are chosen, a name of `rl.questions.SELECTIONS`."""
     extra_rounds: Annotated[int, within(0, 10)] = added_later(0)
     """Dynamic sampling (DAPO, arXiv 2503.14476): rounds of fresh questions a step at most, which replace
-    groups whose rewards are all equal; what is equal after them is trained as it is. 0: none."""
+    groups whose rewards are all equal; what is equal after them is trained as it is. A step's share of an
+    epoch holds their questions, asked or not. 0: none."""
     checkpoint_every: Count
     """Steps between checkpoints: the most that a killed run loses."""
     benchmark: str = "embedded"

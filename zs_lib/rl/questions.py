@@ -37,8 +37,8 @@ def epochs(
 def pass_rates(questions: Sequence[Question], count: int, seed: int, step: int, past: Past) -> list[Question]:
     """Ask every second question again, drawn in proportion to p (1 - p); the others come by `epochs`.
 
-    p is the mean reward when it was last asked. p (1 - p) is what a group baseline can learn from a question
-    ("learnability", arXiv 2408.15099): one that is always or never solved is not asked again. The draw is
+    p is the mean reward, in [0, 1], when it was last asked. p (1 - p) is what a group baseline can learn from
+    it ("learnability", arXiv 2408.15099): what is always or never solved is not asked again. The draw is
     without replacement (Efraimidis and Spirakis: the largest u^(1/weight)).
     """
 

@@ -1,9 +1,9 @@
 """RL training of a policy: one short loop of rollouts, advantages and updates, made to be read.
 
-A step is a function of the weights, the seed and its own number: its questions, every sampled token and every
-noisy document follow from them. So a checkpoint needs no more than weights, optimizer moments and a step
-number, and a run that was killed and resumed ends bit for bit like one that was not (on one kind of device,
-with one number of threads and processes).
+A step is a function of the weights, the seed, its own number, and what the run has logged before: its
+questions, every sampled token and every noisy document follow from them. So a checkpoint needs no more than
+weights, optimizer moments and a step number, and a run that was killed and resumed ends bit for bit like one
+that was not (on one kind of device, with one number of threads and processes).
 
 Several processes may train one arm (`runs.distributed`). Each holds the whole policy, rolls out its share of
 a step's groups and computes the gradient of its share of the micro-batches; trajectories and gradients are
