@@ -79,6 +79,8 @@ def test_endings_tell_the_first_warning_and_its_lead():
     none, kl = variations.endings(tables).itertuples(index=False)
     assert (none.row, none.collapse, none.warning, none.at, none.lead) == ("none", 26, "format_loss", 23, 3)
     assert kl.row == "KL" and kl.collapse != kl.collapse and kl.at == 10
+    warned = variations.leads(tables).loc["format_loss"]
+    assert warned.to_list() == [1, 1, 3, 1, 1]
     found = variations.collapses(tables)
     assert found.loc["none", ["seeds", "collapsed"]].to_list() == [1, 1] and found.loc["KL", "collapsed"] == 0
     assert sentences.collapsed(tables).splitlines() == [

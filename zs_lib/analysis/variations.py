@@ -63,8 +63,8 @@ def endings(tables: Tables) -> pd.DataFrame:
     """Tell of each run of the study `collapse` how it ended, one row each.
 
     Columns: row, seed, best and last (moving means of the reward), collapse (`collapse_step`), warning and at
-    (the first, and its step; the falling reward itself does not count), lead (steps between both). NaN where
-    there is none.
+    (the first, and its step), lead (steps between both), and warnings (name -> step, without that of the
+    falling reward itself). NaN where there is none.
     """
     labels, training = study_labels(tables, "collapse"), tables["training"]
     rows = []
@@ -73,10 +73,10 @@ def endings(tables: Tables) -> pd.DataFrame:
             continue
         log = part.sort_values("step").reset_index(drop=True)
         reward = log["reward"].rolling(WINDOW, min_periods=1).mean()
-        early = [(one.name, one.step) for one in collapse_warnings(log) if one.name != "reward_drop"]
-        (warning, at), end = [*early, (None, np.nan)][0], collapse_step(log) or np.nan
-        rows.append((labels[arm], seed, reward.max(), reward.iloc[-1], end, warning, at, end - at))
-    names = ["row", "seed", "best", "last", "collapse", "warning", "at", "lead"]
+        early = {one.name: one.step for one in collapse_warnings(log) if one.name != "reward_drop"}
+        (warning, at), end = [*early.items(), (None, np.nan)][0], collapse_step(log) or np.nan
+        rows.append((labels[arm], seed, reward.max(), reward.iloc[-1], end, warning, at, end - at, early))
+    names = ["row", "seed", "best", "last", "collapse", "warning", "at", "lead", "warnings"]
     return pd.DataFrame(rows, columns=names).sort_values("seed", kind="stable")
 
 
@@ -90,3 +90,22 @@ def collapses(tables: Tables) -> pd.DataFrame:
     frame = pd.DataFrame({"seeds": runs.size(), "collapsed": runs["collapse"].count(), "warning": warning})
     medians = runs[["best", "last", "at", "collapse", "lead"]].median()
     return frame.join(medians).reindex(study_labels(tables, "collapse").to_list())
+
+
+def leads(tables: Tables) -> pd.DataFrame:
+    """Tell of each early warning in how many runs it held before the collapse, and in how many without one.
+
+    The lead is in steps, the median over the runs where it is positive.
+    """
+    runs = endings(tables)
+    held = [(name, run.collapse - step) for run in runs.itertuples() for name, step in run.warnings.items()]
+    by_name = pd.DataFrame(held, columns=["warning", "lead"]).groupby("warning")["lead"]
+    return pd.DataFrame(
+        {
+            "before a collapse": by_name.agg(lambda lead: (lead > 0).sum()),
+            "of": runs["collapse"].count(),
+            "median lead": by_name.agg(lambda lead: lead[lead > 0].median()),
+            "false alarms": by_name.agg(lambda lead: lead.isna().sum()),
+            "of others": runs["collapse"].isna().sum(),
+        }
+    ).sort_values("before a collapse", ascending=False, kind="stable")
