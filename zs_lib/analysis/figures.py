@@ -464,10 +464,10 @@ def draw_variation(study: str, tables: Tables, figure: Figure) -> None:
 
 for _study in studies.VARIATIONS:
     if _study != "collapse":
-        draws(f"12_{_study}", (9.4, 2.8), **VARIED)(partial(draw_variation, _study))
+        draws(f"12_{_study}", (8.6, 2.5), **VARIED)(partial(draw_variation, _study))
 
 
-@draws("12_collapse", (9.4, 5.2), **VARIED)
+@draws("12_collapse", (7.6, 3.8), **VARIED)
 def draw_collapse(tables: Tables, figure: Figure) -> None:
     """Draw the reward of each seed by repair, with its first warning (circle) and its collapse (cross)."""
     labels, ends = summaries.study_labels(tables, "collapse"), variations.endings(tables)
@@ -484,7 +484,7 @@ def draw_collapse(tables: Tables, figure: Figure) -> None:
         axes.set(title=label if len(part) else f"{label}: not run", ylim=(-0.02, 1))
     for axes in figure.axes[-len(labels) // 2 :]:
         axes.set_xlabel("RL step")
-    figure.supylabel("training reward (F1), a line a seed\n● first warning, ✖ collapse", fontsize=9.5)
+    figure.supylabel("training reward (F1), a line a seed\n● first warning, ✖ collapse", fontsize=8.5)
 
 
 def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
