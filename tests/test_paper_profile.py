@@ -83,8 +83,14 @@ def retriever(asked):
 
 
 def located(profile: Profile, model, address: str) -> Profile:
-    """The profile with other model paths and another engine's address."""
-    text = MODEL.sub(lambda _: json.dumps(str(model)), json.dumps(identity(profile, labels=True)))
+    """The profile with another engine's address, and each model by its own name a link to the small one."""
+
+    def link(named: re.Match) -> str:
+        path = model.with_name(named[0].strip('"').rpartition("/")[2])
+        path.exists() or path.symlink_to(model)
+        return json.dumps(str(path))
+
+    text = MODEL.sub(link, json.dumps(identity(profile, labels=True)))
     return from_identity(Profile, json.loads(text.replace('"serpapi"', json.dumps(f"search-r1:{address}"))))
 
 

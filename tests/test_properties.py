@@ -616,7 +616,7 @@ def test_a_damaged_unfinished_run_is_told_or_resumes_from_its_checkpoint(data):
             return
         assert resumed.summary == {"from": 4}
         # What stood there up to the checkpoint stands there still, and nothing else.
-        for log in LOGS:
+        for log in set(LOGS) & set(whole):  # this arm logs no groups
             assert (run.path / log).read_bytes() == b"".join(whole[log].splitlines(keepends=True)[:4])
 
 

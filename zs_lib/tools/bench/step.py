@@ -85,7 +85,7 @@ def _least_work(
     """The least FLOPs: forward, backward (twice as many), reference forward, of rows with a gradient."""
     kl = arm.objective.kl_coef > 0
     rows = make_rows(trajectories, advantages, arm.objective.mask_documents)
-    rows = [row for row in rows if kl or row.advantage]
+    rows = [row for row in rows if kl or any(row.advantages)]
     forward = forward_flops(model, sum(len(row.ids) for row in rows), sum(sum(row.loss_mask) for row in rows))
     return (4 if kl else 3) * forward
 
