@@ -26,9 +26,10 @@ from zs_lib.ui.playground import Inputs
 @pytest.fixture
 def growing(store):
     """A run that another thread works on, and what lets that finish it."""
-    begun, over = threading.Event(), threading.Event()
+    begun, over, working = threading.Event(), threading.Event(), []
 
     def work(run):
+        working.append(run)
         log(run, 2)
         begun.set()
         over.wait(30)
@@ -42,7 +43,7 @@ def growing(store):
         over.set()
         thread.join()
 
-    yield store.get(ARM, 0), end
+    yield working[0], end
     end()
 
 
