@@ -8,6 +8,7 @@ import transformers
 from model_fixtures import tiny_tokenizer
 
 from zs_lib.errors import ModelError
+from zs_lib.models.attention import can_share
 from zs_lib.models.batch import PREFILL_TOKENS
 from zs_lib.models.decode import TransformersGenerator
 from zs_lib.models.kv_cache import KVCache
@@ -144,6 +145,11 @@ def test_bfloat16_samples_within_the_window_too():
     ]
     gaps = torch.cat([(torch.tensor(mine) - theirs).abs() for mine, theirs in pairs])
     assert gaps.mean() < 0.1  # rounding only
+
+
+def test_the_prefix_is_shared_where_attention_can_read_it():
+    shared = {name: can_share(random_model(*row)) for name, row in (FAMILIES | UNWINDOWED).items()}
+    assert [name for name, can in shared.items() if not can] == ["Gemma3n", "DeepseekV3"]
 
 
 def test_outside_of_sampling_transformers_masks_are_its_own():

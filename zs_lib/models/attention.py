@@ -1,8 +1,10 @@
 """Attention of a batch in which each row stands at positions of its own.
 
 Which keys a layer may see, the model itself decides: all earlier ones, those of a sliding window, those of a
-chunk. Its own mask functions are given each row's positions, so padding changes nothing: the result equals
-attention over each row by itself up to float rounding.
+chunk. Its own mask functions are given each row's positions, so padding and a prefix that is stored apart
+change nothing. A prefix that all rows share is read once for all rows: decoding waits for memory, and much
+of what it would read for a simulator's rows is their common prompt. The result equals attention over each
+whole row up to float rounding.
 """
 
 from __future__ import annotations
@@ -12,26 +14,30 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
-from transformers import AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from zs_lib.errors import ModelError
+from zs_lib.models.kv_cache import KeyValues
 
+PADDING = torch.iinfo(torch.long).max
+"""Position of padding: later than every query, so that no causal mask shows it."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Layer types whose memory is keys and values, seen through a mask."""
-_current: ContextVar[tuple[Tensor, Tensor, list] | None] = ContextVar("positions", default=None)
+_current: ContextVar[tuple[Tensor, Tensor, set] | None] = ContextVar("positions", default=None)
 
 
-def forward_at(model: PreTrainedModel, new: Tensor, keys: Tensor, **inputs) -> Tensor:
+def forward_at(model: PreTrainedModel, new: Tensor, keys: Tensor, **inputs) -> tuple[Tensor, bool]:
     """Compute logits so that each token sees the keys that its position in the text may see.
 
-    new (rows, new tokens) and keys (rows, keys): positions in each row's text; below 0 on padding, which is
-    never seen.
+    new (rows, new tokens) and keys (rows, keys): positions in each row's text; PADDING is never seen. Also
+    returns whether the model is plainly causal: no layer has a window or a chunk.
 
     Raises:
         ModelError: the model did not build its masks by transformers' mask functions.
     """
-    new, asked = new.clamp(min=0), []
+    asked: set[Callable] = set()
     token = _current.set((new, keys, asked))
     try:
         logits = model(position_ids=new, **inputs).logits
@@ -39,7 +45,7 @@ def forward_at(model: PreTrainedModel, new: Tensor, keys: Tensor, **inputs) -> T
         _current.reset(token)
     if not asked:
         raise _unsupported(model, "it does not build its attention masks by transformers' mask functions")
-    return logits
+    return logits, asked == {causal_mask_function}
 
 
 def _mask(*args, mask_function: Callable = causal_mask_function, **options) -> Tensor | None:
@@ -47,10 +53,9 @@ def _mask(*args, mask_function: Callable = causal_mask_function, **options) -> T
     if not (positions := _current.get()):
         return sdpa_mask(*args, mask_function=mask_function, **options)
     new, keys, asked = positions
-    asked.append(mask_function)
+    asked.add(mask_function)
     rows = torch.arange(len(new), device=new.device)[:, None, None, None]
-    keys = keys[:, None, None]
-    seen = mask_function(rows, 0, new[:, None, :, None], keys) & (keys >= 0)
+    seen = mask_function(rows, 0, new[:, None, :, None], keys[:, None, None])
     return torch.zeros_like(seen, dtype=options["dtype"]).masked_fill_(~seen, -torch.inf)
 
 
@@ -79,4 +84,46 @@ def _unsupported(model: PreTrainedModel, reason: str) -> ModelError:
     )
 
 
-AttentionMaskInterface.register("sdpa", _mask)  # others get transformers' own from it
+def can_share(model: PreTrainedModel) -> bool:
+    """Tell whether `model(..., prefix=prefix)` attends to a prefix whose keys and values are stored once.
+
+    It must use transformers' attention interface, in float32 (in half precision our scores would be rounded,
+    which the fused kernel keeps in float32). Its cache must hold the very keys and values that a layer
+    attends to: not another layer's, and not compressed ones (multi-head latent attention).
+    """
+    config = model.config.get_text_config(decoder=True)
+    other = any(getattr(config, name, None) for name in ("num_kv_shared_layers", "kv_lora_rank"))
+    interface = getattr(model, "_supports_attention_backend", False)
+    return model.dtype == torch.float32 and interface and not other
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    prefix: KeyValues | None = None,
+    **options,
+) -> tuple[Tensor, None]:
+    """Attention of one new token a row to a prefix and to the row's own keys (transformers' interface).
+
+    query (rows, heads, 1, width), key and value (rows, key-value heads, own length, width), attention_mask
+    (rows, 1, 1, prefix length + own length); returns (rows, 1, heads, width). Without a prefix it is SDPA.
+    """
+    if prefix is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    rows, heads, _, width = query.shape
+    prefix_key, prefix_value = prefix[module.layer_idx]
+    kv_heads, length, _ = prefix_key.shape
+    query = (query * scaling).view(rows, kv_heads, heads // kv_heads, width)
+    to_prefix = torch.einsum("rkgd,kpd->rkgp", query, prefix_key)  # one matrix product a head for all rows
+    scores = torch.cat([to_prefix, query @ key.mT], -1).add_(attention_mask)
+    weights = scores.softmax(-1)
+    read = torch.einsum("rkgp,kpd->rkgd", weights[..., :length], prefix_value) + weights[..., length:] @ value
+    return read.reshape(rows, 1, heads, width), None
+
+
+AttentionInterface.register("sdpa", _attend)
+AttentionMaskInterface.register("sdpa", _mask)  # others get transformers' own from both

@@ -1,6 +1,7 @@
 """Batched prefill and decoding of rows with a preallocated KV cache.
 
-What several prompts begin with is prefilled once, and what an earlier call left in the `KVCache` not again.
+Common beginnings are prefilled once: what all prompts share (its keys and values are stored once, see
+`kv_cache`), what several prompts share, and what an earlier call has left in the `KVCache`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from operator import itemgetter
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from zs_lib.models.attention import forward_at
+from zs_lib.models.attention import PADDING, can_share, forward_at
 from zs_lib.models.kv_cache import Ids, KeyValues, KVCache
 from zs_lib.rng import Key
 
@@ -41,23 +42,30 @@ class Row:
 class Batch:
     """The unfinished rows, their keys and values, and the positions at which these stand in their texts.
 
-    Columns: left padding | prompt | new tokens. New tokens of all rows stand in the same column, so appending
-    is one slice assignment a layer.
+    Columns: left padding | the prompt after the shared prefix | new tokens. New tokens of all rows stand in
+    the same column, so appending is one slice assignment a layer. The prefix that all prompts share is not
+    among the columns: it is in `kv_cache.prefix`.
     """
 
     def __init__(self, model, rows: list[Row], max_tokens: int, kv_cache: KVCache, keep_finished: bool):
         """`keep_finished`: rows that leave the batch store their keys and values in `kv_cache`."""
         self.model, self.device = model, model.device
         self.max_tokens, self.kv_cache, self.keep_finished = max_tokens, kv_cache, keep_finished
-        found = {id(row): kv_cache.find(row.prompt) for row in rows}
-        # By what is left to read, for padding costs most in prefill.
-        self.rows = sorted(rows, key=lambda row: len(row.prompt) - found[id(row)][0])
-        self.unread = [row.prompt[found[id(row)][0] :] for row in self.rows]
+        self.shared, found = len(kv_cache.shared), [kv_cache.find(row.prompt) for row in rows]
+        unread = [row.prompt[self.shared + count :] for row, (count, _) in zip(rows, found, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: len(unread[i]))  # padding costs most in prefill
+        self.rows, self.unread = [rows[i] for i in order], [unread[i] for i in order]
         lengths = torch.tensor([len(row.prompt) for row in self.rows], device=self.device)
-        self.end = max(len(row.prompt) for row in rows)  # the column after the last one read
+        self.end = max(len(row.prompt) for row in rows) - self.shared  # the column after the last one read
         self.positions = torch.arange(self.end + max_tokens, device=self.device) + lengths[:, None] - self.end
-        """(rows, columns): the position in its text of what stands in a column; below 0 on padding."""
-        cached = [(self.end - len(row.prompt), *found[id(row)]) for row in self.rows]
+        """(rows, columns): the position in its text of what stands in a column."""
+        self.keys = self.positions.masked_fill(self.positions < self.shared, PADDING)
+        """(rows, columns): the same, and PADDING where there is no key to attend to."""
+        hidden = torch.nn.functional.pad(self.keys == PADDING, (self.shared, 0))
+        self.mask = torch.zeros_like(hidden, dtype=model.dtype).masked_fill_(hidden, -torch.inf)
+        """(rows, shared prefix and columns): added to a step's scores if the model is plainly causal."""
+        self.causal = False
+        cached = [(self.end - len(unread[i]) - found[i][0], *found[i]) for i in order]
         layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
         self.cache = Cache(layers=[_LayerCache(layer, self.end + max_tokens, cached) for layer in layers])
 
@@ -88,26 +96,32 @@ class Batch:
         """Read the uncached ends of these rows' prompts, padded on the left; logits of the last ids."""
         unread, texts = self.unread[rows], [row.prompt for row in self.rows[rows]]
         longest = max(map(len, unread))
-        seen = slice(self.end - max(map(len, texts)), self.end)
+        seen = slice(self.end + self.shared - max(map(len, texts)), self.end)
         new = slice(self.end - longest, self.end)
         ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in unread], device=self.device)
         lengths = torch.tensor([len(ids) for ids in unread], device=self.device)
         real = torch.arange(longest, device=self.device) >= longest - lengths[:, None]
-        return self._forward(ids, _Window(rows, seen, new, real[:, None, :, None]))
+        return self._forward(ids, _Window(rows, seen, new, real[:, None, :, None], self.kv_cache.prefix))
 
     def step(self, ids: Tensor) -> Tensor:
         """Append one id (rows,) to each row; (rows, vocabulary) logits of the next."""
         window = _Window(slice(0, len(self.rows)), slice(0, self.end + 1), slice(self.end, self.end + 1))
         self.end += 1
-        return self._forward(ids[:, None], window)
+        prefix = {"prefix": self.kv_cache.prefix} if self.shared else {}
+        return self._forward(ids[:, None], window, **prefix)
 
-    def _forward(self, ids: Tensor, window: _Window) -> Tensor:
+    def _forward(self, ids: Tensor, window: _Window, **options) -> Tensor:
         """(n, vocabulary) logits of the last of ids (n, new), written to and attending within a window."""
         for layer in self.cache.layers:
             layer.window = window
-        positions = self.positions[window.rows]
         inputs = {"input_ids": ids, "past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
-        logits = forward_at(self.model, positions[:, window.new], positions[:, window.seen], **inputs)
+        new = self.positions[window.rows, window.new].clamp(min=0)
+        if self.causal and window.real is None:  # asking for masks at every step costs small models 2%
+            mask = self.mask[:, None, None, : self.shared + self.end]
+            return self.model(position_ids=new, attention_mask=mask, **inputs, **options).logits[:, -1]
+        own = self.keys[window.rows, window.seen]
+        keys = torch.cat([torch.arange(self.shared, device=self.device).expand(len(own), -1), own], 1)
+        logits, self.causal = forward_at(self.model, new, keys, **inputs, **options)
         return logits[:, -1]
 
     def drop_finished(self, ids: Tensor) -> Tensor:
@@ -129,13 +143,13 @@ class Batch:
                     slots[gap, :, : self.end] = slots[mover, :, : self.end]
         self.rows = [self.rows[i] for i in order]
         index = torch.tensor(order, dtype=torch.long, device=self.device)
-        self.positions = self.positions[index]
+        self.keys, self.positions, self.mask = self.keys[index], self.positions[index], self.mask[index]
         return ids[index]
 
     def store(self, i: int) -> None:
         """Store the keys and values of row i in the `KVCache`."""
         text = (*self.rows[i].prompt, *self.rows[i].ids[:-1])  # the newest id has not been read
-        own = slice(self.end - len(text), self.end)
+        own = slice(self.end - len(text) + self.shared, self.end)
         slots = [layer.slots for layer in self._used_layers]
         self.kv_cache.put(text, [(keys[i, :, own], values[i, :, own]) for keys, values in slots])
 
@@ -156,6 +170,8 @@ class _Window:
     """The last of them, which it writes."""
     real: Tensor | None = None
     """(rows, 1, new, 1) bool: False on padding, which is not written (it attends to nothing: maybe NaN)."""
+    prefix: KeyValues = ()
+    """Stands before the columns; none in a decoding step, whose attention takes the prefix itself."""
 
 
 class _LayerCache(DynamicLayer):
@@ -188,32 +204,53 @@ class _LayerCache(DynamicLayer):
         for slots, new in zip(self.slots, (key_states, value_states), strict=True):
             written = slots[at.rows, :, at.new]
             written.copy_(new if at.real is None else torch.where(at.real, new, written))
-        return [slots[at.rows, :, at.seen] for slots in self.slots]
+        seen = [slots[at.rows, :, at.seen] for slots in self.slots]
+        if at.prefix:
+            prefix = [part.expand(len(seen[0]), -1, -1, -1) for part in at.prefix[self.layer]]
+            seen = [torch.cat(parts, 2) for parts in zip(prefix, seen, strict=True)]
+        return seen
 
 
 def prefill_common_prefixes(model, prompts: list[Ids], kv_cache: KVCache) -> None:
-    """Prefill what several prompts begin with; evict what no prompt continues."""
-    kv_cache.evict_others(prompts)
-    for _, level in groupby(sorted(_common_prefixes(prompts)), key=itemgetter(0)):
-        texts = [text for _, text in level if len(text) - kv_cache.find(text)[0] >= MIN_SHARED_PREFIX]
-        if texts:
-            batch = Batch(model, [Row(text, ()) for text in texts], 0, kv_cache, True)
+    """Prefill what all prompts begin with and what several begin with; evict what no prompt continues."""
+    if kv_cache.fits(prompts):
+        kv_cache.evict_others(prompts)
+    else:
+        shared = _shared_prefix(prompts) if can_share(model) else ()
+        cache = DynamicCache()
+        if shared:
+            ids = torch.tensor([shared], device=model.device)
+            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        kv_cache.reset(shared, [(layer.keys[0], layer.values[0]) for layer in cache.layers])
+    for _, level in groupby(sorted(_common_prefixes(prompts, len(kv_cache.shared))), key=itemgetter(0)):
+        rows = [Row(text, ()) for _, text in level if _unread(text, kv_cache) >= MIN_SHARED_PREFIX]
+        if rows:
+            batch = Batch(model, rows, 0, kv_cache, True)
             batch.prefill()
-            for i in range(len(texts)):
+            for i in range(len(rows)):
                 batch.store(i)
 
 
-def _common_prefixes(prompts: list[Ids], length: int = 0, depth: int = 0) -> Iterator[tuple[int, Ids]]:
+def _unread(text: Ids, kv_cache: KVCache) -> int:
+    return len(text) - len(kv_cache.shared) - kv_cache.find(text)[0]
+
+
+def _common_prefixes(prompts: list[Ids], length: int, depth: int = 0) -> Iterator[tuple[int, Ids]]:
     """(depth, prefix) of every prefix that several prompts share beyond their first `length` ids.
 
-    At least one id of each prompt is left over. Nested: prompts that share a prefix may share a longer one in
-    part, which comes at the next depth.
+    Nested: prompts that share a prefix may share a longer one in part, which comes at the next depth.
     """
     alike = defaultdict(list)
     for prompt in prompts:
         alike[prompt[: length + MIN_SHARED_PREFIX]].append(prompt)
     for group in alike.values():
-        prefix = os.path.commonprefix([prompt[:-1] for prompt in group])
-        if len(group) > 1 and len(prefix) >= length + MIN_SHARED_PREFIX:
+        prefix = _shared_prefix(group)
+        if len(prefix) >= length + MIN_SHARED_PREFIX:
             yield depth, prefix
             yield from _common_prefixes(group, len(prefix), depth + 1)
+
+
+def _shared_prefix(prompts: list[Ids]) -> Ids:
+    """The prefix that all prompts share, at least one id of each left over; empty where not worth a pass."""
+    shared = os.path.commonprefix([prompt[:-1] for prompt in prompts])
+    return shared if len(prompts) > 1 and len(shared) >= MIN_SHARED_PREFIX else ()

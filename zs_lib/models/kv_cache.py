@@ -21,13 +21,28 @@ KeyValues = Sequence[tuple[Tensor, Tensor]]
 class KVCache:
     """Keys and values of texts that one model has read, valid while its weights stay the same.
 
-    Holds up to `capacity` bytes; `size` are in use.
+    All texts begin with `shared`, whose keys and values (`prefix`) are stored once; None before the first
+    call. Of each text the part after it is stored, up to `capacity` bytes in all (`size` are in use).
     """
 
     capacity: int = CAPACITY_BYTES
+    shared: Ids | None = None
+    prefix: KeyValues = ()
     size: int = 0
     _texts: list[Ids] = field(default_factory=list)  # sorted: the longest common prefix is a neighbour's
     _own: dict[Ids, KeyValues] = field(default_factory=dict)
+
+    def fits(self, texts: Sequence[Ids]) -> bool:
+        """Tell whether all texts begin with `shared` and go on after it."""
+        shared = self.shared
+        return shared is not None and all(
+            len(text) > len(shared) and text[: len(shared)] == shared for text in texts
+        )
+
+    def reset(self, shared: Ids, prefix: KeyValues) -> None:
+        """Empty the cache and begin with this shared prefix."""
+        self.shared, self.prefix, self.size = shared, prefix, 0
+        self._texts, self._own = [], {}
 
     def evict_others(self, texts: Sequence[Ids]) -> None:
         """Evict entries that none of these texts continues: rollouts that have ended."""
@@ -35,12 +50,12 @@ class KVCache:
             self._evict(other)
 
     def find(self, text: Ids) -> tuple[int, KeyValues]:
-        """Count the cached ids a text begins with (never its last id); also their keys and values.
+        """Count the cached ids after `shared` (never the text's last id); also their keys and values.
 
         The tensors may be longer than that number.
         """
         common, other = self._nearest(text)
-        return (common, self._own[other]) if common else (0, ())
+        return (common - len(self.shared), self._own[other]) if common > len(self.shared) else (0, ())
 
     def put(self, text: Ids, own: KeyValues) -> None:
         """Store a copy of a text's keys and values, replacing the entry it continues; dropped if full."""
