@@ -13,31 +13,18 @@ from arm_fixtures import arm
 from http_fixtures import QUICK, completion, serving
 from model_fixtures import tiny_llama, word_tokenizer
 from policy_fixtures import QUESTIONS, LookupEngine, load, written
+from trajectory_fixtures import LYON, search
 
 from zs_lib import pipeline
 from zs_lib.config.values import digest
 from zs_lib.errors import ConfigError, RewardError
 from zs_lib.protocol import parse_action
-from zs_lib.qa import Hop, Question
+from zs_lib.qa import Question
 from zs_lib.rl import judge
 from zs_lib.rl.rewards import REWARDS, Reward, parse
 from zs_lib.rl.train import FAILED_LIMIT, Training, train
 from zs_lib.rl.trajectory import Trajectory, Turn
 from zs_lib.runs import RunStore
-
-LYON = Question(
-    "1",
-    "Which currency is used where Lyon lies?",
-    ("euro",),
-    "bridge",
-    "train",
-    (Hop("Lyon", "country", ("France",)), Hop("France", "currency", ("euro",))),
-)
-
-
-def search(query: str, *documents: str) -> Turn:
-    text = f"<search>{query}</search>"
-    return Turn(text, parse_action(text), query, documents, False, "ok")
 
 
 def answer(text: str) -> Turn:

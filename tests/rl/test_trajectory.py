@@ -6,24 +6,10 @@ import dataclasses
 
 import pytest
 from policy_fixtures import written
+from trajectory_fixtures import LYON, search
 
 from zs_lib.protocol import parse_action
-from zs_lib.qa import Hop, Question
 from zs_lib.rl.trajectory import Turn, answer_in_documents, query_quality, trajectory_metrics
-
-LYON = Question(
-    "1",
-    "Which currency is used where Lyon lies?",
-    ("euro",),
-    "bridge",
-    "train",
-    (Hop("Lyon", "country", ("France",)), Hop("France", "currency", ("euro",))),
-)
-
-
-def search(query, *documents):
-    text = f"<search>{query}</search>"
-    return Turn(text, parse_action(text), query, documents, False, "ok")
 
 
 def test_query_quality_follows_the_hops():

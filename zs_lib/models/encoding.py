@@ -39,11 +39,8 @@ def encode_text(tokenizer, text: str, start: bool = False) -> list[int]:
             ids = whole
         if not (control.keys() - {tokenizer.unk_token_id}).isdisjoint(ids):
             ids = tokenizer(_spaced(text), add_special_tokens=False).input_ids
-    if not start:
-        return ids
-    framed = tokenizer(text).input_ids
-    place = next(i for i in range(len(framed) + 1) if framed[i : i + len(whole)] == whole)
-    return framed[:place] + ids + framed[place + len(whole) :]
+    before, after = _frame(tokenizer, len(tokenizer)) if start else ([], [])
+    return [*before, *ids, *after]
 
 
 def encode_prompt(tokenizer, text: str, system: str | None = None, thinking: bool = True) -> list[int]:
@@ -122,6 +119,14 @@ def _control_tokens(tokenizer, size: int) -> dict[int, str]:
         for number, token in tokenizer.added_tokens_decoder.items()
         if token.content not in _TAGS and (token.special or not _PLAIN.fullmatch(token.content))
     }
+
+
+@lru_cache(maxsize=8)
+def _frame(tokenizer, size: int) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after a text that starts a sequence, the same for every text."""
+    framed, whole = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    place = next(i for i in range(len(framed) + 1) if framed[i : i + len(whole)] == whole)
+    return framed[:place], framed[place + len(whole) :]
 
 
 @lru_cache(maxsize=8)

@@ -277,7 +277,7 @@ class PolicyTrainer(GRPOTrainer):
 def _server_errors(server: str | None) -> Iterator[None]:
     try:
         yield
-    except (ImportError, RuntimeError, NotImplementedError, OSError) as error:
+    except (ImportError, RuntimeError, OSError) as error:
         if server is None:
             raise
         raise ModelError(
