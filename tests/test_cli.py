@@ -13,7 +13,7 @@ import pytest
 from run_fixtures import CountingArm
 from safetensors.torch import load_file, save_file
 
-from zs_lib import cli
+from zs_lib import cli, cli_options
 from zs_lib.analysis import figures
 from zs_lib.config import paths
 from zs_lib.engines import SearchResult
@@ -374,7 +374,7 @@ def test_set_reads_a_value_as_toml_or_a_word(capsys):
         "policy.trainer=trl",
         'policy.subsets=["bridge"]',
     )
-    assert [cli._setting(text)[1] for text in given] == [5, 0.0, "trl", ["bridge"]]
+    assert [cli_options.read_setting(text)[1] for text in given] == [5, 0.0, "trl", ["bridge"]]
     with pytest.raises(SystemExit):
         cli.main(["plan", "--set", "policy.steps"])
     assert "KEY=VALUE" in capsys.readouterr().err

