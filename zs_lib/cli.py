@@ -272,13 +272,13 @@ def _claims(args: argparse.Namespace) -> None:
 
 @command("runs list", "all runs")
 def _runs_list(args: argparse.Namespace) -> None:
-    from zs_lib.launch.progress import run_state
+    from zs_lib.launch.progress import state_and_label
 
     store = RunStore()
     runs = store.list()
     for run in runs:
-        state = run_state(run)
-        print(f"{run.path.name:<32} {state:<10} {'?' if state in ('damaged', 'unreadable') else run.label}")
+        state, label = state_and_label(run)
+        print(f"{run.path.name:<32} {state:<10} {label}")
     if not runs:
         print(f"No runs in {store.root}.")
 

@@ -155,15 +155,19 @@ def _arm_state(arm: Any, runs: list[Run | None]) -> ArmState:
 
 def run_state(run: Run) -> str:
     """Return "finished", "running", "unfinished", "damaged", or "unreadable" (a fault of rights or disk)."""
+    return state_and_label(run)[0]
+
+
+def state_and_label(run: Run) -> tuple[str, str]:
+    """Return a run's state and its label, read once; the label of one that cannot be read is "?"."""
     try:
-        _ = run.record, run.summary if run.finished else (run.metrics(), run.timing())
+        label, finished = run.label, run.finished
+        _ = run.summary if finished else (run.metrics(), run.timing())
     except UnreadableError:
-        return "unreadable"
+        return "unreadable", "?"
     except RunError:
-        return "damaged"
-    if run.finished:
-        return "finished"
-    return "running" if run.running else "unfinished"
+        return "damaged", "?"
+    return "finished" if finished else "running" if run.running else "unfinished", label
 
 
 def seconds_left(run: Run) -> float | None:

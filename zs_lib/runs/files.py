@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -69,16 +70,22 @@ def read_json(path: Path, cure: str) -> dict:
     Raises:
         RunError: it is missing or damaged; names the file and `cure`. UnreadableError: it cannot be read.
     """
+    return read_checked_json(path, cure)[0]
+
+
+def read_checked_json(path: Path, cure: str) -> tuple[dict, str]:
+    """Read a JSON object as `read_json` does, and the sha256 of what was read."""
     try:
-        with refuse_unreadable(path):
-            value = json.loads(path.read_text(encoding="utf-8"))
+        with refuse_unreadable(path), open(path, "rb") as file:
+            content = file.read()
+        value = json.loads(content.decode())
     except FileNotFoundError:
         raise RunError(f"{path} is missing: {cure}.") from None
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}): {cure}.") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} is damaged (no JSON object): {cure}.")
-    return value
+    return value, hashlib.sha256(content).hexdigest()
 
 
 def check_digest(

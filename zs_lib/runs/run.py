@@ -66,6 +66,7 @@ class Run:
         self.kind, self.digest, self.seed = parts["kind"], parts["digest"], int(parts["seed"])
         self.cure = f"delete the folder {path}, and the run is made again"
         self.tracker: Tracker | None = None
+        self._as_written = ""  # the sha256 of a list of digests that was found so
         self.steps: int | None = None  # of the arm that is being trained, if it has steps
 
     def __repr__(self) -> str:
@@ -83,7 +84,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return os.path.exists(self.path / "summary.json")
+        return os.path.exists(f"{self.path}/summary.json")
 
     @property
     def running(self) -> bool:
@@ -100,10 +101,10 @@ class Run:
     @property
     def record(self) -> dict:
         """run.json: label, seed, config, packages, code, machine."""
-        record = files.read_json(self.path / "run.json", self.cure)
+        record, found = files.read_checked_json(self.path / "run.json", self.cure)
         if not isinstance(record.get("config"), dict) or not isinstance(record.get("label"), str):
             raise self._error("run.json", "lacks label or config (damaged, or of another version)")
-        self.file("run.json")
+        self._check_read("run.json", found)
         return record
 
     @property
@@ -125,12 +126,14 @@ class Run:
     @property
     def summary(self) -> dict:
         """The summary that the work returned; RunError if the run is not finished."""
-        path = self.file("summary.json")
         if not self.finished:
+            self.file("summary.json")  # one that cannot be read may be there
             raise RunError(
                 f"The run {self.path.name} is not finished: run its notebook or `zs reproduce` again."
             )
-        return files.read_json(path, self.cure)
+        summary, found = files.read_checked_json(self.path / "summary.json", self.cure)
+        self._check_read("summary.json", found)
+        return summary
 
     @property
     def model_dir(self) -> Path:
@@ -290,7 +293,7 @@ class Run:
 
     def refuse_links(self) -> None:
         """Raise RunError if the run's folder, or a file that its work would write, is a link elsewhere."""
-        links = [self.path] if self.path.is_symlink() else []
+        links = [self.path] if os.path.islink(str(self.path)) else []
         with suppress(OSError):  # not there, or not to be read: whoever reads it tells
             links += [] if self.finished else [path for path in self.path.iterdir() if path.is_symlink()]
         if links:
@@ -328,11 +331,17 @@ class Run:
 
     def _digests(self) -> dict[str, str]:
         """The digests of a finished run's files; RunError if a byte of them was cut, added or changed."""
-        path = self.path / DIGESTS
-        digests = files.read_json(path, self.cure)
-        if path.read_text(encoding="utf-8") != files.to_json(digests, indent=1):
+        digests, found = files.read_checked_json(self.path / DIGESTS, self.cure)
+        if found != self._as_written and found != _sha256(files.to_json(digests, indent=1)):
             raise self._error(DIGESTS, "is damaged (not as it was written)")
+        self._as_written = found
         return digests
+
+    def _check_read(self, name: str, found: str) -> None:
+        """Raise RunError if a file that was just read, with this sha256, is not the finished run's."""
+        self.refuse_links()
+        if self.finished and found != self._digests().get(name):
+            raise self._error(name, "is damaged (its sha256 has changed)")
 
     def _check_files(self, read: Callable[[Path], str], below: str = "") -> None:
         """Check the files whose relative paths begin so, those that should be there and those that are."""

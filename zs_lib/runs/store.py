@@ -94,8 +94,8 @@ class RunStore:
 
     def list(self) -> list[Run]:
         """List all runs that were begun, by folder name; damaged ones too, whose parts raise RunError."""
-        folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
-        runs = [Run(path) for path in folders if FOLDER.fullmatch(path.name)]
+        names = sorted(os.listdir(self.root)) if self.root.is_dir() else []
+        runs = [Run(self.root / name) for name in names if FOLDER.fullmatch(name)]
         return [run for run in runs if run.begun]
 
     def verify(self) -> list[RunError]:
