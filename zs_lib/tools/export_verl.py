@@ -11,10 +11,11 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from jinja2 import Environment, StrictUndefined
 
 from zs_lib import qa
 from zs_lib.config.arms import EvaluationConfig, PolicyArm
@@ -40,15 +41,17 @@ METRICS = ("f1", "em", "cover_em")
 """Rewards that the recipe computes."""
 VERL_KL_MAX = 10.0
 """verl always clamps a token's k3 at this value."""
-TOKENS_PER_GPU = 16384
-"""Tokens that verl puts into one forward pass: its default, unless one trajectory has more."""
 LONGEST_PROMPT = 1024
 """Tokens that a prompt may have; the loop bounds prompt and turns together."""
+CURRICULUM = ("schedule", "p_start", "p_end", "base")
+"""Fields of an arm's curriculum that the recipe's has, too."""
 SETTINGS = {
     "adv_estimator": "grpo",
     "divide_by_std": False,
     "loss_mode": "vanilla",
     "loss_agg_mode": "token-mean",
+    "dataset_path": None,
+    "dataset_name": None,
 }
 """verl's settings for REINFORCE with the group's mean; the rows below say what differs."""
 OWN = {"dataset_path": "pkg://zerosearch.advantage", "dataset_name": "RLHFDataset"}
@@ -92,12 +95,27 @@ def export_verl(arm: PolicyArm, folder: Path, evaluation: EvaluationConfig, seed
             rows = pd.DataFrame(dataset_rows(chosen, arm, split))
             rows.to_parquet(folder / f"{split}.parquet", index=False)
         _write_code(folder / "zerosearch")
-        model = _model(arm.backbone, folder)
-        values = _values(arm, seed, settings, search) | {"model": model, "val_files": f"{split}.parquet"}
-        names = ("config.yaml", "loop.yaml", "tool.yaml") if search else ("config.yaml", "loop.yaml")
-        _write_settings(arm.name, folder, values, names)
-        counts = {split: len(chosen) for split, chosen in questions.items()}
-        write_text(folder / "README.md", _readme(arm, folder, values, counts))
+        values = {
+            **settings,
+            **search,
+            "arm": arm,
+            "objective": arm.objective,
+            "rollout": arm.rollout,
+            "seed": seed,
+            "searches": arm.rollout.max_searches if search else 0,
+            "token_budget": token_budget(arm.rollout, bool(search)),
+            "template_values": template_values(arm.rollout.thinking),
+            "prompt_tokens": min(LONGEST_PROMPT, arm.rollout.max_context_tokens),
+            "mini_batch": _minibatch_questions(arm),
+            "lora_scale": LORA_SCALE,
+            "experiment": re.sub(r"[^\w.=-]+", "-", arm.name),
+            "model": _model(arm.backbone, folder),
+            "counts": {split: len(chosen) for split, chosen in questions.items()},
+            "verl": VERL,
+            "folder": folder.name,
+        }
+        for name in ("config.yaml", "loop.yaml", *["tool.yaml"] * bool(search), "README.md"):
+            write_text(folder / name, _fill(name, values))
     return folder
 
 
@@ -165,87 +183,28 @@ def _algorithm(arm: PolicyArm) -> dict:
             f"The arm '{arm.name}' cannot be exported: verl's counterpart of '{objective.algorithm}' with "
             f"'{objective.baseline}' is not known. Known: {', '.join((*BASELINES, *ALGORITHMS))}."
         )
-    return (
-        SETTINGS
-        | {
-            "clip_low": objective.clip,
-            "clip_high": objective.clip_high or objective.clip,
-            "dataset_path": None,
-            "dataset_name": None,
-        }
-        | rows[name]
-    )
+    return SETTINGS | {"clip_low": objective.clip} | rows[name]
 
 
 def _search(arm: PolicyArm) -> dict:
     """Values of tool.yaml; empty if the policy may not search."""
-    row, simulator = find_engine(arm.engine), arm.simulator
+    row, address, model, schedule = find_engine(arm.engine), "", "", None
     if arm.engine == "none":
         return {}
-    model, _, address = arm.engine.partition(":")[2].rpartition("@")
-    common = {"num_documents": arm.rollout.num_documents, "served_model": model}
     if simulates(arm.engine):
-        schedule = asdict(arm.curriculum) if arm.curriculum else {}
-        kept = {name: schedule[name] for name in ("schedule", "p_start", "p_end", "base") if schedule}
-        return common | {
-            "kind": "simulator",
-            "address": address or "http://127.0.0.1:8000",
-            "simulator_template": simulator.template,
-            "simulator_temperature": simulator.temperature,
-            "simulator_max_tokens": simulator.max_tokens,
-            "curriculum": kept | {"steps": arm.steps} if kept else None,
-        }
-    if not (row.ranks or row.name == "search-r1:URL"):
+        model, _, address = arm.engine.partition(":")[2].rpartition("@")
+        if arm.curriculum:
+            schedule = {name: getattr(arm.curriculum, name) for name in CURRICULUM} | {"steps": arm.steps}
+    elif row.name == "search-r1:URL":
+        address = arm.engine.partition(":")[2].rpartition("@")[2]
+    elif not row.ranks:
         raise ConfigError(
             f"The arm '{arm.name}' cannot be exported: the recipe can ask a simulator, or an engine that `zs "
             f"serve retriever` serves, but not '{without_address(arm.engine)}'."
         )
-    unused = {"simulator_template": "paper", "simulator_temperature": 0.0, "simulator_max_tokens": 1}
-    served = address if row.name == "search-r1:URL" else "http://127.0.0.1:8000"
-    return common | unused | {"kind": "retriever", "address": served, "curriculum": None}
-
-
-def _values(arm: PolicyArm, seed: int, settings: dict, search: dict) -> dict:
-    """The values of all templates by name."""
-    objective, rollout = arm.objective, arm.rollout
-    searches = rollout.max_searches if search else 0
-    longest = min(LONGEST_PROMPT, rollout.max_context_tokens)
-    return {
-        **asdict(objective),
-        **asdict(rollout),
-        **settings,
-        **search,
-        "seed": seed,
-        "max_searches": searches,
-        "searches": bool(searches),
-        "template_values": template_values(rollout.thinking),
-        "max_turns": searches + 1,
-        "prompt_tokens": longest,
-        "tokens_per_gpu": max(TOKENS_PER_GPU, longest + rollout.max_context_tokens),
-        "prompts_per_step": arm.prompts_per_step,
-        "group_size": arm.group_size,
-        "mini_batch": _minibatch_questions(arm),
-        "epochs": objective.updates_per_batch,
-        "use_kl": objective.kl_coef > 0,
-        "lam": objective.gae_lambda,
-        "rollout_is": "token" if objective.sampler_ratio_max else None,
-        "rollout_is_threshold": objective.sampler_ratio_max or 2.0,
-        "loss_scale_factor": token_budget(rollout, bool(search))
-        if objective.algorithm == "dr_grpo"
-        else None,
-        "learning_rate": arm.learning_rate,
-        "critic_learning_rate": float(f"{arm.learning_rate * objective.critic_lr_multiplier:.6g}"),
-        "warmup_steps": round(arm.warmup_ratio * arm.steps),
-        "max_grad_norm": arm.max_grad_norm,
-        "gradient_checkpointing": arm.gradient_checkpointing,
-        "lora_rank": arm.lora_rank,
-        "lora_alpha": LORA_SCALE * arm.lora_rank or 16,
-        "steps": arm.steps,
-        "checkpoint_every": arm.checkpoint_every,
-        "reward": arm.reward,
-        "experiment": re.sub(r"[^\w.=-]+", "-", arm.name),
-        "tool_config": "tool.yaml" if search else None,
-    }
+    kind = "simulator" if simulates(arm.engine) else "retriever"
+    address = address or "http://127.0.0.1:8000"
+    return {"kind": kind, "address": address, "served_model": model, "curriculum": schedule}
 
 
 def _minibatch_questions(arm: PolicyArm) -> int:
@@ -276,35 +235,8 @@ def _model(backbone: str, folder: Path) -> str:
     return "./model"
 
 
-def _write_settings(label: str, folder: Path, values: dict, names: Sequence[str]) -> None:
-    """Fill in the YAML templates; JSON's values are YAML's."""
-    written = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
-    for name in names:
-        template = (TEMPLATES / name).read_text(encoding="utf-8")
-        write_text(folder / name, template.format(**written | {"label": label}))
-
-
-SERVE = "Serve the {what} first (the address stands in tool.yaml):\n\n```sh\n{command}\n```\n"
-
-
-def _readme(arm: PolicyArm, folder: Path, values: dict, counts: dict[str, int]) -> str:
-    kind, simulator = values.get("kind"), arm.simulator
-    if kind == "simulator":
-        served = simulator.name if simulator.fine_tuned else simulator.backbone
-        vllm = f"vllm serve MODEL --dtype {simulator.dtype} --generation-config vllm"
-        command = f"zs serve simulator --model {served}  # its run; or by vLLM: {vllm}"
-        serve = SERVE.format(what="simulator", command=command)
-    elif kind == "retriever":
-        engine = arm.engine.partition(":")[0]
-        serve = SERVE.format(what="search engine", command=f"zs serve retriever --engine {engine}")
-    else:
-        serve = "The policy of this arm is trained without search.\n"
-    template = (TEMPLATES / "README.md").read_text(encoding="utf-8")
-    return template.format(
-        label=arm.name,
-        verl=VERL,
-        serve=serve,
-        folder=folder.name,
-        files=", ".join(f"`{split}.parquet`" for split in counts),
-        rows=" and ".join(f"{count:,} questions ({split})" for split, count in counts.items()),
-    )
+def _fill(name: str, values: dict) -> str:
+    """Fill in a template by Jinja; JSON's values are YAML's."""
+    as_json = None if name.endswith(".md") else partial(json.dumps, ensure_ascii=False)
+    templates = Environment(finalize=as_json, undefined=StrictUndefined, trim_blocks=True)
+    return templates.from_string((TEMPLATES / name).read_text(encoding="utf-8")).render(values) + "\n"
