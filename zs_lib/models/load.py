@@ -31,6 +31,7 @@ from zs_lib.models import packaged
 from zs_lib.models.checks import check_end, check_size, check_tokenizer
 from zs_lib.models.decode import TransformersGenerator
 from zs_lib.models.generator import Generator
+from zs_lib.models.linear import use_onednn
 from zs_lib.runs import distributed
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def _load(source: str, local_only: bool, dtype: str) -> LoadedModel:
             f"The model '{source}' is incomplete: its files lack {len(missing)} weights ({missing[0]}), "
             "which would be random: restore them."
         )
+    use_onednn(model)
     return LoadedModel(model.to(distributed.device()).eval(), tokenizer)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 
 import torch
 from transformers import PreTrainedModel
+
+from zs_lib.models.linear import Linear, is_exact, onednn
 
 MATRIX, VECTOR, TRIES = 2048, 1 << 26, 5
 """Side of the multiplied matrices, numbers that are copied, and attempts, of which the best counts."""
@@ -27,7 +31,17 @@ def seconds(work: Callable[[], object], tries: int = 1) -> float:
 def peak_flops(dtype: torch.dtype = torch.float32) -> float:
     """Measure the FLOP/s of a large matrix product, with torch's present number of threads."""
     left, right = torch.randn(2, MATRIX, MATRIX).to(dtype)
-    return 2 * MATRIX**3 / seconds(lambda: left @ right, TRIES)
+    with onednn() if is_exact() else nullcontext():
+        return 2 * MATRIX**3 / seconds(lambda: left @ right, TRIES)
+
+
+def as_peers_have_it(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model, with PyTorch's own linear layers (`models.linear`)."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) is Linear:
+            module.__class__ = torch.nn.Linear
+    return model
 
 
 @cache

@@ -23,7 +23,7 @@ from zs_lib.rl.questions import epochs
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.runs import distributed
-from zs_lib.tools.bench.machine import forward_flops, peak_flops
+from zs_lib.tools.bench.machine import as_peers_have_it, forward_flops, peak_flops
 
 MODEL, GROUP = "HuggingFaceTB/SmolLM2-135M-Instruct", 4
 SCRATCH = paths.ROOT / "outputs" / "bench"
@@ -101,7 +101,7 @@ def original(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> 
     Each turn generates for all unfinished rows until the slowest one ends, decodes, cuts after the first
     closing tag, encodes the texts again, and prefills the whole history.
     """
-    tokenizer, model = generator.tokenizer, generator.model
+    tokenizer, model = generator.tokenizer, as_peers_have_it(generator.model)
 
     def turn(texts: list[str]) -> list[str]:
         inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
@@ -212,7 +212,9 @@ def tool_trainer(
     tokenizer = copy.copy(generator.tokenizer)
     tokenizer.chat_template, tokenizer.response_template = CHAT, RESPONSE
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return trainer(generator.model, tokenizer, cfg, rows, chats, environment_factory=Environment)
+    return trainer(
+        as_peers_have_it(generator.model), tokenizer, cfg, rows, chats, environment_factory=Environment
+    )
 
 
 def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence = ("",), **options):

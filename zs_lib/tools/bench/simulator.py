@@ -21,7 +21,7 @@ from zs_lib.engines.simulated import SYSTEM, SimulatedEngine, simulator_prompt, 
 from zs_lib.models.load import load_generator
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.train import Stopwatch
-from zs_lib.tools.bench.machine import forward_flops, peak_flops, seconds
+from zs_lib.tools.bench.machine import as_peers_have_it, forward_flops, peak_flops, seconds
 
 BACKBONE = "tiny-L"
 CONCURRENT = (1, 8, 32, 128)
@@ -127,10 +127,11 @@ class _Transformers(SearchEngine):
 
     def __init__(self, engine: SimulatedEngine, arm: SimulatorArm):
         self.generator, self.arm, self.tokens = engine.generator, arm, 0
+        self.model = as_peers_have_it(self.generator.model)
 
     @torch.inference_mode()
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        model, tokenizer, arm = self.generator.model, self.generator.tokenizer, self.arm
+        model, tokenizer, arm = self.model, self.generator.tokenizer, self.arm
         torch.manual_seed(0)
         texts = [simulator_prompt(request, num_documents, arm.template) for request in requests]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")

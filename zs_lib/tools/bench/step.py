@@ -20,7 +20,7 @@ from zs_lib.rl.rewards import Reward
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.tools.bench import rollouts
-from zs_lib.tools.bench.machine import forward_flops, peak_flops, seconds
+from zs_lib.tools.bench.machine import as_peers_have_it, forward_flops, peak_flops, seconds
 
 ROWS = 8
 """Trajectories per micro-batch of TRL: its default."""
@@ -102,7 +102,7 @@ def _trl(
 ) -> Callable[[], object]:
     from trl.trainer.utils import add_fused_lm_head
 
-    model, reference = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
+    model, reference = as_peers_have_it(loaded.model), as_peers_have_it(loaded.model)
     # As the trainer does with its model and its reference.
     add_fused_lm_head(reference, arm.rollout.temperature)
     trainer = rollouts.trainer(model, loaded.tokenizer, arm.rollout, ROWS)
