@@ -8,7 +8,7 @@ import torch
 from model_fixtures import tiny_model, tiny_tokenizer
 
 from zs_lib.errors import ModelError
-from zs_lib.models.batch import PREFILL_TOKENS, Batch, Row, _shared_prefix, prefill_common_prefixes
+from zs_lib.models.batch import PREFILL_TOKENS, ROOM, Batch, Row, _shared_prefix, prefill_common_prefixes
 from zs_lib.models.decode import TransformersGenerator, sample
 from zs_lib.models.kv_cache import KVCache
 from zs_lib.models.load import build_generator
@@ -60,7 +60,7 @@ def test_logprobs_are_those_of_a_full_forward_at_the_sampling_temperature(kv_hea
     generator = TransformersGenerator(tiny_model(kv_heads=kv_heads), tiny_tokenizer())
     prompts = prompts_of([3, 30, 17, 1], prefix=prefix)
     for completion, prompt in zip(
-        generator.generate(prompts, [(i,) for i in range(4)], 30, 0.7), prompts, strict=True
+        generator.generate(prompts, [(i,) for i in range(4)], 40, 0.7), prompts, strict=True
     ):
         expected = full_logprobs(generator, prompt, completion.ids, 0.7)
         assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
@@ -176,6 +176,25 @@ def test_a_shared_prefix_is_kept_once_and_changes_no_forward_of_others(monkeypat
         monkeypatch.undo()
         assert model.config._attn_implementation == "sdpa"
         assert model(torch.tensor(prompts[:1])).logits.equal(before)
+
+
+def test_slots_take_memory_for_what_is_written_and_little_more(generator):
+    """However many tokens a completion may have; rows that have left the batch keep none."""
+    rows, columns = [Row((2,) * n, (n,)) for n in (3, 10)], []
+
+    def extend(rows, logits, position):
+        rows[-1].stop_reason = "stop" if len(rows) == 2 else None
+        if position == 3 * ROOM:
+            rows[0].stop_reason = "stop"
+        columns.append(batch.cache.layers[0].slots[0].shape[2] - 10 - position)
+        return logits.argmax(-1)
+
+    with torch.inference_mode():
+        cache = KVCache()
+        prefill_common_prefixes(generator.model, [row.prompt for row in rows], cache)
+        (batch := Batch(generator.model, rows, 1000, cache, False)).decode(extend)
+    assert 0 <= min(columns) and max(columns) <= ROOM and len(columns) == 3 * ROOM + 1
+    assert batch.cache.layers[0].slots[0].shape[0] == 1
 
 
 @pytest.mark.parametrize("prefix", [(), tuple(range(20, 50))], ids=["no prefix", "shared prefix"])
