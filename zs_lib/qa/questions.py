@@ -10,7 +10,7 @@ import types
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -146,17 +146,31 @@ def load_questions(
         DataError: the source cannot be read or is empty, a column is missing or of another type, or two rows
             have one id.
     """
-    source = BENCHMARK / "questions.jsonl" if source is None else source
+    if source is None and columns is None:
+        path = BENCHMARK / "questions.jsonl"
+        questions = _embedded_questions(path, path.stat().st_mtime_ns if path.exists() else 0)
+    else:
+        questions = _read_questions(source or BENCHMARK / "questions.jsonl", columns)
+    wanted = (subset,) if isinstance(subset, str) else subset
+    return [
+        q for q in questions if (wanted is None or q.subset in wanted) and (split is None or q.split == split)
+    ]
+
+
+@lru_cache(maxsize=1)
+def _embedded_questions(path: Path, modified_ns: int) -> list[Question]:
+    """Read the embedded benchmark, once a process while its file stays as it is."""
+    return _read_questions(path, None)
+
+
+def _read_questions(source: Path | str, columns: Columns | None) -> list[Question]:
     cure = REBUILD if Path(source).parent == BENCHMARK else QUESTION_LINE
     questions = _read(source, cure, lambda row, number: _question(row, number, columns))
     [(known, lines)] = Counter(question.id for question in questions).most_common(1)
     if lines > 1:  # all randomness hangs on the id, and tables are joined by it
         name = getattr(source, "name", source)
         raise DataError(f"{name}: two lines have the id {known!r}; give each its own, or none")
-    wanted = (subset,) if isinstance(subset, str) else subset
-    return [
-        q for q in questions if (wanted is None or q.subset in wanted) and (split is None or q.split == split)
-    ]
+    return questions
 
 
 def _read(source: Path | str, cure: str, read: Callable[[dict, int], T]) -> list[T]:
