@@ -6,13 +6,12 @@ import dataclasses
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from arm_fixtures import arm, prompted_simulator
+from forks import exit_code, start
 from policy_fixtures import KL, PPO, QUESTIONS, LookupEngine, load
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -105,14 +104,23 @@ def test_watching_a_question_changes_nothing_else(backbone, tmp_path, monkeypatc
     assert [t for t in watched.trajectories() if "watched" not in t] == plain.trajectories()
 
 
+def train_to_six(number: int, name: str, backbone: Path, store: Path) -> None:
+    """Train, and send this signal to the own process after the sixth step."""
+
+    def progress(step, *_):
+        if step == 6:
+            os.kill(os.getpid(), number)
+
+    try:
+        trained(backbone, store, KILLED[name], LookupEngine(), progress=progress)
+    except KeyboardInterrupt:  # Python ends a program by the signal itself, but not a forked process
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def end_at_six(number: int, name: str, backbone: Path, store: Path) -> int:
     """Send this signal to a training after its sixth step; the exit code."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    command = [sys.executable, __file__, str(backbone), str(store), name, str(int(number))]
-    return subprocess.run(command, env=environment, timeout=120, stderr=subprocess.DEVNULL).returncode
+    return exit_code(start(train_to_six, number, name, backbone, store))
 
 
 @pytest.mark.parametrize(
@@ -217,21 +225,3 @@ def test_training_goes_on_when_one_search_in_ten_fails(backbone, tmp_path, monke
     ]
     assert not any("engine_failed" in reasons for reasons in learnt_from)
     assert logged["reward"].between(0, 1).all() and logged["grad_norm"].max() > 0
-
-
-def at_six(number: int):
-    def progress(step, *_):
-        if step == 6:
-            os.kill(os.getpid(), number)
-
-    return progress
-
-
-if __name__ == "__main__":  # the process that is killed: test_train.py BACKBONE STORE NAME SIGNAL
-    trained(
-        Path(sys.argv[1]),
-        Path(sys.argv[2]),
-        KILLED[sys.argv[3]],
-        LookupEngine(),
-        progress=at_six(int(sys.argv[4])),
-    )

@@ -14,12 +14,14 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
-import run_fixtures
 import torch
+from forks import exit_code
 from run_fixtures import PATHS, CountingArm
 
 from zs_lib import cli, config, runs
@@ -42,18 +44,9 @@ HERE = str(Path(__file__).parent)
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([PATHS, HERE]), "OMP_NUM_THREADS": "1"}
 
 
-def start(store: RunStore, arm: CountingArm, *seeds: int, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        [
-            sys.executable,
-            run_fixtures.__file__,
-            str(store.root),
-            json.dumps(identity(arm)),
-            *map(str, seeds or (0,)),
-        ],
-        env=ENVIRONMENT,
-        **options,
-    )
+def start(store: RunStore, arm: CountingArm) -> BaseProcess:
+    """Another process that makes a run."""
+    return forks.start(ensure, arm, 0, store)
 
 
 def wait_for(what, seconds: float = 30) -> None:
@@ -119,7 +112,7 @@ def test_find(store):
 
 def test_kill_and_resume_is_bit_identical(store, tmp_path):
     arm = CountingArm(die_at=7)
-    assert start(store, arm).wait(timeout=60) == -signal.SIGKILL
+    assert exit_code(start(store, arm)) == -signal.SIGKILL
     run = store.get(arm, 0)
     assert not run.finished and not run.running and len(run.metrics()) == 7  # the half line does not count
     assert store.verify() == []  # unfinished is no damage
@@ -140,7 +133,7 @@ def test_kill_and_resume_is_bit_identical(store, tmp_path):
 
 def test_killed_before_the_first_checkpoint(store):
     arm = CountingArm(die_at=2)
-    assert start(store, arm).wait(timeout=60) == -signal.SIGKILL
+    assert exit_code(start(store, arm)) == -signal.SIGKILL
     assert list(ensure(arm, 0, store).metrics()["step"]) == list(range(1, 11))
 
 
@@ -150,7 +143,7 @@ def test_two_processes_make_one_run(store):
     wait_for(store.path(arm, 0).joinpath("metrics.jsonl").exists)
     assert store.get(arm, 0).running
     assert ensure(arm, 0, store).finished  # a third one waits
-    assert first.wait(timeout=60) == second.wait(timeout=60) == 0
+    assert exit_code(first) == exit_code(second) == 0
     assert len((store.root / "begun.txt").read_text().splitlines()) == 1
 
 
@@ -164,7 +157,7 @@ def test_waiting_is_bounded(store, monkeypatch):
             ensure(arm, 0, store)
     finally:
         process.kill()
-        process.wait()
+        exit_code(process)
 
 
 def interrupted(store) -> runs.Run:
@@ -405,7 +398,7 @@ def test_a_waiting_process_takes_over_when_the_holder_dies(store):
     waiting = start(store, arm)
     time.sleep(0.5)
     holder.kill()
-    assert holder.wait(timeout=10) == -signal.SIGKILL and waiting.wait(timeout=60) == 0
+    assert exit_code(holder, 10) == -signal.SIGKILL and exit_code(waiting, 60) == 0
     begun = (store.root / "begun.txt").read_text().splitlines()
     assert [line.split()[1] for line in begun] == [str(holder.pid), str(waiting.pid)]
     assert list(store.get(arm, 0).metrics()["step"]) == list(range(1, 13)) and store.verify() == []

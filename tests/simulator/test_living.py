@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ import pytest
 import torch
 from arm_fixtures import arm, prompted_simulator
 from engine_fixtures import FixedEngine, simulator_arm
+from forks import exit_code, start
 from model_fixtures import ScriptedGenerator
 from policy_fixtures import QUESTIONS, LookupEngine, load, save_backbone
 
@@ -177,6 +176,14 @@ def refreshed(backbone: Path, store: Path):
     return trained(living, backbone, store, LivingEngine(engine, living, QUESTIONS, judge=str(backbone)))
 
 
+def killed_in_a_refresh(backbone: Path, store: Path) -> None:
+    write_pairs = pairs.write_pairs
+    pairs.write_pairs = lambda run, pairs: (
+        os.kill(os.getpid(), signal.SIGKILL) if run.seed == 6 else write_pairs(run, pairs)
+    )
+    refreshed(backbone, store)
+
+
 def test_a_run_killed_in_a_refresh_ends_bit_identical(backbone, tmp_path):
     whole = refreshed(backbone, tmp_path / "whole")
     tuned = {run.seed: run for run in RunStore(whole.path / "simulators").list()}
@@ -191,13 +198,9 @@ def test_a_run_killed_in_a_refresh_ends_bit_identical(backbone, tmp_path):
     weights = [load(path).model.lm_head.weight for path in (backbone, *(tuned[i].model_dir for i in (3, 6)))]
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
 
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, __file__, str(backbone), str(tmp_path / "killed")]
-    killed = subprocess.run(
-        command, env=environment, timeout=120, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    code = exit_code(start(killed_in_a_refresh, backbone, tmp_path / "killed"))
     folder = tmp_path / "killed" / whole.path.name
-    assert killed.returncode == -signal.SIGKILL and not (folder / "summary.json").exists()
+    assert code == -signal.SIGKILL and not (folder / "summary.json").exists()
     assert (
         Run(folder).checkpoint().step == 4 and len((folder / "metrics.jsonl").read_text().splitlines()) == 6
     )
@@ -223,11 +226,3 @@ def test_a_refreshed_simulator_that_is_gone_is_one_clear_error(backbone, tmp_pat
         RunError, match=r"simulator-\w+-s3 is missing or unfinished: delete .*, and train again"
     ):
         engine.prepare(5, training)
-
-
-if __name__ == "__main__":  # the process that is killed: test_living.py BACKBONE STORE
-    write_pairs = pairs.write_pairs
-    pairs.write_pairs = lambda run, pairs: (
-        os.kill(os.getpid(), signal.SIGKILL) if run.seed == 6 else write_pairs(run, pairs)
-    )
-    refreshed(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,15 +1,12 @@
 """Work for tests of the run store: an arm whose runs are quick, and can be slow, fail or be killed on demand.
 
 Importing it adds the arm to `pipeline.MAKERS`, in worker processes too: they import this module, by the job's
-type, and find it through PATHS. As a script it makes runs: `python run_fixtures.py STORE ARM-AS-JSON SEED
-[SEED …]`.
+type, and find it through PATHS.
 """
 
-import json
 import os
 import random
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,6 @@ import torch
 
 from zs_lib import pipeline
 from zs_lib.config import paths
-from zs_lib.config.values import from_identity
 from zs_lib.errors import ModelError
 from zs_lib.runs import Run, RunStore, StepCallback
 from zs_lib.runs.interrupts import between_steps
@@ -72,8 +68,3 @@ def count(run: Run, arm: CountingArm, store: RunStore, progress: StepCallback | 
 
 
 pipeline.MAKERS[CountingArm] = pipeline.Maker(count)
-
-
-if __name__ == "__main__":
-    for number in map(int, sys.argv[3:]):
-        pipeline.ensure(from_identity(CountingArm, json.loads(sys.argv[2])), number, RunStore(sys.argv[1]))
