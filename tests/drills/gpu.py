@@ -361,9 +361,9 @@ def _speeds(setting: Setting, generator, case: str, who: str) -> Rows:
         started = synchronise()
         counts = loop(setting.questions(count))
         took = synchronise() - started
-        yield f"{case}, {count} rollouts", who, "speed", counts["sampled tokens"] / took, "tokens/s"
+        yield f"{case}, {count} rollouts", who, "speed", counts.tokens / took, "tokens/s"
         yield f"{case}, {count} rollouts", who, "time", took, "s"
-        yield f"{case}, {count} rollouts", who, "searches", counts["searches"] / count, "a rollout"
+        yield f"{case}, {count} rollouts", who, "searches", counts.searches / count, "a rollout"
 
 
 def fsdp2(setting: Setting) -> Rows:

@@ -23,22 +23,31 @@ def test_everybody_works(name, who):
     assert set(rows["who"]) == who
     assert (rows[rows["measure"].isin(["time", "speed", "searches", "sampled tokens"])]["value"] > 0).all()
     assert (rows[rows["measure"] == "of the peak"]["value"] < 1).all()
+    if name == "rollouts":  # greedy, and every side counts the same tokens: no padding, no EOS
+        same = rows[rows["case"].str.contains("same texts")].pivot(
+            index="who", columns="measure", values="value"
+        )
+        assert (same["texts equal to ours"].drop("ours") >= 0.75).all()
+        assert same["sampled tokens"].tolist() == pytest.approx([same["sampled tokens"]["ours"]] * 3, rel=0.1)
 
 
 def test_a_target_is_met_missed_or_not_measured():
-    seconds = {"ours": 2.0, "TRL": 5.0, "original": 3.0}
-    table = pd.DataFrame({"who": seconds.keys(), "value": seconds.values()}).assign(
-        case="64 rollouts", measure="time", unit="s"
+    speeds = {"ours": 30.0, "TRL": 12.0, "original": 20.0}
+    table = pd.DataFrame({"who": speeds.keys(), "value": speeds.values()}).assign(
+        case="64 rollouts, SmolLM2-135M-Instruct", measure="speed in rollouts", unit="rollouts/s"
     )
-    judged = {target.what: page._judged(target, {"rollouts": table}) for target in page.TARGETS}
-    assert (judged["Rollouts: TRL's tool loop"]["ratio"], judged["Rollouts: TRL's tool loop"][""]) == (
-        "2.5",
-        "met",
+    seconds = table.assign(
+        case="72 trajectories, 1.6M, KL 0.001", measure="time", unit="s", value=[2.0, 5.0, 0.0]
     )
-    assert (
-        judged["Rollouts: the original's loop"]["ratio"],
-        judged["Rollouts: the original's loop"][""],
-    ) == ("1.5", "missed")
+    judged = {
+        target.what: page._judged(target, {"rollouts": table, "step": seconds}) for target in page.TARGETS
+    }
+    for what, ratio, verdict in (
+        ("Rollouts a second: TRL's tool loop", "2.5", "met"),
+        ("Rollouts a second: the original's loop", "1.5", "missed"),
+        ("Step, tiny, KL", "2.5", "met"),
+    ):
+        assert (judged[what]["ratio"], judged[what][""]) == (ratio, verdict)
     assert judged["`zs --help`"][""] == "not measured"
     shared = pd.DataFrame(
         [

@@ -54,9 +54,16 @@ class Target:
 
 
 SMOL, TINY = "12 trajectories, 134.5M", "72 trajectories, 1.6M"
+SAMPLED, SAME, SERVED = "64 rollouts, SmolLM2", "64 rollouts, same texts", "one server, 64 rollouts"
+ROLLOUTS = "speed in rollouts"
 TARGETS = (
-    Target("Rollouts: TRL's tool loop", "rollouts", "64 rollouts", "time", 2, peer="TRL"),
-    Target("Rollouts: the original's loop", "rollouts", "64 rollouts", "time", 2, peer="original"),
+    Target("Rollouts a second: TRL's tool loop", "rollouts", SAMPLED, ROLLOUTS, 2, peer="TRL"),
+    Target("Rollouts a second: the original's loop", "rollouts", SAMPLED, ROLLOUTS, 3, peer="original"),
+    Target("Tokens a second: TRL's tool loop", "rollouts", SAMPLED, "speed", peer="TRL"),
+    Target("Tokens a second: the original's loop", "rollouts", SAMPLED, "speed", peer="original"),
+    Target("Tokens a second, same texts: TRL's tool loop", "rollouts", SAME, "speed", 1.2, peer="TRL"),
+    Target("Tokens a second, same texts: the original's", "rollouts", SAME, "speed", 3, peer="original"),
+    Target("Tokens a second, one vLLM server: verifiers", "vllm", SERVED, "speed", peer="verifiers"),
     Target(
         "Rollouts by vLLM: vLLM on the turns", "vllm", "64 rollouts", "speed", 0.8, peer="vLLM on the turns"
     ),

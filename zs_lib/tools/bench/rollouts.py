@@ -6,6 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,38 +34,82 @@ SFT_STEPS, SFT_EXAMPLES, SFT_RATE, SFT_LAYERS = 32, 4, 3e-4, 10
 
 Without it, a model does not know the format, and writes to the token limit in its first turn.
 """
-Loop = Callable[[Sequence[Question]], dict[str, float]]
-"""Rolls out each question, and counts tokens and searches."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a loop wrote."""
+
+    texts: list[str]
+    """All turns of each rollout, without EOS."""
+    tokens: int
+    """Number of sampled tokens, without EOS and padding, so that equal texts have equally many."""
+    searches: int | None = None
+    least_work: float | None = None
+    """The least FLOPs of any loop."""
+
+
+Loop = Callable[[Sequence[Question]], Written]
+"""Rolls out each question."""
 
 
 def measure(small: bool = False) -> Iterator[dict]:
     """Time the loops on the same questions with the same weights, temperature and limits.
 
-    Each loop has its own RNG, so the numbers of tokens differ a little.
+    At the policy's temperature each loop has its own RNG, and TRL's, which ends a turn at EOS alone, writes
+    on after an action until the model ends. "Same texts" is greedy, of as many different questions: the
+    share of texts that are equal to ours is a row of its own, for TRL's context has an EOS after each turn.
     """
-    arm = config.load_profile("tiny" if small else "smol").policies[0]
-    name, count = ("tiny-S-instruct", 8) if small else (MODEL, 64)
-    generator = load_generator(name if small else format_tuned(name, arm.format_sft))
-    engine = build_engine("bm25", split="train")
-    questions = grouped_questions(arm, count // GROUP)
+    arm, folder, count = setting(small)
+    generator, engine = load_generator(folder), build_engine("bm25", split="train")
     loops = {"ours": ours, "original": original, "TRL": trl}
-    for who, make in loops.items():
-        loop = make(generator, engine, arm.rollout)
-        started = time.perf_counter()
-        counts = loop(questions)
-        took = time.perf_counter() - started
-        tokens, searches = counts["sampled tokens"], counts["searches"]
-        rows = [
-            ("time", took, "s"),
-            ("speed", tokens / took, "tokens/s"),
-            ("sampled tokens", tokens / count, "a rollout"),
-            ("searches", searches / count, "a rollout"),
-        ]
-        if "least work" in counts:
-            rows.append(("of the peak", counts["least work"] / took / peak_flops(), "share"))
-        case = f"{count} rollouts, {name.rpartition('/')[2]}"
-        for measured, value, unit in rows:
-            yield {"case": case, "who": who, "measure": measured, "value": value, "unit": unit}
+    greedy = replace(arm.rollout, temperature=0.0)
+    for kind, cfg, group in (("", arm.rollout, GROUP), (", same texts", greedy, 1)):
+        questions, texts = grouped_questions(arm, count // group, group), []
+        for who, make in loops.items():
+            loop = make(generator, engine, cfg)
+            started = time.perf_counter()
+            written = loop(questions)
+            took = time.perf_counter() - started
+            yield from rows(f"{count} rollouts{kind}, {folder.name}", who, took, written, texts)
+            texts = texts or (written.texts if kind else [])
+
+
+def setting(small: bool) -> tuple[PolicyArm, Path, int]:
+    """Return an arm, the folder of its model after the short format SFT, and a number of rollouts."""
+    smol = config.load_profile("smol").policies[0]
+    if not small:
+        return smol, format_tuned(MODEL, smol.format_sft), 64
+    tiny = config.load_profile("tiny").policies[0]
+    how = replace(smol.format_sft, template=tiny.rollout.template, engine="bm25")
+    return tiny, format_tuned("tiny-S-instruct", how, rate=2e-3), 8
+
+
+def rows(
+    case: str,
+    who: str,
+    took: float,
+    written: Written,
+    texts: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[dict]:
+    """Make the rows of a benchmark of rollouts, with the share of texts equal to `texts` if there are any."""
+    count = len(written.texts)
+    measured = [
+        ("time", took, "s"),
+        ("speed in rollouts", count / took, "rollouts/s"),
+        ("speed", written.tokens / took, "tokens/s"),
+        ("sampled tokens", written.tokens / count, "a rollout"),
+    ]
+    if written.searches is not None:
+        measured.append(("searches", written.searches / count, "a rollout"))
+    if texts:
+        same = sum(one == other for one, other in zip(texts, written.texts, strict=True))
+        measured.append(("texts equal to ours", same / count, "share"))
+    if written.least_work is not None:
+        measured.append(("of the peak", written.least_work / took / peak_flops(dtype), "share"))
+    for what, value, unit in measured:
+        yield {"case": case, "who": who, "measure": what, "value": value, "unit": unit}
 
 
 def grouped_questions(arm: PolicyArm, prompts: int, group: int = GROUP) -> list[Question]:
@@ -76,15 +121,19 @@ def grouped_questions(arm: PolicyArm, prompts: int, group: int = GROUP) -> list[
 def ours(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
     """Make our loop, `rl.rollout.rollout`."""
 
-    def loop(questions: Sequence[Question]) -> dict[str, float]:
+    def loop(questions: Sequence[Question]) -> Written:
         done = rollout(questions, generator, engine, cfg, [(0, i) for i in range(len(questions))])
-        return {
-            "sampled tokens": sum(sum(t.mask) for t in done),
-            "searches": sum(t.num_searches for t in done),
-            "least work": least_work(generator, done),
-        }
+        return summary(generator, done)
 
     return loop
+
+
+def summary(generator: Generator, done: Sequence[Trajectory]) -> Written:
+    """Summarise what our loop wrote."""
+    eos, searches = generator.tokenizer.eos_token_id, sum(t.num_searches for t in done)
+    sampled = [[i for i, own in zip(t.ids, t.mask, strict=True) if own and i != eos] for t in done]
+    tokens, texts = sum(map(len, sampled)), [*map(generator.decode, sampled)]
+    return Written(texts, tokens, searches, least_work(generator, done))
 
 
 def least_work(generator: Generator, done: Sequence[Trajectory]) -> float:
@@ -109,21 +158,20 @@ def original(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> 
             inputs.input_ids,
             attention_mask=inputs.attention_mask,
             max_new_tokens=cfg.max_turn_tokens,
-            do_sample=True,
-            temperature=cfg.temperature,
-            top_k=0,
-            top_p=1.0,
+            **sampling(cfg),
         )
         return [_cut(generator.decode(ids)) for ids in output[:, inputs.input_ids.shape[1] :].tolist()]
 
-    def loop(questions: Sequence[Question]) -> dict[str, float]:
+    def loop(questions: Sequence[Question]) -> Written:
         torch.manual_seed(0)
+        said = [""] * len(questions)
         texts = {i: protocol.policy_prompt(one.question, cfg.template) for i, one in enumerate(questions)}
         sampled = searches = 0
         for _ in range(cfg.max_searches + 1):
             written = dict(zip(texts, turn(list(texts.values())), strict=True))
             sampled += sum(len(generator.encode(text)) for text in written.values())
             actions = {i: protocol.parse_action(text) for i, text in written.items()}
+            said = [one + written.get(i, "") for i, one in enumerate(said)]
             queries = {i: action.text for i, action in actions.items() if action.kind == "search"}
             requests = [SearchRequest(query, "", ("",)) for query in queries.values()]
             found = dict(zip(queries, engine.search(requests, cfg.num_documents), strict=True))
@@ -138,9 +186,16 @@ def original(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> 
             texts = unfinished
             if not texts:
                 break
-        return {"sampled tokens": sampled, "searches": searches}
+        return Written(said, sampled, searches)
 
     return loop
+
+
+def sampling(cfg: RolloutConfig) -> dict[str, float | bool | None]:
+    """Return transformers' settings for the loop's temperature."""
+    if not cfg.temperature:
+        return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    return {"do_sample": True, "temperature": cfg.temperature, "top_k": 0, "top_p": 1.0}
 
 
 def _cut(text: str) -> str:
@@ -175,13 +230,17 @@ def trl(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> Loop:
     """Make the tool loop of TRL's GRPOTrainer, in an environment whose only tool is the search engine."""
     searches: list[str] = []
     trl_trainer = tool_trainer(generator, engine, cfg, GROUP, [""], searches)
+    eos = generator.tokenizer.eos_token_id
 
-    def loop(questions: Sequence[Question]) -> dict[str, float]:
+    def loop(questions: Sequence[Question]) -> Written:
         torch.manual_seed(0)
         prompts = [protocol.policy_prompt(question.question, cfg.template) for question in questions]
         inputs = [{"prompt": [{"role": "user", "content": text}]} for text in prompts]
         output = trl_trainer._generate_and_score_completions(inputs)
-        return {"sampled tokens": output["tool_mask"].sum().item(), "searches": len(searches)}
+        # The tool mask alone also counts padding, which it has ones for.
+        mask = (output["tool_mask"] * output["completion_mask"]).bool() & (output["completion_ids"] != eos)
+        sampled = [ids[own].tolist() for ids, own in zip(output["completion_ids"], mask, strict=True)]
+        return Written([*map(generator.decode, sampled)], sum(map(len, sampled)), len(searches))
 
     return loop
 
@@ -224,7 +283,7 @@ def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence =
 
     args = GRPOConfig(
         output_dir=str(SCRATCH / "trl"),
-        temperature=cfg.temperature,
+        temperature=cfg.temperature or 1.0,
         top_k=0,
         num_generations=2,
         per_device_train_batch_size=rows,
@@ -247,11 +306,11 @@ def trainer(model, tokenizer, cfg: RolloutConfig, rows: int, prompts: Sequence =
         **options,
     )
     # TRL's limit is for the whole trajectory; without ours, a turn without an end would be as long.
-    built.generation_config.max_new_tokens = cfg.max_turn_tokens
+    built.generation_config.update(max_new_tokens=cfg.max_turn_tokens, **sampling(cfg))
     return built
 
 
-def format_tuned(name: str, how: FormatSFT) -> Path:
+def format_tuned(name: str, how: FormatSFT, rate: float = SFT_RATE) -> Path:
     """Find the folder of a model after the benchmark's short format SFT; it is made if it does not exist.
 
     Unlike in the study's format SFT, only some layers are trained, which is faster, and half of the turns end
@@ -269,7 +328,7 @@ def format_tuned(name: str, how: FormatSFT) -> Path:
     loaded.model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained, lr=SFT_RATE)
+    optimizer = torch.optim.AdamW(trained, lr=rate)
     for step in range(SFT_STEPS):
         for i, question in enumerate(questions[step * SFT_EXAMPLES : (step + 1) * SFT_EXAMPLES]):
             (prompt, _), *texts = lesson(question, engine, how)
@@ -277,7 +336,9 @@ def format_tuned(name: str, how: FormatSFT) -> Path:
             row = encode_example(loaded.tokenizer, ids, texts, ended=i % 2 == 0)
             ids, mask = (torch.tensor(row[name], device=device) for name in ("input_ids", "completion_mask"))
             labels = torch.where(mask == 1, ids, -100)
-            (loaded.model(input_ids=ids[None], labels=labels[None]).loss / SFT_EXAMPLES).backward()
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = loaded.model(input_ids=ids[None], labels=labels[None]).loss
+            (loss / SFT_EXAMPLES).backward()
         optimizer.step()
         optimizer.zero_grad()
     unfinished = folder.with_suffix(".tmp")
