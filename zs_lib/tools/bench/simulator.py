@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ def measure(small: bool = False) -> Iterator[dict]:
     """
     arm = replace(config.load_profile("tiny").simulators[0], backbone=BACKBONE)
     ours = build_engine("simulated", model=BACKBONE, simulator=arm)
-    with _server() as address:
+    with server(BACKBONE) as address:
         limits = Limits(concurrency=max(CONCURRENT), attempt_s=120.0)
         served = OpenAIEngine(address, arm, limits=limits)
         for count in CONCURRENT[:2] if small else CONCURRENT:
@@ -151,10 +152,11 @@ class _Transformers(SearchEngine):
 
 
 @contextmanager
-def _server() -> Iterator[str]:
-    """Run `zs serve simulator` in another process; its address."""
-    command = [sys.executable, "-m", "zs_lib", "serve", "simulator", "--model", BACKBONE, "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def server(model: str, *options: str) -> Iterator[str]:
+    """Run `zs serve simulator` in another process; its address. A vLLM's prefix cache may be emptied."""
+    command = ["-m", "zs_lib", "serve", "simulator", "--model", model, "--port", "0", *options]
+    settings = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    process = subprocess.Popen([sys.executable, *command], env=settings, stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().split()[2].rpartition("/v1")[0]
     finally:
