@@ -65,3 +65,11 @@ def test_settings_that_do_not_fit_are_told_from_the_first_step(name, column, cur
         assert (warning.name, warning.step) == (name, 1) and cure in warning.message
     older = log.drop(columns=column)  # a run from before this was logged
     assert collapse_warnings(older) == []
+
+
+def test_a_policy_that_begins_with_invalid_actions_and_unlearns_them_is_not_warned_of():
+    log = pd.DataFrame([HEALTHY | {"step": step} for step in range(1, 61)])
+    log["invalid_actions"] = [0.9] * 20 + [0.6] * 20 + [0.1] * 20
+    assert collapse_warnings(log) == []
+    log.loc[40:, "invalid_actions"] = 1.9
+    assert [warning.name for warning in collapse_warnings(log)] == ["format_loss"]

@@ -69,7 +69,7 @@ def test_endings_tell_the_first_warning_and_its_lead():
     """The mean of ten steps is below 0.4 from the sixth zero on; of invalid actions above 0.5 two before."""
     steps = range(1, 41)
     fell = {"reward": [0.8] * 20 + [0.0] * 20, "invalid_actions": [0.0] * 17 + [1.0] * 23}
-    kept = {"reward": [0.8] * 40, "invalid_actions": [1.0] * 40}
+    kept = {"reward": [0.8] * 40, "invalid_actions": [0.2] * 10 + [1.0] * 30}
     arms = dict.fromkeys(("search-r1/repair=none", "search-r1/repair=KL"))
     log = [
         pd.DataFrame(columns | {"step": steps, "arm": arm, "seed": 0})
@@ -78,7 +78,7 @@ def test_endings_tell_the_first_warning_and_its_lead():
     tables = made() | {"training": pd.concat(log)}
     none, kl = variations.endings(tables).itertuples(index=False)
     assert (none.row, none.collapse, none.warning, none.at, none.lead) == ("none", 26, "format_loss", 23, 3)
-    assert kl.row == "KL" and kl.collapse != kl.collapse and kl.at == 10
+    assert kl.row == "KL" and kl.collapse != kl.collapse and kl.at == 14
     warned = variations.leads(tables).loc["format_loss"]
     assert warned.to_list() == [1, 1, 3, 1, 1]
     found = variations.collapses(tables)
