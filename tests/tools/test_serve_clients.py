@@ -7,6 +7,7 @@ import resource
 import select
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -19,13 +20,15 @@ from zs_lib.tools.serving.batches import BATCH, Batches, BatchGenerator, Job, Sa
 USER = [{"role": "user", "content": "Doc 1: the capital"}]
 
 
+def connect(served):
+    return socket.create_connection(("127.0.0.1", served.port), timeout=20)
+
+
 @pytest.fixture
 def opened():
     """Opens raw connections to a server, and closes them all at the end."""
     with contextlib.ExitStack() as stack:
-        yield lambda served: stack.enter_context(
-            socket.create_connection(("127.0.0.1", served.port), timeout=20)
-        )
+        yield lambda served: stack.enter_context(connect(served))
 
 
 def head(served, length, path="/v1/chat/completions"):
@@ -53,48 +56,78 @@ def closed(raw):
         return True
 
 
-def test_unfinished_requests_lock_nobody_out_and_are_closed(simulator, opened):
+def unfinished_requests_lock_nobody_out_and_are_closed(served):
     """Silent connections, half a head, a head byte by byte, half a body: each for 50 connections."""
-    begun = [b"", b"POST /v1/chat/comp", head(simulator, 100)[:-2], head(simulator, 100) + b'{"mess']
-    raws = [[opened(simulator) for _ in range(50)] for _ in begun]
-    for some, sent in zip(raws, begun, strict=True):
-        for raw in some:
-            raw.sendall(sent)
-    started = time.monotonic()
-    assert seconds(simulator) < 5
-    for _ in range(12):  # one byte a second does not keep a head alive
-        time.sleep(1)
-        for raw in raws[2]:
-            with contextlib.suppress(OSError):
-                raw.sendall(b"x")
-    assert all(closed(raw) for some in raws[:3] for raw in some)
-    assert all(b" 408 " in raw.recv(4096)[:20] for raw in raws[3])
-    assert all(closed(raw) for raw in raws[3]) and time.monotonic() - started < 20
+    begun = [b"", b"POST /v1/chat/comp", head(served, 100)[:-2], head(served, 100) + b'{"mess']
+    with contextlib.ExitStack() as stack:
+        raws = [[stack.enter_context(connect(served)) for _ in range(50)] for _ in begun]
+        for some, sent in zip(raws, begun, strict=True):
+            for raw in some:
+                raw.sendall(sent)
+        started = time.monotonic()
+        assert seconds(served) < 5
+        for _ in range(12):  # one byte a second does not keep a head alive
+            time.sleep(1)
+            for raw in raws[2]:
+                with contextlib.suppress(OSError):
+                    raw.sendall(b"x")
+        assert all(closed(raw) for some in raws[:3] for raw in some)
+        assert all(b" 408 " in raw.recv(4096)[:20] for raw in raws[3])
+        assert all(closed(raw) for raw in raws[3]) and time.monotonic() - started < 20
 
 
-def test_more_silent_connections_than_the_server_keeps(simulator, opened):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
-    busy = opened(simulator)
-    busy.sendall(whole(simulator, max_tokens=400, temperature=2))
-    raws = [opened(simulator) for _ in range(connections.MAX_CONNECTIONS + 50)]
-    assert seconds(simulator) < 5
-    assert b" 200 " in busy.recv(4096)[:20]  # one that waits for its answer is not closed for others
-    assert sum(closed(raw) for raw in raws[:40]) == 40
-
-
-def test_a_connection_serves_request_after_request(simulator):
+def a_connection_serves_request_after_request(served):
     """Also pipelined ones, and after more than the time that a request may take in all."""
-    with socket.create_connection(("127.0.0.1", simulator.port), timeout=20) as raw:
+    with connect(served) as raw:
         for count, pause in ((3, 0), (1, 3), (1, 3), (1, 3), (1, 3)):
             time.sleep(pause)
-            raw.sendall(whole(simulator, max_tokens=2) * count)
+            raw.sendall(whole(served, max_tokens=2) * count)
             received = b""
             while received.count(b'"total_tokens"') < count:
                 part = raw.recv(65536)
                 assert part
                 received += part
             assert received.count(b"HTTP/1.1 200 ") == count
+
+
+def a_client_that_does_not_read_is_cut_off(served):
+    """Its answer, of some 18 MB, does not stay in the server."""
+    body = json.dumps({"queries": ["capital of Spain"] * 66_000, "topk": 3}).encode()
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", served.port))
+        raw.settimeout(60)
+        raw.sendall(head(served, len(body), "/retrieve") + body)
+        assert b" 200 " in raw.recv(64)[:20]
+        time.sleep(connections.WRITE_S + 3)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while part := raw.recv(1 << 20):
+                received += len(part)
+        assert received < 8 << 20
+        assert httpx.get(f"{served.url}/health").is_success
+
+
+WAITING = (
+    unfinished_requests_lock_nobody_out_and_are_closed,
+    a_connection_serves_request_after_request,
+    a_client_that_does_not_read_is_cut_off,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def waiting(request, corpus, simulator):
+    """The checks of servers' time limits: each waits for long, so they are begun beside the other tests."""
+    chosen = {item.name.partition("[")[2].removesuffix("]") for item in request.session.items}
+    with (
+        serving("retriever", "--corpus", str(corpus), ZS_SERVE_TOKEN="") as unread,
+        ThreadPoolExecutor() as pool,
+    ):
+        yield {
+            check: pool.submit(check, unread if check is WAITING[-1] else simulator)
+            for check in WAITING
+            if check.__name__ in chosen
+        }
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +137,7 @@ def shipped():
         yield served
 
 
-@pytest.mark.parametrize("model", ["simulator", "shipped"])
+@pytest.mark.parametrize("model", ["shipped", "simulator"])
 def test_two_hundred_requests_at_once_are_queued(model, request):
     """Each is answered before its client's patience ends, a minute."""
     served = request.getfixturevalue(model)
@@ -150,24 +183,6 @@ def test_generation_stops_for_clients_that_left(model, request, opened, stream):
             assert b" 200 " in raw.recv(4096)[:20]
         raw.close()
     assert seconds(served) < 3 + one  # four batches of them would take more than four times as long
-
-
-def test_a_client_that_does_not_read_is_cut_off(corpus):
-    """Its answer, of some 18 MB, does not stay in the server."""
-    body = json.dumps({"queries": ["capital of Spain"] * 66_000, "topk": 3}).encode()
-    with serving("retriever", "--corpus", str(corpus), ZS_SERVE_TOKEN="") as served, socket.socket() as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.connect(("127.0.0.1", served.port))
-        raw.settimeout(60)
-        raw.sendall(head(served, len(body), "/retrieve") + body)
-        assert b" 200 " in raw.recv(64)[:20]
-        time.sleep(connections.WRITE_S + 3)
-        received = 0
-        with contextlib.suppress(ConnectionError):
-            while part := raw.recv(1 << 20):
-                received += len(part)
-        assert received < 8 << 20
-        assert httpx.get(f"{served.url}/health").is_success
 
 
 HALF = "\ud83d"
@@ -359,3 +374,22 @@ def test_a_failed_batch_fails_its_own_requests_alone():
 
     generator = Failing(tiny_model(), tiny_tokenizer())
     assert 0 < len(asyncio.run(run()).ids) <= 8
+
+
+# at the end: when the others have waited, and what closes their connections
+
+
+@pytest.mark.parametrize("check", WAITING, ids=lambda check: check.__name__)
+def test_time_limits(check, waiting):
+    waiting[check].result()
+
+
+def test_more_silent_connections_than_the_server_keeps(simulator, opened):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    busy = opened(simulator)
+    busy.sendall(whole(simulator, max_tokens=400, temperature=2))
+    raws = [opened(simulator) for _ in range(connections.MAX_CONNECTIONS + 50)]
+    assert seconds(simulator) < 5
+    assert b" 200 " in busy.recv(4096)[:20]  # one that waits for its answer is not closed for others
+    assert sum(closed(raw) for raw in raws[:40]) == 40
