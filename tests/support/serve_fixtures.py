@@ -8,6 +8,9 @@ import socket
 import subprocess
 import sys
 
+import forks
+
+from zs_lib import cli
 from zs_lib.config import paths
 from zs_lib.engines import SearchRequest
 
@@ -36,23 +39,56 @@ class Served:
         return code
 
 
+class Forked:
+    """`zs serve` in a forked process, which has torch already; with what is used here of `Popen`."""
+
+    def __init__(self, arguments, environment):
+        (self.stdout, out), (self.stderr, err) = (forks.FORKS.Pipe(duplex=False) for _ in range(2))
+        self._process = forks.start(_serve, arguments, environment, out, err)
+        out.close(), err.close()
+        self.stdout, self.stderr = (open(os.dup(end.fileno())) for end in (self.stdout, self.stderr))
+        self.pid, self.kill, self.terminate = self._process.pid, self._process.kill, self._process.terminate
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def poll(self):
+        return self._process.exitcode
+
+    def wait(self, timeout):
+        assert (code := forks.exit_code(self._process, timeout)) is not None, "it did not end in time"
+        return code
+
+
+def _serve(arguments, environment, out, err):
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(paths.ROOT)
+    for end, name in ((out, "stdout"), (err, "stderr")):
+        os.dup2(end.fileno(), getattr(sys, f"__{name}__").fileno())
+        setattr(sys, name, open(end.fileno(), "w", buffering=1, closefd=False))
+    sys.exit(cli.main(["serve", *arguments]))
+
+
 @contextlib.contextmanager
 def serving(*arguments, **environment):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "zs_lib", "serve", *arguments, "--port", "0"],
-        cwd=paths.ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **environment},
-    )
+    """A server on a free port: a retriever by the command itself, a simulator by a fork."""
+    arguments, environment = (*arguments, "--port", "0"), {**os.environ, **environment}
+    if arguments[0] == "simulator":
+        process = Forked(arguments, environment)
+    else:
+        command = [sys.executable, "-m", "zs_lib", "serve", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, cwd=paths.ROOT, text=True, env=environment, **pipes)
     try:
         line = process.stdout.readline()
         assert line, process.stderr.read()
         yield Served(process, line)
     finally:
         process.kill()
-        process.communicate()
+        process.wait(20)
+        process.stdout.close()
+        process.stderr.close()
 
 
 def request(query, key=(0,), noisy=False):
