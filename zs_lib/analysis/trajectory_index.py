@@ -67,10 +67,11 @@ class TrajectoryLog:
             return False
         self._file.seek(self._end)
         before = len(self.entries)
-        whole = self._file.read().rpartition(b"\n")[0]  # the last line may be half written
-        for line in whole.split(b"\n") if whole else ():
-            self.entries.append(self._entry(line))
-            self._end, self._lines = self._end + len(line) + 1, self._lines + 1
+        for line in self._file:  # one by one: a log may be larger than memory
+            if not line.endswith(b"\n"):  # half written
+                break
+            self.entries.append(self._entry(line[:-1]))
+            self._end, self._lines = self._end + len(line), self._lines + 1
         return len(self.entries) > before
 
     def read(self, entries: Iterable[Entry]) -> list[dict]:
