@@ -1,4 +1,4 @@
-"""Fixtures for every test: a run store of its own, never the checkout's."""
+"""Fixtures for every test: a run store and indexes of its own, never the checkout's."""
 
 import os
 import signal
@@ -37,6 +37,12 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     """Name bytes by their number: a gzip's contain the second in which it was made, and the two processes of
     `make test` must collect the same names."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def indexes(tmp_path_factory) -> None:
+    """A folder for the indexes of corpora."""
+    os.environ["ZS_INDEXES"] = str(tmp_path_factory.mktemp("indexes"))
 
 
 @pytest.fixture

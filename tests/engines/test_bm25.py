@@ -1,5 +1,7 @@
 """Engines: each result belongs to its request, ties are settled, a simulator's text is read tolerantly."""
 
+import string
+
 import bm25s
 import pytest
 from engine_fixtures import TEXTS, ask
@@ -67,6 +69,12 @@ def test_scripts_without_spaces_are_searched(engine, query, right, wrong):
 def test_words_and_pairs_of_characters():
     texts = ["北京市 a Paris的 日 x2", "हिन्दी, plain words"]
     assert _words(texts, 2) == [["北京", "京市", "paris", "的", "日", "x2"], ["हिन्दी", "plain", "words"]]
+
+
+@pytest.mark.parametrize("shortest", [1, 2])
+def test_ascii_texts_have_the_words_that_they_have_beside_others(shortest):
+    text = string.printable + " x2 it's a_b E-mail"
+    assert _words([text], shortest) == _words([f"{text} —"], shortest)
 
 
 def test_words_of_the_benchmark_are_bm25s_s():

@@ -389,18 +389,18 @@ def test_damaged_files_of_every_form_are_one_clear_error(tmp_path, name, content
 def test_corpora_in_every_common_form(tmp_path, name, content):
     expected = [qa.Passage("7", "Oslo\nA city.", ""), qa.Passage("8", "Rome", "")]
     (tmp_path / name).write_text("\ufeff" + content, newline="")
-    assert qa.load_corpus(tmp_path / name) == expected
+    assert list(qa.read_corpus(tmp_path / name)) == expected
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
-    assert qa.load_corpus(tmp_path / f"{name}.gz") == expected
+    assert list(qa.read_corpus(tmp_path / f"{name}.gz")) == expected
 
 
 def test_corpora_without_header_or_ids_and_with_other_columns(tmp_path):
     (tmp_path / "collection.tsv").write_text("0\tOslo is a city.\n1\tRome, too.\n")
-    assert [p.id for p in qa.load_corpus(tmp_path / "collection.tsv")] == ["0", "1"]
+    assert [p.id for p in qa.read_corpus(tmp_path / "collection.tsv")] == ["0", "1"]
     (tmp_path / "own.jsonl").write_text('{"body": "Oslo"}\n\n{"body": "Rome"}\n')
     with pytest.raises(DataError, match=r"own.jsonl, line 1: no passage .*there are: body\).*--columns"):
-        qa.load_corpus(tmp_path / "own.jsonl")
-    assert qa.load_corpus(tmp_path / "own.jsonl", {"contents": "body"}) == [
+        list(qa.read_corpus(tmp_path / "own.jsonl"))
+    assert list(qa.read_corpus(tmp_path / "own.jsonl", {"contents": "body"})) == [
         qa.Passage("1", "Oslo", ""),
         qa.Passage("2", "Rome", ""),
     ]

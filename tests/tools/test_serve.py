@@ -192,15 +192,15 @@ def test_damaged_corpora_say_where(line, message, tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_bytes((json.dumps(CORPUS[0]) + "\n" + line + "\n").encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=re.escape(message)) as caught:
-        qa.load_corpus(path)
+        list(qa.read_corpus(path))
     assert "mine.jsonl" in str(caught.value)
 
 
 def test_corpora_keep_their_ids(corpus, tmp_path):
-    assert qa.load_corpus(corpus)[1] == qa.Passage("8", CORPUS[1]["contents"], "")
+    assert list(qa.read_corpus(corpus))[1] == qa.Passage("8", CORPUS[1]["contents"], "")
     (tmp_path / "empty").touch()
     with pytest.raises(DataError, match="is empty"):
-        qa.load_corpus(tmp_path / "empty")
+        list(qa.read_corpus(tmp_path / "empty"))
 
 
 # simulator

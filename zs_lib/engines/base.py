@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from zs_lib.config.arms import SimulatorArm
 from zs_lib.errors import EngineError
-from zs_lib.qa import Passage
+from zs_lib.qa import Columns, Passage
 from zs_lib.rng import Key
 
 
@@ -75,7 +75,7 @@ class RankingEngine(SearchEngine):
             raise EngineError(
                 f"The engine '{name}' has no passages to search: choose a split of the benchmark with some."
             )
-        self.name, self.passages = name, list(passages)
+        self.name, self.passages = name, passages
 
     @abstractmethod
     def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
@@ -98,8 +98,10 @@ class EngineSpec:
     """Where the simulator of the store is, for engines that have one."""
     simulator: SimulatorArm | None = None
     """The arm that says how a simulator is prompted and sampled."""
-    passages: Sequence[Passage] | None = None
-    """A corpus of your own, for engines that rank; None: the embedded benchmark's."""
+    passages: Sequence[Passage] | Path | None = None
+    """A corpus of your own, or its file (`qa.read_corpus`, with its `columns`), for engines that rank; None:
+    the embedded benchmark's."""
+    columns: Columns | None = None
     real_share: float = 0.0
     """Share of queries that "mixed" hands to BM25."""
 

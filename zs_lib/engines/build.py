@@ -13,7 +13,7 @@ def build_engine(name: str, **parts) -> SearchEngine:
     """Build an engine of `config.engines.ROWS` by name; `parts` are fields of `EngineSpec`.
 
     - "bm25": the embedded benchmark's passages, those of one `split` (training must not search test facts) or
-      all.
+      all, or `passages` of your own; the index of a corpus file is kept in ZS_INDEXES (data/indexes).
     - "bm25+factbook": these, and the World Factbook's prose about the same countries.
     - "dense": the benchmark's passages by latent semantic vectors; "dense:MODEL": by those of a
       sentence-embedding model, like sentence-transformers/all-MiniLM-L6-v2.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -73,6 +74,8 @@ def _embedding(texts: list[str], name: str) -> tuple[np.ndarray, Encode]:
 
 def build(spec: EngineSpec) -> DenseEngine:
     """Build the dense engine over the spec's or the embedded benchmark's passages."""
+    if isinstance(spec.passages, Path):
+        return DenseEngine(list(qa.read_corpus(spec.passages, spec.columns)), spec.address)
     if spec.passages is not None:
         return DenseEngine(spec.passages, spec.address)
     return _embedded(spec.split, spec.address)

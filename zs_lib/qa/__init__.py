@@ -1,5 +1,6 @@
 """Questions, passages and the scoring of answers."""
 
+from zs_lib.qa.forms import Columns
 from zs_lib.qa.questions import (
     SUBSETS,
     TRAINED_ON,
@@ -7,7 +8,7 @@ from zs_lib.qa.questions import (
     Passage,
     Question,
     load_benchmark,
-    load_corpus,
     load_passages,
     load_questions,
+    read_corpus,
 )

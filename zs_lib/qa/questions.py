@@ -8,7 +8,7 @@ import reprlib
 import tomllib
 import types
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -165,7 +165,7 @@ def _embedded_questions(path: Path, modified_ns: int) -> list[Question]:
 
 def _read_questions(source: Path | str, columns: Columns | None) -> list[Question]:
     cure = REBUILD if Path(source).parent == BENCHMARK else QUESTION_LINE
-    questions = _read(source, cure, lambda row, number: _question(row, number, columns))
+    questions = list(_read(source, cure, lambda row, number: _question(row, number, columns)))
     [(known, lines)] = Counter(question.id for question in questions).most_common(1)
     if lines > 1:  # all randomness hangs on the id, and tables are joined by it
         name = getattr(source, "name", source)
@@ -173,15 +173,13 @@ def _read_questions(source: Path | str, columns: Columns | None) -> list[Questio
     return questions
 
 
-def _read(source: Path | str, cure: str, read: Callable[[dict, int], T]) -> list[T]:
+def _read(source: Path | str, cure: str, read: Callable[[dict, int], T]) -> Iterator[T]:
     """Read each row with its number; what is wrong with one is told with its line."""
-    found = []
     for number, (line, row) in enumerate(read_rows(source, cure), 1):
         try:
-            found.append(read(row, number))
+            yield read(row, number)
         except RowError as error:
             raise DataError(f"{getattr(source, 'name', source)}, line {line}: {error}") from None
-    return found
 
 
 def load_benchmark(name: str, split: str, subset: tuple[str, ...] | None = None) -> list[Question]:
@@ -250,8 +248,8 @@ def load_passages(split: str | None = None, corpus: str = "passages") -> list[Pa
     return [passage for passage in passages if split in (None, passage.split)]
 
 
-def load_corpus(path: Path, columns: Columns | None = None) -> list[Passage]:
-    """Load your own corpus: contents like wiki-18's, or title and text, in a file of `files.read_rows`.
+def read_corpus(path: Path, columns: Columns | None = None) -> Iterator[Passage]:
+    """Read your own corpus: contents like wiki-18's, or title and text, in a file of `files.read_rows`.
 
     Passages without an id get their number. `columns` maps other columns: our name -> yours.
 

@@ -28,7 +28,6 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 
-from zs_lib import qa
 from zs_lib.config.engines import engine_names, find_engine
 from zs_lib.config.paths import BACKBONES
 from zs_lib.engines import build_engine
@@ -59,7 +58,7 @@ def retriever(
 ) -> None:
     """Serve "bm25", "dense" or "dense:MODEL" over a corpus until the process is stopped.
 
-    `corpus`: a file for `qa.load_corpus`, with its `columns`; None: the embedded benchmark's passages. Port 0
+    `corpus`: a file for `qa.read_corpus`, with its `columns`; None: the embedded benchmark's passages. Port 0
     is any free one.
 
     Raises:
@@ -69,8 +68,7 @@ def retriever(
     if not ((row := find_engine(engine)) and row.ranks):
         raise EngineError(f"No retriever '{engine}'. Known: {', '.join(engine_names(ranks=True))}.")
     with _Address(host, port) as address:
-        passages = None if corpus is None else qa.load_corpus(corpus, columns)
-        ranking = build_engine(engine, passages=passages)
+        ranking = build_engine(engine, passages=corpus, columns=columns)
         example = {"queries": ["capital of France"], "topk": 3, "return_scores": True}
         _run(retriever_application(ranking, address.token), address, address.curl("/retrieve", example))
 
