@@ -94,17 +94,19 @@ TARGETS = (
     Target("Smoke run of all notebooks", "whole", "smoke", "time", 240),
     Target("`make reproduce` after set-up", "whole", "make reproduce", "time", 900),
     Target(
-        "1,024 rollouts a step: time of one",
+        "4,096 rollouts a step: time of one",
         "growth",
-        "1024 rollouts",
+        "4096 rollouts",
         "time a rollout",
         1.2,
         base="64 rollouts",
     ),
-    Target("Memory of a further rollout", "growth", "64 to 1024 rollouts", "memory a rollout"),
-    Target("A million passages: time a query", "growth", "1,000,000 passages", "time a query"),
+    Target("Memory of a further rollout", "growth", "64 to 4096 rollouts", "memory a rollout"),
     Target("A million passages: memory", "growth", "1,000,000 passages", "memory of the index"),
-    Target("1,000 runs: list", "growth", "1,000 runs", "time to list", 1),
+    Target("10 million passages on disk: time a query", "growth", "10,000,000 passages", "time a query"),
+    Target("100,000 trajectories: explore", "growth", "100,000 trajectories", "time to explore"),
+    Target("100,000 trajectories: a step", "growth", "100,000 trajectories", "time to show a step", 1),
+    Target("10,000 runs: list", "growth", "10,000 runs", "time to list", 1),
 )
 
 
