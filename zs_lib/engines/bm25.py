@@ -141,17 +141,18 @@ def _open(corpus: Path, columns: Columns | None) -> tuple[bm25s.BM25, Sequence[P
     key = [FORMAT, bm25s.__version__, file_digest(corpus), corpus.suffixes, dict(columns or {})]
     folder = root / f"bm25-{digest(key, {})}"
     building = folder.with_suffix(".tmp")
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock", timeout=LOCK_WAIT_S, fallback_to_soft=False):
-        try:
-            for shortest in () if folder.exists() else (2, 1):
-                shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
-                building.mkdir()
-                if _build(qa.read_corpus(corpus, columns), shortest, building):
-                    building.rename(folder)
-                    break
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+    if not folder.exists():  # one that is there may be read-only
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock", timeout=LOCK_WAIT_S, fallback_to_soft=False):
+            try:
+                for shortest in () if folder.exists() else (2, 1):
+                    shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+                    building.mkdir()
+                    if _build(qa.read_corpus(corpus, columns), shortest, building):
+                        building.rename(folder)
+                        break
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
     if not folder.exists():
         raise EngineError(f"No passage of {corpus} has a word to search for: check the corpus.")
     stored = _Stored(folder / "passages.arrow")

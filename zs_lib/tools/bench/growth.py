@@ -6,6 +6,7 @@ The 10 million passages on disk take most of the time, and 6 GB of the temporary
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from zs_lib.models.load import load_generator
 from zs_lib.qa import Passage
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.trajectory import Trajectory, to_record
-from zs_lib.runs import Run, RunStore
+from zs_lib.runs import RunStore
 from zs_lib.runs.files import to_json
 from zs_lib.tools.bench import start
 from zs_lib.tools.bench.machine import peak_bytes, peak_flops, seconds
@@ -76,8 +77,8 @@ def _corpus(count: int, on_disk: bool = False) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, ZS_INDEXES=folder):
         if on_disk:
             rows = (to_json({"id": one.id, "contents": one.text}) for one in passages)
-            passages = Path(folder, "corpus.jsonl")
-            passages.open("w").writelines(rows)
+            with (passages := Path(folder, "corpus.jsonl")).open("w") as file:
+                file.writelines(rows)
         for what in ("index", "open") if on_disk else ("index",):
             took = seconds(lambda: engines.append(BM25Engine(passages)))
             yield _row(case, f"time to {what}", took, "s")
@@ -113,18 +114,15 @@ def _store(count: int) -> Iterator[dict]:
 
 def _explorer(count: int, records: list[dict]) -> Iterator[dict]:
     """The explorer on a run whose log repeats these trajectories at each step."""
-
-    def log(run: Run) -> dict:
-        for step in range(count // len(records)):
-            run.log_trajectories(step, records)
-        return {}
-
+    case, shown = f"{count:,} trajectories", []
     with tempfile.TemporaryDirectory(prefix="zs-bench-") as folder:
-        run, shown = RunStore(folder).complete(config.load_profile("tiny").policies[0], 0, log), []
+        arm, steps = config.load_profile("tiny").policies[0], range(count // len(records))
+        run = RunStore(folder).complete(
+            arm, 0, lambda run: {"logged": [run.log_trajectories(step, records) for step in steps]}
+        )
         took = seconds(lambda: shown.append(widgets.Explorer([run], run)))
-        yield _row(f"{count:,} trajectories", "time to explore", took, "s")
-        took = seconds(lambda: setattr(shown[0].step, "value", 0))
-        yield _row(f"{count:,} trajectories", "time to show a step", took, "s")
+        yield _row(case, "time to explore", took, "s")
+        yield _row(case, "time to show a step", seconds(lambda: setattr(shown[0].step, "value", 0)), "s")
 
 
 def _row(case: str, measure: str, value: float, unit: str) -> dict:
@@ -132,6 +130,4 @@ def _row(case: str, measure: str, value: float, unit: str) -> dict:
 
 
 def _peak_mb() -> float:
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

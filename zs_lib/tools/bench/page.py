@@ -94,12 +94,7 @@ TARGETS = (
     Target("Smoke run of all notebooks", "whole", "smoke", "time", 240),
     Target("`make reproduce` after set-up", "whole", "make reproduce", "time", 900),
     Target(
-        "4,096 rollouts a step: time of one",
-        "growth",
-        "4096 rollouts",
-        "time a rollout",
-        1.2,
-        base="64 rollouts",
+        "4,096 rollouts: time of one", "growth", "4096 rollouts", "time a rollout", 1.2, base="64 rollouts"
     ),
     Target("Memory of a further rollout", "growth", "64 to 4096 rollouts", "memory a rollout"),
     Target("A million passages: memory", "growth", "1,000,000 passages", "memory of the index"),
