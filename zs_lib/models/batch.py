@@ -207,8 +207,7 @@ class _LayerCache(DynamicLayer):
     def grow(self, rows: int, columns: int) -> None:
         """Copy the slots of the first rows to slots of so many columns."""
         for i, slots in enumerate(self.slots):
-            self.slots[i] = slots.new_zeros(rows, slots.shape[1], columns, slots.shape[3])
-            self.slots[i][:, :, : slots.shape[2]] = slots[:rows]
+            self.slots[i] = torch.nn.functional.pad(slots[:rows], (0, 0, 0, columns - slots.shape[2]))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> list[Tensor]:
         """Write new keys and values; those of the whole window (transformers' cache interface)."""
