@@ -78,7 +78,7 @@ class BM25Engine(RankingEngine):
             return []
         scores = self.index.get_scores(known)
         # bm25s's own top-k leaves the order of equal scores open; here the earlier passage wins.
-        candidates = np.flatnonzero(scores)
+        candidates = np.flatnonzero(scores > 0)
         if count < len(candidates):
             threshold = np.partition(scores[candidates], -count)[-count]
             candidates = candidates[scores[candidates] >= threshold]
