@@ -9,7 +9,7 @@ from zs_lib.runs import RunStore
 from zs_lib.ui import sentences
 
 MAIN, GROUP = "zerosearch", "zerosearch/draws=group"
-PROFILE = config.load_profile("tiny", {"policy.steps": 2})
+PROFILE = config.load_profile("tiny", {"policy.steps": 2, "policy.rollout.draws": "rollout"})
 
 
 def made() -> results.Tables:

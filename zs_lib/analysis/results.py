@@ -330,16 +330,16 @@ def variances_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "reward_variance"])
 
 
-VARIED = {name: TABLES[name] for name in ("training", "evaluation", "seconds", "provenance")}
-VARIED["variances"] = variances_table
-"""Tables recorded of variations; which arms stand in which study is read from `studies`."""
-
-
 def variation_rows(profile: Profile) -> pd.DataFrame:
     """List the rows of every study of VARIATIONS, with runs or without."""
     arms = {study: studies.study_arms(profile, study) for study in studies.VARIATIONS}
     rows = [(study, label, arm.name) for study, part in arms.items() for label, arm in part.items()]
     return pd.DataFrame(rows, columns=NEEDED["study_rows"])
+
+
+VARIED = {name: TABLES[name] for name in ("training", "evaluation", "seconds", "provenance")}
+VARIED["variances"] = variances_table
+"""Tables recorded of variations, beside `variation_rows`."""
 
 
 def record_variations(profile: Profile, store: RunStore) -> list[str]:
@@ -348,21 +348,23 @@ def record_variations(profile: Profile, store: RunStore) -> list[str]:
     Arms may be recorded before they have all runs, or any. Returns the names of unfinished trainings.
     """
     varied = studies.only(profile, *studies.VARIATIONS)
-    _write(
-        {name: table(varied, store) for name, table in VARIED.items()}, RECORDS / profile.name / "variations"
-    )
+    tables = {name: table(varied, store) for name, table in VARIED.items()}
+    _write(tables | {"study_rows": variation_rows(profile)}, RECORDS / profile.name / "variations")
     return _unfinished(policy_runs(varied), store)
 
 
 def load_variations(profile: str) -> Tables:
-    """Read the recorded tables of a profile's variations, and `variation_rows`; empty ones if it has none.
+    """Read the recorded tables of a profile's variations; if it has none, empty ones and `variation_rows`.
 
     Raises:
         DataError: a file is damaged.
     """
-    paths = {name: RECORDS / profile / "variations" / _file(name) for name in VARIED}
+    folder = RECORDS / profile / "variations"
+    paths = {name: folder / _file(name) for name in (*VARIED, "study_rows")}
     tables = {name: _read(path, ()) if path.exists() else pd.DataFrame() for name, path in paths.items()}
-    return tables | {"study_rows": variation_rows(load_profile(profile))}
+    if tables["study_rows"].empty:
+        tables["study_rows"] = variation_rows(load_profile(profile))
+    return tables
 
 
 def _write(tables: Tables, folder: Path) -> None:
