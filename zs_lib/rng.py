@@ -24,6 +24,18 @@ def uniform(key: Key, counter: int, purpose: str) -> float:
     return (bits >> 11) * 2.0**-53
 
 
+def draw_keys(draws: str, key: Key, turn: int, query: str) -> tuple[tuple[Key, int], Key]:
+    """Make the key and counter of a search's noise, and the key of its documents (`RolloutConfig.draws`).
+
+    `key` is the rollout's, whose last entry tells it from the others of its group.
+    """
+    if draws == "rollout":
+        return (key, turn), (*key, turn, "search")
+    group = key[:-1]
+    noise = (group, turn) if draws == "group" else ((*group, query), 0)
+    return noise, (*group, "search", query)
+
+
 def seeded(key: Key) -> Random:
     """Make a generator whose draws depend on the key only."""
     return Random(",".join(map(str, key)))

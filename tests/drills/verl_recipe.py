@@ -220,6 +220,21 @@ def test_the_tool_is_verls(recipe, simulator, monkeypatch):
     assert metrics["noise_probability"] == pytest.approx(0.25 * (4**0.5 - 1) / 3)  # step 32 of 64
 
 
+@pytest.mark.parametrize("draws", ["group", "query"])
+def test_rollouts_of_a_question_share_their_draws(recipe, simulator, monkeypatch, draws):
+    monkeypatch.setenv("ZEROSEARCH_ADDRESS", simulator)
+    (tool,) = initialize_tools_from_config("tool.yaml")
+    tool.draws, created = draws, {"question": "q", "golden_answers": ["Oslo"], "id": "1", "split": "train"}
+
+    async def ask():
+        instances = [(await tool.create(create_kwargs=created))[0] for _ in range(2)]
+        said = [await tool.execute(one, {"query": "capital of Norway"}, step=64) for one in instances]
+        return [(response.text, metrics["noisy"]) for response, _, metrics in said]
+
+    first, second = asyncio.run(ask())
+    assert first == second
+
+
 def test_an_arm_without_search_needs_no_tool(recipes, monkeypatch):
     folder = enter(recipes["r1"], monkeypatch)
     assert not (folder / "tool.yaml").exists()

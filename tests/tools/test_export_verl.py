@@ -101,6 +101,13 @@ def test_the_noise_probability_is_ours_at_every_step(package, schedule, base):
     assert theirs.noise_probability(99) == theirs.noise_probability(30)
 
 
+@pytest.mark.parametrize("draws", ["rollout", "group", "query"])
+def test_what_rollouts_share_is_the_arms(tmp_path, draws):
+    arm = replace(ARM, rollout=replace(ARM.rollout, draws=draws))
+    written = yaml.safe_load((export_verl(arm, tmp_path / "recipe", FEW) / "tool.yaml").read_text())
+    assert written["tools"][0]["config"]["draws"] == draws
+
+
 def test_a_simulator_served_answers_the_recipe_as_it_answers_us(recipe, package):
     """Useful and noisy, over a socket: the same request, so the same documents."""
     search = yaml.safe_load((recipe / "tool.yaml").read_text())["tools"][0]["config"]["search"]
@@ -225,8 +232,7 @@ def test_what_verl_cannot_do_is_refused_before_anything_is_written(tmp_path, rec
     paid = replace(STUDY.policy("search-r1"), engine="serpapi")
     bounded = replace(ARM, objective=replace(ARM.objective, kl_max=3.0))
     refused = ((adaptive, "adaptive"), (mixed, "mixed"), (paid, "serpapi"), (bounded, "kl_max = 3"))
-    shared = replace(ARM, rollout=replace(ARM.rollout, draws="group"))
-    refused += ((shared, "draws shared by group"), (replace(ARM, extra_rounds=1), "extra rounds"))
+    refused += ((replace(ARM, extra_rounds=1), "extra rounds"),)
     refused += ((replace(ARM, selection="pass_rates"), "questions by pass_rates"),)
     refused += ((replace(ARM, reward="f1 - no_answer"), r"reward 'f1 - no_answer' \(f1, em, cover_em\)"),)
     refused += ((replace(ARM, objective=replace(ARM.objective, credit="turn")), "credit by turn"),)

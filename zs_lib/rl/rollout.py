@@ -20,7 +20,7 @@ from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import BudgetError, EngineError
 from zs_lib.qa import Question
 from zs_lib.rl.trajectory import StopReason, Trajectory, Turn
-from zs_lib.rng import Key, uniform
+from zs_lib.rng import Key, draw_keys, uniform
 
 if TYPE_CHECKING:
     from zs_lib.models.generator import Completion, Generator
@@ -145,18 +145,6 @@ class _Rollout:
     def finish(self) -> Trajectory:
         tokens = self.prompt_ids, self.ids, self.mask, self.logprobs
         return Trajectory(self.question, *tokens, tuple(self.turns), self.stop_reason, self.answer)
-
-
-def draw_keys(draws: str, key: Key, turn: int, query: str) -> tuple[tuple[Key, int], Key]:
-    """Make the key and counter of a search's noise, and the key of its documents (`RolloutConfig.draws`).
-
-    `key` is the rollout's, whose last entry tells it from the others of its group.
-    """
-    if draws == "rollout":
-        return (key, turn), (*key, turn, "search")
-    group = key[:-1]
-    noise = (group, turn) if draws == "group" else ((*group, query), 0)
-    return noise, (*group, "search", query)
 
 
 def rollout(

@@ -158,7 +158,6 @@ def _check(arm: PolicyArm) -> None:
         "a curriculum that is adaptive": arm.curriculum is not None and arm.curriculum.schedule in ADAPTIVE,
         f"questions by {arm.selection}": arm.selection != "epochs",
         "extra rounds of questions": arm.extra_rounds > 0,
-        f"draws shared by {arm.rollout.draws}": arm.rollout.draws != "rollout",
         "format SFT before RL": arm.format_sft is not None,
         "a simulator without thoughts": arm.simulator is not None and not arm.simulator.thinking,
         f"kl_max = {arm.objective.kl_max:g} (0 or {VERL_KL_MAX:g})": arm.objective.kl_max

@@ -8,7 +8,7 @@ from uuid import uuid4
 from verl.tools.base_tool import BaseTool
 from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 from zerosearch import protocol
-from zerosearch.rng import uniform
+from zerosearch.rng import draw_keys, uniform
 from zerosearch.search import Curriculum, Search
 
 
@@ -22,7 +22,7 @@ class ZeroSearchTool(BaseTool):
 
     def __init__(self, config: dict, tool_schema: OpenAIFunctionToolSchema | None):
         super().__init__(config, tool_schema)
-        self.search, self.seed = Search(**config["search"]), config["seed"]
+        self.search, self.seed, self.draws = Search(**config["search"]), config["seed"], config["draws"]
         self.curriculum = Curriculum(**config["curriculum"]) if config.get("curriculum") else None
         self._asked: dict[str, dict[str, Any]] = {}
 
@@ -42,12 +42,13 @@ class ZeroSearchTool(BaseTool):
         if step is None:
             step = 1 + (getattr(agent_data, "extra_fields", {}).get("max_global_steps") or 0)
         asked["searches"] += 1
-        key = (self.seed, step, asked["id"], instance_id, asked["searches"])
+        key = (self.seed, step, asked["id"], instance_id)
+        of_noise, of_documents = draw_keys(self.draws, key, asked["searches"], query)
         training = asked["split"] == "train"
         noise = self.curriculum.noise_probability(step) if self.curriculum and training else 0.0
-        noisy = uniform(key, 0, "noise") < noise
+        noisy = uniform(*of_noise, "noise") < noise
         documents = await self.search.documents(
-            query, asked["question"], list(asked["golden_answers"]), noisy, (*key, "search")
+            query, asked["question"], list(asked["golden_answers"]), noisy, of_documents
         )
         metrics = {"noise_probability": noise, "noisy": noisy, "documents": len(documents)}
         return ToolResponse(text=protocol.format_observation(documents)), 0.0, metrics
