@@ -47,6 +47,7 @@ SMALLEST = {
     "policy.steps": 3,
     "policy.prompts_per_step": 2,
     "policy.group_size": 3,
+    "policy.rollout.draws": "rollout",  # what so few share would leave no difference to learn from
     "simulator.num_questions": 6,
     "simulator.max_tokens": 40,
     "simulator.steps": 1,

@@ -89,7 +89,7 @@ def test_a_policy_that_cannot_be_had_is_replaced_by_its_shape(monkeypatch, tmp_p
     generator = gpu.load_generator(folder)
     assert generator.model.config.vocab_size == 8192
     loop = gpu.rollouts.ours(generator, gpu.build_engine("bm25", split="train"), setting.arm.rollout)
-    assert loop(setting.questions(2))["sampled tokens"] > 0
+    assert loop(setting.questions(2)).tokens > 0
     (tmp_path / "SmolLM2-135M-Instruct").mkdir()
     (tmp_path / "SmolLM2-135M-Instruct" / "config.json").touch()
     tuned = gpu.Setting("cpu", model=gpu.tuned_policy())

@@ -176,7 +176,7 @@ def test_a_budget_counts_across_threads():
 def test_a_spent_budget_ends_a_rollout():
     """Other failures only end their own trajectory."""
     arm, generator = (
-        config.load_profile("tiny").policy("search-r1"),
+        config.load_profile("tiny", {"policy.rollout.draws": "rollout"}).policy("search-r1"),
         ScriptedGenerator(lambda prompt, key: "<search> a </search>"),
     )
     questions = [Question(str(i), "which?", ("Paris",)) for i in range(2)]

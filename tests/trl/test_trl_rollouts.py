@@ -19,7 +19,7 @@ from zs_lib.rl.rewards import REWARDS
 from zs_lib.rng import uniform
 from zs_lib.trl.rollouts import SearchRollouts
 
-ARM = config.load_profile("tiny").policy("zerosearch")
+ARM = config.load_profile("tiny", {"policy.rollout.draws": "rollout"}).policy("zerosearch")
 QUESTIONS = qa.load_questions(subset="natural", split="train")[:12]
 NOISE = CurriculumConfig(p_start=0.0, p_end=1.0)
 
