@@ -107,10 +107,16 @@ def test_notebooks_run_side_by_side_when_all_runs_are_made_and_none_begins_after
         "import pathlib, time\npathlib.Path({mine!r}).touch()\nend = time.time() + 60\n"
         "while not pathlib.Path({other!r}).exists():\n    assert time.time() < end\n    time.sleep(0.1)"
     )
+    failed = str(tmp_path / "outputs/smoke/02_two.ipynb")  # is written some time before its process ends
+    noticed = (
+        f"\nfailed = pathlib.Path({failed!r})"
+        "\nwhile not (failed.exists() and 'ValueError: no luck' in failed.read_text()):"
+        "\n    assert time.time() < end\n    time.sleep(0.1)\ntime.sleep(4)"
+    )
     met = [str(tmp_path / name) for name in ("one", "two")]
     for name, mine, other in (("01_one", *met), ("02_two", *met[::-1])):
         cells["cells"][-1]["source"] = meet.format(mine=mine, other=other) + (
-            "\ntime.sleep(3)" if name == "01_one" else "\nraise ValueError('no luck')"
+            noticed if name == "01_one" else "\nraise ValueError('no luck')"
         )
         nbformat.write(cells, tmp_path / f"{name}.ipynb")
     with pytest.raises(RunError, match=r"02_two.ipynb, cell \d: ValueError: no luck"):
