@@ -21,6 +21,7 @@ from zs_lib.runs import RunStore
 from zs_lib.runs.files import write_json
 from zs_lib.ui import render, widgets
 from zs_lib.ui.playground import Inputs
+from zs_lib.ui.widgets import panel
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_the_explorer_follows_its_controls(store):
 
 
 def test_an_explorer_grows_with_its_run(growing, monkeypatch):
-    monkeypatch.setattr(widgets, "REFRESH_S", 0.01)
+    monkeypatch.setattr(panel, "REFRESH_S", 0.01)
     run, end = growing
 
     async def watch():
@@ -188,7 +189,7 @@ async def until(condition) -> None:
 
 
 def test_a_monitor_ends_with_its_run_or_when_it_is_closed(growing, monkeypatch):
-    monkeypatch.setattr(widgets, "REFRESH_S", 0.01)
+    monkeypatch.setattr(panel, "REFRESH_S", 0.01)
     monkeypatch.setattr(figures, "draw_panel", lambda table, column: f"{column} of {len(table)}".encode())
     run, end = growing
 
@@ -226,7 +227,7 @@ RunStore().complete(config.load_profile("smoke").policy("zerosearch"), 0, work)
 def test_a_training_elsewhere_is_watched_and_loses_nothing_with_the_watcher(store, monkeypatch):
     """It is another process's. A monitor that is closed, as with its browser, ends; the training goes on, and
     the next monitor shows all of it."""
-    monkeypatch.setattr(widgets, "REFRESH_S", 0.01)
+    monkeypatch.setattr(panel, "REFRESH_S", 0.01)
     monkeypatch.setattr(figures, "draw_panel", lambda table, column: f"{column} of {len(table)}".encode())
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
     with subprocess.Popen(
