@@ -45,6 +45,7 @@ STYLE = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
+    "svg.hashsalt": "figures",  # the same bytes each time
 }
 
 

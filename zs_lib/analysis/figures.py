@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zs_lib import studies
-from zs_lib.analysis import cost, results, summaries, variations
+from zs_lib.analysis import cost, method, results, summaries, variations
 from zs_lib.analysis.drawing import (
     SERIES,
     STYLE,
@@ -63,8 +63,10 @@ class Drawing:
     needs: tuple[str, ...] = ()
     """Tables."""
     studies: tuple[str, ...] = ()
-    source: str = ""
-    """Line at the foot of a figure that shows no runs."""
+    source: str | None = None
+    """Line at the foot of a figure that shows no runs; None: its profile, seeds and runs."""
+    ending: str = "png"
+    """Format in which git keeps it."""
     varied: bool = False
     """Whether its tables are those of the profile's variations (`results.load_variations`)."""
 
@@ -81,6 +83,9 @@ def draws(name: str, size: tuple[float, float], **more: Any) -> Callable[[Draw],
         return draw
 
     return register
+
+
+draws("method", method.SIZE, source="", ending="svg")(lambda tables, figure: method.draw_method(figure))
 
 
 @draws("01_retrieval", (12.0, 3.4), needs=("retrieval",))
@@ -499,7 +504,9 @@ def draw(name: str, tables: Tables, provenance: str = "") -> Figure:
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=chosen.size)
         chosen.draw(tables, figure)
-        figure.supxlabel(chosen.source or provenance, fontsize=6.5, color="#777777", x=0.995, ha="right")
+        foot = provenance if chosen.source is None else chosen.source
+        if foot:
+            figure.supxlabel(foot, fontsize=6.5, color="#777777", x=0.995, ha="right")
     return figure
 
 
@@ -541,7 +548,7 @@ def draw_all(profile: str, folder: Path, tables: Tables | None = None) -> tuple[
     core = tables | {"provenance": summaries.core(tables["provenance"])}
     written, lacking = [], {}
     for name, chosen in FIGURES.items():
-        path = folder / f"{name}.png"
+        path = folder / f"{name}.{chosen.ending}"
         shown = varied if chosen.varied else tables
         if reason := _lacks(chosen, shown):
             lacking[name] = reason
@@ -549,7 +556,10 @@ def draw_all(profile: str, folder: Path, tables: Tables | None = None) -> tuple[
             continue
         figure = draw(name, shown, provenance_of(shown if chosen.varied or chosen.studies else core, profile))
         picture = BytesIO()
-        figure.savefig(picture, metadata={"Software": None})
+        svg = chosen.ending == "svg"
+        metadata = {"Date": None} if svg else {"Software": None}
+        with plt.rc_context(STYLE):
+            figure.savefig(picture, format=chosen.ending, transparent=svg, metadata=metadata)
         plt.close(figure)
         write_bytes(path, picture.getvalue())
         written.append(path)
