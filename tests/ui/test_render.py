@@ -41,19 +41,20 @@ def luminance(color: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_every_text_can_be_read():
-    """WCAG AA: a contrast of 4.5 at least, on every ground that occurs."""
-    grounds = [kind.ground for kind in render.KINDS.values()] + [render.PAPER]
-    shaded = [
-        render._mixed(color, 1.0) for color in (render.TRAINED_UP, render.TRAINED_DOWN, render.UNLIKELY)
-    ]
-    pairs = [(kind.color, kind.ground) for kind in render.KINDS.values()] + [
-        (color, ground) for color in (render.INK, render.FAINT) for ground in grounds
-    ]
-    for ink, ground in pairs + [(render.INK, ground) for ground in shaded]:
-        low, high = sorted((luminance(ink), luminance(ground)))
-        assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
-    assert len({kind.word for kind in render.KINDS.values()}) == len(
+@pytest.mark.parametrize(("ink", "paper"), [("#222222", "#ffffff"), ("#ffffff", "#212121")])
+def test_every_text_can_be_read(ink, paper):
+    """WCAG AA: a contrast of 4.5 at least, on every ground that occurs; on white, and in JupyterLab Dark."""
+    mixed, kinds = render.mixed, [color for _, color in render.KINDS.values()]
+    grounds = [paper, *(mixed(color, render.GROUND_SHARE, paper) for color in kinds)]
+    shades = (render.TRAINED_UP, render.TRAINED_DOWN, render.UNLIKELY)
+    shaded = [mixed(color, render.SHADE_SHARE, paper) for color in shades]
+    words = [mixed(color, render.WORD_SHARE, ink) for color in kinds]
+    inks = [ink, mixed(ink, render.FAINT_SHARE, paper), *words]
+    pairs = [(one, ground) for one in inks for ground in grounds] + [(ink, ground) for ground in shaded]
+    for one, ground in pairs:
+        low, high = sorted((luminance(one), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (one, ground)
+    assert len({word for word, _ in render.KINDS.values()}) == len(
         render.KINDS
     )  # a word each, for those who see no colours
 
@@ -110,11 +111,17 @@ def test_turns_are_told_apart_by_words():
 
 def test_tokens_are_shaded_by_what_was_logged():
     page = render.trajectory(record(), shade="logprob")
-    assert 'title="p = 0.14"' in page and "7 observation tokens, not written by the policy" in page
-    assert render._mixed(render.TRAINED_DOWN, 1) in render.group([record(reward=0.0)], "advantage")
+    assert (
+        'title="p = 0.14, log p = -2.00"' in page
+        and "7 observation tokens, not written by the policy" in page
+    )
+    down, up = (
+        render.mixed(color, render.SHADE_SHARE, "#ffffff")
+        for color in (render.TRAINED_DOWN, render.TRAINED_UP)
+    )
+    assert down in render.group([record(reward=0.0)], "advantage")
     by_turn = render.trajectory(record(turn_advantages=[0.5, -0.5]), shade="advantage")
-    up, down = (by_turn.index(render._mixed(color, 1)) for color in (render.TRAINED_UP, render.TRAINED_DOWN))
-    assert up < by_turn.index("7 observation tokens") < down
+    assert by_turn.index(up) < by_turn.index("7 observation tokens") < by_turn.index(down)
     assert "advantages of the turns +0.50, -0.50" in by_turn and "each turn by its own" in by_turn
     assert "logged without its tokens" in render.trajectory(record(tokens=False), shade="mask")
     with pytest.raises(ConfigError, match="Known: , logprob"):

@@ -1,9 +1,9 @@
 """Render trajectories, documents, the state of a study and training curves as self-contained HTML.
 
 JupyterLab, papermill's output, nbviewer and GitHub show the same HTML: it has inline styles only, no script,
-and loads nothing. Each kind of text has a word as well as a colour (Okabe and Ito's, darkened until readable
-on white). Text of models and documents is escaped and shown as it is: tags, control characters, and what
-MathJax would typeset.
+and loads nothing. Each kind of text has a word as well as a colour (Okabe and Ito's, mixed with the theme's
+ink and paper until readable on light and dark). Text of models and documents is escaped and shown as it is:
+tags, control characters, and what MathJax would typeset.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -28,28 +27,25 @@ from zs_lib.qa import scoring
 from zs_lib.runs import Run
 from zs_lib.ui.terminal import visible
 
-
-@dataclass(frozen=True)
-class Kind:
-    """Appearance of one kind of text."""
-
-    word: str
-    color: str
-    """Colour of the word and of the left edge."""
-    ground: str
-    """Background colour."""
-
-
 KINDS = {
-    "think": Kind("thought", "#595959", "#f5f5f5"),
-    "search": Kind("search", "#0b5394", "#eaf2fa"),
-    "documents": Kind("documents", "#0b6647", "#e9f6f0"),
-    "answer": Kind("answer", "#983b00", "#fdf0e6"),
-    "invalid": Kind("invalid", "#861a59", "#fbeaf3"),
+    "think": ("thought", "#808080"),
+    "search": ("search", "#0072b2"),
+    "documents": ("documents", "#009e73"),
+    "answer": ("answer", "#d55e00"),
+    "invalid": ("invalid", "#cc79a7"),
 }
-INK, FAINT, PAPER = "#222222", "#595959", "#ffffff"
-TRAINED_UP, TRAINED_DOWN, UNLIKELY = (150, 208, 241), (242, 200, 110), (242, 190, 90)
-"""Background colours of shaded tokens at full strength (red, green, blue)."""
+"""Kind of text → its word, and the colour that its word, edge and ground are mixed from."""
+INK, PAPER, RULE = (
+    ("--jp-content-font-color1", "#222222"),
+    ("--jp-layout-color1", "#ffffff"),
+    ("--jp-border-color1", "#bdbdbd"),
+)
+"""JupyterLab's variables of its theme's colours, and our colours where there is no theme."""
+WORD_SHARE, FAINT_SHARE, GROUND_SHARE, SHADE_SHARE = 60, 72, 12, 45
+"""Percent of colour in the ink of a word, of ink in faint text, of colour in the paper of a ground, and in
+that of a token shaded at full strength."""
+TRAINED_UP, TRAINED_DOWN, UNLIKELY = "#0072b2", "#e69f00", "#d55e00"
+"""Colours that shaded tokens are mixed from."""
 SHADES = {"": "kinds", "logprob": "log-probability", "advantage": "advantage", "mask": "loss mask"}
 """Quantity to shade tokens by → its name in the explorer."""
 STOPS = {
@@ -60,16 +56,47 @@ STOPS = {
     "engine_failed": "the search engine failed",
 }
 STATE_MARKS = {"finished": "✔", "running": "▶", "unfinished": "◐", "missing": "○", "damaged": "✘"}
-CARD = (
-    "display:inline-block;vertical-align:top;width:{width};max-width:100%;box-sizing:border-box;"
-    "margin:0 8px 10px 0;padding:8px 10px;border:1px solid #cccccc;border-radius:6px;"
-    f"background:{PAPER};color:{INK};line-height:1.4;font-size:13px;text-align:left;overflow-wrap:anywhere"
-)
 NARROW, WIDE = "285px", "760px"
 FULL_SURPRISE = 3.0
 """Nats at which a token is shaded at full strength."""
 _BLOCK = re.compile(r"<(think|search|answer)>(.*?)</\1>", re.DOTALL)
 _MATH = re.compile(r"[$\\]")
+
+
+def mixed(color: str, share: float, base: str) -> str:
+    """Mix `share` percent of a colour (#rrggbb) with another one."""
+    pairs, part = zip(bytes.fromhex(color[1:]), bytes.fromhex(base[1:]), strict=True), share / 100
+    return "#" + "".join(f"{round(own * part + other * (1 - part)):02x}" for own, other in pairs)
+
+
+def _paint(part: str, theme: tuple[str, str], color: str = "", share: float = 0) -> str:
+    """CSS of `share` percent of a colour in a theme's, for `part` ("color", "background", "border-color").
+
+    It stands there twice: first for viewers without the theme, and for JupyterLab's sanitizer, which removes
+    what is mixed from the notebooks of others.
+    """
+    variable, plain = theme
+    themed = f"var({variable},{plain})"
+    if color:
+        themed, plain = f"color-mix(in srgb,{color} {share:.0f}%,{themed})", mixed(color, share, plain)
+    return f"{part}:{plain};{part}:{themed}"
+
+
+def _edge(color: str) -> str:
+    """CSS of a thick left edge in a colour of KINDS."""
+    return f"border-left:4px solid;{_paint('border-color', INK, color, WORD_SHARE)}"
+
+
+SHEET = f"{_paint('background', PAPER)};{_paint('color', INK)}"
+FRAME = f"border:1px solid;{_paint('border-color', RULE)}"
+FAINT = "color:#606060;" + "color:color-mix(in srgb,var({},{}) {}%,var({},{}))".format(
+    *INK, FAINT_SHARE, *PAPER
+)
+CARD = (
+    "display:inline-block;vertical-align:top;width:{width};max-width:100%;box-sizing:border-box;"
+    f"margin:0 8px 10px 0;padding:8px 10px;{FRAME};border-radius:6px;"
+    f"{SHEET};line-height:1.4;font-size:13px;text-align:left;overflow-wrap:anywhere"
+)
 
 
 def text(value: object) -> str:
@@ -159,9 +186,8 @@ def _outcome(record: dict) -> str:
     if advantage is not None:
         by_turn = ", ".join(f"{each:+.2f}" for each in record.get("turn_advantages", ()))
         parts.append(f"advantages of the turns {by_turn}" if by_turn else f"advantage {advantage:+.2f}")
-    return (
-        f'<div style="margin-top:6px;border-top:1px solid #dddddd;padding-top:4px">{"<br>".join(parts)}</div>'
-    )
+    rule = f"border-top:1px solid;{_paint('border-color', RULE)}"
+    return f'<div style="margin-top:6px;{rule};padding-top:4px">{"<br>".join(parts)}</div>'
 
 
 def _turn(turn: dict, record: dict, simulated: bool) -> str:
@@ -189,13 +215,11 @@ def _observation(turn: dict, record: dict, simulated: bool) -> str:
 
 
 def _line(kind: str, content: str, note: str = "", body: str = "") -> str:
-    look = KINDS[kind]
-    style = (
-        f"border-left:4px solid {look.color};background:{look.ground};margin:3px 0;padding:2px 8px;"
-        "white-space:pre-wrap"
-    )
-    word = f'<b style="color:{look.color}">{look.word}</b>'
-    note = f' <span style="color:{FAINT}">{text(note)}</span>' if note else ""
+    name, color = KINDS[kind]
+    ground = _paint("background", PAPER, color, GROUND_SHARE)
+    style = f"{_edge(color)};{ground};margin:3px 0;padding:2px 8px;white-space:pre-wrap"
+    word = f'<b style="{_paint("color", INK, color, WORD_SHARE)}">{name}</b>'
+    note = f' <span style="{FAINT}">{text(note)}</span>' if note else ""
     return f'<div style="{style}">{word}{note} {text(content)}{body}</div>'
 
 
@@ -210,30 +234,31 @@ def _listed(documents: Iterable[str], answers: Sequence[str]) -> str:
 
 
 def _verdict(holds: bool, yes: str, no: str) -> str:
-    color = KINDS["documents"].color if holds else FAINT
-    return f'<span style="color:{color};font-size:11px">[{"✔ " + yes if holds else "– " + no}]</span>'
+    color = _paint("color", INK, KINDS["documents"][1], WORD_SHARE) if holds else FAINT
+    return f'<span style="{color};font-size:11px">[{"✔ " + yes if holds else "– " + no}]</span>'
 
 
 def _tokens(record: dict, shade: str, scale: float) -> str:
     """The token stream as trained: the policy's tokens shaded, runs of observation tokens as their number."""
     if "tokens" not in record:
         message = "This run was logged without its tokens: they cannot be shaded."
-        return f'<div style="color:{FAINT};margin:4px 0">{message}</div>'
+        return f'<div style="{FAINT};margin:4px 0">{message}</div>'
     first, *later = _advantages(record)
     advantage, shown = first, []
     for part in record["tokens"]:
         if isinstance(part, int):
             advantage = later.pop(0) if later else advantage
             shown.append(
-                f'<div style="border:1px dashed {FAINT};color:{FAINT};margin:3px 0;padding:1px 6px">'
+                f'<div style="border:1px dashed;{FAINT};margin:3px 0;padding:1px 6px">'
                 f"{part} observation token{'s' if part > 1 else ''}, not written by the policy</div>"
             )
         else:
             piece, logprob = part
-            color = _shaded(shade, logprob, advantage, scale)
+            ground = _paint("background", PAPER, *_shaded(shade, logprob, advantage, scale))
+            told = f"p = {math.exp(logprob):.2g}, log p = {logprob:.2f}"
             shown.append(
-                f'<span title="p = {math.exp(logprob):.2f}" style="background:{color};'
-                f'border-right:1px solid #dddddd;white-space:pre-wrap">{text(piece)}</span>'
+                f'<span title="{told}" style="{ground};outline:1px dotted rgba(128,128,128,0.4);'
+                f'white-space:pre-wrap">{text(piece)}</span>'
             )
     direction = "strengthened" if first > 0 else "weakened" if first < 0 else "left as they are"
     told = (
@@ -245,31 +270,24 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
         "mask": "blue: the policy's own tokens, all that the loss mask keeps",
     }[shade]
     return (
-        f'<div style="margin:4px 0">{"".join(shown)}</div>'
-        f'<div style="color:{FAINT};font-size:11px">{legend}</div>'
+        f'<div style="margin:4px 0">{"".join(shown)}</div><div style="{FAINT};font-size:11px">{legend}</div>'
     )
 
 
-def _shaded(shade: str, logprob: float, advantage: float, scale: float) -> str:
-    """Background colour of one of the policy's tokens."""
+def _shaded(shade: str, logprob: float, advantage: float, scale: float) -> tuple[str, float]:
+    """Colour of one of the policy's tokens, and its share in percent."""
     if shade == "logprob":
-        return _mixed(UNLIKELY, -logprob / FULL_SURPRISE)
-    if shade == "advantage":
-        return _mixed(TRAINED_UP if advantage >= 0 else TRAINED_DOWN, abs(advantage) / scale)
-    return _mixed(TRAINED_UP, 1.0)
-
-
-def _mixed(color: tuple[int, int, int], strength: float) -> str:
-    """A colour mixed with white; `strength` from 0 (white) to 1."""
-    strength = min(max(strength, 0.0), 1.0)
-    return "#" + "".join(f"{round(255 + (channel - 255) * strength):02x}" for channel in color)
+        color, strength = UNLIKELY, -logprob / FULL_SURPRISE
+    elif shade == "advantage":
+        color, strength = TRAINED_UP if advantage >= 0 else TRAINED_DOWN, abs(advantage) / scale
+    else:
+        color, strength = TRAINED_UP, 1.0
+    return color, SHADE_SHARE * min(max(strength, 0.0), 1.0)
 
 
 def error(problem: object) -> str:
     """Render an error message."""
-    edge = KINDS["invalid"].color
-    style = f"border-left:4px solid {edge};background:{PAPER};color:{INK};padding:2px 8px"
-    return f'<div style="{style}">⚠ {text(problem)}</div>'
+    return f'<div style="{_edge(KINDS["invalid"][1])};{SHEET};padding:2px 8px">⚠ {text(problem)}</div>'
 
 
 def documents(
@@ -299,14 +317,17 @@ def documents(
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Render a table whose cells are HTML; a wide one scrolls in its own frame."""
-    cell = "padding:3px 10px;text-align:left;border-bottom:1px solid #dddddd;vertical-align:top"
+    cell = (
+        "padding:3px 10px;text-align:left;vertical-align:top;border-bottom:1px solid;"
+        f"{_paint('border-color', RULE)}"
+    )
     head = "".join(f'<th style="{cell};white-space:nowrap">{text(column)}</th>' for column in columns)
     body = "".join(
         "<tr>" + "".join(f'<td style="{cell}">{value}</td>' for value in row) + "</tr>" for row in rows
     )
     return (
-        f'<div style="overflow-x:auto;max-width:100%;background:{PAPER};color:{INK}">'
-        f'<table style="border-collapse:collapse;font-size:13px;color:{INK}">'
+        f'<div style="overflow-x:auto;max-width:100%;{SHEET}">'
+        f'<table style="border-collapse:collapse;font-size:13px">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -356,8 +377,8 @@ def training(runs: Sequence[Run]) -> str:
         for column, title in figures.PANELS.items()
         if column in logged and logged[column].notna().any()
     )
-    waiting = "" if curves else f'<div style="color:{FAINT}">No step is logged yet.</div>'
-    style = f"background:{PAPER};color:{INK};font-size:13px"
+    waiting = "" if curves else f'<div style="{FAINT}">No step is logged yet.</div>'
+    style = f"{SHEET};font-size:13px"
     return f'<div style="{style}">{"".join(lines)}{waiting}<div>{curves}</div></div>'
 
 
@@ -368,11 +389,12 @@ def _training_lines(run: Run, log: pd.DataFrame) -> list[str]:
     about = f", about {clock(left)} left" if left is not None else ""
     lines = [
         f"<div>{_square(run.label)}<b>{text(run.label)} s{run.seed}</b>: {STATE_MARKS[state]} {state}, "
-        f'{steps}{about} <span style="color:{FAINT}">({run.path.name})</span></div>'
+        f'{steps}{about} <span style="{FAINT}">({run.path.name})</span></div>'
     ]
+    alarm = _paint("color", INK, KINDS["invalid"][1], WORD_SHARE)
     for warning in collapse_warnings(log):
         lines.append(
-            f'<div style="color:{KINDS["invalid"].color}"><b>⚠ {text(warning.name.replace("_", " "))}</b> '
+            f'<div style="{alarm}"><b>⚠ {text(warning.name.replace("_", " "))}</b> '
             f"from step {warning.step}: {text(warning.message)}</div>"
         )
     return lines
@@ -385,4 +407,4 @@ def _square(arm: str) -> str:
 
 def _picture(png: bytes, title: str) -> str:
     source = f"data:image/png;base64,{b64encode(png).decode()}"
-    return f'<img alt="{text(title)}" src="{source}" style="width:{NARROW};max-width:100%">'
+    return f'<img alt="{text(title)}" src="{source}" style="width:{NARROW};max-width:100%;margin:2px">'
