@@ -1,9 +1,11 @@
 """The console script: exit codes, one error line, and what it prints."""
 
+import argparse
 import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,8 +15,9 @@ import pytest
 from run_fixtures import CountingArm
 from safetensors.torch import load_file, save_file
 
-from zs_lib import cli, cli_options
+from zs_lib import cli, cli_options, config
 from zs_lib.analysis import figures
+from zs_lib.cli_help import HELP
 from zs_lib.config import paths
 from zs_lib.engines import SearchResult
 from zs_lib.launch import reproduce
@@ -83,6 +86,37 @@ def test_reproduce_passes_its_arguments(monkeypatch, capsys):
         ("tiny", None, None, None, False, "local", None),
         ("tiny", None, None, None, True, "ray", "head:6379"),
     ]
+
+
+def _leaves(parser) -> dict:
+    """The commands below a parser, by their words after `zs`, and their parsers."""
+    actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    found = {name: one for a in actions for name, one in a.choices.items()}
+    return {
+        f"{name} {rest}".strip(): leaf
+        for name, one in found.items()
+        for rest, leaf in (_leaves(one) or {"": one}).items()
+    }
+
+
+def test_examples_in_the_help_are_commands_that_parse():
+    commands = _leaves(cli.PARSER)
+    examples = [
+        (words, line.strip())
+        for words, text in HELP.items()
+        for line in text.replace("\\\n", "").splitlines()
+        if line.startswith("  ")
+    ]
+    assert len(examples) > 30 and set(HELP) <= set(commands)
+    for words, line in examples:
+        # torchrun and accelerate launch: what follows the module's name
+        program, *arguments = shlex.split(re.sub(r"^.* -m zs_lib ", "zs ", line), comments=True)
+        parsed = cli.PARSER.parse_args(arguments)
+        assert program == "zs" and " ".join(arguments).startswith(words)
+        assert parsed.command is commands[words].get_default("command")
+        config.load_profile(getattr(parsed, "profile", "tiny"), dict(getattr(parsed, "set", [])))
+    shown = commands["sweep"].format_help()
+    assert HELP["sweep"].strip("\n") in shown  # as it stands, not wrapped
 
 
 def test_help_comes_at_once():

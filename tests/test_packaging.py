@@ -11,6 +11,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import zs_lib
 from zs_lib.config.paths import PROFILES, ROOT
 from zs_lib.tools.doctor import normalise, pins
 
@@ -151,3 +152,14 @@ def test_who_only_reads_results_waits_for_no_torch():
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
         == "[]\n"
     )
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper():
+    """Keys that the format 1.2.0 requires (cffconvert --validate accepts the file)."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["cff-version"] == "1.2.0" and cited["message"] and cited["title"]
+    assert cited["version"] == zs_lib.__version__ and cited["license"] == PROJECT["license"]
+    assert all(set(author) == {"name"} for author in cited["authors"])
+    (paper,) = cited["references"]
+    assert paper["type"] == "article" and paper["identifiers"][0]["value"] == "arXiv:2505.04588"
+    assert [set(author) for author in paper["authors"]] == [{"family-names", "given-names"}] * 9

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from zs_lib import cli_options as options
 from zs_lib import config, studies
+from zs_lib.cli_help import HELP
 from zs_lib.cli_options import option
 from zs_lib.config.arms import DTYPES
 from zs_lib.config.engines import engine_names
@@ -69,7 +70,20 @@ class _Parser(argparse.ArgumentParser):
         super()._print_message(visible(message), file)
 
 
-PARSER = _Parser(prog="zs", description="ZeroSearch workbench (arXiv 2505.04588).")
+class _Formatter(argparse.HelpFormatter):
+    """Shows the examples of a command as they stand; all else is wrapped."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text in HELP.values():
+            return "examples:\n" + text.strip("\n")
+        return super()._fill_text(text, width, indent)
+
+
+PARSER = _Parser(
+    prog="zs",
+    description="ZeroSearch workbench (arXiv 2505.04588).",
+    epilog="`zs COMMAND --help` has the options of a command, and examples.",
+)
 COMMANDS = PARSER.add_subparsers(required=True, metavar="COMMAND")
 GROUPS = {
     "runs": "the run store",
@@ -89,7 +103,9 @@ def command(words: str, help: str, *taken: options.Option) -> Callable[[Function
 
     def declare(function: Function) -> Function:
         *group, name = words.split()
-        sub = (_group(*group) if group else COMMANDS).add_parser(name, help=help, description=help)
+        sub = (_group(*group) if group else COMMANDS).add_parser(
+            name, help=help, description=help, epilog=HELP.get(words), formatter_class=_Formatter
+        )
         sub.set_defaults(command=function)
         for names, settings in taken:
             sub.add_argument(*names, **settings)
