@@ -80,8 +80,8 @@ BM25 indexes a file once, in about 1 GB of memory however large it is, and keeps
 four times while it is built.
 """,
     "serve simulator": """
-  zs serve simulator --model tiny-L --port 8001  # OpenAI's protocol, streaming too; by vLLM where it is installed
-  zs serve simulator --model tiny-L --replicas 3  # each on a GPU of its own; prints the address that lists all
+  zs serve simulator --model tiny-L --port 8001  # OpenAI's protocol; by vLLM where it is installed
+  zs serve simulator --model tiny-L --replicas 3  # each on a GPU of its own; prints their address
 
 An engine's address may list replicas, URL,URL,…: they share the queries, and one that fails is set aside for
 a while. The address is part of an arm, so its runs are found by it.
