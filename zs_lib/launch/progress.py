@@ -39,10 +39,12 @@ def read_progress(run: Run) -> Progress | None:
 
 
 class Board:
-    """A headline and one line for each run in progress, updated in a terminal, a notebook or a log."""
+    """A headline and a line for each run in progress (of `mine`), in a terminal, a notebook or a log."""
 
-    def __init__(self, store: RunStore, headline: Callable[[], str]):
-        self.store, self.headline = store, headline
+    def __init__(
+        self, store: RunStore, headline: Callable[[], str], mine: Callable[[Run], bool] = lambda run: True
+    ):
+        self.store, self.headline, self.mine = store, headline, mine
         # (run, stage) → when it was first seen, and at which step.
         self.first_seen: dict[tuple[str, str], tuple[float, int]] = {}
         self.lines_shown, self.shown_at, self.display = 0, 0.0, None
@@ -55,8 +57,9 @@ class Board:
         if not last and now - self.shown_at < self.interval:
             return
         self.shown_at = now
-        runs = [] if last else [run for run in self.store.list() if not run.finished and run.running]
-        self._show([self.headline(), *filter(None, (self._line(run, now) for run in runs))])
+        runs = [] if last else [run for run in self.store.list() if self.mine(run) and not run.finished]
+        lines = (self._line(run, now) for run in runs if run.running)
+        self._show([self.headline(), *filter(None, lines)])
 
     def _line(self, run: Run, now: float) -> str | None:
         if not (run.path / "run.json").exists():  # its folder has only just been made

@@ -85,11 +85,15 @@ class Queue(Protocol):
     def headline(self) -> str:
         """Describe the progress in one line."""
 
+    def includes(self, run: Run) -> bool:
+        """Tell whether a run in progress belongs to these tasks, and not to other processes' alone."""
+        return True
+
 
 def work_through(queue: Queue, slots: list[Slot], watch: Callable[..., None] | None = None) -> None:
     """Do all tasks of a queue, one at a time in each slot, with a progress board on the terminal."""
     threads = [threading.Thread(target=_work, args=(slot, queue), daemon=True) for slot in slots]
-    shown = [Board(queue.store, queue.headline).refresh] + ([watch] if watch else [])
+    shown = [Board(queue.store, queue.headline, queue.includes).refresh] + ([watch] if watch else [])
     try:
         for thread in threads:
             thread.start()
@@ -127,6 +131,7 @@ class _RunQueue(Queue):
 
     def __init__(self, store: RunStore, wanted: list[tuple[Any, int]]):
         self.store, self.started = store, time.monotonic()
+        self.paths: set[Path] = set()
         self.waiting: dict[Path, _Task] = {}
         self.done: set[Path] = set()
         self.failed: dict[Path, tuple[str, str]] = {}  # folder of a failed run → its name, and the cause
@@ -137,6 +142,7 @@ class _RunQueue(Queue):
 
     def _add(self, arm: Any, seed: int) -> None:
         path, run = self.store.path(arm, seed), self.store.get(arm, seed)
+        self.paths.add(path)
         if run and run.finished:
             self.done.add(path)
         elif path not in self.waiting:
@@ -180,6 +186,9 @@ class _RunQueue(Queue):
         failed = f", {len(self.failed)} failed" if self.failed else ""
         seconds = time.monotonic() - self.started
         return f"{len(self.done)} of {self.total} runs finished{failed} ({clock(seconds)})"
+
+    def includes(self, run: Run) -> bool:
+        return run.path in self.paths
 
     def _settle(self, task: _Task, error: str | None) -> None:
         self.waiting.pop(task.path, None)

@@ -166,11 +166,13 @@ class _LiveCurve:
         table = results.training_table(self.study, self.store, growing=True)
         if table.empty:
             return
-        figure = plt.figure(figsize=(6.6, 3.8))
-        figures.draw_live({"training": table}, figure)
         self.handle = self.handle or display(display_id=True)
-        self.handle.update(figure)
-        plt.close(figure)
+        figure = plt.figure(figsize=(6.6, 3.8))
+        try:
+            figures.draw_live({"training": table}, figure)
+            self.handle.update(figure)
+        finally:  # of an open figure Jupyter would show a second curve, if the cell is interrupted here
+            plt.close(figure)
 
 
 def tables(study: Profile, *names: str) -> results.Tables:

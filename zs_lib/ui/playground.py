@@ -15,7 +15,7 @@ from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engi
 from zs_lib.errors import ConfigError, EngineError
 from zs_lib.runs import RunStore
 from zs_lib.ui import render
-from zs_lib.ui.ask import UNKNOWN, golden_answers
+from zs_lib.ui.answering import UNKNOWN, golden_answers
 
 REAL = [name for name in engine_names(ranks=True) if ":" not in name]
 """The real engines that a playground offers: those that need no address, key or money."""
@@ -56,6 +56,8 @@ def compare(study: Profile, store: RunStore, inputs: Inputs) -> str:
     query, question, answer = inputs.query.strip(), inputs.question.strip(), inputs.answer.strip()
     if not query:
         raise ConfigError("There is no query: write one.")
+    if not inputs.engines:
+        raise ConfigError("No engine is chosen: tick one.")
     answers = (answer,) if answer else golden_answers(question)
     question = question or query
     found = {}

@@ -56,7 +56,7 @@ STOPS = {
     "engine_failed": "the search engine failed",
 }
 STATE_MARKS = {"finished": "✔", "running": "▶", "unfinished": "◐", "missing": "○", "damaged": "✘"}
-NARROW, WIDE = "285px", "760px"
+NARROW, HALF, WIDE = "285px", "max(285px,48%)", "760px"
 FULL_SURPRISE = 3.0
 """Nats at which a token is shaded at full strength."""
 _BLOCK = re.compile(r"<(think|search|answer)>(.*?)</\1>", re.DOTALL)
@@ -133,8 +133,9 @@ def group(
     """Render trajectories side by side (on a phone: one below the other), with titles or numbers."""
     titles = titles or [f"rollout {number}" for number in range(1, len(records) + 1)]
     scale = max((abs(a) for record in records for a in _advantages(record)), default=0) or 1.0
+    width = NARROW if len(records) > 2 else HALF
     cards = (
-        _card(NARROW, title, record, shade, simulated, scale)
+        _card(width, title, record, shade, simulated, scale)
         for record, title in zip(records, titles, strict=True)
     )
     questions = "<br>".join(dict.fromkeys(text(record["question"]) for record in records))
@@ -159,6 +160,8 @@ def _advantages(record: dict) -> list[float]:
 def why(record: dict) -> str:
     """Explain a reward in one sentence: the prediction against the nearest golden answer."""
     prediction, golden = record["answer"], record["golden_answers"]
+    if not golden:
+        return f"no right answer is known; the policy's is “{prediction}”" if prediction else "no answer"
     expected = f"right: {' or '.join(golden[:3])}{' …' if len(golden) > 3 else ''}"
     if record["stop_reason"] == "engine_failed":
         errors = [turn["error"] for turn in record["turns"] if turn["error"]]
@@ -255,7 +258,7 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
         else:
             piece, logprob = part
             ground = _paint("background", PAPER, *_shaded(shade, logprob, advantage, scale))
-            told = f"p = {math.exp(logprob):.2g}, log p = {logprob:.2f}"
+            told = f"p = {math.exp(logprob):.2g}, log p = {logprob:z.2f}"
             shown.append(
                 f'<span title="{told}" style="{ground};outline:1px dotted rgba(128,128,128,0.4);'
                 f'white-space:pre-wrap">{text(piece)}</span>'
@@ -288,6 +291,11 @@ def _shaded(shade: str, logprob: float, advantage: float, scale: float) -> tuple
 def error(problem: object) -> str:
     """Render an error message."""
     return f'<div style="{_edge(KINDS["invalid"][1])};{SHEET};padding:2px 8px">⚠ {text(problem)}</div>'
+
+
+def note(said: object) -> str:
+    """Render a line about what is shown."""
+    return f'<div style="{_edge(KINDS["search"][1])};{SHEET};padding:2px 8px">{text(said)}</div>'
 
 
 def documents(
@@ -348,7 +356,14 @@ def costs(ways: pd.DataFrame, saved: pd.DataFrame, caption: str) -> str:
 def board(states: Sequence[ArmState], note: str = "") -> str:
     """Render the state of every arm: finished runs, progress, time left, last score; `note` is on top."""
     done, wanted = sum(state.done for state in states), sum(state.wanted for state in states)
-    head = f'<div style="margin-bottom:4px"><b>{done} of {wanted} runs finished</b> {text(note)}</div>'
+    begun = [state.progress for state in states if state.progress]
+    part = done + sum(at.step / max(at.steps, 1) for at in begun)
+    bar = f"{FRAME};height:8px;max-width:600px;border-radius:4px;overflow:hidden;margin:4px 0 6px"
+    fill = f"height:100%;width:{100 * part / max(wanted, 1):.1f}%;background:{KINDS['documents'][1]}"
+    head = (
+        f"<div><b>{done} of {wanted} runs finished</b> {text(note)}</div>"
+        f'<div style="{bar}"><div style="{fill}"></div></div>'
+    )
     columns = ["kind", "arm", "state", "seeds", "progress", "time left", "last score"]
     return head + table(columns, map(_board_row, states))
 

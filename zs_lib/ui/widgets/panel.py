@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import ipywidgets
 
@@ -13,6 +13,9 @@ from zs_lib.ui import render
 
 REFRESH_S = 3.0
 """Seconds between two reads of the store."""
+ENTER_S = 0.1
+"""Seconds from the message that Enter was pressed to the value that the browser sends after it."""
+BELOW = "Below is what was shown before."
 SHORT = {"width": "300px", "max_width": "98%"}
 LONG = {"width": "604px", "max_width": "98%"}
 """Layouts of controls; a LONG one, for a sentence, is as wide as two short ones with margins of 2 px."""
@@ -25,27 +28,48 @@ def attended() -> bool:
 
 
 class Panel(ipywidgets.VBox):
-    """Base of the widgets: controls above a view of HTML."""
+    """Base of the widgets: controls, a line for what happened, and a view of HTML."""
 
     _timer: asyncio.Task | None = None
 
     def __init__(self, *controls: ipywidgets.Widget):
-        self.view = ipywidgets.HTML()
-        super().__init__([ipywidgets.Box(controls, layout={"flex_flow": "row wrap"}), self.view])
+        self.note, self.view = ipywidgets.HTML(), ipywidgets.HTML()
+        bar = ipywidgets.Box(controls, layout={"flex_flow": "row wrap"})
+        super().__init__([bar, self.note, self.view])
+        self.tell("")
 
     def close(self) -> None:
         """Remove the widget, and end its timer."""
         self._end_timer()
         super().close()
 
+    def tell(self, note: str) -> None:
+        """Show a note (HTML) above the view; "" removes it."""
+        self.note.value, self.note.layout.display = note, None if note else "none"
+
     def show(self, make: Callable[[], str]) -> bool:
-        """Show what `make` returns, or its error; whether it succeeded."""
+        """Show what `make` returns, or its error as a note above what was shown; whether it succeeded."""
         try:
             self.view.value = make()
-            return True
         except ZeroSearchError as error:
-            self.view.value = render.error(error)
+            self.tell(render.error(f"{error} {BELOW if self.view.value else ''}"))
             return False
+        self.tell("")
+        return True
+
+    def stale(self, button: str) -> None:
+        """Tell that the inputs have changed since what is shown was made."""
+        self.tell(render.note(f"Stale: below is what the inputs before gave. Press Enter, or {button}."))
+
+    def _on_enter(self, fields: Iterable[ipywidgets.Text], action: Callable[[], object]) -> None:
+        """Call `action` when Enter is pressed in one of these fields, once its value has arrived."""
+
+        def pressed(_: ipywidgets.Widget, content: dict, buffers: list) -> None:
+            if content.get("event") == "submit":
+                asyncio.get_running_loop().call_later(ENTER_S, action)
+
+        for field in fields:
+            field.on_msg(pressed)
 
     def _keep_fresh(self, refresh: Callable[[], bool]) -> None:
         """Call `refresh` every REFRESH_S seconds until it returns False; never without an event loop."""

@@ -11,6 +11,7 @@ from IPython.display import HTML
 from zs_lib.config import Profile
 from zs_lib.config.values import reject_unknown
 from zs_lib.runs import RunStore
+from zs_lib.ui import render
 from zs_lib.ui.playground import Inputs, choices, compare
 from zs_lib.ui.widgets.panel import LONG, SHORT, Panel, attended
 
@@ -50,11 +51,11 @@ def playground(
 
 
 class Playground(Panel):
-    """A query, what is known about it, a box for each engine, and a button."""
+    """A query, what is known about it, a box for each engine, and a button; Enter searches, too."""
 
     def __init__(self, study: Profile, store: RunStore, known: Sequence[str], inputs: Inputs):
         self.study, self.store = study, store
-        # Sent when the field is left, not key by key: a value that is sent late would miss the search.
+        # Sent when the field is left or Enter pressed: key by key, a late one would miss the search.
         field = partial(ipywidgets.Text, continuous_update=False)
         self.query = field(inputs.query, description="query", layout=LONG)
         self.question = field(
@@ -71,11 +72,19 @@ class Playground(Panel):
         self.judge = ipywidgets.Checkbox(inputs.judge, description="ask the LLM judge", layout=SHORT)
         self.button = ipywidgets.Button(description="Search", button_style="primary")
         self.button.on_click(self.search)
-        super().__init__(self.query, self.answer, self.question, self.judge, *self.engines, self.button)
+        controls = (self.query, self.answer, self.question, self.judge, *self.engines)
+        super().__init__(*controls, self.button)
+        self._on_enter((self.query, self.question, self.answer), self.search)
+        for control in controls:
+            control.observe(self._mark, "value")
         self.search()
 
     def search(self, _: object = None) -> None:
         """Search with the chosen engines, and show what they find."""
         chosen = tuple(box.description for box in self.engines if box.value)
         inputs = Inputs(self.query.value, self.question.value, self.answer.value, chosen, self.judge.value)
+        self.tell(render.note("Searching …"))
         self.show(lambda: compare(self.study, self.store, inputs))
+
+    def _mark(self, change: dict) -> None:
+        self.stale("Search")

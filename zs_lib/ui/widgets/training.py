@@ -11,7 +11,7 @@ from IPython.display import HTML
 from zs_lib import studies
 from zs_lib.analysis.find import find_run
 from zs_lib.config import Profile, Resources
-from zs_lib.errors import RunError
+from zs_lib.errors import ZeroSearchError
 from zs_lib.launch import background, progress
 from zs_lib.runs import Run, RunStore
 from zs_lib.ui import render
@@ -21,25 +21,26 @@ NONE_TRAINS = render.error(
     "No policy trains now. Start one (notebook 03, or a board's button), then run this cell again; or "
     "name a finished run (`zs runs list`)."
 )
+MAKING = "The missing runs are being made in the background; they go on when the notebook is closed"
 
 
 def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
-    """Show curves and early warnings of training runs, updated while they train.
+    """Show curves and early warnings of training runs, updated while they train. Never raises.
 
-    `runs`: runs of policies, or the beginnings of their names; by default all that train now, by any process;
-    if none does, the view says so.
-
-    Raises:
-        RunError: there is no such run, it is not a policy's, or its log is damaged.
+    `runs`: runs of policies, or the beginnings of their names; by default all that train now, by any process.
+    If none does, or what is named is no policy or cannot be read, the view says so.
     """
-    store = store or RunStore()
-    found = [find_run(store, run) if isinstance(run, str) else run for run in runs]
-    found = found or [run for run in store.list() if run.kind == "policy" and run.running]
+    try:
+        store = store or RunStore()
+        found = [find_run(store, run) if isinstance(run, str) else run for run in runs]
+        found = found or [run for run in store.list() if run.kind == "policy" and run.running]
+    except Exception as problem:
+        return HTML(render.error(problem))
     if not found:
         return HTML(NONE_TRAINS)
-    if any(run.kind != "policy" for run in found):
-        raise RunError("One of these runs is not a policy's: name a run of a policy (`zs runs list`).")
-    return Monitor(found) if attended() else HTML(render.training(found))
+    if other := next((run for run in found if run.kind != "policy"), None):
+        return HTML(render.error(f"{other.path.name} is no policy: name a run of a policy (`zs runs list`)."))
+    return Monitor(found) if attended() else HTML(_page(found))
 
 
 def board(study: Profile, jobs: int | None = None, store: RunStore | None = None) -> StudyBoard | HTML:
@@ -60,12 +61,30 @@ class Monitor(Panel):
             self._keep_fresh(self.refresh)
 
     def refresh(self) -> bool:
-        """Redraw if anything was logged; whether any of the runs is still running."""
-        running = [run.running for run in self.runs]  # read before the logs, so that no last line is missed
-        seen = running, [_size(run.path / "metrics.jsonl") for run in self.runs]
-        shown = seen == self._seen or self.show(lambda: render.training(self.runs))
-        self._seen = seen
-        return shown and any(running)
+        """Redraw if anything was logged; whether any of the runs is still running. Never raises."""
+        running = [True]
+        try:
+            # Read before the logs, so that their last lines are not missed.
+            running = [run.running for run in self.runs]
+            seen = running, [_size(run.path / "metrics.jsonl") for run in self.runs]
+            if seen != self._seen:
+                self.view.value, self._seen = _page(self.runs), seen
+            self.tell("")
+        except Exception as problem:  # e.g. of the disk: the next look may succeed
+            self.tell(render.error(problem))
+        return any(running)
+
+
+def _page(runs: Sequence[Run]) -> str:
+    """Curves of the runs, below an error for each that cannot be read."""
+    errors, sound = [], []
+    for run in runs:
+        try:
+            _ = run.label, run.metrics(), run.timing()
+            sound.append(run)
+        except Exception as problem:
+            errors.append(render.error(problem))
+    return "".join(errors) + (render.training(sound) if sound else "")
 
 
 def _size(path: Path) -> int:
@@ -86,6 +105,7 @@ class StudyBoard(Panel):
         )
         self.stop = ipywidgets.Button(description="Stop", tooltip="the last checkpoints are kept")
         self.reload = ipywidgets.Button(description="Refresh")
+        self._busy = False
         super().__init__(self.start, self.stop, self.reload)
         self.start.on_click(self._start)
         self.stop.on_click(self._stop)
@@ -94,20 +114,31 @@ class StudyBoard(Panel):
 
     def refresh(self) -> bool:
         """Show the current state; whether any run is in progress."""
+        return self.show(self._render) and self._busy
+
+    def _render(self) -> str:
         states, pid = progress.arm_states(self.wanted, self.store), background.process_id(self.store)
         self.start.disabled, self.stop.disabled = pid is not None, pid is None
-        note = "" if pid else background.last_output(self.store)
-        shown = self.show(lambda: render.board(states, note))
-        return shown and (pid is not None or any(state.state == "running" for state in states))
+        self._busy = pid is not None or any(state.state == "running" for state in states)
+        note = f"{MAKING} (process {pid})" if pid else background.last_output(self.store)
+        return render.board(states, note)
 
     def _follow(self, _: object = None) -> None:
         if self.refresh():
             self._keep_fresh(self.refresh)
 
     def _start(self, _: object) -> None:
-        if self.show(lambda: str(background.start(self.wanted, self.store, self.jobs, self.resources))):
+        self.start.disabled = True
+        self.tell(render.note("Starting a process in the background …"))
+        try:
+            background.start(self.wanted, self.store, self.jobs, self.resources)
+        except ZeroSearchError as error:
+            self.start.disabled = False
+            self.tell(render.error(error))
+        else:
             self._follow()
 
     def _stop(self, _: object) -> None:
+        self.tell(render.note("Stopping: the runs save their checkpoints …"))
         background.stop(self.store)
         self._follow()
