@@ -22,7 +22,7 @@ from zs_lib.config import paths
 from zs_lib.engines import SearchResult
 from zs_lib.launch import reproduce
 from zs_lib.pipeline import ensure
-from zs_lib.ui import ask, report
+from zs_lib.ui import answering, ask, report
 
 
 def zs(capsys, *arguments) -> tuple[int, str, str]:
@@ -381,7 +381,7 @@ def test_a_simulator_is_asked_for_one_query(monkeypatch, capsys):
             asked.extend(requests)
             return [SearchResult.of(("Oslo is a capital.",))]
 
-    monkeypatch.setattr(ask, "_engine", lambda name, study: Engine())
+    monkeypatch.setattr(answering, "engine_of", lambda name, study: Engine())
     code, out, _ = zs(
         capsys,
         "simulate",

@@ -200,8 +200,12 @@ class Run:
         logs = {name: self._digest_up_to(step, name) for name in LOGS}
         folder = self.path / f"checkpoint-{step:08d}"
         checkpoints.save_checkpoint(folder, Checkpoint(step, tensors, logs=logs))
-        for older in self._checkpoints()[:-1]:
+        for older in self.checkpoint_folders()[:-1]:
             shutil.rmtree(older)
+
+    def checkpoint_folders(self) -> list[Path]:
+        """List the folders of the complete checkpoints, named by their step, oldest first."""
+        return sorted(self.path.glob("checkpoint-*[0-9]"))
 
     def checkpoint(self) -> Checkpoint | None:
         """Load the last checkpoint; None if there is none.
@@ -209,7 +213,7 @@ class Run:
         Raises:
             RunError: it is damaged, or what was logged up to it; names file and cure.
         """
-        folders = self._checkpoints()
+        folders = self.checkpoint_folders()
         if not folders:
             return None
         found = checkpoints.load_checkpoint(folders[-1])
@@ -324,10 +328,6 @@ class Run:
         rows = self.logged(name).rows()
         frame = pd.DataFrame(rows) if rows else pd.DataFrame({"step": []}, dtype=int)
         return frame.apply(lambda c: pd.to_numeric(c) if c.isna().all() else c)  # all null: NaN, not objects
-
-    def _checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(self.path.glob("checkpoint-*[0-9]"))
 
     def _digests(self) -> dict[str, str]:
         """The digests of a finished run's files; RunError if a byte of them was cut, added or changed."""

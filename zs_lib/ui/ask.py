@@ -8,50 +8,37 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zs_lib import config, protocol
 from zs_lib.config import paths
-from zs_lib.config.arms import PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.config.contents import file_digest, model_digest
 from zs_lib.config.engines import from_store, simulates
-from zs_lib.config.values import digest, from_identity, pick
-from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
-from zs_lib.errors import ConfigError, EngineError, RunError
+from zs_lib.config.values import digest, pick
+from zs_lib.engines import SearchRequest, SearchResult
+from zs_lib.errors import ConfigError, EngineError
+from zs_lib.ui import answering
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from zs_lib.runs import Run
-
-UNKNOWN = ("unknown",)
-"""Golden answers in a simulator's prompt for a question that the benchmark does not have."""
-SERVER_MAX_TOKENS = 600
-"""Token limit of simulators on servers: the original's."""
 
 
 def search(arguments: argparse.Namespace) -> None:
     """Print the documents that an engine finds for a query."""
     study = config.load_profile(arguments.profile)
-    engine = _engine(arguments.engine, study)
-    request = SearchRequest(arguments.query, arguments.query, golden_answers(arguments.query) or UNKNOWN)
+    engine = answering.engine_of(arguments.engine, study)
+    known = answering.golden_answers(arguments.query) or answering.UNKNOWN
+    request = SearchRequest(arguments.query, arguments.query, known)
     _print_documents(engine.search([request], study.evaluation.num_documents)[0])
 
 
 def ask(arguments: argparse.Namespace) -> None:
     """Print a policy's greedy trajectory on a question, turn by turn, and its answer."""
     study = config.load_profile(arguments.profile)
-    engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
-    from zs_lib.models.load import load_generator
-    from zs_lib.qa import Question
-    from zs_lib.rl.rollout import rollout
-
-    model, cfg = _policy(arguments.policy, study)
-    question = Question("asked", arguments.question, golden_answers(arguments.question) or UNKNOWN)
-    cfg = replace(cfg, temperature=0.0)
-    (trajectory,) = rollout([question], load_generator(model, "stored"), engine, cfg, [(0,)])
+    if said := answering.unnamed(arguments.question, arguments.engine, study):
+        print(said, file=sys.stderr)
+    trajectory = answering.answer(arguments.question, arguments.policy, arguments.engine, study)[0]
     for turn in trajectory.turns:
         print(turn.text)
         if turn.documents:
@@ -65,10 +52,11 @@ def ask(arguments: argparse.Namespace) -> None:
 def simulate(arguments: argparse.Namespace) -> None:
     """Print the documents that a simulator writes for a query."""
     question = arguments.question or arguments.query
-    answers = (arguments.answer,) if arguments.answer else golden_answers(question) or UNKNOWN
+    known = (arguments.answer,) if arguments.answer else answering.golden_answers(question)
     study = config.load_profile(arguments.profile)
-    request = SearchRequest(arguments.query, question, answers, arguments.quality == "noisy")
-    engine = _engine(arguments.engine, study)
+    noisy = arguments.quality == "noisy"
+    request = SearchRequest(arguments.query, question, known or answering.UNKNOWN, noisy)
+    engine = answering.engine_of(arguments.engine, study)
     _print_documents(engine.search([request], study.evaluation.num_documents)[0])
 
 
@@ -85,8 +73,8 @@ def evaluate_file(arguments: argparse.Namespace) -> None:
 
     pick("method", arguments.method, METHODS)
     questions = qa.load_questions(arguments.data, columns=arguments.columns)[: arguments.limit]
-    engine = None if arguments.engine == "none" else _engine(arguments.engine, study)
-    model, cfg = _policy(arguments.policy, study)
+    engine = answering.engine_of(arguments.engine, study)
+    model, cfg = answering.policy_of(arguments.policy, study)
     who = f"{arguments.policy or study.policies[0].name}, {arguments.method}, {arguments.engine}"
     generator = load_generator(model, "stored", study.evaluation.generator)
     weights, asked = weights_digest(model), _engine_digest(arguments.engine, study)
@@ -129,65 +117,15 @@ def _engine_digest(name: str, study: config.Profile) -> str:
     """A digest of an engine's name, its simulator's settings and weights, and the benchmark's passages."""
     settings: dict = {"engine": name}
     if simulates(name):
-        arm = _simulator(study)
+        arm = answering.main_simulator(study)
         settings |= {"arm": digest(arm)}
-        settings |= {"run": model_digest(_finished(arm).model_dir)} if from_store(name) else {}
+        settings |= {"run": model_digest(answering.finished(arm).model_dir)} if from_store(name) else {}
     elif name != "none":
         settings |= {"passages": file_digest(paths.BENCHMARK / "passages.jsonl")}
     return digest(settings)
-
-
-def golden_answers(question: str) -> tuple[str, ...]:
-    """Look up a question's golden answers in the embedded benchmark; empty if it is not there."""
-    from zs_lib import qa
-
-    return next((known.golden_answers for known in qa.load_questions() if known.question == question), ())
 
 
 def _print_documents(result: SearchResult) -> None:
     if result.status == "failed":
         raise EngineError(result.error)
     print(protocol.format_documents(result.documents), end="")
-
-
-def _engine(name: str, study: config.Profile) -> SearchEngine:
-    """An engine by name; a simulated one has the simulator of the profile's first policy that has one."""
-    from zs_lib import pipeline
-    from zs_lib.runs import RunStore
-
-    arm = _simulator(study)
-    if name == "simulated":
-        _finished(arm)
-        return pipeline.simulator_engine(arm, pipeline.SIMULATOR_SEED, RunStore())
-    return build_engine(name, simulator=replace(arm, max_tokens=SERVER_MAX_TOKENS))
-
-
-def _simulator(study: config.Profile) -> SimulatorArm:
-    return next(arm.simulator for arm in study.policies if arm.simulator)
-
-
-def _policy(name: str | None, study: config.Profile) -> tuple[str | Path, RolloutConfig]:
-    """A policy's model, and its rollout settings: of its training, or of the profile's first policy."""
-    from zs_lib.analysis.find import find_run
-    from zs_lib.models.load import shipped
-    from zs_lib.runs import RunStore
-
-    if name is None:
-        return _finished(study.policies[0]).model_dir, study.policies[0].rollout
-    if (Path(name) / "config.json").is_file() or name in shipped() or "/" in name:
-        return name, study.policies[0].rollout
-    run = find_run(RunStore(), name)
-    if run.label == name:  # which of its seeds
-        print(f"policy: {run.path.name}", file=sys.stderr)
-    if run.kind != "policy" or not run.finished:
-        raise RunError(f"{run.path.name} is no finished policy: choose another (`zs runs list`).")
-    return run.model_dir, from_identity(PolicyArm, run.config).rollout
-
-
-def _finished(arm: PolicyArm | SimulatorArm) -> Run:
-    from zs_lib.runs import RunStore
-
-    run = RunStore().get(arm, 0)
-    if run is None or not run.finished:
-        raise RunError(f"The run '{arm.name}' is not in the store: `zs reproduce` makes it.")
-    return run
