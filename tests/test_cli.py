@@ -9,9 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from arm_fixtures import arm
 from run_fixtures import CountingArm
 from safetensors.torch import load_file, save_file
 
@@ -19,9 +22,11 @@ from zs_lib import cli, cli_options, config
 from zs_lib.analysis import figures
 from zs_lib.cli_help import HELP
 from zs_lib.config import paths
+from zs_lib.config.arms import EvaluationArm
 from zs_lib.engines import SearchResult
 from zs_lib.launch import reproduce
 from zs_lib.pipeline import ensure
+from zs_lib.tools import export
 from zs_lib.ui import answering, ask, report
 
 
@@ -132,7 +137,9 @@ def test_runs(capsys, store):
     assert "No runs in" in zs(capsys, "runs", "list")[1]
     store.root.mkdir()
     run = ensure(CountingArm(), 0, store)
-    assert zs(capsys, "runs", "list")[1].split() == [run.path.name, "finished", "counting-10"]
+    listed = zs(capsys, "runs", "list")[1].split()
+    date = time.strftime("%Y-%m-%d", time.localtime((run.path / "summary.json").stat().st_mtime))
+    assert listed[:5] == [run.path.name.removesuffix("-s0"), "counting-10", "0", "finished", date]
     shown = json.loads(zs(capsys, "runs", "show", run.digest[:6])[1])
     assert shown["summary"] == run.summary and shown["config"]["steps"] == 10
     assert zs(capsys, "runs", "verify")[:2] == (0, "1 runs, no damage.\n")
@@ -141,6 +148,72 @@ def test_runs(capsys, store):
     assert code == 1 and "run.json is damaged" in out
     assert "damaged" in zs(capsys, "runs", "list")[1]
     assert zs(capsys, "runs", "show", run.digest)[0] == 1
+
+
+NAMES_A_RUN = [
+    ("runs show", ["RUN"]),
+    ("runs diff", ["RUN", "RUN"]),
+    ("runs export", ["RUN", "new"]),
+    ("ask", ["Who?", "--policy", "RUN"]),
+    ("eval", ["--data", "mine.jsonl", "--policy", "RUN"]),
+    ("serve simulator", ["--model", "RUN"]),
+]
+"""Commands that take a run, and their arguments."""
+
+
+def test_every_command_that_names_a_run_is_here():
+    taken = {
+        words
+        for words, parser in _leaves(cli.PARSER).items()
+        for action in parser._actions
+        if action.dest in ("run", "other", "policy", "model", "runs")
+    }
+    assert taken == {words for words, _ in NAMES_A_RUN}
+
+
+@pytest.mark.parametrize(("words", "arguments"), NAMES_A_RUN, ids=[words for words, _ in NAMES_A_RUN])
+def test_arms_by_name_and_by_seed_name_a_run(words, arguments, tmp_path, capsys, store, monkeypatch):
+    """Also where the name has a slash, like a hub's. A run of no use is named when it is refused."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, "export", lambda run, *_: run.path)  # no model was trained
+    Path("mine.jsonl").write_text(line("who?", "nobody"))
+    made = {name: [store.complete(arm(name=name, steps=steps), seed, lambda run: {}) for seed in range(3)]
+            for steps, name in enumerate(("plain", "of/two=parts"), 1)}  # fmt: skip
+    for name, runs in made.items():
+        newest = time.time() + 60
+        os.utime(runs[2].path / "summary.json", (newest, newest))
+        for given, meant in (
+            (f"{name}@1", runs[1]),
+            (name, runs[2]),
+            (f"{runs[0].path.name[:-3]}@0", runs[0]),
+        ):
+            given = [given if each == "RUN" else each for each in arguments]
+            _, out, err = zs(capsys, *words.split(), *given)
+            assert meant.path.name in out + err, (given, err)
+    for wrong in ("plain@3", "plain@", "nothing@1"):
+        code, _, err = zs(capsys, *words.split(), *(wrong if each == "RUN" else each for each in arguments))
+        assert code == 1 and f"No run is called '{wrong}'" in err
+
+
+def test_runs_are_told_apart(capsys, store):
+    """By what a profile's arm has in other values; two runs by their settings and scores."""
+    zerosearch = config.load_profile("smoke").policy("zerosearch")
+    faster = replace(zerosearch, learning_rate=0.5, rollout=replace(zerosearch.rollout, max_searches=1))
+    for seed in (0, 1, 2, 4):
+        run = store.complete(zerosearch, seed, lambda run: {"last_reward": 0.25})
+    other = store.complete(faster, 0, lambda run: {"last_reward": 0.5})
+    evaluated = EvaluationArm.of_policy(faster, config.load_profile("smoke").evaluation)
+    store.complete(evaluated, 0, lambda run: {"mean": {"f1": 0.75}})
+    listed = {row.split()[0]: row for row in zs(capsys, "runs", "list")[1].splitlines()}
+    plain, changed = listed[run.path.name[:-3]], listed[other.path.name[:-3]]
+    assert "  0-2, 4  finished  smoke  " in plain and not plain.endswith(("=0.5", "=1"))
+    assert changed.endswith("  rollout.max_searches=1, learning_rate=0.5") and "  smoke  " in changed
+    code, out, err = zs(capsys, "runs", "diff", f"{run.path.name[:-3]}@4", other.path.name)
+    settings, scores = ([row.split() for row in part.splitlines()[1:]] for part in out.split("\n\n"))
+    assert (code, err) == (0, "") and ["learning_rate", str(zerosearch.learning_rate), "0.5"] in settings
+    assert len(settings) == 2 and ["last_reward", "0.25", "0.5"] in scores
+    assert ["test,", "bm25:", "f1", "none", "0.75"] in scores
+    assert zs(capsys, "runs", "diff", "zerosearch@1", "zerosearch@2")[1].startswith("The same settings.")
 
 
 def test_search(capsys):

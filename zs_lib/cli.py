@@ -286,16 +286,19 @@ def _claims(args: argparse.Namespace) -> None:
 # the store ----------------------------------------------------------------------------------
 
 
-@command("runs list", "all runs")
+@command("runs list", "all runs: profile, seeds, state, date, and values that are not the profile's")
 def _runs_list(args: argparse.Namespace) -> None:
-    from zs_lib.launch.progress import state_and_label
+    from zs_lib.launch.listing import list_runs
 
     store = RunStore()
-    runs = store.list()
-    for run in runs:
-        state, label = state_and_label(run)
-        print(f"{run.path.name:<32} {state:<10} {label}")
-    if not runs:
+    table = list_runs(store)
+    for row in table.itertuples(index=False):
+        print(
+            "  ".join(
+                f"{value:<{table[name].str.len().max()}}" for name, value in row._asdict().items()
+            ).rstrip()
+        )
+    if table.empty:
         print(f"No runs in {store.root}.")
 
 
@@ -309,6 +312,22 @@ def _runs_show(args: argparse.Namespace) -> None:
     text = json.dumps(shown, indent=1, ensure_ascii=False)
     # Within JSON's strings, control characters are named as JSON names them.
     print("".join(c if visible(c) == c else json.dumps(c)[1:-1] for c in text))
+
+
+@command(
+    "runs diff",
+    "the settings in which two runs differ, and their final scores",
+    options.RUN,
+    option("other", help="another run, named in the same ways"),
+)
+def _runs_diff(args: argparse.Namespace) -> None:
+    from zs_lib.analysis import stored
+    from zs_lib.analysis.find import find_run
+
+    store = RunStore()
+    settings, scores = stored.compare_runs(store, *(find_run(store, name) for name in (args.run, args.other)))
+    print("The same settings." if settings.empty else settings.to_string(index_names=False), end="\n\n")
+    print(scores.round(4).to_string(index_names=False, float_format="{:.7g}".format, na_rep="none"))
 
 
 @command("runs verify", "look for damage")
@@ -334,7 +353,7 @@ def _runs_export(args: argparse.Namespace) -> None:
     from zs_lib.tools.export import export
 
     store = RunStore()
-    print(export(find_run(store, args.run), args.folder, store))
+    print(export(find_run(store, args.run, "policy"), args.folder, store))
 
 
 @command(

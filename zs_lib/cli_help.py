@@ -46,6 +46,15 @@ training by TRL, sampling by vLLM.
   zs claims  # the paper's claims, tested on the recorded results
   zs claims --profile smol --json
 """,
+    "runs list": """
+  zs runs list  # last column: values that are not the profile's, like learning_rate=0.001
+""",
+    "runs show": """
+  zs runs show zerosearch@1  # the run of seed 1 of the arm zerosearch; of several such arms the newest
+""",
+    "runs diff": """
+  zs runs diff zerosearch@0 policy-3fa0c1@0  # an arm's name, or the beginning of a folder's
+""",
     "runs export": """
   zs runs export RUN my-policy  # then AutoModelForCausalLM.from_pretrained("my-policy")
 """,

@@ -117,7 +117,7 @@ COLUMNS = option(
     metavar="OURS=YOURS,...",
     help="columns of other names: golden_answers=label, or contents=body",
 )
-RUN = option("run", help="the beginning of a run's name or digest")
+RUN = option("run", help="the beginning of a run's folder or digest, or its arm's name: NAME or NAME@SEED")
 SERVER = (
     option("--port", type=int, default=8000, metavar="P", help="0: any free one"),
     option(

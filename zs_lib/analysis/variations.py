@@ -14,7 +14,7 @@ import pandas as pd
 from zs_lib.analysis.collapse import WINDOW, collapse_step, collapse_warnings
 from zs_lib.analysis.results import Tables
 from zs_lib.analysis.summaries import heldout_table, study_labels
-from zs_lib.config.values import identity
+from zs_lib.config.values import differences
 
 COLUMNS = ("seeds", "f1", "low", "high", "over", "searches", "seconds", "tokens", "reward_variance")
 """Columns of `scores`, beside the arm."""
@@ -22,15 +22,10 @@ COLUMNS = ("seeds", "f1", "low", "high", "over", "searches", "seconds", "tokens"
 
 def settings(arms: Mapping[str, Any]) -> pd.Series:
     """List by label the dotted values in which an arm differs from the first one."""
-    flat = {label: pd.json_normalize(identity(arm)).iloc[0].to_dict() for label, arm in arms.items()}
-    first = next(iter(flat.values()))
+    first = next(iter(arms.values()))
     told = {
-        label: ", ".join(
-            f"{name} = {value}"
-            for name, value in values.items()
-            if first.get(name) != value and not name.endswith(".type")
-        )
-        for label, values in flat.items()
+        label: ", ".join(f"{name} = {value}" for name, value in differences(arm, first).items())
+        for label, arm in arms.items()
     }
     return pd.Series(told, name="setting").rename_axis("row")
 

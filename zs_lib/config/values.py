@@ -61,6 +61,31 @@ def digest(value: Any, contents: dict[str, str] | None = None) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()[:12]
 
 
+def flat(config: Any, prefix: str = "", *, labels: bool = False, defaults: bool = True) -> dict[str, Any]:
+    """Flatten a configuration: dotted field -> value.
+
+    `labels`: with labels for people; without `defaults`, fields `added_later` are left out at theirs.
+    """
+    values = {}
+    for f in fields(config):
+        value, name = getattr(config, f.name), prefix + f.name
+        left_out = not defaults and f.metadata.get("later") and value == f.default
+        if not left_out and (labels or not f.metadata.get("label")):
+            part = is_dataclass(value)
+            values |= flat(value, f"{name}.", labels=labels, defaults=defaults) if part else {name: value}
+    return values
+
+
+def differences(config: Any, base: Any) -> dict[str, Any]:
+    """List the dotted fields of a configuration whose values differ from those of `base`."""
+    stated, before = flat(config, defaults=False) | flat(base, defaults=False), flat(base)
+    return {
+        name: value
+        for name, value in flat(config).items()
+        if name in stated and before.get(name, MISSING) != value
+    }
+
+
 def from_identity(cls: type, plain: dict) -> Any:
     """Build a `cls` from its `identity`; a label of `cls` itself may be missing."""
     labels = {f.name: "" for f in fields(cls) if f.metadata.get("label") and f.default is MISSING}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zs_lib import qa
-from zs_lib.analysis.find import find_run
+from zs_lib.analysis.find import find_run, is_run
 from zs_lib.config import Profile
 from zs_lib.config.arms import PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.config.engines import find_engine
@@ -112,8 +112,8 @@ def load_policy(
         RunError: there is no such policy, its checkpoint is damaged, or it holds adapters alone.
     """
     store = store or RunStore()
-    run = next((run for run in store.list() if run.path.name == name and not run.finished), None)
-    if run is None or not run.checkpoint_folders():
+    run = find_run(store, name, "policy") if name and is_run(store, name) else None
+    if run is None or run.kind != "policy" or run.finished or not run.checkpoint_folders():
         place, cfg = policy_of(name, study, store)
         return _generator(place), cfg
     arm = from_identity(PolicyArm, run.config)
@@ -148,11 +148,13 @@ def policy_of(
     """
     from zs_lib.models.load import shipped
 
+    store = store or RunStore()
     if name is None:
         return finished(study.policies[0], store).model_dir, study.policies[0].rollout
-    if (Path(name) / "config.json").is_file() or name in shipped() or "/" in name:
+    of_hub = "/" in name and not is_run(store, name)  # an arm's name may have a slash, too
+    if (Path(name) / "config.json").is_file() or name in shipped() or of_hub:
         return name, study.policies[0].rollout
-    run = find_run(store or RunStore(), name)
+    run = find_run(store, name, "policy")
     if run.label == name:  # which of its seeds
         print(f"policy: {run.path.name}", file=sys.stderr)
     if run.kind != "policy" or not run.finished:

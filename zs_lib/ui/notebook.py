@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -23,7 +23,7 @@ from zs_lib import config, studies
 from zs_lib.analysis import figures, results, variations
 from zs_lib.config import Profile, Resources
 from zs_lib.config.paths import check_folder
-from zs_lib.config.values import digest, reject_unknown
+from zs_lib.config.values import digest, flat, reject_unknown
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.launch import executors, notebooks, scheduler
@@ -99,8 +99,8 @@ def _assigned(source: str) -> list[str]:
 
 def show_config(*parts: Any) -> None:
     """Show every value of these configurations, in columns."""
-    values = [value for part in parts for value in _flat(part)]
-    lines = [f"<b>{html.escape(name)}</b> {html.escape(value)}" for name, value in values]
+    values = [pair for part in parts for pair in flat(part, labels=True).items() if not _is_rows(pair[1])]
+    lines = [f"<b>{html.escape(name)}</b> {html.escape(str(value))}" for name, value in values]
     rows = math.ceil(len(lines) / CONFIG_COLUMNS)
     columns = (lines[start : start + rows] for start in range(0, len(lines), rows))
     # A table, since JupyterLab removes CSS columns from the outputs of notebooks that are not trusted yet.
@@ -109,14 +109,9 @@ def show_config(*parts: Any) -> None:
     display(HTML(f"<table><tr>{cells}</tr></table>"))
 
 
-def _flat(part: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Names and values of a configuration's fields, those of nested ones as OUTER.INNER."""
-    for field in fields(part):
-        value = getattr(part, field.name)
-        if is_dataclass(value):
-            yield from _flat(value, f"{prefix}{field.name}.")
-        elif not (isinstance(value, tuple) and value and is_dataclass(value[0])):
-            yield prefix + field.name, str(value)
+def _is_rows(value: Any) -> bool:
+    """Whether a value is a profile's list of arms."""
+    return isinstance(value, tuple) and bool(value) and is_dataclass(value[0])
 
 
 def run(wanted: Sequence[tuple], jobs: int | None = None, study: Profile | None = None) -> list[Run]:

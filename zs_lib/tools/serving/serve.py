@@ -107,15 +107,15 @@ def _weights(name: str) -> tuple[str, str]:
     """The name or folder for `models.load`, and the name to serve the model by."""
     if (Path(name) / "config.json").is_file():
         return name, Path(name).resolve().name
-    from zs_lib.analysis.find import find_run
+    from zs_lib.analysis.find import find_run, is_run
     from zs_lib.models.load import shipped
     from zs_lib.runs import RunStore
 
     if name in shipped():
         return str(BACKBONES / name), name  # a folder, for vLLM knows no names of ours
-    if "/" in name:
+    if "/" in name and not is_run(RunStore(), name):
         return name, name
-    run = find_run(RunStore(), name)
+    run = find_run(RunStore(), name, "simulator")
     if run.kind != "simulator" or not run.finished:
         raise RunError(f"{run.path.name} is no finished simulator: choose another (`zs runs list`).")
     return str(run.model_dir), run.label

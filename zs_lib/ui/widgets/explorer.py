@@ -37,15 +37,15 @@ def explore(
 ) -> Explorer | HTML:
     """Explore the trajectories of policy runs by step and question, a group side by side, with filters.
 
-    `run`: the one to show first (a run, or the beginning of its name); by default the first of the store. If
-    none has logged trajectories, the view says so. `watch`: show one question through training first.
+    `run`: the one to show first (a run, or its name, as for `find_run`); by default the first of the store.
+    If none has logged trajectories, the view says so. `watch`: show one question through training first.
 
     Raises:
         RunError: there is no such run, or its log is damaged.
     """
     store = store or RunStore()
     runs = [one for one in store.list() if _has_trajectories(one)]
-    run = find_run(store, run) if isinstance(run, str) else run
+    run = find_run(store, run, "policy") if isinstance(run, str) else run
     if run is None and not runs:
         return HTML(NONE_STORED)
     if attended():

@@ -27,12 +27,12 @@ MAKING = "The missing runs are being made in the background; they go on when the
 def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
     """Show curves and early warnings of training runs, updated while they train. Never raises.
 
-    `runs`: runs of policies, or the beginnings of their names; by default all that train now, by any process.
+    `runs`: runs of policies, or their names (`find_run`); by default all that train now, by any process.
     If none does, or what is named is no policy or cannot be read, the view says so.
     """
     try:
         store = store or RunStore()
-        found = [find_run(store, run) if isinstance(run, str) else run for run in runs]
+        found = [find_run(store, run, "policy") if isinstance(run, str) else run for run in runs]
         found = found or [run for run in store.list() if run.kind == "policy" and run.running]
     except Exception as problem:
         return HTML(render.error(problem))
