@@ -362,6 +362,9 @@ def _runs_export(args: argparse.Namespace) -> None:
     options.PROFILE,
     options.SEEDS,
     option("--variations", action="store_true", help="those of notebook 12 instead, into variations/ in it"),
+    option(
+        "--shrink", action="store_true", help="also where the record has more rows, arms or seeds: lose them"
+    ),
     options.SET,
 )
 def _runs_record(args: argparse.Namespace) -> None:
@@ -372,7 +375,7 @@ def _runs_record(args: argparse.Namespace) -> None:
     from zs_lib.analysis import results, tables
 
     record = results.record_variations if args.variations else results.record_tables
-    missing = record(core, RunStore())
+    missing = record(core, RunStore(), args.shrink)
     print(results.RECORDS / core.name)
     if missing:
         print(f"{len(missing)} runs are not finished and left out ({missing[0]}, …).", file=sys.stderr)

@@ -55,6 +55,10 @@ training by TRL, sampling by vLLM.
     "runs diff": """
   zs runs diff zerosearch@0 policy-3fa0c1@0  # an arm's name, or the beginning of a folder's
 """,
+    "runs record": """
+  zs runs record --seeds 5  # shows how the record changes, and refuses to lose rows, arms or seeds
+  zs runs record --seeds 3 --shrink  # loses what it shows; git restores the record before
+""",
     "runs export": """
   zs runs export RUN my-policy  # then AutoModelForCausalLM.from_pretrained("my-policy")
 """,

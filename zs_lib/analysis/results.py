@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from zs_lib.evaluation.evaluate import SCORES_FILE
 from zs_lib.pipeline import needs
 from zs_lib.qa import Question, scoring
 from zs_lib.runs import Run, RunStore
+from zs_lib.runs.files import read_json, sync, write_json
 from zs_lib.simulator import QUERIES_FILE
 from zs_lib.studies import (
     evaluation_runs,
@@ -302,13 +304,15 @@ def collect_tables(profile: Profile, store: RunStore) -> Tables:
     return {name: table(profile, store) for name, table in TABLES.items()}
 
 
-def record_tables(core: Profile, store: RunStore) -> list[str]:
+def record_tables(core: Profile, store: RunStore, shrink: bool = False) -> list[str]:
     """Write the tables of a profile and its studies to `data/results/<profile>/`; name unfinished runs.
 
-    Studies may be recorded before they are complete: their unfinished runs are left out.
+    Studies may be recorded before they are complete: their unfinished runs are left out. The record is
+    replaced as a whole, however the process is killed, and only by a richer one, without `shrink`.
 
     Raises:
-        RunError: a run of the profile itself is not finished.
+        RunError: a run of the profile itself is not finished. DataError: the record would lose rows, arms or
+            seeds; says which.
     """
     if missing := _unfinished(study_runs(core), store):
         raise RunError(
@@ -316,7 +320,7 @@ def record_tables(core: Profile, store: RunStore) -> list[str]:
             f"`zs reproduce --profile {core.name} --seeds {core.seeds}` makes them."
         )
     profile = studies.full(core)
-    _write(collect_tables(profile, store), RECORDS / core.name)
+    _write(collect_tables(profile, store), RECORDS / core.name, shrink)
     return _unfinished(study_runs(profile), store)
 
 
@@ -342,14 +346,17 @@ VARIED["variances"] = variances_table
 """Tables recorded of variations, beside `variation_rows`."""
 
 
-def record_variations(profile: Profile, store: RunStore) -> list[str]:
+def record_variations(profile: Profile, store: RunStore, shrink: bool = False) -> list[str]:
     """Write the tables of a profile's variations to `data/results/<profile>/variations/`.
 
     Arms may be recorded before they have all runs, or any. Returns the names of unfinished trainings.
+
+    Raises:
+        DataError: as of `record_tables`.
     """
     varied = studies.only(profile, *studies.VARIATIONS)
     tables = {name: table(varied, store) for name, table in VARIED.items()}
-    _write(tables | {"study_rows": variation_rows(profile)}, RECORDS / profile.name / "variations")
+    _write(tables | {"study_rows": variation_rows(profile)}, RECORDS / profile.name / "variations", shrink)
     return _unfinished(policy_runs(varied), store)
 
 
@@ -360,20 +367,83 @@ def load_variations(profile: str) -> Tables:
         DataError: a file is damaged.
     """
     folder = RECORDS / profile / "variations"
+    _settle(folder)
     paths = {name: folder / _file(name) for name in (*VARIED, "study_rows")}
-    tables = {name: _read(path, ()) if path.exists() else pd.DataFrame() for name, path in paths.items()}
+    tables = {name: _recorded(path) for name, path in paths.items()}
     if tables["study_rows"].empty:
         tables["study_rows"] = variation_rows(load_profile(profile))
     return tables
 
 
-def _write(tables: Tables, folder: Path) -> None:
+def _write(tables: Tables, folder: Path, shrink: bool) -> None:
+    """Print how the record changes, and replace all its tables or none."""
     folder.mkdir(parents=True, exist_ok=True)
+    _settle(folder)
+    before = dict.fromkeys(tables, pd.DataFrame())
+    for name in tables:
+        with suppress(DataError):  # a damaged file holds nothing to lose
+            before[name] = _recorded(folder / _file(name))
+    changed = changes(before, tables)
+    for line in changed["file"] + ": " + changed["change"]:
+        print(line)
+    if changed["poorer"].any() and not shrink:
+        raise DataError(
+            f"The record {folder.relative_to(RECORDS)} would lose rows, arms or seeds, as told above: make "
+            "those runs first, or give --shrink to lose them."
+        )
     for name, table in tables.items():
         # no time stamp, so that equal tables are equal files
         compression = {"method": "gzip", "mtime": 0} if name in LONG else None
-        path, exact = folder / _file(name), {"float_format": "%.6g", "lineterminator": "\n"}
+        path, exact = folder / f"{_file(name)}{NEW}", {"float_format": "%.6g", "lineterminator": "\n"}
         table.to_csv(path, index=False, compression=compression, **exact)
+        sync(path)
+    write_json(folder / WRITTEN, {"files": [_file(name) for name in tables]})
+    _settle(folder)
+
+
+NEW, WRITTEN = ".new", "written.json"
+"""Ending of a new table beside the recorded one, and the list of new ones, written when all are there."""
+
+
+def _settle(folder: Path) -> None:
+    """Put new tables in the place of the recorded ones, if all of them had been written."""
+    if (folder / WRITTEN).exists():
+        for name in read_json(folder / WRITTEN, "delete it, and record again")["files"]:
+            with suppress(FileNotFoundError):  # already there
+                (folder / f"{name}{NEW}").replace(folder / name)
+        sync(folder)
+        (folder / WRITTEN).unlink(missing_ok=True)
+
+
+def _recorded(path: Path) -> pd.DataFrame:
+    return _read(path, ()) if path.exists() else pd.DataFrame()
+
+
+def changes(before: Tables, after: Tables) -> pd.DataFrame:
+    """Tabulate by table how a record changes: file, change in words, and whether it becomes poorer.
+
+    Poorer: fewer rows, an arm (or simulator) that is missing, or has fewer seeds. Equal sizes are left out.
+    """
+    rows = []
+    for name, table in after.items():
+        old, new = before[name], table
+        told = [] if len(old) == len(new) else [f"rows {len(old)} → {len(new)}"]
+        seeds = [_seeds(old), _seeds(new)]
+        for arm in dict.fromkeys([*seeds[0], *seeds[1]]):
+            counts = [each.get(arm, 0) for each in seeds]
+            told += [] if counts[0] == counts[1] else [f"{arm} {counts[0]} → {counts[1]} seed(s)"]
+        poorer = len(new) < len(old) or any(seeds[1].get(arm, 0) < count for arm, count in seeds[0].items())
+        if told:
+            rows.append((_file(name), ", ".join(told), poorer))
+    return pd.DataFrame(rows, columns=["file", "change", "poorer"])
+
+
+def _seeds(table: pd.DataFrame) -> dict[str, int]:
+    """Number of seeds by arm or simulator; 1 where a table has no seeds."""
+    by = next((column for column in ("arm", "simulator") if column in table), "")
+    if not by:
+        return {}
+    return table.assign(seed=table.get("seed", 0)).groupby(by, sort=False)["seed"].nunique().to_dict()
 
 
 def _unfinished(wanted: Iterable[tuple], store: RunStore) -> list[str]:
@@ -389,6 +459,7 @@ def load_tables(profile: str, folder: Path | None = None) -> Tables:
         DataError: nothing is recorded for this profile, or a file is damaged.
     """
     folder = folder or RECORDS / profile
+    _settle(folder)
     if not _has_tables(folder):
         recorded = ", ".join(recorded_profiles()) or "none"
         raise DataError(

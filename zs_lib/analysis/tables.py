@@ -123,4 +123,4 @@ def update_readme(tables: Tables, path: Path = README) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"{path.name} has no place for results: add the lines {BEGIN!r} and {END!r}.")
-    path.write_text(f"{before}{BEGIN}\n{results_section(tables)}\n{END}{after}", encoding="utf-8")
+    write_text(path, f"{before}{BEGIN}\n{results_section(tables)}\n{END}{after}")
