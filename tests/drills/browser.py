@@ -50,7 +50,11 @@ LOOK_AROUND = [
 ]
 """Cells with what the README shows for JupyterLab and no notebook holds."""
 CONTRASTS = """
-const numbers = color => color.match(/[\\d.]+/g).map(Number);
+const numbers = color => {  // of rgb(…), or of color(srgb …), into which color-mix() is computed
+    const [red, green, blue, opaque] = color.match(/[\\d.]+(e-\\d+)?/g).map(Number);
+    const scale = color.startsWith('color') ? 255 : 1;
+    return [scale * red, scale * green, scale * blue, opaque];
+};
 const linear = part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
 const light = color => {
     const [red, green, blue] = numbers(color).map(part => linear(part / 255));
@@ -344,7 +348,7 @@ def test_a_question_is_followed_through_training(browser, lab):
     asked = page.choose(question, 1)
     page.until(lambda: view(panel).startswith(asked))
     page.choose(labelled(panel, "shade by"), 1)
-    page.until(lambda: "darker: less likely" in view(panel))
+    page.until(lambda: "the less likely" in view(panel))
     page.shot("watched_shaded")
     page.readable()
 

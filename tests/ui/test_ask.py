@@ -31,9 +31,9 @@ def test_a_policy_is_named_by_its_arm_and_the_newest_seed_answers(store, capsys)
 
 
 def two_are_asked_side_by_side(store, run):
-    page = widgets.ask(SMOKE, NORWAY, ["r1 s0", "tiny-S"], shade="logprob", store=store).data
+    page = widgets.ask(SMOKE, NORWAY, ["r1@0", "tiny-S"], shade="logprob", store=store).data
     texts = "".join(Tags(page).texts)
-    assert f"r1 s0 ({run.path.name})" in texts and "tiny-S, before training" in texts
+    assert f"r1@0 ({run.path.name})" in texts and "tiny-S, before training" in texts
     told = [float(p) for p in re.findall(r"log p = (-?\d+\.\d+)", page)]
     trajectory, _ = answering.answer(NORWAY, run.path.name, "bm25", SMOKE, store)
     mine = [round(p, 2) for p, mine in zip(trajectory.logprobs, trajectory.mask, strict=True) if mine]
@@ -65,7 +65,7 @@ def a_run_in_training_answers_with_its_last_checkpoint(store, run):
     for name in ("summary.json", "sha256.json"):
         (run.path / name).unlink()
     save_checkpoint(run.path / "checkpoint-00000007", Checkpoint(7, tensors))
-    assert answering.policies(SMOKE, store)[f"r1 s1, step 7 ({run.path.name})"] == run.path.name
+    assert answering.policies(SMOKE, store)[f"r1@1, step 7 ({run.path.name})"] == run.path.name
     generator, cfg = answering.load_policy(run.path.name, SMOKE, store)
     assert all((value == 0.5).all() for value in generator.model.parameters())
     assert cfg == SMOKE.policy("r1").rollout

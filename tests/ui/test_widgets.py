@@ -1,8 +1,10 @@
 """Widgets: old and damaged runs are told, and runs that grow are followed."""
 
 import asyncio
+import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -140,7 +142,7 @@ def test_the_explorer_follows_its_controls(store):
     assert "No trajectory of this run passes the filters" in shown()
     explorer.noise.value = "any"
     explorer.shade.value = "logprob"
-    assert "darker" in shown()
+    assert "the less likely" in shown()
     assert all(
         one.index is not None for one in explorer.children[0].children if hasattr(one, "options")
     )  # none looks empty
@@ -158,6 +160,69 @@ def test_the_explorer_follows_its_controls(store):
     assert "w1?" in shown() and "after step 1" in shown() and "after step 5" in shown()
     explorer.close()
     assert "after step 5" in widgets.explore(other, watch=True, store=store).data
+
+
+def test_a_text_is_searched_in_questions_turns_and_documents(store):
+    run = unfinished(store)
+    with (run.path / LOG).open("a") as file:
+        for step, said in enumerate(("The FJORD of Oslo.", "Æther is not fjord."), 4):
+            file.write(json.dumps({"step": step, **record(documents=[said])}) + "\n")
+    found = TrajectoryLog(run)
+    assert [found.line(e) for e in found.entries if e.place in found.holding("fjord")] == [13, 14]
+    assert len(found.holding("q1 OF 3")) == 2 and len(found.holding("æTHER")) == 1
+    log(run, 1, first=9)
+    assert found.refresh() and not found.holding("fjord") - {e.place for e in found.entries[12:14]}
+    assert found.holding("$") == set() and len(found.holding("q0 of 9?")) == 2
+    explorer = widgets.Explorer([], run)
+    explorer.text.value = "fjord"
+    assert explorer.step.options == (4, 5) and "FJORD" not in explorer.view.value
+    explorer.step.value = 4
+    assert "FJORD" in explorer.view.value
+    explorer.text.value = "no such text"
+    assert "passes the filters" in explorer.view.value
+    explorer.close()
+
+
+def test_two_runs_or_steps_stand_side_by_side_on_one_question(store):
+    run, other = unfinished(store), finished(store, seed=1)
+    with (run.path / LOG).open("a") as file:
+        for step in (4, 5):
+            file.write(json.dumps({"step": step, **record("Bergen", question="q1 of 3?")}) + "\n")
+        file.write(json.dumps({"step": 5, **record("Narvik", question="q1 of 3?", watched=True)}) + "\n")
+    explorer = widgets.Explorer([other], run)
+    explorer.step.value, explorer.question.value = 3, (0, "q1 of 3?")
+    explorer.beside.value = other
+    headings = f"{ARM.name}@0, step 3", f"{ARM.name}@1, step 3"
+    assert all(heading in explorer.view.value for heading in headings)
+    explorer.beside.value = run
+    assert explorer.its_step.options == (("3", 3), ("4", 4), ("5", 5), ("all, as watched", -1))
+    explorer.its_step.value = 5
+    assert f"{ARM.name}@0, step 5" in explorer.view.value and "Bergen" in explorer.view.value
+    explorer.its_step.value = -1
+    assert "Narvik" in explorer.view.value and "Bergen" not in explorer.view.value
+    explorer.step.value = 5
+    explorer.beside.value = other
+    assert "Bergen" in explorer.view.value and "rollout 2 of 2" in explorer.view.value
+    explorer.step.value = 1
+    explorer.beside.value, explorer.run.value = run, other
+    assert f"{ARM.name}@1, step 3" in explorer.view.value and f"{ARM.name}@0, step" in explorer.view.value
+    explorer.close()
+
+
+def test_one_trajectory_has_a_link_and_can_be_saved(store):
+    run = finished(store)
+    explorer = widgets.Explorer([], run, line=7)  # the first step has 4
+    assert explorer.step.value == 2 and "▶ rollout 1 of 2" in explorer.view.value
+    address = f"{run.path.name}:7"
+    links = dict(re.findall(r'download="([^"]+)" href="data:[a-z/]+;base64,([^"]+)"', explorer.view.value))
+    record, page = (base64.b64decode(links[f"{address}.{kind}"]).decode() for kind in ("json", "html"))
+    assert json.loads(record) == TrajectoryLog(run).read(TrajectoryLog(run).entries[6:7])[0]
+    assert "q1 of 2?" in page and address in page and "download" not in page
+    alone = widgets.explore(address, store=store).data
+    assert "q1 of 2?" in alone and "(noisy asked for)" not in alone and "rollout" not in alone
+    with pytest.raises(RunError, match="has 12 trajectories, and no line 13"):
+        widgets.explore(f"{run.path.name}:13", store=store)
+    explorer.close()
 
 
 def test_an_explorer_grows_with_its_run(growing, monkeypatch):

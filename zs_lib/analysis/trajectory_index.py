@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from zs_lib.errors import RunError
 from zs_lib.runs import Run
@@ -51,6 +53,7 @@ class TrajectoryLog:
         self.run, self.entries = run, []
         self._file = self._inode = None
         self._end = self._lines = 0
+        self._search: tuple[str, int, set[int]] = ("", 0, set())
         self.refresh()
 
     def refresh(self) -> bool:
@@ -82,6 +85,28 @@ class TrajectoryLog:
             records.append(json.loads(self._file.readline()))
         return records
 
+    def holding(self, text: str) -> set[int]:
+        """Find the places of the trajectories that hold a text: their question, turns, documents or answer.
+
+        Case does not matter. Each record is searched once for the same text, however the log grows.
+        """
+        wanted, searched, found = self._search
+        if wanted != text:
+            searched, found = 0, set()
+        new, low = self.entries[searched:], text.casefold()
+        for entry in new:
+            (record,) = self.read([entry])
+            said = [record["question"], *(turn["text"] for turn in record["turns"])]
+            said += [document for turn in record["turns"] for document in turn["documents"]]
+            if low in "\n".join(said).casefold():
+                found.add(entry.place)
+        self._search = text, searched + len(new), found
+        return found
+
+    def line(self, entry: Entry) -> int:
+        """Return the number of an entry's line in the log, from 1."""
+        return bisect_left(self.entries, entry.place, key=attrgetter("place")) + 1
+
     def close(self) -> None:
         if self._file:
             self._file.close()
@@ -92,6 +117,7 @@ class TrajectoryLog:
         self._file = self.run.file(LOG).open("rb")
         self._inode = os.fstat(self._file.fileno()).st_ino
         self.entries, self._end, self._lines = [], 0, 0
+        self._search = ("", 0, set())
 
     def _entry(self, line: bytes) -> Entry:
         record = self.run.logged(LOG).parse(line, self._lines + 1)

@@ -96,10 +96,10 @@ def policies(study: Profile, store: RunStore) -> dict[str, str]:
         state, label = progress.state_and_label(run)
         at = run.checkpoint_folders()
         if state == "finished":
-            found[f"{label} s{run.seed} ({run.path.name})"] = run.path.name
+            found[f"{label}@{run.seed} ({run.path.name})"] = run.path.name
         elif state in ("running", "unfinished") and at:
             step = int(at[-1].name.split("-")[1])
-            found[f"{label} s{run.seed}, step {step} ({run.path.name})"] = run.path.name
+            found[f"{label}@{run.seed}, step {step} ({run.path.name})"] = run.path.name
     return found
 
 

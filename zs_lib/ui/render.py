@@ -9,6 +9,7 @@ tags, control characters, and what MathJax would typeset.
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
 from base64 import b64encode
@@ -56,7 +57,8 @@ STOPS = {
     "engine_failed": "the search engine failed",
 }
 STATE_MARKS = {"finished": "✔", "running": "▶", "unfinished": "◐", "missing": "○", "damaged": "✘"}
-NARROW, HALF, WIDE = "285px", "max(285px,48%)", "760px"
+CURVE, WIDE = "285px", "760px"
+"""Widths of a curve, and of a trajectory alone at most."""
 FULL_SURPRISE = 3.0
 """Nats at which a token is shaded at full strength."""
 _BLOCK = re.compile(r"<(think|search|answer)>(.*?)</\1>", re.DOTALL)
@@ -93,10 +95,10 @@ FAINT = "color:#606060;" + "color:color-mix(in srgb,var({},{}) {}%,var({},{}))".
     *INK, FAINT_SHARE, *PAPER
 )
 CARD = (
-    "display:inline-block;vertical-align:top;width:{width};max-width:100%;box-sizing:border-box;"
-    f"margin:0 8px 10px 0;padding:8px 10px;{FRAME};border-radius:6px;"
-    f"{SHEET};line-height:1.4;font-size:13px;text-align:left;overflow-wrap:anywhere"
+    f"box-sizing:border-box;padding:8px 10px;{FRAME};border-radius:6px;{SHEET};line-height:1.4;"
+    "font-size:13px;text-align:left;overflow-wrap:anywhere"
 )
+GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(255px,100%),1fr));gap:8px"
 
 
 def text(value: object) -> str:
@@ -117,39 +119,69 @@ def trajectory(record: dict, title: str = "", shade: str = "", simulated: bool =
     Raises:
         ConfigError: there is no such shade.
     """
-    return _card(
-        WIDE,
-        f"{title} {record['question']}",
-        record,
-        shade,
-        simulated,
-        max(map(abs, _advantages(record))) or 1.0,
-    )
+    scale = max(map(abs, _advantages(record))) or 1.0
+    card = _card(f"{title} {record['question']}", record, shade, simulated, scale)
+    return f'<div style="max-width:{WIDE}">{card}</div>'
 
 
 def group(
-    records: Sequence[dict], shade: str = "", simulated: bool = False, titles: Sequence[str] = ()
+    records: Sequence[dict],
+    shade: str = "",
+    simulated: bool = False,
+    titles: Sequence[str] = (),
+    feet: Sequence[str] = (),
 ) -> str:
-    """Render trajectories side by side (on a phone: one below the other), with titles or numbers."""
+    """Render trajectories side by side (on a phone: one below the other), with titles or numbers.
+
+    `feet`: HTML at the end of each.
+    """
     titles = titles or [f"rollout {number}" for number in range(1, len(records) + 1)]
     scale = max((abs(a) for record in records for a in _advantages(record)), default=0) or 1.0
-    width = NARROW if len(records) > 2 else HALF
     cards = (
-        _card(width, title, record, shade, simulated, scale)
-        for record, title in zip(records, titles, strict=True)
+        _card(title, record, shade, simulated, scale, foot)
+        for record, title, foot in zip(records, titles, feet or [""] * len(records), strict=True)
     )
     questions = "<br>".join(dict.fromkeys(text(record["question"]) for record in records))
-    return f'<div><div style="margin-bottom:4px"><b>{questions}</b></div>{"".join(cards)}</div>'
+    head = f'<div style="margin-bottom:4px"><b>{questions}</b></div>'
+    return f'<div>{head}<div style="{GRID}">{"".join(cards)}</div></div>'
 
 
-def _card(width: str, title: str, record: dict, shade: str, simulated: bool, scale: float) -> str:
+def beside(parts: dict[str, str]) -> str:
+    """Put pages beside each other; `parts`: heading → page."""
+    columns = (
+        f'<div style="flex:1 1 0;min-width:0"><div><b>{text(head)}</b></div>{page}</div>'
+        for head, page in parts.items()
+    )
+    return f'<div style="display:flex;gap:14px">{"".join(columns)}</div>'
+
+
+def save_links(record: dict, address: str) -> str:
+    """Links that save a trajectory as HTML and as JSON, without a server; its address is the files' name."""
+    title = html.escape(address)
+    page = (
+        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f'<body style="font-family:sans-serif">{trajectory(record)}<p>{text(address)}</p></body></html>'
+    )
+    files = {
+        "HTML": ("text/html", page),
+        "JSON": ("application/json", json.dumps(record, ensure_ascii=False, indent=1)),
+    }
+    links = (
+        f'<a style="color:inherit;text-decoration:underline" download="{title}.{name.lower()}" '
+        f'href="data:{kind};base64,{b64encode(file.encode(errors="replace")).decode()}">{name}</a>'
+        for name, (kind, file) in files.items()
+    )
+    return f'<div style="{FAINT};font-size:11px">{text(address)} save: {", ".join(links)}</div>'
+
+
+def _card(title: str, record: dict, shade: str, simulated: bool, scale: float, foot: str = "") -> str:
     """One trajectory; `scale` is the advantage at which tokens are shaded at full strength."""
     pick("shade", shade, SHADES)
     if shade:
         body = _tokens(record, shade, scale)
     else:
         body = "".join(_turn(turn, record, simulated) for turn in record["turns"])
-    return f'<div style="{CARD.format(width=width)}"><b>{text(title)}</b>{body}{_outcome(record)}</div>'
+    return f'<div style="{CARD}"><b>{text(title)}</b>{body}{_outcome(record)}{foot}</div>'
 
 
 def _advantages(record: dict) -> list[float]:
@@ -268,7 +300,7 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
         f"all tokens are {direction}" if len(_advantages(record)) == 1 else "each turn by its own advantage"
     )
     legend = {
-        "logprob": f"darker: less likely when sampled (full at p = {math.exp(-FULL_SURPRISE):.2f})",
+        "logprob": f"the stronger, the less likely when sampled (full at p = {math.exp(-FULL_SURPRISE):.2f})",
         "advantage": told,
         "mask": "blue: the policy's own tokens, all that the loss mask keeps",
     }[shade]
@@ -290,12 +322,17 @@ def _shaded(shade: str, logprob: float, advantage: float, scale: float) -> tuple
 
 def error(problem: object) -> str:
     """Render an error message."""
-    return f'<div style="{_edge(KINDS["invalid"][1])};{SHEET};padding:2px 8px">⚠ {text(problem)}</div>'
+    return _line_above("invalid", f"⚠ {problem}")
 
 
 def note(said: object) -> str:
     """Render a line about what is shown."""
-    return f'<div style="{_edge(KINDS["search"][1])};{SHEET};padding:2px 8px">{text(said)}</div>'
+    return _line_above("search", said)
+
+
+def _line_above(kind: str, said: object) -> str:
+    edge = _edge(KINDS[kind][1])
+    return f'<div style="{edge};{SHEET};padding:3px 8px;margin:2px 0;line-height:1.4">{text(said)}</div>'
 
 
 def documents(
@@ -319,8 +356,8 @@ def documents(
         verdict = ""
         if judged and name in judged:
             verdict = f"<div>LLM judge: {_verdict(judged[name], 'useful', 'noisy')}</div>"
-        cards.append(f'<div style="{CARD.format(width=NARROW)}"><b>{text(name)}</b>{body}{verdict}</div>')
-    return f"<div>{''.join(cards)}</div>"
+        cards.append(f'<div style="{CARD}"><b>{text(name)}</b>{body}{verdict}</div>')
+    return f'<div style="{GRID}">{"".join(cards)}</div>'
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -334,8 +371,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "<tr>" + "".join(f'<td style="{cell}">{value}</td>' for value in row) + "</tr>" for row in rows
     )
     return (
-        f'<div style="overflow-x:auto;max-width:100%;{SHEET}">'
-        f'<table style="border-collapse:collapse;font-size:13px">'
+        f'<div style="overflow-x:auto;max-width:100%;contain:inline-size;{SHEET}">'
+        f'<table style="border-collapse:collapse;font-size:13px;line-height:1.4">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -422,4 +459,4 @@ def _square(arm: str) -> str:
 
 def _picture(png: bytes, title: str) -> str:
     source = f"data:image/png;base64,{b64encode(png).decode()}"
-    return f'<img alt="{text(title)}" src="{source}" style="width:{NARROW};max-width:100%;margin:2px">'
+    return f'<img alt="{text(title)}" src="{source}" style="width:{CURVE};max-width:100%;margin:2px">'

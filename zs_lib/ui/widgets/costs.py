@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import ipywidgets
 from IPython.display import HTML
@@ -10,7 +11,7 @@ from IPython.display import HTML
 from zs_lib.analysis import cost, roofline
 from zs_lib.config.values import reject_unknown
 from zs_lib.ui import render
-from zs_lib.ui.widgets.panel import Panel, attended
+from zs_lib.ui.widgets.panel import SHORT, Panel, attended
 
 
 def calculator(model: str = "14B", gpu: str = cost.CARD) -> Calculator | HTML:
@@ -33,16 +34,18 @@ class Calculator(Panel):
     """Costs of a simulator, recomputed with each choice; choosing a GPU also sets its quoted price."""
 
     def __init__(self, model: str, gpu: str):
-        training = cost.paper_load()
-        self.model = ipywidgets.Dropdown(options=list(roofline.MODELS), value=model, description="simulator")
-        self.gpu = ipywidgets.Dropdown(options=list(cost.hourly()), value=gpu, description="GPU")
+        training, menu = cost.paper_load(), partial(ipywidgets.Dropdown, layout=SHORT)
+        self.model = menu(options=list(roofline.MODELS), value=model, description="simulator")
+        self.gpu = menu(options=list(cost.hourly()), value=gpu, description="GPU")
         self.price = ipywidgets.BoundedFloatText(
-            cost.hourly()[gpu], min=0.01, max=100, step=0.1, description="$ per hour"
+            cost.hourly()[gpu], min=0.01, max=100, step=0.1, description="$ per hour", layout=SHORT
         )
         self.searches = ipywidgets.FloatSlider(
-            training.searches, min=0.5, max=5, step=0.1, description="searches"
+            training.searches, min=0.5, max=5, step=0.1, description="searches", layout=SHORT
         )
-        self.group = ipywidgets.IntSlider(training.group, min=1, max=16, description="group size")
+        self.group = ipywidgets.IntSlider(
+            training.group, min=1, max=16, description="group size", layout=SHORT
+        )
         super().__init__(self.model, self.gpu, self.price, self.searches, self.group)
         self.gpu.observe(self._price, "value")
         for control in (self.model, self.gpu, self.price, self.searches, self.group):

@@ -16,9 +16,10 @@ REFRESH_S = 3.0
 ENTER_S = 0.1
 """Seconds from the message that Enter was pressed to the value that the browser sends after it."""
 BELOW = "Below is what was shown before."
-SHORT = {"width": "300px", "max_width": "98%"}
-LONG = {"width": "604px", "max_width": "98%"}
-"""Layouts of controls; a LONG one, for a sentence, is as wide as two short ones with margins of 2 px."""
+BAR = {"grid_template_columns": "repeat(auto-fill, minmax(255px, 1fr))", "grid_gap": "0 4px"}
+SHORT = {"width": "auto"}
+LONG = {"width": "auto", "grid_area": "auto / auto / auto / span 2"}
+"""Layouts of the controls' grid, of a control in it, and of one that holds a sentence."""
 
 
 def attended() -> bool:
@@ -34,7 +35,7 @@ class Panel(ipywidgets.VBox):
 
     def __init__(self, *controls: ipywidgets.Widget):
         self.note, self.view = ipywidgets.HTML(), ipywidgets.HTML()
-        bar = ipywidgets.Box(controls, layout={"flex_flow": "row wrap"})
+        bar = ipywidgets.GridBox(controls, layout=BAR)
         super().__init__([bar, self.note, self.view])
         self.tell("")
 

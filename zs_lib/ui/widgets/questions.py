@@ -13,7 +13,7 @@ from zs_lib.config.values import reject_unknown
 from zs_lib.errors import ConfigError
 from zs_lib.runs import RunStore
 from zs_lib.ui import answering, render
-from zs_lib.ui.widgets.panel import LONG, Panel, attended
+from zs_lib.ui.widgets.panel import LONG, SHORT, Panel, attended
 
 SHADES = {"kinds": "", "log-probability": "logprob"}
 """Name → what a trajectory is shaded by (`render.SHADES`)."""
@@ -92,15 +92,15 @@ class Asker(Panel):
         self.study, self.store, self.answers = study, store, None
         known = list(answering.policies(study, store).items())
         one, other = (*policies, "")[:2]
+        menu, shades = ipywidgets.Dropdown, list(SHADES.items())
         self.question = ipywidgets.Text(
             question, description="question", layout=LONG, continuous_update=False
         )
-        self.policy = ipywidgets.Dropdown(options=known, value=one, description="policy", layout=LONG)
-        self.beside = ipywidgets.Dropdown(
-            options=[("nobody", ""), *known], value=other, description="beside", layout=LONG
-        )
-        self.engine = ipywidgets.Dropdown(options=ENGINES, value=engine, description="engine")
-        self.shade = ipywidgets.Dropdown(options=list(SHADES.items()), value=shade, description="shade by")
+        self.policy = menu(options=known, value=one, description="policy", layout=LONG)
+        self.engine = menu(options=ENGINES, value=engine, description="engine", layout=SHORT)
+        others = [("nobody", ""), *known]
+        self.beside = menu(options=others, value=other, description="beside", layout=LONG)
+        self.shade = menu(options=shades, value=shade, description="shade by", layout=SHORT)
         self.button = ipywidgets.Button(description="Ask", button_style="primary")
         super().__init__(self.question, self.button, self.policy, self.engine, self.beside, self.shade)
         self.button.on_click(self.ask)
