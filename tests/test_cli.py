@@ -270,6 +270,7 @@ def test_questions_of_your_own_are_scored_or_refused(tmp_path, capsys):
     assert row["who"] == "tiny-S-instruct, search, bm25" and {"id", "prediction", "f1", "searches"} <= set(
         row
     )
+    assert row["record"]["golden_answers"] == ["Oslo"] and len(row["record"]["turns"]) == row["turns"]
     code, _, error = zs(capsys, *ask, "--method", "cot")
     assert (
         code == 1

@@ -273,7 +273,7 @@ def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallba
 
 
 def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: StepCallback) -> dict:
-    from zs_lib.evaluation.evaluate import SCORES_FILE, evaluate_subsets, pick_questions, summarise
+    from zs_lib.evaluation.evaluate import evaluate_subsets, pick_questions, summarise, write_scores
     from zs_lib.models.load import load_generator
 
     questions = pick_questions(qa.load_benchmark(arm.benchmark, arm.split), arm.questions_per_subset)
@@ -285,7 +285,7 @@ def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: St
         generator = load_generator(model, arm.dtype, arm.generator)
         training = Random("examples").sample(training, min(arm.examples, len(training)))
     scores = evaluate_subsets(generator, questions, engine_for(arm, store), arm, run, training)
-    scores.to_csv(run.path / SCORES_FILE, index=False)
+    write_scores(run, scores)
     return summarise(scores)
 
 

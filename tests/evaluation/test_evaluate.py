@@ -1,5 +1,7 @@
 """Scores per question, their means, and the choice of questions."""
 
+import json
+
 import pytest
 from arm_fixtures import arm, rollout_config
 from engine_fixtures import FixedEngine
@@ -87,7 +89,14 @@ def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
     assert shown == [("evaluating", done, len(SUBSETS)) for done in range(len(SUBSETS))]
     assert run.finished and set(run.summary["subsets"]) == set(SUBSETS)
     table = read_scores(run)
-    assert len(table) == run.summary["questions"] == 2 * len(SUBSETS)
+    assert len(table) == run.summary["questions"] == 2 * len(SUBSETS) and "record" not in table
+    trajectories = [
+        json.loads(line) for line in run.file(evaluation.PREDICTIONS_FILE).read_text().splitlines()
+    ]
+    assert [one["id"] for one in trajectories] == table["id"].to_list()
+    for one, row in zip(trajectories, table.itertuples(), strict=True):
+        assert len(one["turns"]) == row.turns and one["stop_reason"] == row.stop_reason and one["question"]
+        assert one["golden_answers"] and one["reward"] == row.f1
     monkeypatch.setattr(evaluation, "evaluate", None)  # found in the store, not made again
     assert pipeline.ensure(arm, 0, store).path == run.path
 

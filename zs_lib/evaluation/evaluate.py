@@ -17,9 +17,10 @@ from zs_lib.engines import SearchEngine
 from zs_lib.errors import EngineError
 from zs_lib.evaluation.methods import METHODS
 from zs_lib.qa import Question, scoring
-from zs_lib.rl.trajectory import Trajectory, answer_in_documents, query_quality
+from zs_lib.rl.trajectory import Trajectory, answer_in_documents, query_quality, to_record
 from zs_lib.rng import uniform
 from zs_lib.runs import Run
+from zs_lib.runs.files import to_json, write_text
 
 if TYPE_CHECKING:
     from zs_lib.models.generator import Generator
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 SCORES_FILE = "rows.csv"
 """The file in an evaluation's run folder with one line per question."""
+PREDICTIONS_FILE = "predictions.jsonl"
+"""The file beside it with their trajectories; older evaluations lack it."""
 SCORES = ("em", "cover_em", "f1", "searches", "turns", "query_quality", "answer_in_documents")
 
 
@@ -44,7 +47,7 @@ def evaluate(
     Columns: id, subset, hops (number, 0 if not known), prediction (empty without an answer), em, cover_em, f1
     (in [0, 1]), searches, documents (shown), turns, query_quality (share of this question's searches; empty
     if it has none to judge), answer_in_documents, stop_reason, policy_tokens and seconds (tokens sampled and
-    wall time a question, means of these questions).
+    wall time a question, means of these questions), and record (`rl.trajectory.to_record`; its reward: F1).
 
     Greedy, because the original samples at validation, so that its scores move from one validation to the
     next. `seed` reaches a simulated engine only. `training`: questions that the method may use; without a
@@ -89,6 +92,13 @@ def evaluate_subsets(
     return pd.concat(tables, ignore_index=True)
 
 
+def write_scores(run: Run, table: pd.DataFrame) -> None:
+    """Write a table of `evaluate` to SCORES_FILE in its run's folder, and its records to PREDICTIONS_FILE."""
+    table.drop(columns="record").to_csv(run.path / SCORES_FILE, index=False)
+    lines = (to_json({"id": name, **one}) for name, one in zip(table["id"], table["record"], strict=True))
+    write_text(run.path / PREDICTIONS_FILE, "".join(lines))
+
+
 def pick_questions(questions: Sequence[Question], per_subset: int) -> list[Question]:
     """Pick at most `per_subset` questions of each subset, by their ids alone."""
     drawn = sorted(questions, key=lambda question: uniform((question.id,), 0, "evaluation"))
@@ -107,8 +117,8 @@ def summarise(table: pd.DataFrame) -> dict:
 
 
 def _row(trajectory: Trajectory) -> dict:
-    question = trajectory.question
-    quality = query_quality(trajectory)
+    question, quality = trajectory.question, query_quality(trajectory)
+    f1 = scoring.f1(trajectory.answer, question.golden_answers)
     return {
         "id": question.id,
         "subset": question.subset,
@@ -116,13 +126,14 @@ def _row(trajectory: Trajectory) -> dict:
         "prediction": trajectory.answer,
         "em": scoring.em(trajectory.answer, question.golden_answers),
         "cover_em": scoring.cover_em(trajectory.answer, question.golden_answers),
-        "f1": scoring.f1(trajectory.answer, question.golden_answers),
+        "f1": f1,
         "searches": trajectory.num_searches,
         "documents": sum(len(turn.documents) for turn in trajectory.turns),
         "turns": len(trajectory.turns),
         "query_quality": fmean(quality) if quality else None,
         "answer_in_documents": answer_in_documents(trajectory),
         "stop_reason": trajectory.stop_reason,
+        "record": to_record(trajectory, f1),
     }
 
 

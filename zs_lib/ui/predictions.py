@@ -51,9 +51,9 @@ def evaluate_to_file(
 ) -> pd.DataFrame:
     """Evaluate, appending each row to `path` as a JSON line as soon as its batch is scored.
 
-    Rows have three more columns: `question`, `who` and `key`. A result is found again by its key alone, so
-    another question, golden answer, model or setting under the same name is a new one. The file keeps rows
-    of other keys.
+    Rows have three more columns: `question`, `who` and `key`; those of older files lack `record`. A result is
+    found again by its key alone, so another question, golden answer, model or setting under the same name is
+    a new one. The file keeps rows of other keys.
 
     Raises:
         DataError: the file holds answers of another `who`.
