@@ -20,7 +20,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from zs_lib import config, studies
-from zs_lib.analysis import figures, results, variations
+from zs_lib.analysis import errors, figures, results, variations
 from zs_lib.config import Profile, Resources
 from zs_lib.config.paths import check_folder
 from zs_lib.config.values import digest, flat, reject_unknown
@@ -236,6 +236,29 @@ def show(name: str, study: Profile, made: results.Tables | None = None) -> None:
     figure.savefig(folder / f"{name}.png")
     display(figure)
     plt.close(figure)
+
+
+def show_errors(*evaluations: Run, examples: int = 1) -> None:
+    """Show how the questions of evaluations ended, by subset, hops, stop reason and searches.
+
+    Below, folded, the first `examples` trajectories of each wrong outcome, where the runs stored them.
+    """
+    if not evaluations:
+        print("No evaluation is finished: jobs = None makes it.")
+        return
+    table = pd.concat(map(errors.read_evaluation, evaluations), ignore_index=True)
+    shares = list(errors.OUTCOMES)
+    shown = errors.error_table(table).style.format("{:.0%}", subset=shares)
+    display(shown.background_gradient("Oranges", subset=shares[1:], vmin=0, vmax=1))
+    cards = []
+    for outcome in shares[1:]:
+        part = table[(table["outcome"] == outcome) & table["record"].notna()].head(examples)
+        for row in part.itertuples():
+            title = f"{outcome} ({errors.OUTCOMES[outcome]}): {row.record['question']}"
+            card = render.trajectory(row.record, f"{row.subset}:")
+            cards.append(f"<details><summary>{render.text(title)}</summary>{card}</details>")
+    if cards:
+        display(HTML("".join(cards)))
 
 
 def show_documents(results_by_name: dict[str, SearchResult], answers: Sequence[str] = ()) -> None:
