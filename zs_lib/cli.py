@@ -245,11 +245,13 @@ def _figures(args: argparse.Namespace) -> None:
     if args.out:
         check_folder(args.out, "--out", write=True)
     from zs_lib.analysis import figures, tables
+    from zs_lib.ui import picture
 
     own = figures.FOLDER if args.profile == options.MAIN else figures.FOLDER / args.profile
     folder = args.out or check_folder(own, "Without --out, zs figures", write=True)
     drawn, lacking = figures.draw_all(args.profile, folder)
     written, not_made = tables.write_all(args.profile, folder / "tables")
+    written += picture.draw_sample(args.profile, folder)
     for path in drawn + written:
         print(path)
     for name, reason in (lacking | not_made).items():
@@ -372,10 +374,13 @@ def _runs_record(args: argparse.Namespace) -> None:
         raise ConfigError("--set is for --variations: the study itself is recorded as its profile says.")
     overrides = {} if args.seeds is None else {"seeds": args.seeds}
     core = config.load_profile(args.profile, dict(args.set) | overrides)
-    from zs_lib.analysis import results, tables
+    from zs_lib.analysis import results, tables, trajectory_index
 
+    store = RunStore()
     record = results.record_variations if args.variations else results.record_tables
-    missing = record(core, RunStore(), args.shrink)
+    missing = record(core, store, args.shrink)
+    if not args.variations and (run := store.get(core.policies[0], 0)):
+        trajectory_index.record_sample(core.name, run)
     print(results.RECORDS / core.name)
     if missing:
         print(f"{len(missing)} runs are not finished and left out ({missing[0]}, …).", file=sys.stderr)

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from zs_lib.analysis.results import RECORDS
 from zs_lib.errors import RunError
 from zs_lib.runs import Run
+from zs_lib.runs.files import write_text
 
 LOG = "trajectories.jsonl"
 
@@ -178,3 +180,29 @@ def watched(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
         if entry.watched:
             found.setdefault(entry.question, []).append(entry)
     return found
+
+
+def sample(run: Run) -> list[dict]:
+    """Read the watched questions through training and the groups of the first, middle and last step.
+
+    Without tokens; each record names its run.
+    """
+    index = TrajectoryLog(run)
+    steps = sorted({entry.step for entry in index.entries})
+    shown = {steps[0], steps[len(steps) // 2], steps[-1]} if steps else set()
+    chosen = index.read(entry for entry in index.entries if entry.watched or entry.step in shown)
+    index.close()
+    return [{"run": run.path.name} | {k: v for k, v in one.items() if k != "tokens"} for one in chosen]
+
+
+def record_sample(profile: str, run: Run) -> None:
+    """Write the sample of a run to `data/results/PROFILE/`: what README and the website show."""
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in sample(run)]
+    write_text(RECORDS / profile / LOG, "".join(lines))
+
+
+def load_sample(profile: str) -> list[dict]:
+    """Read the recorded trajectories of a profile; none if it has no record of them."""
+    path = RECORDS / profile / LOG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
