@@ -1,4 +1,4 @@
-"""README's sections for people with something of their own: short, and every snippet runs as it stands."""
+"""README and the tour: short, links and commands that work, and numbers that are recorded."""
 
 from __future__ import annotations
 
@@ -6,113 +6,74 @@ import ast
 import json
 import re
 import shlex
-import sys
+from contextlib import nullcontext, suppress
 
 import pytest
 from IPython.display import HTML
 
 from zs_lib import cli, config, studies
-from zs_lib.analysis import claims, ledger, results, summaries
+from zs_lib.analysis import claims, ledger, results, summaries, tables
 from zs_lib.analysis.tables import README
 from zs_lib.config import paths
+from zs_lib.launch import notebooks
 
-LINES = 10
-OWN = ["data", "corpus", "engine", "model", "curriculum", "reward"]
-TEXT = README.read_text(encoding="utf-8")
-SECTIONS = dict(re.findall(r"^### (.+?)\n+(.*?)(?=^##|\Z)", TEXT, re.MULTILINE | re.DOTALL))
-
-
-@pytest.fixture
-def desk(tmp_path, monkeypatch, store):
-    """A working directory with files of one's own: the snippets need no checkout around them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
-    (tmp_path / "my-model").symlink_to(paths.BACKBONES / "tiny-S-instruct")
-    questions = [
-        {"question": f"what is the capital of {country}?", "golden_answers": [city]}
-        for country, city in (("Norway", "Oslo"), ("Peru", "Lima"), ("Kenya", "Nairobi"), ("Japan", "Tokyo"))
-    ]
-    passages = [
-        {"id": str(n), "contents": f'"{row["golden_answers"][0]}"\nIt {row["question"][8:-1]}.'}
-        for n, row in enumerate(questions)
-    ]
-    for name, rows in (("mine.jsonl", questions), ("corpus.jsonl", passages)):
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
+PAGES = {
+    path.name if path.parent == paths.ROOT else "tour": path
+    for path in (README, README.with_name("CONTRIBUTING.md"), paths.ROOT / "notebooks" / "README.md")
+}
+TEXT, CONTRIBUTING, TOUR = (path.read_text(encoding="utf-8") for path in PAGES.values())
 
 
-def run_snippets(section: str, desk) -> dict:
-    """Run the snippets of a section in order; what they define. "# mine.py" heads the text of a file."""
-    defined: dict = {"__name__": "readme"}
-    for language, text in re.findall(r"```(\w+)\n(.*?)```", SECTIONS[section], re.DOTALL):
-        if language == "sh":
-            for line in text.splitlines():
-                program, *arguments = shlex.split(line, comments=True)
-                assert program == ".venv/bin/zs" and cli.main(arguments) == 0, line
-        elif file := re.match(r"# (\w+\.py)", text):
-            (desk / file[1]).write_text(text)
-        else:
-            exec(compile(text, f"README, {section}", "exec"), defined)
-    return defined
+def test_the_readme_can_be_read_in_minutes():
+    assert len(TEXT) <= 9000
 
 
-@pytest.mark.parametrize("section", [f"Your own {what}" for what in OWN] + ["Inside TRL"])
-def test_sections_are_short(section):
-    assert (
-        len([line for line in SECTIONS[section].strip().splitlines() if line])
-        <= LINES + (section == "Inside TRL") * 3
-    )
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = PAGES[page].read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        target, _, place = link.partition("#")
+        if not link.startswith("https://"):
+            found = PAGES[page].parent / target if target else PAGES[page]
+            assert found.exists(), link
+            assert not place or place in anchors(found.read_text(encoding="utf-8")), link
 
 
 def test_every_command_is_one_of_the_command_line():
-    lines = re.findall(r"^\.venv/bin/zs (.+)$", TEXT, re.MULTILINE)
-    found = [cli.PARSER.parse_args(shlex.split(line, comments=True)).command for line in lines]
-    assert cli._sweep in found and len(found) > 15
+    lines = re.findall(r"(?:^|`)(?:\.venv/bin/)?zs ([a-z][^`\n]+)", TEXT + CONTRIBUTING + TOUR, re.M)
+    found = set()
+    for line in lines:
+        with suppress(SystemExit) if line.endswith("--help") else nullcontext():
+            found.add(cli.PARSER.parse_args(shlex.split(line, comments=True)).command)
+    assert {cli._reproduce, cli._figures, cli._report} <= found and len(lines) > 10
 
 
-def test_your_own_data(desk, store, capsys):
-    run = run_snippets("Your own data", desk)["run"]
-    assert run.finished and run.config["benchmark"] == "mine.jsonl"
-    assert {t["question"] for t in run.trajectories()} <= {
-        json.loads(line)["question"] for line in (desk / "mine.jsonl").open()
-    }
-    assert "4 questions: F1" in capsys.readouterr().out
+def test_the_first_experiment_is_one_that_the_notebook_takes():
+    """README's change of a hyper-parameter: values of the profile, for a notebook with that parameter."""
+    (line,) = re.findall(r"^\.venv/bin/papermill (.+)$", TEXT, re.M)
+    notebook, _, _, name, overrides = shlex.split(line)
+    assert name in notebooks.parameters(paths.ROOT / notebook)
+    arm = config.load_profile("tiny", json.loads(overrides)).policy("zerosearch")
+    full = config.load_profile("tiny").policy("zerosearch")
+    assert arm.simulator.recipe == "prompted" and 4 * arm.steps == full.steps  # "a quarter of the steps"
 
 
-def test_your_own_corpus(desk):
-    assert "Oslo" in run_snippets("Your own corpus", desk)["found"][0].documents[0]
-
-
-def test_your_own_engine(desk, capsys):
-    run_snippets("Your own engine", desk)
-    assert "Doc 1: Nothing is known of Norway." in capsys.readouterr().out
-
-
-def test_your_own_model(desk):
-    run = run_snippets("Your own model", desk)["run"]
-    assert run.finished and run.config["backbone"] == "my-model"
-
-
-def test_your_own_curriculum(desk):
-    run = run_snippets("Your own curriculum", desk)["run"]
-    assert (run.metrics()["noise_probability"] == 0.3).all()
-
-
-def test_your_own_reward(desk):
-    logged = run_snippets("Your own reward", desk)["run"].metrics()
-    parts = logged["reward_f1"] - 0.1 * logged["reward_no_answer"] - 0.02 * logged["reward_words"]
-    assert logged["reward"].to_list() == pytest.approx(parts.to_list()) and logged["reward_words"].any()
-
-
-def test_inside_trl(desk):
-    trainer = run_snippets("Inside TRL", desk)["trainer"]
-    assert trainer.state.global_step == 2 and trainer.rollout_func.trajectories
-    assert any(turn.documents for t in trainer.rollout_func.trajectories for turn in t.turns)
+def test_the_statement_that_the_readme_quotes_holds():
+    told = tables.statements(TINY)
+    assert f"[{COUNTS[len(told)]} tested statements]" in TEXT.lower()
+    (least,) = told.index[told.index.str.contains("0.9 times")]
+    assert told["verdict"][least] == "holds" and "at least 0.9 times as good" in TEXT
 
 
 def test_the_block_of_widgets_shows_something_before_anything_is_trained(store, monkeypatch):
     """Each of its calls, in one namespace: none fails on an empty store, and each shows a view."""
-    block = re.search(r"^## Explore in JupyterLab\n.*?```python\n(.*?)```", TEXT, re.M | re.DOTALL)[1]
+    block = re.search(r"^## Explore in JupyterLab\n.*?```python\n(.*?)```", TOUR, re.M | re.DOTALL)[1]
     defined: dict = {}
     shown = []
     for statement in ast.parse(block).body:
@@ -127,6 +88,7 @@ def test_the_block_of_widgets_shows_something_before_anything_is_trained(store, 
 # figures in its prose
 
 TINY, SMOL = (results.load_tables(profile) for profile in ("tiny", "smol"))
+COUNTS = {14: "fourteen"}
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SIZES = "SML"
 
@@ -144,10 +106,10 @@ def reading(name: str) -> str:
 
 def test_scores_of_the_models_before_rl():
     base, instruct = ([start(f"tiny-{size}{kind}") for size in SIZES] for kind in ("", "-instruct"))
-    assert "F1 {:.2f}, {:.2f} and {:.2f} (S, M, L), ".format(*base) in TEXT
-    assert "the instruct ones {:.2f}, {:.2f} and {:.2f}.".format(*instruct) in TEXT
+    assert "F1 {:.2f}, {:.2f} and {:.2f} (S, M, L), ".format(*base) in TOUR
+    assert "the instruct ones {:.2f}, {:.2f} and {:.2f}.".format(*instruct) in TOUR
     base, instruct = ([reading(f"tiny-{size}{kind}") for size in SIZES] for kind in ("", "-instruct"))
-    assert "S {}, M {}, L {}; ".format(*base) + "instruct {}, {}, {}.".format(*instruct) in TEXT
+    assert "S {}, M {}, L {}; ".format(*base) + "instruct {}, {}, {}.".format(*instruct) in TOUR
 
 
 def test_scores_over_all_arms_and_the_engines_recall():
@@ -156,8 +118,9 @@ def test_scores_over_all_arms_and_the_engines_recall():
     assert (hops["hops"] > 2).mean() > 0.8  # "mostly"
     f1 = hops.groupby("arm")["f1"].mean()
     told = f"`tiny`: F1 {f1.min():.2f} to {f1.max():.2f} over all arms, the best of them the majority answer"
-    assert told in TEXT and f1.idxmax() == "majority"
-    assert f"(recall {TINY['retrieval']['recall@3'].min():.2f})" in TEXT
+    assert told in TOUR and f1.idxmax() == "majority"
+    assert f"F1 stays at {f1.min():.2f} to {f1.max():.2f}" in TEXT
+    assert f"(recall {TINY['retrieval']['recall@3'].min():.2f})" in TOUR
 
 
 OUTCOMES = ("holds", "does not hold", "undecided", "no runs")
@@ -166,9 +129,10 @@ OUTCOMES = ("holds", "does not hold", "undecided", "no runs")
 def test_verdicts_on_the_papers_claims():
     found = ledger.verdicts(claims.paper_claims(TINY))["here"]
     holds, fails, open_, missing = (WORDS[(found == v).sum()] for v in OUTCOMES)
-    assert f"twelve claims {holds} hold here, {fails} do not" in TEXT and len(found) == 12
+    for text in (TEXT, TOUR):
+        assert f"twelve claims {holds} hold here, {fails} do not" in text and len(found) == 12
+        assert f"{open_} are undecided, and for {missing} (the curriculum) a run is missing" in text
     assert found[7] == found[12] == "does not hold" and found[9] == "no runs"
-    assert f"{open_} are undecided, and for {missing} (the curriculum) a run is missing" in TEXT
     naive = "ZeroSearch grounded minus naive simulator: F1"
     assert claims.heldout_statements(TINY)["verdict"][naive] == "undecided"  # "does no harm here"
 
@@ -192,7 +156,6 @@ def test_the_sizes_of_the_study_and_the_minutes_of_the_tour():
     """Minutes of training with one seed, as medians over seeds; from 05 on after those of 04."""
     study = config.load_profile("tiny")
     assert f"The others train {len(studies.full(study).policies) - len(study.policies)} more policies" in TEXT
-    tour = (paths.ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
     seconds = TINY["seconds"].groupby(["arm", "seed"])["seconds"].sum().groupby("arm").median()
     names = {
         "05": ["simulators"],
@@ -207,7 +170,8 @@ def test_the_sizes_of_the_study_and_the_minutes_of_the_tour():
     wanted = {"00": {"zerosearch"}, "04": core} | {number: arms - core for number, arms in wanted.items()}
     assert set().union(*wanted.values()) - set(seconds.index) == ADDED_LATER
     for number, arms in wanted.items():
-        row = re.search(rf"^\| \[{number} .*$", tour, re.M)[0].split(" | ")
+        row = re.search(rf"^\| \[{number} .*$", TOUR, re.M)[0].split(" | ")
         assert row[3].split(",")[0].split(" ")[0] == f"{seconds.reindex(sorted(arms)).sum() / 60:.0f}", row
     smol = SMOL["seconds"][lambda table: table["arm"] == "zerosearch"]["seconds"].sum() / 60
-    assert f"32 steps of ZeroSearch took {smol:.0f} minutes" in tour
+    assert f"32 steps of ZeroSearch took {smol:.0f} minutes" in TOUR
+    assert f"| {smol:.0f} minutes a policy |" in TEXT

@@ -48,7 +48,7 @@ LOOK_AROUND = [
     "runs = notebook.run([(study.policy('zerosearch'), 0)])\nwidgets.monitor(*runs)",
     "widgets.board(study)",
 ]
-"""Cells with what the README shows for JupyterLab and no notebook holds."""
+"""Cells with what the tour shows for JupyterLab and no notebook holds."""
 CONTRASTS = """
 const numbers = color => {  // of rgb(…), or of color(srgb …), into which color-mix() is computed
     const [red, green, blue, opaque] = color.match(/[\\d.]+(e-\\d+)?/g).map(Number);
