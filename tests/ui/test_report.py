@@ -1,5 +1,7 @@
 """The website: every notebook has a page, links lead somewhere, and nothing is loaded from anywhere."""
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -7,6 +9,7 @@ import nbformat
 import pytest
 
 from zs_lib import cli
+from zs_lib.analysis import trajectory_index
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.launch import notebooks
 from zs_lib.launch.notebooks import NOTEBOOKS, choose
@@ -58,16 +61,19 @@ def site(tmp_path_factory):
 
 def test_every_notebook_has_a_page_that_is_reached(site):
     pages = {f"{path.stem}.html" for path in NOTEBOOKS.glob("*.ipynb")}
-    assert set(site) == pages | {"index.html"}
+    assert set(site) == pages | {"index.html", "tour.html", "trajectories.html"}
     for page in site.values():
-        assert pages | {"index.html"} <= {*Found(page).links, *site} and '<meta name="viewport"' in page
-    assert pages <= set(Found(site["index.html"]).links)
+        assert '<meta name="viewport"' in page and '<label for="menu">' in page
+    for name, page in site.items():
+        assert set(site) <= {*Found(page).links, name}  # a click from every page to every other
+        assert all(f">{title}</" in page for title in ("Results", "Trajectories", "08 · What it costs"))
 
 
 def test_nothing_is_loaded_from_elsewhere(site):
     for name, page in site.items():
         found = Found(page)
-        assert "script" not in found.tags and all(load.startswith("data:") for load in found.loads), name
+        assert ("script" in found.tags) == (name == "trajectories.html"), name
+        assert all(load.startswith("data:") for load in found.loads), name
         assert not re.search(
             r"url\(\s*['\"]?(?!data:)|@import", "".join(re.findall(r"<style>(.*?)</style>", page, re.DOTALL))
         )
@@ -75,8 +81,28 @@ def test_nothing_is_loaded_from_elsewhere(site):
         # else
         assert (
             page.index("Content-Security-Policy") < page.index("<style>")
-            and f'content="{report.CONTENT_POLICY}"' in page
+            and f'content="{report.CONTENT_POLICY}' in page
         )
+
+
+def test_the_only_script_is_the_one_that_the_policy_allows(site):
+    page = site["trajectories.html"]
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"{report.CONTENT_POLICY}; script-src 'sha256-{digest}'\"" in page
+    assert not re.search(r"fetch|import|eval|innerHTML|https?:", script)
+
+
+def test_trajectories_open_and_can_be_searched(site):
+    page, records = site["trajectories.html"], trajectory_index.load_sample("tiny")
+    assert page.count('<details class="trajectory">') == len(records) > 50
+    assert all(f"step {record['step']} ·" in page for record in records)
+    assert '<input id="find" type="search"' in page and records[0]["run"] in page
+    assert "after step 1<" in site["index.html"] and "after step 64<" in site["index.html"]
+
+
+def test_the_site_is_small_enough_to_publish(site):
+    assert sum(len(page.encode()) for page in site.values()) < 6_000_000
 
 
 def test_links_lead_somewhere(site):
@@ -94,7 +120,8 @@ def test_the_first_page_has_claims_scores_and_the_papers_tables(site):
     assert (
         "A 3B simulator already teaches the policy to search." in page and "Search-R1 (real engine)" in page
     )
-    assert "Table 8: cost" in page and "ZeroSearch" in page and page.count("<details>") >= 6
+    assert "Table 8: cost" in page and "ZeroSearch" in page and page.count("<details>") >= 6 + 12
+    assert page.index("data:image/png") < page.index("does not hold") < page.index("Held-out scores")
 
 
 def test_executed_notebooks_go_before_stored_ones(tmp_path, monkeypatch):
@@ -122,7 +149,7 @@ def test_executed_notebooks_go_before_stored_ones(tmp_path, monkeypatch):
         and "Not run with this profile" not in executed
     )
     assert (
-        "Not run with this profile" in pages[0].read_text()
+        "Not run with this profile" in (tmp_path / "site" / "00_quick_start.html").read_text()
         and "No results are recorded for the profile" in first.read_text()
     )
 
