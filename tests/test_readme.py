@@ -59,7 +59,9 @@ def test_the_first_experiment_is_one_that_the_notebook_takes():
     (line,) = re.findall(r"^\.venv/bin/papermill (.+)$", TEXT, re.M)
     notebook, _, _, name, overrides = shlex.split(line)
     assert name in notebooks.parameters(paths.ROOT / notebook)
-    arm = config.load_profile("tiny", json.loads(overrides)).policy("zerosearch")
+    study = studies.select(config.load_profile("tiny", json.loads(overrides)))
+    arm = study.policy("zerosearch")  # also where the override makes it equal to zerosearch-naive
+    assert len(study.policies) == 3
     full = config.load_profile("tiny").policy("zerosearch")
     assert arm.simulator.recipe == "prompted" and 4 * arm.steps == full.steps  # "a quarter of the steps"
 

@@ -252,11 +252,11 @@ def study_arms(profile: Profile, name: str) -> Rows:
 
 
 def select(profile: Profile, *names: str) -> Profile:
-    """Add the arms of these studies to the profile, each once, after its own."""
-    arms = {digest(arm): arm for arm in profile.policies}
-    for name in names:
-        for arm in study_arms(profile, name).values():
-            arms.setdefault(digest(arm), arm)
+    """Add the arms of these studies to the profile, each once, by its first name, after its own."""
+    added = (arm for name in names for arm in study_arms(profile, name).values())
+    arms: dict[str, PolicyArm] = {}
+    for arm in (*profile.policies, *added):  # an override may make two of them equal
+        arms.setdefault(digest(arm), arm)
     evaluation = profile.evaluation
     if "methods" in names:
         evaluation = replace(evaluation, baselines=tuple(METHODS))
