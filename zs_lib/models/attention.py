@@ -15,16 +15,19 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from zs_lib.errors import ModelError
 from zs_lib.models.kv_cache import KeyValues
+from zs_lib.models.linear import is_exact, onednn
 
 PADDING = torch.iinfo(torch.long).max
 """Position of padding: later than every query, so that no causal mask shows it."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Layer types whose memory is keys and values, seen through a mask."""
+SCORES = 2**22
+"""Most scores of a layer that are kept for the backward pass, by plain products (16 MiB)."""
 _current: ContextVar[tuple[Tensor, Tensor, set] | None] = ContextVar("positions", default=None)
 
 
@@ -110,8 +113,12 @@ def _attend(
     """Attention of one new token a row to a prefix and to the row's own keys (transformers' interface).
 
     query (rows, heads, 1, width), key and value (rows, key-value heads, own length, width), attention_mask
-    (rows, 1, 1, prefix length + own length); returns (rows, 1, heads, width). Without a prefix it is SDPA.
+    (rows, 1, 1, prefix length + own length); returns (rows, 1, heads, width). Without a prefix it is SDPA, or
+    for whole texts, as in training, the same by plain products.
     """
+    if prefix is None and attention_mask is None and _is_plain(module, query, key, **options):
+        heads = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
+        return _CausalAttention.apply(query, *heads, scaling or query.shape[-1] ** -0.5).transpose(1, 2), None
     if prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     rows, heads, _, width = query.shape
@@ -123,6 +130,43 @@ def _attend(
     weights = scores.softmax(-1)
     read = torch.einsum("rkgp,kpd->rkgd", weights[..., :length], prefix_value) + weights[..., length:] @ value
     return read.reshape(rows, 1, heads, width), None
+
+
+def _is_plain(module, query: Tensor, key: Tensor, is_causal: bool | None = None, dropout=0.0, **_) -> bool:
+    """Whether attention is causal over whole short texts, which `_CausalAttention` computes faster."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    on_cpu = query.dtype is torch.float32 and query.device.type == "cpu"
+    whole = 1 < query.shape[2] == key.shape[2] and query.shape[:3].numel() * key.shape[2] <= SCORES
+    return causal and not dropout and on_cpu and whole and is_exact()
+
+
+class _CausalAttention(torch.autograd.Function):
+    """Causal attention by products of whole matrices, forward and backward, which oneDNN computes.
+
+    Takes two thirds of the fused kernel's time, which asks MKL (see `linear`), and holds all scores. query,
+    key, value, and what is returned: (rows, heads, length, width of each).
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        ctx.scaling, ctx.batch, length = scaling, query.shape[:2], query.shape[2]
+        query, key, value = (states.flatten(0, 1) for states in (query, key, value))
+        later = query.new_full((length, length), -torch.inf).triu_(1)
+        with onednn():
+            weights = torch.baddbmm(later, query, key.mT, alpha=scaling).softmax(-1)
+            read = weights @ value
+        ctx.save_for_backward(query, key, value, weights)
+        return read.unflatten(0, ctx.batch)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights = ctx.saved_tensors
+        gradient = gradient.flatten(0, 1)
+        with onednn():
+            scores = torch._softmax_backward_data(gradient @ value.mT, weights, -1, weights.dtype)
+            scores.mul_(ctx.scaling)
+            each = scores @ key, scores.mT @ query, weights.mT @ gradient
+        return (*(one.unflatten(0, ctx.batch) for one in each), None)
 
 
 AttentionInterface.register("sdpa", _attend)
