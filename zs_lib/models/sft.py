@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from zs_lib.config.arms import FormatSFT, SimulatorArm
 from zs_lib.errors import ConfigError, DataError
+from zs_lib.models.last_layer import last_mlp_at
 from zs_lib.models.load import LoadedModel, add_lora
 from zs_lib.runs import Run, StepCallback, distributed
 
@@ -163,7 +164,8 @@ class _Trainer(SFTTrainer):
         head = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda _, states: (states[0][trained],))
         try:  # without a mask: padding stands on the right, where causal attention never looks
-            logits = model(input_ids=ids, use_cache=False).logits.float()  # (trained ids, vocabulary)
+            with last_mlp_at(self.model, trained):
+                logits = model(input_ids=ids, use_cache=False).logits.float()  # (trained ids, vocabulary)
         finally:
             hook.remove()
         self.counted.update(right=(logits.argmax(-1) == wanted[trained]).sum().item(), tokens=len(logits))

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from zs_lib.config.arms import PolicyArm
 from zs_lib.errors import ModelError, RunError
+from zs_lib.models.last_layer import last_mlp_at
 from zs_lib.models.load import add_lora
 from zs_lib.rl.batches import MicroBatch, make_rows, micro_batches, split_microbatch
 from zs_lib.rl.objectives import (
@@ -67,7 +68,8 @@ def trained_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
     The output head, the most expensive layer of a small model, and the critic need run on no others.
     """
-    return model.base_model(input_ids=batch.inputs, use_cache=False).last_hidden_state[batch.loss_mask]
+    with last_mlp_at(model, batch.loss_mask):
+        return model.base_model(input_ids=batch.inputs, use_cache=False).last_hidden_state[batch.loss_mask]
 
 
 def token_logprobs(model: PreTrainedModel, states: Tensor, batch: MicroBatch, temperature: float) -> Tensor:
