@@ -44,6 +44,19 @@ def test_form(path):
     assert str(paths.ROOT) not in text and not re.search(r'"/(?:root|home|tmp|work)/', text)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_has_exercises_with_folded_solutions_that_check_themselves(path):
+    """They are cells, so the smoke run below runs them, and fails where an assertion does."""
+    cells = nbformat.read(path, 4).cells
+    solutions = [cell for cell in cells if "solution" in cell.metadata.get("tags", [])]
+    (exercises,) = (cell.source for cell in cells if cell.source.startswith("## Exercises"))
+    assert len(solutions) == len(re.findall(r"^\d\. ", exercises, re.M)) >= 2
+    for number, cell in enumerate(solutions, 1):
+        assert cell.source.startswith(f"# {number}. ") and re.search(r"^ *assert ", cell.source, re.M)
+    for cell in [*solutions, *(cell for cell in cells if "show_config(" in cell.source)]:
+        assert cell.metadata.jupyter.source_hidden
+
+
 def test_no_jobs_show_what_is_finished_and_make_nothing(store, capsys):
     made = ensure(CountingArm(), 1, store)
     shown = notebook.run([(CountingArm(), 0), (CountingArm(), 1)], jobs=0)

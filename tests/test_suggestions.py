@@ -93,7 +93,8 @@ class Shown:
         values = {"profile": "smoke", "seeds": 1, "jobs": 1, "overrides": json.dumps(overrides)}
         values["train"] = ["draws"]  # in notebook 12 alone
         for cell in nbformat.read(path, 4).cells:
-            if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            # without the cells that teach, which need no run: the smoke run has them
+            if cell.cell_type == "code" and not cell.metadata.get("tags"):
                 self.cell, body = cell.id, ast.parse(cell.source).body
                 last = ast.Expression(body.pop().value) if isinstance(body[-1], ast.Expr) else None
                 with suppress(DataError, ValueError):  # a cell that needs what the other runs have left

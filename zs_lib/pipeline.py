@@ -131,7 +131,7 @@ def _format_sft(backbone: str, arm: Any) -> list[tuple[FormatSFTArm, int]]:
     return [(FormatSFTArm(backbone=backbone, benchmark=arm.benchmark, sft=arm.format_sft), 0)]
 
 
-def _start_model(backbone: str, arm: Any, store: RunStore) -> str:
+def start_model(backbone: str, arm: Any, store: RunStore) -> str:
     """Name or folder of a model as the arm begins with it: after its format SFT, if there is one."""
     for needed in _format_sft(backbone, arm):
         return str(store.get(*needed).model_dir)
@@ -194,10 +194,10 @@ def _make_pairs(run: Run, arm: PairsArm, store: RunStore, progress: StepCallback
     questions, _ = split_questions(qa.load_benchmark(arm.benchmark, "train"))
     questions = Random("pairs").sample(questions, min(arm.num_questions, len(questions)))
     run.progress("collecting", 0, 2)
-    collector = load_generator(_start_model(arm.collector, arm, store), arm.dtype)
+    collector = load_generator(start_model(arm.collector, arm, store), arm.dtype)
     pairs = collect_pairs(arm, questions, collector, build_engine(arm.engine, split="train"))
     run.progress("judging", 1, 2)
-    judge = load_generator(_start_model(arm.judge, arm, store), arm.dtype)
+    judge = load_generator(start_model(arm.judge, arm, store), arm.dtype)
     pairs = judge_pairs(pairs, judge, arm.rollout)
     write_pairs(run, pairs)
     return judge_agreement(pairs)
@@ -262,12 +262,12 @@ def _make_policy(run: Run, arm: PolicyArm, store: RunStore, progress: StepCallba
     # TRL trains float32 weights under mixed precision; those that adapters leave frozen keep their dtype.
     dtype = "float32" if arm.trainer == "trl" and not arm.lora_rank else arm.dtype
     questions = qa.load_benchmark(arm.benchmark, "train", arm.subsets)
-    policy = load_model(_start_model(arm.backbone, arm, store), dtype)
+    policy = load_model(start_model(arm.backbone, arm, store), dtype)
     engine = engine_for(arm, store, "train")
     if arm.living:
         from zs_lib.simulator.living import LivingEngine
 
-        judge = _start_model(arm.simulator.judge, arm.simulator.pairs, store) if arm.simulator_refresh else ""
+        judge = start_model(arm.simulator.judge, arm.simulator.pairs, store) if arm.simulator_refresh else ""
         engine = LivingEngine(engine, arm, questions, judge)
     return train(Training(run, arm, questions, policy, engine, progress))
 
@@ -281,7 +281,7 @@ def _make_evaluation(run: Run, arm: EvaluationArm, store: RunStore, progress: St
     generator = None
     if arm.method != "majority":  # which asks no model, and counts the answers of all training questions
         trained = store.get(arm.policy, run.seed).model_dir if arm.policy else None
-        model = trained or _start_model(arm.backbone, arm, store)
+        model = trained or start_model(arm.backbone, arm, store)
         generator = load_generator(model, arm.dtype, arm.generator)
         training = Random("examples").sample(training, min(arm.examples, len(training)))
     scores = evaluate_subsets(generator, questions, engine_for(arm, store), arm, run, training)

@@ -8,7 +8,7 @@ from engine_fixtures import TEXTS, ask
 
 from zs_lib import qa
 from zs_lib.engines import SearchResult
-from zs_lib.engines.bm25 import BM25Engine, _words
+from zs_lib.engines.bm25 import BM25Engine, split_words
 from zs_lib.engines.dense import DenseEngine
 from zs_lib.errors import EngineError
 from zs_lib.qa import Passage
@@ -68,18 +68,20 @@ def test_scripts_without_spaces_are_searched(engine, query, right, wrong):
 
 def test_words_and_pairs_of_characters():
     texts = ["北京市 a Paris的 日 x2", "हिन्दी, plain words"]
-    assert _words(texts, 2) == [["北京", "京市", "paris", "的", "日", "x2"], ["हिन्दी", "plain", "words"]]
+    assert split_words(texts, 2) == [["北京", "京市", "paris", "的", "日", "x2"], ["हिन्दी", "plain", "words"]]
 
 
 @pytest.mark.parametrize("shortest", [1, 2])
 def test_ascii_texts_have_the_words_that_they_have_beside_others(shortest):
     text = string.printable + " x2 it's a_b E-mail"
-    assert _words([text], shortest) == _words([f"{text} —"], shortest)
+    assert split_words([text], shortest) == split_words([f"{text} —"], shortest)
 
 
 def test_words_of_the_benchmark_are_bm25s_s():
     texts = [passage.text for passage in qa.load_passages()[::5]]
-    assert _words(texts, 2) == bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
+    assert split_words(texts, 2) == bm25s.tokenize(
+        texts, stopwords="en", return_ids=False, show_progress=False
+    )
 
 
 @pytest.mark.filterwarnings("error")

@@ -86,7 +86,7 @@ def test_a_policy_begins_where_its_format_sft_ends(tmp_path):
         1,
         store,
     )
-    start = pipeline._start_model(arm.backbone, arm, store)
+    start = pipeline.start_model(arm.backbone, arm, store)
     tuned, begun = (
         load_file(start + "/model.safetensors"),
         load_file(store.get(arm, 0).model_dir / "model.safetensors"),
@@ -103,7 +103,7 @@ def test_a_policy_begins_where_its_format_sft_ends(tmp_path):
 
 def test_without_one_the_backbone_is_the_start(tmp_path):
     arm = studied(format_sft=None)
-    assert pipeline._start_model("tiny-S", arm, RunStore(tmp_path)) == "tiny-S"
+    assert pipeline.start_model("tiny-S", arm, RunStore(tmp_path)) == "tiny-S"
     assert pipeline.needs(arm, 0) == [] and not list(tmp_path.iterdir())
 
 

@@ -56,7 +56,7 @@ class BM25Engine(RankingEngine):
         super().__init__("bm25", passages)
         texts = [passage.text for passage in passages]
         for self._shortest in (2, 1):
-            if any(words := _words(texts, self._shortest)):
+            if any(words := split_words(texts, self._shortest)):
                 break
         else:
             raise EngineError(
@@ -68,7 +68,7 @@ class BM25Engine(RankingEngine):
     def rank(self, queries: Sequence[str], num_documents: int) -> list[Ranking]:
         """Rank the best passages of each query; repeated queries are looked up once."""
         distinct = list(dict.fromkeys(queries))
-        words = zip(distinct, _words(distinct, self._shortest), strict=True)
+        words = zip(distinct, split_words(distinct, self._shortest), strict=True)
         found = {query: self._best(query_words, num_documents) for query, query_words in words}
         return [found[query] for query in queries]
 
@@ -99,7 +99,7 @@ def _embedded(split: str | None, prose: bool) -> BM25Engine:
     return BM25Engine(qa.load_passages(split) + more)
 
 
-def _words(texts: list[str], shortest: int) -> list[list[str]]:
+def split_words(texts: list[str], shortest: int) -> list[list[str]]:
     """The words of each text in lower case, without stop words and those of fewer than `shortest` letters."""
     # Letters are those of bm25s's \w and their marks (vowel signs), which it leaves out.
     letters = rf"[\p{{L}}\p{{N}}_\p{{Mn}}\p{{Mc}}{_UNSPACED}]{{{shortest},}}"
@@ -170,7 +170,7 @@ def _build(passages: Iterator[Passage], shortest: int, folder: Path) -> bool:
         while batch := list(islice(passages, BATCH)):
             texts = [passage.text.encode("utf-8", "replace").decode() for passage in batch]
             table.write(pa.record_batch([[passage.id for passage in batch], texts], schema))
-            words = _words(texts, shortest)
+            words = split_words(texts, shortest)
             numbers = [vocabulary.setdefault(word, len(vocabulary)) for one in words for word in one]
             places = np.arange(len(batch)).repeat([len(one) for one in words]) + len(lengths)
             lengths += map(len, words)

@@ -116,10 +116,10 @@ def _kinds(trajectory: Trajectory) -> list[str]:
 
 
 def documents_by_simulator(
-    simulators: Sequence[SimulatorArm], question: Question, noisy: bool
+    simulators: Sequence[SimulatorArm], question: Question, noisy: bool, query: str = ""
 ) -> dict[str, SearchResult]:
-    """Search with each simulator for the good query of the question's last hop (Table 10)."""
-    query, store = question.hops[-1].query, RunStore()
+    """Search with each simulator for a query, by default the good one of the last hop (Table 10)."""
+    query, store = query or question.hops[-1].query, RunStore()
     request = SearchRequest(query, question.question, question.golden_answers, noisy, ("example", query))
     written = {}
     for arm in simulators:

@@ -98,7 +98,7 @@ def _assigned(source: str) -> list[str]:
 
 
 def show_config(*parts: Any) -> None:
-    """Show every value of these configurations, in columns."""
+    """Show every value of these configurations, in columns, folded."""
     values = [pair for part in parts for pair in flat(part, labels=True).items() if not _is_rows(pair[1])]
     lines = [f"<b>{html.escape(name)}</b> {html.escape(str(value))}" for name, value in values]
     rows = math.ceil(len(lines) / CONFIG_COLUMNS)
@@ -106,7 +106,8 @@ def show_config(*parts: Any) -> None:
     # A table, since JupyterLab removes CSS columns from the outputs of notebooks that are not trusted yet.
     style = "vertical-align:top;text-align:left"
     cells = "".join(f"<td style='{style}'>{'<br>'.join(column)}</td>" for column in columns)
-    display(HTML(f"<table><tr>{cells}</tr></table>"))
+    summary = f"<summary>Configuration: {len(values)} values</summary>"
+    display(HTML(f"<details>{summary}<table><tr>{cells}</tr></table></details>"))
 
 
 def _is_rows(value: Any) -> bool:
@@ -266,8 +267,14 @@ def show_documents(results_by_name: dict[str, SearchResult], answers: Sequence[s
     display(HTML(render.documents(results_by_name, answers)))
 
 
-def show_trajectory(trajectory: Trajectory, title: str = "") -> None:
-    """Show a trajectory turn by turn, coloured and labelled by kind of text."""
+def show_trajectory(
+    trajectory: Trajectory, title: str = "", shade: str = "", decode: Callable[[list[int]], str] | None = None
+) -> None:
+    """Show a trajectory turn by turn, coloured and labelled by kind of text.
+
+    `shade`: a key of `render.SHADES`, to shade single tokens instead; needs `decode`, the generator's.
+    """
     from zs_lib.rl.rewards import Reward
 
-    display(HTML(render.trajectory(to_record(trajectory, Reward("f1")([trajectory])[0].total), title)))
+    record = to_record(trajectory, Reward("f1")([trajectory])[0].total, decode)
+    display(HTML(render.trajectory(record, title, shade)))

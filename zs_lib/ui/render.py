@@ -14,7 +14,8 @@ import math
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 import pandas as pd
 
@@ -94,6 +95,7 @@ FRAME = f"border:1px solid;{_paint('border-color', RULE)}"
 FAINT = "color:#606060;" + "color:color-mix(in srgb,var({},{}) {}%,var({},{}))".format(
     *INK, FAINT_SHARE, *PAPER
 )
+TOKEN_EDGE = "outline:1px dotted rgba(128,128,128,0.4)"
 CARD = (
     f"box-sizing:border-box;padding:8px 10px;{FRAME};border-radius:6px;{SHEET};line-height:1.4;"
     "font-size:13px;text-align:left;overflow-wrap:anywhere"
@@ -292,7 +294,7 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
             ground = _paint("background", PAPER, *_shaded(shade, logprob, advantage, scale))
             told = f"p = {math.exp(logprob):.2g}, log p = {logprob:z.2f}"
             shown.append(
-                f'<span title="{told}" style="{ground};outline:1px dotted rgba(128,128,128,0.4);'
+                f'<span title="{told}" style="{ground};{TOKEN_EDGE};'
                 f'white-space:pre-wrap">{text(piece)}</span>'
             )
     direction = "strengthened" if first > 0 else "weakened" if first < 0 else "left as they are"
@@ -318,6 +320,28 @@ def _shaded(shade: str, logprob: float, advantage: float, scale: float) -> tuple
     else:
         color, strength = TRAINED_UP, 1.0
     return color, SHADE_SHARE * min(max(strength, 0.0), 1.0)
+
+
+def stream(tokens: Iterable[tuple[str, bool]], title: str = "") -> str:
+    """Render every token of a text, with whether it is trained: those on blue, the others in grey."""
+    grounds = {True: _paint("background", PAPER, TRAINED_UP, SHADE_SHARE), False: FAINT}
+    runs = (
+        f'<span style="{grounds[trained]}">'
+        + "".join(f'<span style="{TOKEN_EDGE}">{text(piece)}</span>' for piece, _ in part)
+        + "</span>"
+        for trained, part in groupby(tokens, key=lambda token: bool(token[1]))
+    )
+    head = title and f"<b>{text(title)}</b>\n"
+    return f'<div style="{CARD};max-width:{WIDE};white-space:pre-wrap">{head}{"".join(runs)}</div>'
+
+
+def texts(columns: Mapping[str, str]) -> str:
+    """Render texts side by side, by title, as they are: prompts, for example."""
+    cards = (
+        f'<div style="{CARD};white-space:pre-wrap"><b>{text(title)}</b>\n{text(body)}</div>'
+        for title, body in columns.items()
+    )
+    return f'<div style="{GRID}">{"".join(cards)}</div>'
 
 
 def error(problem: object) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from zs_lib.analysis import results, summaries, variations
+from zs_lib.analysis import results, roofline, summaries, variations
 from zs_lib.analysis.comparisons import compare
 from zs_lib.analysis.results import START
 from zs_lib.analysis.statistics import ONE_SEED
@@ -26,6 +26,25 @@ def outcomes(shown: Mapping[str, Sequence[Trajectory]]) -> str:
             f"{searches} searches."
         )
     return "\n".join(lines)
+
+
+def trained(trajectory: Trajectory) -> str:
+    """Count the tokens after the prompt: those that the policy wrote, and those that it was shown."""
+    mine, every = sum(trajectory.mask), len(trajectory.mask)
+    return (
+        f"{mine} of {every} tokens after the prompt are the policy's own and trained, {every - mine} are not."
+    )
+
+
+def unmasked(choices: pd.DataFrame) -> str:
+    """Tell from `lessons.gradients` what the loss would train without the document mask."""
+    rows = choices["trained tokens"]
+    more = 1 - rows["with mask"] / rows["without mask"]
+    return (
+        f"Without the mask {rows['without mask']:.0f} tokens are trained instead of {rows['with mask']:.0f}: "
+        f"{more:.0%} of them are documents. The cosine of its gradient to the first row's is "
+        f"{choices['cosine']['without mask']:.2f}."
+    )
 
 
 def gains(evaluation: pd.DataFrame) -> str:
@@ -65,6 +84,16 @@ def savings(table: pd.DataFrame) -> str:
 def _range(shares: pd.Series) -> str:
     ends = dict.fromkeys(f"{share:.0%}" for share in (shares.min(), shares.max()))
     return " to ".join(ends)
+
+
+def modelled_query() -> str:
+    """State what the roofline assumes of a query and of a server."""
+    query = roofline.QUERY
+    return (
+        f"Assumed: a query has a prompt of {query.prompt_tokens} tokens and documents of "
+        f"{query.output_tokens}; {roofline.SERVER_BATCH} are decoded at once, at {roofline.REACHED:.0%} of "
+        "the roofline."
+    )
 
 
 def training_reward(training: pd.DataFrame, arm: str) -> str:
