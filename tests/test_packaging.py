@@ -104,6 +104,7 @@ def test_what_is_imported_is_declared():
     """Every third-party module that the library or the tests import belongs to a declared package."""
     declared = {normalise(need.name).replace("-", "_") for need in NEEDED + OPTIONAL} | {"vllm"}
     modules = {
+        "PIL": "pillow",
         "sklearn": "scikit_learn",
         "yaml": "pyyaml",
         "IPython": "ipykernel",

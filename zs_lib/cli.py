@@ -239,9 +239,21 @@ def _plan(args: argparse.Namespace) -> None:
     "draw all figures and tables from recorded results, without training",
     options.PROFILE,
     option("--out", type=Path, help=f"(default: figures, or figures/PROFILE if not {options.MAIN})"),
+    option("--width", choices=("page", "column"), default="page", help="6.9 or 3.3 inches"),
+    option(
+        "--format",
+        action="append",
+        choices=("png", "svg", "pdf"),
+        default=[],
+        help="may be given several times (default: png; the drawing of the method: svg)",
+    ),
 )
 def _figures(args: argparse.Namespace) -> None:
     config.load_profile(args.profile)
+    if (args.format or args.width != "page") and not args.out:
+        raise ConfigError(
+            "figures/ holds each figure once, as wide as a page: --format and --width need --out DIR."
+        )
     if args.out:
         check_folder(args.out, "--out", write=True)
     from zs_lib.analysis import figures, tables
@@ -249,7 +261,7 @@ def _figures(args: argparse.Namespace) -> None:
 
     own = figures.FOLDER if args.profile == options.MAIN else figures.FOLDER / args.profile
     folder = args.out or check_folder(own, "Without --out, zs figures", write=True)
-    drawn, lacking = figures.draw_all(args.profile, folder)
+    drawn, lacking = figures.draw_all(args.profile, folder, None, args.width, args.format)
     written, not_made = tables.write_all(args.profile, folder / "tables")
     written += picture.draw_sample(args.profile, folder)
     for path in drawn + written:

@@ -38,6 +38,10 @@ training by TRL, sampling by vLLM.
     "figures": """
   zs figures  # redraw figures/ from the recorded results, without training
   zs figures --profile smol --out mine
+  zs figures --width column --format pdf --format svg --out paper  # for an article of two columns
+
+PNGs have 200 dots an inch; PDFs embed their fonts (TrueType), SVGs draw text as paths. Git keeps the PNGs in
+figures/ as wide as a page, and no others. LaTeX tables need the packages booktabs and longtable.
 """,
     "report": """
   zs report --out site  # open site/index.html, or publish the folder as it is

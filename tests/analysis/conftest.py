@@ -20,6 +20,8 @@ def tables():
             "turns": 2.0,
             "noise_probability": 0.1,
             "query_quality": 0.5,
+            "answer_in_documents": 0.5,
+            "searches": 1.0,
         }
         for arm in arms
         for seed in (0, 1)
@@ -50,6 +52,8 @@ def tables():
             "leak": 0.0,
             "real_good": 1.0,
             "real_bad": 0.05,
+            "good_queries": 40,
+            "bad_queries": 40,
         }
         for size in "SL"
         for source in studies.QUESTIONS_FROM
@@ -67,7 +71,9 @@ def tables():
         "evaluation": pd.DataFrame(scores),
         "fidelity": pd.DataFrame(faithful),
         "tuning": pd.DataFrame({"simulator": "grounded-tiny-S", "step": [1, 2], "loss": [2.0, 1.0]}),
-        "retrieval": pd.DataFrame({"subset": ["natural"], "hop": [1], "recall@3": [0.9], "recall@5": [1.0]}),
+        "retrieval": pd.DataFrame(
+            {"subset": ["natural"], "hop": [1], "recall@3": [0.9], "recall@5": [1.0], "questions": 50}
+        ),
         "provenance": pd.DataFrame(
             {"kind": ["policy"], "arm": ["zerosearch"], "seed": [0], "run": ["policy-0123456789ab-s0"]}
         ),

@@ -75,6 +75,10 @@ def compare_rates(tables: Tables, *terms: tuple[int, str, str]) -> Estimate:
         found = two_way(total.dropna().to_numpy())
         return replace(found, over=QUERIES) if found.over == ONE_SEED else found
     rows = table[table["questions_from"] == "held out"].set_index("simulator")
+    if lacking := {name for _, name, _ in terms} - set(rows.index):
+        raise DataError(
+            f"No fidelity of {', '.join(sorted(lacking))} is stored: `zs reproduce --full` makes it."
+        )
     counts = {"answer_bad": "bad_queries"}
     each = [
         (sign, share(rows.loc[name, rate], int(rows.loc[name, counts.get(rate, "good_queries")])))

@@ -1,19 +1,27 @@
-"""Labels, colours and style of figures, and their parts: curves, bars, intervals, heat maps."""
+"""Labels, colours, sizes and style of figures, and their parts: curves, intervals, heat maps, legends."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from itertools import cycle
 from operator import itemgetter
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend_handler import HandlerErrorbar
+from PIL import Image
 
 from zs_lib.analysis.collapse import collapse_warnings
 from zs_lib.analysis.results import START
-from zs_lib.analysis.statistics import ONE_SEED
+from zs_lib.analysis.statistics import BOTH, ONE_SEED, QUERIES, SEEDS
 
 WINDOW = 5
 """Steps in the moving mean of a training curve: one step is the mean of only tens of rollouts."""
@@ -31,22 +39,108 @@ ARMS = {
 LABELS, COLORS = ({arm: row[column] for arm, row in ARMS.items()} for column in (0, 1))
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Colours of other lines, for readers with colour-blindness too (Okabe and Ito)."""
+MARKERS = "osD^vP"
+GREY = "#555555"
+WIDTHS = {"page": 6.9, "column": 3.3}
+"""Inches: the text of a page, and one column of two."""
+FORMATS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""Format of a file → the metadata that it leaves out, so that it has the same bytes each time."""
+INTERVALS = {
+    BOTH: "95% over seeds and questions",
+    SEEDS: "95% over seeds",
+    ONE_SEED: "95% over questions, one seed",
+    QUERIES: "95% over queries alone",
+}
+"""What an interval is over → its name in legends."""
 STYLE = {
     "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "font.size": 9.5,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # TrueType, embedded: Type 3 fonts are refused by some publishers
+    "svg.fonttype": "path",
+    "svg.hashsalt": "figures",  # the same bytes each time
+    "font.size": 8.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "axes.titlesize": 10.5,
+    "legend.fontsize": "small",
+    "xtick.labelsize": "small",
+    "ytick.labelsize": "small",
+    "axes.titlesize": "medium",
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
-    "svg.hashsalt": "figures",  # the same bytes each time
 }
+
+
+def style(width: str) -> dict[str, Any]:
+    """Return the settings of matplotlib for a figure of WIDTHS."""
+    return STYLE | {"font.size": 8.0 if width == "page" else 7.0}
+
+
+def narrow(figure: Figure) -> bool:
+    """Tell whether a figure is as wide as a column rather than a page."""
+    return figure.get_figwidth() < sum(WIDTHS.values()) / 2
+
+
+def panels(figure: Figure, count: int, a_row: int, **more: Any) -> list[Axes]:
+    """Make `count` panels, `a_row` of them a row on a page; in a column one a row, or half as many."""
+    columns = -(-a_row // 2) if narrow(figure) else a_row
+    found = list(figure.subplots(-(-count // columns), columns, squeeze=False, **more).flat)
+    for axes in found:
+        axes.tick_params(labelbottom=True, labelleft=True)
+    for axes in found[count:]:
+        axes.remove()
+    return found[:count]
+
+
+def entries(*shown: Axes) -> dict[str, Any]:
+    """Collect the legend of these panels: label → handle, each label once."""
+    found: dict[str, Any] = {}
+    for axes in shown:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return found
+
+
+def legend(figure: Figure, *shown: Axes) -> None:
+    """Put one legend for these panels (or all) below them, in as many columns as fit."""
+    found = entries(*shown or figure.axes)
+    if found:
+        width = 0.43 * plt.rcParams["font.size"] * max(map(len, found)) + 28  # points
+        columns = min(len(found), max(1, int(72 * figure.get_figwidth() // width)))
+        bars = {ErrorbarContainer: HandlerErrorbar(xerr_size=1.1, yerr_size=0.6)}
+        place = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(found.values(), found.keys(), handler_map=bars, **place)
+
+
+def finish(figure: Figure, text: str = "") -> None:
+    """Write a small line below a figure, lay it out above that line, and keep this layout."""
+    size = 0.65 * plt.rcParams["font.size"]
+    text = textwrap.fill(text, int(72 * figure.get_figwidth() / (0.56 * size)))
+    height = (1.3 * size * (text.count("\n") + 1) + 3) / 72 / figure.get_figheight() if text else 0.0
+    figure.text(0.995, 0.25 * height, text, fontsize=size, color="#777777", ha="right").set_in_layout(False)
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
+        # once laid out, an axis may choose ticks that are a digit wider: the padding has room for it
+        engine.set(rect=(0, height, 1, 1 - height), w_pad=0.08)
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    for each in figure.legends:
+        each.set_bbox_to_anchor((0, height, 1, 1 - height))
+
+
+def picture(figure: Figure, ending: str = "png", **how: Any) -> bytes:
+    """Write a figure in one of FORMATS: 200 dots an inch in 256 colours, or with its fonts embedded."""
+    buffer = BytesIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(buffer, format=ending, metadata=FORMATS[ending], **how)
+    if ending == "png":  # a third of the size
+        full, buffer = Image.open(buffer).convert("RGB"), BytesIO()
+        few = full.quantize(method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few.save(buffer, "PNG", dpi=[how.get("dpi", STYLE["savefig.dpi"])] * 2)
+    return buffer.getvalue()
 
 
 def curve(
@@ -64,7 +158,7 @@ def curve(
     for number, (arm, part) in enumerate(shown):
         color = COLORS.get(arm, SERIES[number % len(SERIES)])
         wide = part.pivot_table(index="step", columns="seed", values=column)
-        band(axes, wide.rolling(WINDOW, min_periods=1).mean(), color, label=labels.get(arm, arm), lw=1.8)
+        band(axes, wide.rolling(WINDOW, min_periods=1).mean(), color, label=labels.get(arm, arm), lw=1.4)
     axes.set_xlabel("RL step")
 
 
@@ -78,10 +172,11 @@ def reward_parts(axes: Axes, table: pd.DataFrame) -> bool:
 
 
 def band(axes: Axes, wide: pd.DataFrame, color: str, **line: Any) -> None:
-    """Plot the mean over the columns as a line, and their range as a band."""
+    """Plot the mean over the columns, one a seed, as a line, and their range as a band."""
     axes.plot(wide.index, wide.mean(axis=1), color=color, **line)
     if wide.shape[1] > 1:
         axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.15, lw=0)
+        axes.fill_between([], [], [], color=GREY, alpha=0.2, lw=0, label="range over seeds")
 
 
 def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
@@ -93,28 +188,13 @@ def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
         for warning in collapse_warnings(log):
             mark = warning.step, smooth[warning.step]
             named[arm, warning.name] = min(named.get((arm, warning.name), mark), mark, key=itemgetter(0))
+    names = list(dict.fromkeys(name for _, name in named))
     for (arm, name), (step, reward) in named.items():
-        axes.plot(step, reward, marker="X", ms=8, color=core_color(arm), mec="white", ls="", zorder=5)
-        axes.annotate(
-            name.replace("_", " "),
-            (step, reward),
-            xytext=(4, 6),
-            textcoords="offset points",
-            fontsize=7.5,
-            color=core_color(arm),
-            bbox={"fc": "white", "ec": "none", "alpha": 0.85, "pad": 1},
-            zorder=4,
-        )
-
-
-def bars(axes: Axes, frame: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> None:
-    """Plot grouped bars: one group per row, one bar for each of `columns` (column → (label, colour))."""
-    width = 0.8 / len(columns)
-    for number, (column, (label, color)) in enumerate(columns.items()):
-        places = [x + (number - (len(columns) - 1) / 2) * width for x in range(len(frame))]
-        axes.bar(places, frame[column], width * 0.92, color=color, label=label)
-    axes.set_xticks(range(len(frame)), frame.index)
-    axes.grid(axis="x", visible=False)
+        mark = {"marker": "X*Pdp"[names.index(name) % 5], "ms": 7, "mec": "white", "ls": ""}
+        axes.plot(step, reward, color=core_color(arm), zorder=5, **mark)
+    for name in names:
+        mark = {"marker": "X*Pdp"[names.index(name) % 5], "ms": 7, "mec": "white", "ls": ""}
+        axes.plot([], [], color=GREY, label=f"warning: {name.replace('_', ' ')}", **mark)
 
 
 def label_of(arm: str) -> str:
@@ -140,60 +220,101 @@ def whiskers(
     places: Iterable[float],
     colors: Iterable[str],
     upright: bool = False,
+    limits: tuple[float, float] = (0.0, 1.0),
     **marker: Any,
 ) -> None:
-    """Plot the intervals of F1; one over the questions of one seed alone is thin, dotted, without ends.
+    """Plot scores and their intervals; one over questions or queries alone is thin, dashed, without caps.
 
     It leaves out the variance between seeds, so that it must not look as sure as the others; its marker is
-    hollow. Student's intervals may pass 0 and 1, where no F1 is: they end there.
+    hollow. Student's intervals may pass 0 and 1, where no F1 is: they end at `limits`.
     """
+    marker = {"ls": "", "marker": "o", "ms": 4} | marker
     for place, row, color in zip(places, scores.itertuples(), colors, strict=True):
-        one_seed = row.over == ONE_SEED
-        style = {"lw": 1.1, "capsize": 0, "mfc": "white"} if one_seed else {"lw": 1.4, "capsize": 3}
-        low, high = max(0.0, row.low), min(1.0, row.high)
+        low, high = np.clip([row.low, row.high], *limits)  # NaN, where there is no interval, stays
         length = {"yerr" if upright else "xerr": [[row.f1 - low], [high - row.f1]]}
         at = (place, row.f1) if upright else (row.f1, place)
-        drawn = axes.errorbar(*at, color=color, ls="", **length, **style, **marker)
-        if one_seed:
-            drawn[2][0].set_linestyle(":")
+        _errorbar(axes, at, row.over, color=color, **length, **marker)
+    for over in dict.fromkeys(scores["over"]):
+        if over:  # its name in the legend
+            length = {"yerr" if upright else "xerr": [[], []]}
+            _errorbar(axes, ([], []), over, color=GREY, label=INTERVALS[over], **length, **marker)
 
 
-def forest(axes: Axes, scores: pd.DataFrame, marks: dict[str, tuple[float, str]]) -> None:
-    """Plot mean and interval of each row of `scores`, top down.
+def _errorbar(axes: Axes, at: tuple, over: str, **how: Any) -> None:
+    alone = over in (ONE_SEED, QUERIES)
+    drawn = axes.errorbar(
+        *at, **how, **({"lw": 0.9, "mfc": "white"} if alone else {"lw": 1.3, "capsize": 2.5})
+    )
+    if alone:
+        drawn[2][0].set_linestyle((0, (3, 2)))
 
-    `marks`: label → (value, colour) of a vertical line.
+
+def forest(
+    axes: Axes, scores: pd.DataFrame, columns: Mapping[str, Iterable[str]] | None = None, wrap: int = 22
+) -> None:
+    """Plot mean and interval of each row of `scores`, top down, with columns of text beside it (the F1).
+
+    A row without an arm is a heading. In a column's width, labels are wrapped at `wrap` characters.
     """
-    places = range(len(scores))[::-1]
-    colors = [color_of(arm) for arm in scores["arm"]]
-    whiskers(axes, scores, places, colors, marker="o", ms=5)
-    for place, value in zip(places, scores["f1"], strict=True):
-        axes.text(value, place + 0.2, f"{value:.2f}", ha="center", va="bottom", fontsize=8)
-    for label, (value, color) in marks.items():
-        axes.axvline(value, color=color, ls=":", lw=1.4, label=label)
-    axes.set_yticks(places, scores.index)
-    axes.set(ylim=(-0.6, len(scores) - 0.3), xlabel="held-out F1 (95% interval; dotted: of one seed)")
+    places = np.arange(len(scores))[::-1]
+    shown = scores["f1"].notna().to_numpy()
+    whiskers(axes, scores[shown], places[shown], [color_of(arm) for arm in scores["arm"][shown]])
+    labels = [textwrap.fill(str(label), wrap) if narrow(axes.figure) else label for label in scores.index]
+    axes.set_yticks(places, labels)
+    for tick, arm in zip(axes.get_yticklabels(), scores["arm"], strict=True):
+        tick.set_fontweight("normal" if arm else "bold")
+    axes.tick_params(axis="y", length=0)
+    if columns is None:
+        columns = {"F1": ["" if np.isnan(value) else f"{value:.2f}" for value in scores["f1"]]}
+    beside(axes, places, columns)
+    axes.set(ylim=(-0.6, len(scores) - 0.4), xlabel="held-out F1")
     axes.grid(axis="y", visible=False)
-    if marks:
-        axes.legend(loc="best", fontsize=8)
 
 
-def points(axes: Axes, scores: pd.DataFrame) -> None:
+def beside(axes: Axes, places: Iterable[float], columns: Mapping[str, Iterable[str]]) -> None:
+    """Write columns of text at the right of a panel: title → one text for each place."""
+    size, left = 0.833 * plt.rcParams["font.size"], 6.0
+    how = {"textcoords": "offset points", "fontsize": size, "annotation_clip": False}
+    for title, texts in columns.items():
+        texts = list(texts)
+        axes.annotate(title, (1, 1), (left, 2), xycoords="axes fraction", va="bottom", weight="bold", **how)
+        for place, text in zip(places, texts, strict=True):
+            axes.annotate(text, (1, place), (left, 0), xycoords=("axes fraction", "data"), va="center", **how)
+        left += 0.62 * size * max(map(len, [title, *texts])) + 8
+
+
+def rows_height(figure: Figure, rows: int, a_row: float = 0.2) -> None:
+    """Make a figure as high as its rows, its axis, legend and foot need."""
+    figure.set_figheight((1.35 if narrow(figure) else 1.0) + a_row * rows)
+
+
+def points(axes: Axes, scores: pd.DataFrame, limits: tuple[float, float] = (0.0, 1.0)) -> None:
     """Plot one line with intervals for each value of the column `line`, over the index in its order."""
-    order = list(dict.fromkeys(scores.index))
+    order, lines = list(dict.fromkeys(scores.index)), scores["line"].nunique()
     for number, (line, part) in enumerate(scores.groupby("line", sort=False)):
-        places = [order.index(label) + 0.06 * number for label in part.index]
-        color, style = color_of(part["arm"].iloc[0]), ("-", "--", ":")[number % 3]
-        axes.plot(places, part["f1"], color=color, ls=style, lw=1.4, label=line)
-        whiskers(axes, part, places, [color] * len(part), upright=True, marker="o", ms=4)
+        places = [order.index(label) + 0.12 * (number - (lines - 1) / 2) for label in part.index]
+        color, marker = color_of(part["arm"].iloc[0]), MARKERS[number % len(MARKERS)]
+        axes.plot(places, part["f1"], color=color, lw=1, alpha=0.6)
+        axes.plot([], [], color=color, lw=1, marker=marker, ms=4, label=line)
+        whiskers(axes, part, places, [color] * len(part), upright=True, limits=limits, marker=marker)
     axes.set_xticks(range(len(order)), order)
+    axes.set_xlim(-0.4, len(order) - 0.6)
+
+
+def level(axes: Axes, row: Any, color: str, label: str) -> None:
+    """Plot a score as a horizontal line with its interval as a band."""
+    axes.axhline(row.f1, color=color, lw=1, ls="--", label=label)
+    axes.axhspan(row.low, row.high, color=color, alpha=0.12, lw=0)
 
 
 def heat(axes: Axes, frame: pd.DataFrame) -> None:
     """Plot shares in [0, 1] as a heat map with their values."""
     axes.imshow(frame, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")
+    small = narrow(axes.figure)
     for (row, column), value in np.ndenumerate(frame):
         color = "white" if value > 0.55 else "black"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color=color)
-    axes.set_xticks(range(frame.shape[1]), frame.columns, fontsize=8)
-    axes.set_yticks(range(frame.shape[0]), frame.index)
+        size = "x-small" if small else "small"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=size, color=color)
+    axes.set_xticks(range(frame.shape[1]), frame.columns, rotation=90 if small else 0)
+    axes.set_yticks(range(frame.shape[0]), [textwrap.fill(str(i), 22) if small else i for i in frame.index])
     axes.grid(visible=False)

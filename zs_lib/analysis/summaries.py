@@ -144,6 +144,19 @@ def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
     Raises:
         DataError: the study's rows are not among the tables.
     """
+    table = by_method(tables)
+    frame = 100 * table.pivot_table(index=["backbone", "method"], columns="subset", values=score, sort=False)
+    seeds = table.groupby(["backbone", "method"])["seed"].nunique()
+    frame = frame.assign(Avg=frame.mean(axis=1)).round(1).assign(seeds=seeds)
+    return frame.loc[table.drop_duplicates(["backbone", "method"]).set_index(["backbone", "method"]).index]
+
+
+def by_method(tables: Tables) -> pd.DataFrame:
+    """Name the backbone and method of each evaluation of Table 3, and sort by both, in the paper's order.
+
+    Raises:
+        DataError: the study's rows are not among the tables.
+    """
     core_backbone = study_labels(tables, "methods")[studies.MAIN].rpartition(", ")[2]
     names = {method: method for method in METHODS if method != "search"} | METHOD_LABELS
     table = tables["evaluation"]
@@ -155,12 +168,17 @@ def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
     floor = table["method"] == METHOD_LABELS["majority"]  # of no backbone, so of each
     blocks = [table[floor].assign(backbone=name) for name in table["backbone"].unique()]
     table = pd.concat([table[~floor], *blocks])
-    frame = 100 * table.pivot_table(index=["backbone", "method"], columns="subset", values=score, sort=False)
-    backbones = list(dict.fromkeys(table["backbone"]))
-    order = list((METHOD_LABELS | names).values())
-    seeds = table.groupby(["backbone", "method"])["seed"].nunique()
-    frame = frame.assign(Avg=frame.mean(axis=1)).round(1).assign(seeds=seeds)
-    return frame.loc[sorted(frame.index, key=lambda key: (backbones.index(key[0]), order.index(key[1])))]
+    backbones, methods = list(table["backbone"].unique()), list((METHOD_LABELS | names).values())
+    place = table["backbone"].map(backbones.index) * len(methods) + table["method"].map(methods.index)
+    return table.iloc[place.argsort(kind="stable")]
+
+
+def method_scores(tables: Tables) -> pd.DataFrame:
+    """Make the `heldout_table` of Table 3: a row for each backbone and method, which are columns of it."""
+    table = by_method(tables)
+    found = heldout_table(table.assign(arm=table["backbone"] + "|" + table["method"]))
+    names = found.index.to_series().str.partition("|")
+    return found.assign(backbone=names[0], method=names[2])
 
 
 def effective_noise(tables: Tables) -> pd.DataFrame:

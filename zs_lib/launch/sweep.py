@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 from scipy.stats import qmc
 
 from zs_lib import config, studies
-from zs_lib.analysis.drawing import STYLE, forest
+from zs_lib.analysis.drawing import STYLE, WIDTHS, finish, forest, legend, picture, rows_height
 from zs_lib.analysis.results import read_scores
 from zs_lib.analysis.summaries import heldout_table
 from zs_lib.config import Profile
@@ -105,20 +104,17 @@ class Sweep:
         """Write the table as CSV, and its figure as PNG, into a folder (by default one of the store)."""
         digests = [digest(made) for _, made in self.rows.values()]
         folder = folder or store.root / f"sweep-{digest({'arms': digests, 'seeds': self.study.seeds})}"
-        table, picture = self.table(store), BytesIO()
+        table = self.table(store)
         with plt.rc_context(STYLE):
-            figure = Figure(figsize=(7.2, 1.4 + 0.4 * len(table)))
+            figure = Figure(figsize=(WIDTHS["page"], 1))
+            rows_height(figure, len(table))
             axes = figure.subplots()
-            forest(axes, table.assign(arm=self.arm), {})
-            axes.set(
-                title=f"{self.arm}, by override",
-                xlabel="F1 on dev questions (95% interval; dotted: of one seed)",
-            )
+            forest(axes, table.assign(arm=self.arm))
+            axes.set(title=f"{self.arm}, by override", xlabel="F1 on dev questions")
+            legend(figure)
             runs = ", ".join(digest(made.policy)[:6] for _, made in self.rows.values())
-            foot = f"profile {self.study.name}; {self.study.seeds} seed(s); runs: {runs}"
-            figure.supxlabel(foot, fontsize=6.5, color="#777777", x=0.995, ha="right", wrap=True)
-            figure.savefig(picture, metadata={"Software": None})
-        files = {"sweep.csv": table.to_csv(float_format="%.6g").encode(), "sweep.png": picture.getvalue()}
+            finish(figure, f"profile {self.study.name}; {self.study.seeds} seed(s); runs: {runs}")
+        files = {"sweep.csv": table.to_csv(float_format="%.6g").encode(), "sweep.png": picture(figure)}
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_bytes(folder / name, content)

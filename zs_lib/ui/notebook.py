@@ -20,7 +20,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from zs_lib import config, studies
-from zs_lib.analysis import errors, figures, results, variations
+from zs_lib.analysis import drawing, errors, figures, results, variations
 from zs_lib.config import Profile, Resources
 from zs_lib.config.paths import check_folder
 from zs_lib.config.values import digest, flat, reject_unknown
@@ -30,6 +30,7 @@ from zs_lib.launch import executors, notebooks, scheduler
 from zs_lib.launch.progress import ipython_shell
 from zs_lib.rl.trajectory import Trajectory, to_record
 from zs_lib.runs import Run, RunStore
+from zs_lib.runs.files import write_bytes
 from zs_lib.ui import render, sentences
 
 PARAMETERS = ("profile", "seeds", "jobs", "overrides")
@@ -163,12 +164,7 @@ class _LiveCurve:
         if table.empty:
             return
         self.handle = self.handle or display(display_id=True)
-        figure = plt.figure(figsize=(6.6, 3.8))
-        try:
-            figures.draw_live({"training": table}, figure)
-            self.handle.update(figure)
-        finally:  # of an open figure Jupyter would show a second curve, if the cell is interrupted here
-            plt.close(figure)
+        self.handle.update(figures.draw_live({"training": table}))  # pyplot, and so Jupyter, knows it not
 
 
 def tables(study: Profile, *names: str) -> results.Tables:
@@ -234,7 +230,7 @@ def show(name: str, study: Profile, made: results.Tables | None = None) -> None:
     figure = figures.draw(name, made, figures.provenance_of(made, study.name))
     folder = check_folder(notebooks.OUTPUTS / study.name / "figures", "ZS_OUTPUTS", write=True)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png")
+    write_bytes(folder / f"{name}.png", drawing.picture(figure))
     display(figure)
     plt.close(figure)
 

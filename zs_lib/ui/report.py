@@ -13,7 +13,6 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 
 import nbformat
@@ -301,9 +300,8 @@ def _recorded(profile: str) -> Iterator[str]:
 
 def _figure(name: str, recorded: results.Tables, profile: str) -> str:
     """Draw a figure of these tables, embedded."""
-    figure, png = figures.draw(name, recorded, figures.provenance_of(recorded, profile)), BytesIO()
-    figure.savefig(png, format="png")
-    return _embedded(png.getvalue(), "png", "Held-out F1 of every arm")
+    figure = figures.draw(name, recorded, figures.provenance_of(recorded, profile))
+    return _embedded(drawing.picture(figure), "png", "Held-out F1 of every arm")
 
 
 def _embedded(picture: bytes, kind: str, told: str) -> str:
