@@ -1,6 +1,7 @@
 """Scores per question, their means, and the choice of questions."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from arm_fixtures import arm, rollout_config
@@ -13,9 +14,9 @@ from zs_lib.analysis.results import read_scores
 from zs_lib.config.arms import EvaluationArm, EvaluationConfig, PolicyArm
 from zs_lib.errors import EngineError
 from zs_lib.evaluation import evaluate as evaluation
-from zs_lib.evaluation.evaluate import evaluate, pick_questions, summarise
+from zs_lib.evaluation.evaluate import evaluate, evaluate_subsets, pick_questions, summarise
 from zs_lib.models import load
-from zs_lib.qa import SUBSETS, Question
+from zs_lib.qa import SUBSETS, Question, load_benchmark
 from zs_lib.runs import Run, RunStore
 
 
@@ -85,8 +86,9 @@ def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
     assert (arm.rollout.temperature, arm.rollout.num_documents) == (0.0, 3)
     shown = []
     monkeypatch.setattr(Run, "progress", lambda run, stage, step, steps: shown.append((stage, step, steps)))
+    monkeypatch.setattr(evaluation, "TOGETHER", 5)  # two subsets of two questions
     run = pipeline.ensure(arm, 0, store)
-    assert shown == [("evaluating", done, len(SUBSETS)) for done in range(len(SUBSETS))]
+    assert shown == [("evaluating", done, len(SUBSETS)) for done in range(0, len(SUBSETS), 2)]
     assert run.finished and set(run.summary["subsets"]) == set(SUBSETS)
     table = read_scores(run)
     assert len(table) == run.summary["questions"] == 2 * len(SUBSETS) and "record" not in table
@@ -99,6 +101,18 @@ def test_a_backbones_evaluation_is_a_run_over_all_subsets(store, monkeypatch):
         assert one["golden_answers"] and one["reward"] == row.f1
     monkeypatch.setattr(evaluation, "evaluate", None)  # found in the store, not made again
     assert pipeline.ensure(arm, 0, store).path == run.path
+
+
+def test_what_is_answered_together_changes_no_score(store, monkeypatch):
+    questions, tables = pick_questions(load_benchmark("embedded", "dev"), 3), []
+    generator = load.load_generator("tiny-X")
+    for together in (1, 7, 1000):
+        monkeypatch.setattr(evaluation, "TOGETHER", together)
+        run = SimpleNamespace(seed=0, progress=lambda *_: None)
+        table = evaluate_subsets(generator, questions, None, EvaluationArm.of_backbone(POLICY, SMALL), run)
+        tables.append(table.drop(columns=["policy_tokens", "seconds"]))
+    assert tables[0]["id"].tolist() == [question.id for question in questions]
+    assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
 
 
 def test_rows_come_back_as_they_were_stored(store, monkeypatch):

@@ -30,6 +30,8 @@ SCORES_FILE = "rows.csv"
 """The file in an evaluation's run folder with one line per question."""
 PREDICTIONS_FILE = "predictions.jsonl"
 """The file beside it with their trajectories; older evaluations lack it."""
+TOGETHER = 128
+"""Questions of several subsets that are answered together at most: a batch of the generator."""
 SCORES = ("em", "cover_em", "f1", "searches", "turns", "query_quality", "answer_in_documents")
 
 
@@ -82,13 +84,23 @@ def evaluate_subsets(
     run: Run,
     training: Sequence[Question] = (),
 ) -> pd.DataFrame:
-    """Score subset by subset, in the order of their first questions, with the run's progress published."""
-    subsets = list(dict.fromkeys(question.subset for question in questions))
-    tables = []
-    for number, subset in enumerate(subsets):
-        run.progress("evaluating", number, len(subsets))
-        part = [question for question in questions if question.subset == subset]
-        tables.append(evaluate(generator, part, engine, arm.rollout, run.seed, arm.method, training))
+    """Score subset by subset, in the order of their first questions, with the run's progress published.
+
+    Small subsets are answered together: a decoding step takes a few rows hardly longer than one.
+    """
+    subsets: dict[str, list[Question]] = {}
+    for question in questions:
+        subsets.setdefault(question.subset, []).append(question)
+    batches: list[list[Question]] = [[]]
+    for part in subsets.values():
+        if batches[-1] and len(batches[-1]) + len(part) > TOGETHER:
+            batches.append([])
+        batches[-1] += part
+    tables, done = [], 0
+    for batch in batches:
+        run.progress("evaluating", done, len(subsets))
+        tables.append(evaluate(generator, batch, engine, arm.rollout, run.seed, arm.method, training))
+        done += len({question.subset for question in batch})
     return pd.concat(tables, ignore_index=True)
 
 
