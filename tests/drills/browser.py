@@ -1,9 +1,10 @@
-"""`make test-browser`: notebooks 00, 03 and 09 at `smoke` in JupyterLab and Chromium, used by mouse and by
-keys alone.
+"""`make test-browser`: all widgets, and notebooks 00, 03 and 09 at `smoke`, in JupyterLab and Chromium, used
+by mouse and by keys alone, in a window of 1280 x 720.
 
 Screenshots come to lie in outputs/browser/, for people to look at. A test fails on an output that is an
-error, on an error in the browser's console, on a control that keys do not reach or move, and on text that is
-hard to read. With ZS_RUNS set, runs are kept there, and found the next time.
+error, on an error in the browser's console, on a control that keys do not reach or move, on a panel that is
+wider than its output, and on text that is hard to read. With ZS_RUNS set, runs are kept there, and found the
+next time.
 """
 
 import json
@@ -42,13 +43,33 @@ SETTINGS = {
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }  # cells out of sight are found too
 CONTROLS = "select, input, button, [role=slider]"
-LOOK_AROUND = [
-    "from zs_lib import config\nfrom zs_lib.ui import notebook, widgets\n"
-    "study = config.load_profile('smoke')",
-    "runs = notebook.run([(study.policy('zerosearch'), 0)])\nwidgets.monitor(*runs)",
-    "widgets.board(study)",
-]
-"""Cells with what the tour shows for JupyterLab and no notebook holds."""
+SETUP = (
+    "from zs_lib import config\nfrom zs_lib.ui import notebook, widgets\nstudy = config.load_profile('smoke')"
+)
+NOTEBOOKS = {
+    "look_around": [
+        SETUP,
+        "arm = study.policy('zerosearch')\nruns = notebook.run([(arm, 0), (arm, 1)])\nwidgets.monitor(*runs)",
+        "widgets.ask(study)",
+        "widgets.explore(runs[0])",
+        "widgets.playground(study)",
+        "widgets.board(study)",
+        "widgets.calculator()",
+    ],
+    "interrupted": [
+        SETUP,
+        "long = config.load_profile('smoke', {'policy.steps': 2000})\n"
+        "notebook.run([(long.policy('zerosearch'), 0)], study=long)",
+    ],
+}
+"""Cells with what no notebook of ours holds; PANELS of the first: name → the label of one of its controls."""
+PANELS = {
+    "ask": "policy",
+    "explorer": "find",
+    "playground": "query",
+    "board": "Start or resume",
+    "calculator": "group size",
+}
 CONTRASTS = """
 const numbers = color => {  // of rgb(…), or of color(srgb …), into which color-mix() is computed
     const [red, green, blue, opaque] = color.match(/[\\d.]+(e-\\d+)?/g).map(Number);
@@ -92,11 +113,12 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     for path in choose(["00", "03", "09"]):
         _write(folder / "notebooks" / path.name, nbformat.writes(_at_smoke(path)))
-    made = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source) for source in LOOK_AROUND],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-    )
-    _write(folder / "notebooks" / "look_around.ipynb", nbformat.writes(made))
+    for name, cells in NOTEBOOKS.items():
+        made = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in cells],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        )
+        _write(folder / "notebooks" / f"{name}.ipynb", nbformat.writes(made))
     for name, values in SETTINGS.items():
         _write(folder / "settings" / f"{name}.jupyterlab-settings", json.dumps(values))
     places = {f"JUPYTER_{what}_DIR": str(folder / what.lower()) for what in ("CONFIG", "DATA", "RUNTIME")}
@@ -152,7 +174,7 @@ def browser():
         "no-sandbox",
         "disable-dev-shm-usage",
         "disable-gpu",
-        "window-size=1400,1800",
+        "window-size=1280,720",
     ):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -188,8 +210,8 @@ def _write(path: Path, said: str) -> None:
 class Page:
     """A notebook open in JupyterLab, all of its cells run."""
 
-    def __init__(self, browser, lab, name: str, theme: str = LIGHT):
-        self.browser, self.name = browser, name
+    def __init__(self, browser, lab, name: str, theme: str = LIGHT, finish: bool = True):
+        self.browser, self.name = browser, f"{name}_{theme.split()[-1].lower()}"
         folder, address = lab
         _write(
             folder / "settings" / "@jupyterlab/apputils-extension/themes.jupyterlab-settings",
@@ -200,6 +222,8 @@ class Page:
         self.until(lambda: "Idle" in self.one("#jp-main-statusbar").text)  # the kernel is there
         self._click("lm-MenuBar-item", "Run")
         self._click("lm-Menu-item", "Run All Cells")
+        if not finish:
+            return
         self.until(lambda: self.errors() or self.ran(), RUN_S)
         assert self.errors() == []
         self.until(lambda: self.all(".widget-vbox .widget-html-content > *"))
@@ -243,11 +267,22 @@ class Page:
 
     # widgets
 
-    def panel(self, which: int = 0):
-        """One of our widgets, scrolled to the top of the window."""
-        shown = self.all(".jp-OutputArea-output .widget-vbox")[which]
+    def panel(self, label: str):
+        """The first of our widgets with this label or button, scrolled to the top of the window."""
+        said = f"[.//label[normalize-space()='{label}'] or .//button[normalize-space()='{label}']]"
+        place = f"//*[contains(@class, 'jp-OutputArea-output')]//*[contains(@class, 'widget-vbox')]{said}"
+        shown = self.until(lambda: self.browser.find_elements(By.XPATH, place))[0]
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'start'})", shown)
+        wide = self.browser.execute_script(
+            "return arguments[0].scrollWidth - arguments[0].clientWidth", shown
+        )
+        assert wide <= 1, f"The panel with {label} is {wide} pixels wider than its output."
         return shown
+
+    def write(self, field, said: str, *after: str) -> None:
+        """Write into a field in place of what it holds."""
+        field.click()
+        self.keys(Keys.END, *[Keys.BACKSPACE] * len(field.get_attribute("value")), said, *after)
 
     def choose(self, control, position: int) -> str:
         """Open a drop-down by a key and go down or up to an option: its name. (To one that is closed
@@ -305,41 +340,78 @@ def view(panel) -> str:
     return panel.find_element(By.XPATH, "./*[last()]").text
 
 
+def note(panel) -> str:
+    """The line above what stands there."""
+    return panel.find_element(By.XPATH, "./*[last() - 1]").text
+
+
 # what a person does
 
 
-def test_engines_are_asked_in_the_playground(browser, lab):
-    page = Page(browser, lab, "00_quick_start")
-    panel = page.panel()
-    assert "grounded-tiny-S, noisy" in view(panel)
-    page.shot("playground")
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_every_widget_can_be_read_and_reached_by_keys(browser, lab, theme):
+    page = Page(browser, lab, "look_around", theme)
+    assert len(page.all(".jp-OutputArea-output .widget-vbox")) == len(PANELS) + 1
+    monitor = page.all(".jp-OutputArea-output .widget-vbox")[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'start'})", monitor)
+    assert "✔ finished, 3 steps" in view(monitor)
+    page.shot("monitor")
+    for name, label in PANELS.items():
+        page.tabbed(page.panel(label))
+        page.panel(label)
+        page.shot(name)
     page.readable()
-    page.tabbed(panel)
-    for label, said in {
-        "query": "capital of Norway",
-        "question": "what is the capital of Norway?",
-        "answer": "Oslo",
-    }.items():
-        field = labelled(panel, label)
-        field.click()
-        page.keys(Keys.END, *[Keys.BACKSPACE] * len(field.get_attribute("value")), said)
+
+
+def test_a_policy_is_asked(browser, lab):
+    page = Page(browser, lab, "look_around")
+    panel = page.panel("policy")
+    assert "before training" in view(panel) and "zerosearch@1" in view(panel) and not note(panel)
+    page.write(labelled(panel, "question"), "who wrote Hamlet?", Keys.ENTER)
+    page.until(lambda: "holds no name that the corpus knows" in note(panel) and "Hamlet" in view(panel))
+    page.choose(labelled(panel, "shade by"), 1)
+    page.until(lambda: "the less likely" in view(panel))
+    tokens = panel.find_elements(By.CSS_SELECTOR, "span[title^='p = ']")
+    assert len(tokens) > 20 and all("log p = " in token.get_attribute("title") for token in tokens)
+    page.shot("ask_log-probability")
+    page.readable()
+    page.choose(labelled(panel, "beside"), 0)
+    page.until(lambda: "Stale" in note(panel))
+    page.write(labelled(panel, "question"), " ", Keys.ENTER)
+    page.until(lambda: "There is no question" in note(panel))
+    assert "Hamlet" in view(panel)
+    page.shot("ask_error")
+    page.readable()
+
+
+def test_engines_are_asked_in_the_playground(browser, lab):
+    page = Page(browser, lab, "look_around", DARK)
+    panel = page.panel("query")
+    assert "grounded-tiny-S, noisy" in view(panel)
+    page.write(labelled(panel, "question"), "what is the capital of Norway?", Keys.TAB)
+    page.until(lambda: "Stale" in note(panel))
+    page.shot("playground_stale")
+    page.write(labelled(panel, "answer"), "Oslo")
     labelled(panel, "dense").click()
     page.focus(labelled(panel, "grounded-tiny-S, noisy"))
     page.keys(Keys.SPACE)
-    page.focus(panel.find_element(By.TAG_NAME, "button"))
-    page.keys(Keys.ENTER)
-    page.until(lambda: "dense" in view(panel))
-    assert "noisy" not in view(panel) and "states the answer] The capital of Norway is Oslo" in view(panel)
+    page.write(labelled(panel, "query"), "capital of Norway", Keys.ENTER)
+    page.until(lambda: not note(panel) and "dense" in view(panel))
+    found = view(panel)
+    assert "noisy" not in found and "states the answer] The capital of Norway is Oslo" in found
     page.shot("playground_asked")
-    labelled(panel, "query").clear()
-    labelled(panel, "query").send_keys(" ")
+    page.write(labelled(panel, "query"), " ", Keys.ENTER)
+    page.until(lambda: "There is no query" in note(panel))
+    assert view(panel) == found
+    page.shot("playground_error")
+    page.readable()
     panel.find_element(By.TAG_NAME, "button").click()
-    page.until(lambda: "There is no query" in view(panel))
+    page.until(lambda: "There is no query" in note(panel))
 
 
 def test_a_question_is_followed_through_training(browser, lab):
     page = Page(browser, lab, "03_curriculum_rl")
-    panel = page.panel()
+    panel = page.panel("find")
     assert "after step 1" in view(panel) and "after step 3" in view(panel)
     page.shot("watched")
     page.readable()
@@ -356,7 +428,9 @@ def test_a_question_is_followed_through_training(browser, lab):
 def test_trajectories_are_explored(browser, lab):
     """In the dark theme."""
     page = Page(browser, lab, "09_case_study", DARK)
-    panel = page.panel()
+    panel = page.panel("find")
+    panel.find_element(By.XPATH, ".//button[normalize-space()='more filters']").click()
+    page.until(lambda: labelled(panel, "noise").is_displayed())
     assert "rollout 1 of 3" in view(panel)
     page.shot("explorer")
     page.readable()
@@ -390,14 +464,68 @@ def test_trajectories_are_explored(browser, lab):
     page.shot("explorer_other_run")
 
 
-def test_monitor_and_board(browser, lab):
-    page = Page(browser, lab, "look_around")
-    assert "runs finished" in view(page.panel(1)) and "✔ finished, 3 steps" in view(page.panel(0))
-    page.shot("monitor")
+def test_trajectories_are_found_compared_and_saved(browser, lab, tmp_path):
+    allowed = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", allowed)
+    page = Page(browser, lab, "look_around", DARK)
+    panel = page.panel("find")
+    assert not labelled(panel, "its step").is_displayed()
+    here = next(n for n, one in enumerate(Select(labelled(panel, "run")).options) if one.is_selected())
+    page.choose(labelled(panel, "beside"), here + 1)  # after "nothing"
+    page.until(lambda: view(panel).count("zerosearch@0, step") == 2)
+    page.choose(labelled(panel, "shade by"), 1)
+    page.until(lambda: "the less likely" in view(panel))
+    page.shot("explorer_beside")
     page.readable()
-    board = page.panel(1)
-    page.shot("board")
-    page.tabbed(board)
-    page.focus(board.find_elements(By.TAG_NAME, "button")[2])
+    page.write(labelled(panel, "find"), "no such text", Keys.ENTER)
+    page.until(lambda: "passes the filters" in view(panel))
+    page.write(labelled(panel, "find"), "COUNTRY", Keys.ENTER)
+    page.until(lambda: "ountry" in view(panel))
+    panel.find_element(By.XPATH, ".//button[normalize-space()='more filters']").click()
+    page.until(lambda: labelled(panel, "noise").is_displayed())
+    page.choose(labelled(panel, "beside"), 0)
+    page.until(lambda: not labelled(panel, "its step").is_displayed())
+    for kind in ("HTML", "JSON"):
+        link = panel.find_element(By.LINK_TEXT, kind)
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", link)
+        link.click()
+    page.shot("explorer_saved")
+    page.until(lambda: sorted(path.suffix for path in tmp_path.iterdir()) == [".html", ".json"])
+    saved = {path.suffix: path for path in tmp_path.iterdir()}
+    question = json.loads(saved[".json"].read_text())["question"]
+    assert question in view(panel) and question in saved[".html"].read_text()
+
+
+def test_a_board_says_that_it_started(browser, lab):
+    page = Page(browser, lab, "look_around")
+    board = page.panel("Start or resume")
+    start, stop, reload = board.find_elements(By.TAG_NAME, "button")
+    assert "runs finished" in view(board)
+    page.focus(start)
+    page.keys(Keys.SPACE)
+    page.until(lambda: "Starting" in note(board) or "in the background" in view(board), 5)
+    page.until(lambda: "in the background" in view(board) and not start.is_enabled())
+    page.until(lambda: "running" in view(board))
+    page.shot("board_started")
+    page.readable()
+    stop.click()
+    page.until(lambda: start.is_enabled() and not stop.is_enabled())
+    page.focus(reload)
     page.keys(Keys.SPACE)
     page.until(lambda: "runs finished" in view(board))
+
+
+def test_an_interrupted_training_shows_one_curve_and_how_to_go_on(browser, lab):
+    page = Page(browser, lab, "interrupted", finish=False)
+    page.until(lambda: page.all(".jp-OutputArea-output img"))
+    time.sleep(6)  # it is drawn a second time
+    page.keys(Keys.ESCAPE)
+    page.keys("i", "i")
+    page.until(page.errors)
+    page.until(page.ran)
+    assert len(page.all(".jp-OutputArea-output img")) == 1
+    assert page.errors() == ["Stopped. Finished runs and checkpoints are kept: run the cell again to resume."]
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'end'})", page.all(".jp-OutputArea-output")[-1]
+    )
+    page.shot("stopped")

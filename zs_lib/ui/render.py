@@ -58,8 +58,8 @@ STOPS = {
     "engine_failed": "the search engine failed",
 }
 STATE_MARKS = {"finished": "✔", "running": "▶", "unfinished": "◐", "missing": "○", "damaged": "✘"}
-CURVE, WIDE = "285px", "760px"
-"""Widths of a curve, and of a trajectory alone at most."""
+CURVE, WIDE = "420px", "760px"
+"""Widths of a curve, and of a trajectory alone, at most."""
 FULL_SURPRISE = 3.0
 """Nats at which a token is shaded at full strength."""
 _BLOCK = re.compile(r"<(think|search|answer)>(.*?)</\1>", re.DOTALL)
@@ -411,7 +411,7 @@ def costs(ways: pd.DataFrame, saved: pd.DataFrame, caption: str) -> str:
         rows.append([text(way), *cells])
     columns = ["way to run it", "GPUs", "$ per GPU hour", "busy", "$ per training run"]
     columns += [f"against {engine}" for engine in saved]
-    return f'<div style="margin-bottom:4px">{text(caption)}</div>{table(columns, rows)}'
+    return f'<div style="margin-bottom:4px;line-height:1.4">{text(caption)}</div>{table(columns, rows)}'
 
 
 def board(states: Sequence[ArmState], note: str = "") -> str:
@@ -454,8 +454,8 @@ def training(runs: Sequence[Run]) -> str:
         if column in logged and logged[column].notna().any()
     )
     waiting = "" if curves else f'<div style="{FAINT}">No step is logged yet.</div>'
-    style = f"{SHEET};font-size:13px"
-    return f'<div style="{style}">{"".join(lines)}{waiting}<div>{curves}</div></div>'
+    style = f"{SHEET};font-size:13px;line-height:1.4"
+    return f'<div style="{style}">{"".join(lines)}{waiting}<div style="{GRID}">{curves}</div></div>'
 
 
 def _training_lines(run: Run, log: pd.DataFrame) -> list[str]:
@@ -464,7 +464,7 @@ def _training_lines(run: Run, log: pd.DataFrame) -> list[str]:
     steps = f"step {at.step} of {at.steps}" if at and state != "finished" else f"{len(log)} steps"
     about = f", about {clock(left)} left" if left is not None else ""
     lines = [
-        f"<div>{_square(run.label)}<b>{text(run.label)} s{run.seed}</b>: {STATE_MARKS[state]} {state}, "
+        f"<div>{_square(run.label)}<b>{text(run.label)}@{run.seed}</b>: {STATE_MARKS[state]} {state}, "
         f'{steps}{about} <span style="{FAINT}">({run.path.name})</span></div>'
     ]
     alarm = _paint("color", INK, KINDS["invalid"][1], WORD_SHARE)
@@ -483,4 +483,4 @@ def _square(arm: str) -> str:
 
 def _picture(png: bytes, title: str) -> str:
     source = f"data:image/png;base64,{b64encode(png).decode()}"
-    return f'<img alt="{text(title)}" src="{source}" style="width:{CURVE};max-width:100%;margin:2px">'
+    return f'<img alt="{text(title)}" src="{source}" style="width:100%;max-width:{CURVE}">'
