@@ -17,7 +17,9 @@ from log_fixtures import ARM, SMOKE, Tags, finished, log, record, unfinished
 from zs_lib.analysis import cost, figures
 from zs_lib.analysis.trajectory_index import LOG, TrajectoryLog, groups, watched
 from zs_lib.config import paths
+from zs_lib.config.arms import EvaluationArm
 from zs_lib.errors import ConfigError, RunError
+from zs_lib.evaluation.evaluate import PREDICTIONS_FILE
 from zs_lib.launch import background, progress
 from zs_lib.runs import RunStore
 from zs_lib.runs.files import write_json
@@ -195,7 +197,8 @@ def test_two_runs_or_steps_stand_side_by_side_on_one_question(store):
     headings = f"{ARM.name}@0, step 3", f"{ARM.name}@1, step 3"
     assert all(heading in explorer.view.value for heading in headings)
     explorer.beside.value = run
-    assert explorer.its_step.options == (("3", 3), ("4", 4), ("5", 5), ("all, as watched", -1))
+    steps = (("step 3", 3), ("step 4", 4), ("step 5", 5), ("all, as watched", -1))
+    assert explorer.its_step.options == steps
     explorer.its_step.value = 5
     assert f"{ARM.name}@0, step 5" in explorer.view.value and "Bergen" in explorer.view.value
     explorer.its_step.value = -1
@@ -207,6 +210,34 @@ def test_two_runs_or_steps_stand_side_by_side_on_one_question(store):
     explorer.beside.value, explorer.run.value = run, other
     assert f"{ARM.name}@1, step 3" in explorer.view.value and f"{ARM.name}@0, step" in explorer.view.value
     explorer.close()
+
+
+def test_evaluations_are_explored_and_compared_too(store):
+    arm = EvaluationArm.of_policy(ARM, SMOKE.evaluation)
+
+    def evaluated(answer):
+        def work(run):
+            rows = [{"id": f"{n}", **record(answer, question=f"e{n}?", tokens=False)} for n in (0, 1)]
+            (run.path / PREDICTIONS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+            return {"mean": {"f1": 0.5}}
+
+        return work
+
+    one, other = (store.complete(arm, seed, evaluated(said)) for seed, said in ((0, "Oslo"), (1, "Narvik")))
+    page = widgets.explore(store=store).data
+    assert "e0?" in page or "e1?" in page
+    trained = finished(store)
+    assert "q1 of 3?" in widgets.explore(store=store).data  # trainings come first
+    explorer = widgets.Explorer([one, other, trained], one)
+    assert explorer.step.layout.display == "none" and len(explorer.question.options) == 2
+    explorer.beside.value = other
+    assert explorer.view.value.count(", evaluated") == 2 and "“Narvik”" in explorer.view.value
+    explorer.beside.value = trained
+    assert "It was not asked this question" in explorer.view.value
+    explorer.run.value = trained
+    assert explorer.step.layout.display is None
+    explorer.close()
+    assert "“Narvik”" in widgets.explore(f"{other.path.name}:2", store=store).data
 
 
 def test_one_trajectory_has_a_link_and_can_be_saved(store):

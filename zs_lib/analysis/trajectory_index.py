@@ -1,4 +1,4 @@
-"""A run's log of trajectories, indexed once and read where asked for: filters, groups, watched questions."""
+"""A run's trajectories, indexed once and read where asked for: filters, groups, watched questions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from operator import attrgetter
 
 from zs_lib.analysis.results import RECORDS
 from zs_lib.errors import RunError
+from zs_lib.evaluation.evaluate import PREDICTIONS_FILE
 from zs_lib.runs import Run
-from zs_lib.runs.files import write_text
+from zs_lib.runs.files import Log, write_text
 
 LOG = "trajectories.jsonl"
+LOGS = {"policy": (LOG, {"step": int}), "evaluation": (PREDICTIONS_FILE, {"id": str})}
+"""Kind of run → its file of trajectories, and what each line of it has."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,24 @@ class Entry:
 
 
 class TrajectoryLog:
-    """The trajectories of a policy run, finished or in progress: indexed once, each record read on demand.
+    """The trajectories of a training or an evaluation: indexed once, each record read on demand.
+
+    Those of an evaluation have step 0.
 
     Raises:
-        RunError: there is no such run, it is not a policy's, or a line is damaged (also from `refresh`).
+        RunError: there is no such run, it is of another kind, or a line is damaged (also from `refresh`).
     """
 
     def __init__(self, run: Run):
-        if run.kind != "policy" or not (run.path / "run.json").exists():
-            what = "is not there" if run.kind == "policy" else "is not a policy's"
+        if run.kind not in LOGS or not (run.path / "run.json").exists():
+            what = "is not there" if run.kind in LOGS else "has no trajectories"
             raise RunError(
-                f"The run {run.path} {what}: choose a policy of `zs runs list`, or train one with "
-                "`zs reproduce`."
+                f"The run {run.path} {what}: choose a policy or an evaluation of `zs runs list`, or make one "
+                "with `zs reproduce`."
             )
         self.run, self.entries = run, []
+        self.name, kinds = LOGS[run.kind]
+        self._log = Log(run.path / self.name, run.cure, **kinds)
         self._file = self._inode = None
         self._end = self._lines = 0
         self._search: tuple[str, int, set[int]] = ("", 0, set())
@@ -61,7 +68,7 @@ class TrajectoryLog:
     def refresh(self) -> bool:
         """Index what was logged since the last call; True if anything was. A restarted run is read anew."""
         try:
-            found = (self.run.path / LOG).stat()
+            found = (self.run.path / self.name).stat()
         except FileNotFoundError:
             if not self.run.path.is_dir():
                 raise RunError(f"The run's folder {self.run.path} is gone: choose another run.") from None
@@ -116,17 +123,17 @@ class TrajectoryLog:
     def _open(self) -> None:
         self.close()
         # Kept open: the records read are those that were indexed, even if the file is replaced.
-        self._file = self.run.file(LOG).open("rb")
+        self._file = self.run.file(self.name).open("rb")
         self._inode = os.fstat(self._file.fileno()).st_ino
         self.entries, self._end, self._lines = [], 0, 0
         self._search = ("", 0, set())
 
     def _entry(self, line: bytes) -> Entry:
-        record = self.run.logged(LOG).parse(line, self._lines + 1)
+        record = self._log.parse(line, self._lines + 1)
         try:
             return Entry(
                 self._end,
-                record["step"],
+                record["step"] if self.run.kind == "policy" else 0,
                 record["question"],
                 record.get("group", 0),
                 record["reward"],
@@ -137,7 +144,7 @@ class TrajectoryLog:
             )
         except (KeyError, TypeError) as error:
             raise RunError(
-                f"{self.run.path / LOG}, line {self._lines + 1}, is no trajectory ({error}): {self.run.cure}."
+                f"{self._log.path}, line {self._lines + 1}, is no trajectory ({error}): {self.run.cure}."
             ) from None
 
 

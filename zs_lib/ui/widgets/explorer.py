@@ -41,7 +41,7 @@ NONE_LOGGED, NONE_LEFT, NONE_WATCHED, NONE_STORED, NONE_ASKED = map(
 def explore(
     run: Run | str | None = None, watch: bool = False, store: RunStore | None = None
 ) -> Explorer | HTML:
-    """Explore the trajectories of policy runs by step and question, a group side by side, with filters.
+    """Explore the trajectories of trainings, by step and question, and of evaluations, with filters.
 
     `run`: the one to show first (a run, or its name, as for `find_run`); by default the first of the store.
     If none has logged trajectories, the view says so. NAME:LINE is one trajectory, as the explorer names it
@@ -52,6 +52,7 @@ def explore(
     """
     store, line = store or RunStore(), 0
     runs = [one for one in store.list() if _has_trajectories(one)]
+    runs.sort(key=lambda one: one.kind != "policy")  # else as listed
     if isinstance(run, str):
         if linked := _LINK.fullmatch(run):
             run, line = linked[1], int(linked[2])
@@ -73,8 +74,8 @@ def explore(
 
 
 def _has_trajectories(run: Run) -> bool:
-    logged = run.kind == "policy" and (run.path / trajectory_index.LOG).exists()
-    return logged and progress.run_state(run) != "damaged"
+    name, _ = trajectory_index.LOGS.get(run.kind, ("no log", {}))
+    return (run.path / name).exists() and progress.run_state(run) != "damaged"
 
 
 class Explorer(Panel):
@@ -140,7 +141,8 @@ class Explorer(Panel):
         if self.index.run is not self.run.value:
             self._open(self.run.value)
         _show_if(self.more.value, *self.filters)
-        _show_if(not self.what.value, self.step)  # one question is shown at all steps
+        trained = self.run.value.kind == "policy"
+        _show_if(trained and not self.what.value, self.step)  # one question is shown at all steps
         _show_if(self.beside.value, self.its_step)
         chosen = trajectory_index.select(
             self.index.entries, self.reward.value, self.turns.value, self.stop.value, NOISE[self.noise.value]
@@ -228,20 +230,20 @@ class Explorer(Panel):
         self.other.refresh()
         asked = [entry for entry in self.other.entries if entry.question == self.question.value[1]]
         watched = [entry for entry in asked if entry.watched]
-        steps = [(str(step), step) for step in dict.fromkeys(e.step for e in asked if not e.watched)]
-        here = f"{self.index.run.label}@{self.index.run.seed}"
-        there = f"{run.label}@{run.seed}"
+        steps = dict.fromkeys(entry.step for entry in asked if not entry.watched)
+        steps = [(_at(run, step), step) for step in steps]
+        here, there = (f"{one.label}@{one.seed}" for one in (self.index.run, run))
         if not self.what.value:
-            here += f", step {self.step.value}"
+            here += f", {_at(self.index.run, self.step.value)}"
         if not asked:
-            return render.beside({here: shown, there: NONE_ASKED})
+            return render.beside({here: shown, f"{there} ": NONE_ASKED})
         steps += [(ALL_STEPS, -1)] if watched else []
         _offer(self.its_step, steps, self._nearest([step for _, step in steps]))
         page, step = self._page(self.other), self.its_step.value
         if step == -1:
-            return render.beside({here: shown, there: page.watched(watched)})
+            return render.beside({here: shown, f"{there}, {ALL_STEPS}": page.watched(watched)})
         group = [entry for entry in asked if entry.step == step and not entry.watched]
-        return render.beside({here: shown, f"{there}, step {step}": page.group(group)})
+        return render.beside({here: shown, f"{there}, {_at(run, step)} ": page.group(group)})
 
     def _nearest(self, steps: list[int]) -> int:
         """The step that is chosen beside, or else the one like what is shown, or nearest to it."""
@@ -287,6 +289,10 @@ class _Page:
             if self.links
         ]
         return render.group(records, self.shade, _simulated(self.index), titles, feet)
+
+
+def _at(run: Run, step: int) -> str:
+    return f"step {step}" if run.kind == "policy" else "evaluated"
 
 
 def _linked(index: TrajectoryLog, line: int) -> Entry:
