@@ -249,10 +249,9 @@ class Page:
         return all(any(map(str.isdigit, prompt.text)) for prompt in self.all(".jp-CodeCell .jp-InputPrompt"))
 
     def errors(self) -> list[str]:
-        return [
-            one.text
-            for one in self.all('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
-        ]
+        """What failed cells show; JupyterLab shows it like other output to stderr."""
+        said = [one.text for one in self.all('.jp-OutputArea-output[data-mime-type$=".stderr"]')]
+        return [text for text in said if "Traceback" in text or text.startswith("Stopped")]
 
     def shot(self, what: str) -> Path:
         """A picture of the window."""

@@ -131,7 +131,7 @@ class _RunQueue(Queue):
 
     def __init__(self, store: RunStore, wanted: list[tuple[Any, int]]):
         self.store, self.started = store, time.monotonic()
-        self.paths: set[Path] = set()
+        self.closed, self.paths = False, set()
         self.waiting: dict[Path, _Task] = {}
         self.done: set[Path] = set()
         self.failed: dict[Path, tuple[str, str]] = {}  # folder of a failed run → its name, and the cause
@@ -175,10 +175,12 @@ class _RunQueue(Queue):
                 "that all machines share"
             )
         with self.changed:
-            self._settle(task, error)
+            if error is None or not self.closed:  # else it was stopped, and has not failed
+                self._settle(task, error)
 
     def close(self) -> None:
         with self.changed:
+            self.closed = True
             self.waiting.clear()
             self.changed.notify_all()
 
