@@ -83,7 +83,7 @@ def test_the_block_of_widgets_shows_something_before_anything_is_trained(store, 
             shown.append(eval(compile(ast.Expression(statement.value), "README", "eval"), defined))
         else:
             exec(compile(ast.Module([statement], []), "README", "exec"), defined)
-    assert len(shown) == 5 and all(isinstance(view, HTML) and view.data for view in shown)
+    assert len(shown) == 6 and all(isinstance(view, HTML) and view.data for view in shown)
     assert "No policy trains now" in shown[1].data and "has logged trajectories" in shown[2].data
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zs_lib import qa
-from zs_lib.analysis.find import find_run, is_run
+from zs_lib.analysis.find import find_run, is_run, written_ns
 from zs_lib.config import Profile
 from zs_lib.config.arms import PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.config.engines import find_engine
@@ -85,12 +85,12 @@ def _names() -> frozenset[str]:
 
 
 def policies(study: Profile, store: RunStore) -> dict[str, str]:
-    """List whom to ask, label → name: the study's backbones, and the policies of the store.
+    """List whom to ask, label → name: the study's backbones, and the store's policies, newest last.
 
     An unfinished run is asked as of its last checkpoint.
     """
     found = {f"{name}, before training": name for name in {arm.backbone: 0 for arm in study.policies}}
-    for run in store.list():
+    for run in sorted(store.list(), key=written_ns):
         if run.kind != "policy":
             continue
         state, label = progress.state_and_label(run)

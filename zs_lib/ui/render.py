@@ -144,14 +144,14 @@ def group(
         for record, title, foot in zip(records, titles, feet or [""] * len(records), strict=True)
     )
     questions = "<br>".join(dict.fromkeys(text(record["question"]) for record in records))
-    head = f'<div style="margin-bottom:4px"><b>{questions}</b></div>'
+    head = f'<div style="margin-bottom:4px;line-height:1.4"><b>{questions}</b></div>'
     return f'<div>{head}<div style="{GRID}">{"".join(cards)}</div></div>'
 
 
 def beside(parts: dict[str, str]) -> str:
     """Put pages beside each other; `parts`: heading → page."""
     columns = (
-        f'<div style="flex:1 1 0;min-width:0"><div><b>{text(head)}</b></div>{page}</div>'
+        f'<div style="flex:1 1 0;min-width:0;line-height:1.4"><div><b>{text(head)}</b></div>{page}</div>'
         for head, page in parts.items()
     )
     return f'<div style="display:flex;gap:14px">{"".join(columns)}</div>'
@@ -422,7 +422,7 @@ def board(states: Sequence[ArmState], note: str = "") -> str:
     bar = f"{FRAME};height:8px;max-width:600px;border-radius:4px;overflow:hidden;margin:4px 0 6px"
     fill = f"height:100%;width:{100 * part / max(wanted, 1):.1f}%;background:{KINDS['documents'][1]}"
     head = (
-        f"<div><b>{done} of {wanted} runs finished</b> {text(note)}</div>"
+        f'<div style="line-height:1.4"><b>{done} of {wanted} runs finished</b> {text(note)}</div>'
         f'<div style="{bar}"><div style="{fill}"></div></div>'
     )
     columns = ["kind", "arm", "state", "seeds", "progress", "time left", "last score"]

@@ -21,7 +21,7 @@ NONE_TRAINS = render.error(
     "No policy trains now. Start one (notebook 03, or a board's button), then run this cell again; or "
     "name a finished run (`zs runs list`)."
 )
-MAKING = "The missing runs are being made in the background; they go on when the notebook is closed"
+MAKING = "· made in the background, also when this notebook is closed"
 
 
 def monitor(*runs: Run | str, store: RunStore | None = None) -> Monitor | HTML:
