@@ -101,6 +101,14 @@ def test_trajectories_open_and_can_be_searched(site):
     assert "after step 1<" in site["index.html"] and "after step 64<" in site["index.html"]
 
 
+def test_solutions_are_folded(site):
+    folded = re.findall(
+        r"<details><summary>Solution</summary>(.*?)</details>", site["03_curriculum_rl.html"], re.S
+    )
+    assert len(folded) >= 2 and all("highlight" in text and "assert" in text for text in folded)
+    assert all(page.count("Solution</summary>") >= 2 for name, page in site.items() if name[0].isdigit())
+
+
 def test_the_site_is_small_enough_to_publish(site):
     assert sum(len(page.encode()) for page in site.values()) < 6_000_000
 

@@ -116,6 +116,7 @@ DARK_CODE = "github-dark"
 STORED = "Not run with this profile; shown as stored in the repository:"
 TOUR = "README.md"
 """Among the notebooks: the page of what they need, and of what to change where."""
+_SOLUTION = re.compile(r'(<div class="cell [^"]*celltag_solution".*?)(?=<div class="cell |\Z)', re.DOTALL)
 _LINK = re.compile(r'href="(?:\./)?([\w-]+)\.ipynb(#[^"]*)?"')
 _OUTSIDE_LINK = re.compile(r'<a href="\.\./[^"]*">(.*?)</a>', re.DOTALL)
 
@@ -176,6 +177,7 @@ def _page(source: Path, profile: str) -> Page:
     )
     body, resources = exporter.from_notebook_node(notebook, {"metadata": {"path": str(source.parent)}})
     body = _OUTSIDE_LINK.sub(r"\1", _LINK.sub(r'href="\1.html\2"', body))
+    body = _SOLUTION.sub(r"<details><summary>Solution</summary>\1</details>", body)
     body = re.sub(rf'href="{TOUR}[^"]*"', 'href="tour.html"', body)
     head = notebook.cells[0].source if notebook.cells else ""
     title = next((line.lstrip("# ") for line in head.splitlines() if line.startswith("#")), source.stem)
