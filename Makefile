@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 # pip.conf; PyTorch's "Get started" page gives the address.
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help setup reproduce test lint format test-browser test-distributed test-deepspeed test-ray test-large vllm bench-vllm test-vllm test-verl test-gpu fuzz chaos faults lock audit figures notebooks doctor clean
+.PHONY: help setup reproduce test lint format test-browser test-latex test-distributed test-deepspeed test-ray test-large vllm bench-vllm test-vllm test-verl test-gpu fuzz chaos faults lock audit figures notebooks doctor clean
 
 help:  ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -100,6 +100,13 @@ test-browser: $(STAMP)  ## notebooks in JupyterLab and Chromium, by mouse and ke
 			"chromium-driver: install both, so that they are on the PATH." >&2; exit 1; }
 	@$(VENV)/bin/python -c 'import selenium' 2>/dev/null || $(PIP_INSTALL) --quiet -c constraints.txt -e '.[browser]'
 	$(VENV)/bin/python -m pytest tests/drills/browser.py
+
+test-latex: $(STAMP)  ## the LaTeX tables, compiled by pdfLaTeX
+	@kpsewhich booktabs.sty >/dev/null || { sudo=$$(command -v sudo); \
+		$$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends texlive-latex-recommended; } || \
+		{ echo "pdfLaTeX with booktabs is needed, and apt-get could not install Debian's package" \
+			"texlive-latex-recommended: install it." >&2; exit 1; }
+	$(VENV)/bin/python -m pytest tests/analysis/test_latex.py
 
 test-distributed: $(STAMP)  ## one run by two processes, against one by one: the same losses and weights
 	$(VENV)/bin/python -m pytest tests/drills/distributed.py

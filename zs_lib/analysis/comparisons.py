@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -49,6 +49,23 @@ def compare(table: pd.DataFrame, arm: str, other: str, times: float = 1.0) -> Es
     if several:
         difference = difference.groupby(min(several, key=pd.Series.nunique).to_numpy()).mean()
     return two_way(difference.to_numpy())
+
+
+def best_apart(table: pd.DataFrame, arms: Mapping[str, str], score: str = "em") -> pd.DataFrame:
+    """Mark the best `score` of each subset, and of all questions ("Avg"), if it can be told from all others.
+
+    It can where the 95% interval of its difference (`compare`) from each other is above 0, over seeds and
+    questions. `arms`: row → arm. Returns (rows, subsets and "Avg") bool.
+    """
+    table = table[table["arm"].isin(arms.values())].assign(f1=lambda part: part[score])
+    found = pd.DataFrame(False, index=list(arms), columns=[*table["subset"].unique(), "Avg"])
+    for column in found:
+        part = table if column == "Avg" else table[table["subset"] == column]
+        means = part.groupby("arm")["f1"].mean()
+        rows = sorted((row for row in arms if arms[row] in means), key=lambda row: -means[arms[row]])
+        differences = (compare(part, arms[rows[0]], arms[row]) for row in rows[1:])
+        found.loc[rows[0], column] = all(one.over != ONE_SEED and one.low > 0 for one in differences)
+    return found
 
 
 def score_matrix(table: pd.DataFrame, arm: str, score: str = "f1") -> pd.DataFrame:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from zs_lib.analysis import claims, cost, ledger, paper, results, summaries
+from zs_lib.analysis.comparisons import best_apart
 from zs_lib.analysis.drawing import LABELS
+from zs_lib.analysis.latex import latex
 from zs_lib.analysis.results import Tables
 from zs_lib.analysis.statistics import ONE_SEED
 from zs_lib.config import paths
@@ -29,6 +31,14 @@ OURS: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "statements": lambda tables: statements(tables),
 }
 """File name → table; EM in percent, with 95% intervals over seeds and questions."""
+BEST: dict[str, Callable[[Tables], pd.DataFrame]] = {
+    "table3_methods": lambda tables: best_methods(tables),
+    "table4_simulators": lambda tables: best_row(tables, "simulators"),
+    "table5_algorithms": lambda tables: best_row(tables, "algorithms"),
+    "table6_curricula": lambda tables: best_row(tables, "curricula"),
+    "table7_masks": lambda tables: best_row(tables, "masks"),
+}
+"""File name → which of its cells are bold in LaTeX: the best of a column, if it can be told apart."""
 
 
 def write_all(profile: str, folder: Path) -> tuple[list[Path], dict[str, str]]:
@@ -41,7 +51,8 @@ def write_all(profile: str, folder: Path) -> tuple[list[Path], dict[str, str]]:
     written, lacking = [], {}
     for name, make in OURS.items():
         try:
-            written += _write(make(recorded), folder / name)
+            best = BEST[name](recorded) if name in BEST else None
+            written += _write(make(recorded), folder / name, best)
         except DataError as error:
             lacking[name] = str(error)
             for outdated in folder.glob(f"{name}.*"):
@@ -53,12 +64,24 @@ def write_all(profile: str, folder: Path) -> tuple[list[Path], dict[str, str]]:
     return written, lacking
 
 
-def _write(table: pd.DataFrame, stem: Path) -> list[Path]:
-    texts = {
-        "csv": table.to_csv(lineterminator="\n"),
-        "md": markdown(table),
-        "tex": table.to_latex(escape=True, float_format="%.3g"),
+def best_row(tables: Tables, study: str) -> pd.DataFrame:
+    """Mark the cells of a study's table whose score is above every other row's (`best_apart`)."""
+    labels = summaries.study_scores(tables, study)["arm"]
+    return best_apart(tables["evaluation"], labels.to_dict())
+
+
+def best_methods(tables: Tables) -> pd.DataFrame:
+    """Mark the cells of Table 3 whose score is above every other method's of the same backbone."""
+    table = summaries.by_method(tables)
+    found = {
+        backbone: best_apart(part, part.groupby("method", sort=False)["arm"].first().to_dict())
+        for backbone, part in table.groupby("backbone", sort=False)
     }
+    return pd.concat(found)
+
+
+def _write(table: pd.DataFrame, stem: Path, best: pd.DataFrame | None = None) -> list[Path]:
+    texts = {"csv": table.to_csv(lineterminator="\n"), "md": markdown(table), "tex": latex(table, best)}
     paths = []
     for ending, text in texts.items():
         paths.append(stem.with_name(f"{stem.name}.{ending}"))
