@@ -76,3 +76,14 @@ def test_scores_stand_beside_the_recorded_ones_of_the_profile():
     alone = sentences.beside_recorded(own, "smoke")
     assert alone["recorded"].isna().all() and not alone["inside"].any() and alone["f1"].gt(0).all()
     assert math.isnan(alone.loc["start", "difference"])
+
+
+def test_the_largest_simulator_is_compared_with_the_smallest_of_its_recipe():
+    arms = {"naive-S": "zerosearch/naive-S", "grounded-S": "zerosearch/S", "grounded-L": "zerosearch"}
+    rows = pd.DataFrame({"study": "simulators", "label": list(arms), "arm": list(arms.values())})
+    scores = dict(zip(arms.values(), [(0.5, 0.5, 1), (0.25, 0.25, 1), (0.5, 1.0, 1)], strict=True))
+    tables = {"study_rows": rows, "evaluation": evaluation(**scores)}
+    assert sentences.by_size(tables).startswith(
+        "grounded: F1 0.750 with grounded-L, 0.250 with grounded-S; paired difference +0.500 ("
+    )  # a recipe of one size has nothing to compare
+    assert sentences.by_size(tables).endswith("1 seed(s): undecided.")

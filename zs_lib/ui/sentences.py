@@ -9,7 +9,7 @@ import pandas as pd
 from zs_lib.analysis import results, roofline, summaries, variations
 from zs_lib.analysis.comparisons import compare
 from zs_lib.analysis.results import START
-from zs_lib.analysis.statistics import ONE_SEED
+from zs_lib.analysis.statistics import ONE_SEED, Estimate
 from zs_lib.qa import scoring
 from zs_lib.rl.trajectory import Trajectory
 
@@ -96,6 +96,29 @@ def modelled_query() -> str:
     )
 
 
+def by_size(tables: results.Tables) -> str:
+    """Compare for each recipe the policies of its largest and its smallest simulator: paired held-out F1."""
+    scores, lines = summaries.study_scores(tables, "simulators"), []
+    recipes = scores.index.str.partition("-")
+    for recipe, part in scores.groupby(recipes.get_level_values(0), sort=False):
+        small, large = part.iloc[0], part.iloc[-1]
+        if len(part) < 2:
+            continue
+        found = compare(tables["evaluation"], large["arm"], small["arm"])
+        lines.append(
+            f"{recipe}: F1 {large['f1']:.3f} with {large.name}, {small['f1']:.3f} with {small.name}; paired "
+            f"difference {found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}), {found.seeds} seed(s): "
+            f"{_verdict(found)}."
+        )
+    return "\n".join(lines) or "There are no two sizes to compare."
+
+
+def _verdict(found: Estimate) -> str:
+    if found.over == ONE_SEED:
+        return "undecided"
+    return "better" if found.low > 0 else "worse" if found.high < 0 else "no difference shown"
+
+
 def training_reward(training: pd.DataFrame, arm: str) -> str:
     """Give the steps of an arm, its highest mean reward of a step, and its invalid actions per rollout."""
     table = training[training["arm"] == arm]
@@ -137,12 +160,10 @@ def varied(tables: results.Tables, study: str) -> str:
     first, lines = made.iloc[0], []
     for label, row in made.iloc[1:].iterrows():
         found = compare(tables["evaluation"], row["arm"], first["arm"])
-        verdict = "better" if found.low > 0 else "worse" if found.high < 0 else "no difference shown"
-        verdict = "undecided" if found.over == ONE_SEED else verdict
         tokens = row["tokens"] / first["tokens"]
         lines.append(
             f"{label}: F1 {found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}) over {made.index[0]}, "
-            f"{found.seeds} seed(s): {verdict}; {tokens:.2f} times the tokens a step, "
+            f"{found.seeds} seed(s): {_verdict(found)}; {tokens:.2f} times the tokens a step, "
             f"{row['searches'] - first['searches']:+.2f} searches a question."
         )
     return "\n".join(lines)
