@@ -13,7 +13,7 @@ from zs_lib.analysis import trajectory_index
 from zs_lib.errors import ConfigError, DataError
 from zs_lib.launch import notebooks
 from zs_lib.launch.notebooks import NOTEBOOKS, choose
-from zs_lib.ui import report
+from zs_lib.ui import formulas, report
 
 LOADS = {
     ("img", "src"),
@@ -107,6 +107,26 @@ def test_solutions_are_folded(site):
     )
     assert len(folded) >= 2 and all("highlight" in text and "assert" in text for text in folded)
     assert all(page.count("Solution</summary>") >= 2 for name, page in site.items() if name[0].isdigit())
+
+
+def test_formulas_are_drawn(site):
+    assert site["03_curriculum_rl.html"].count("<svg ") > 10
+    for name, page in site.items():
+        text = re.sub(r"<pre.*?</pre>|<code.*?</code>|<script.*?</script>|<svg.*?>", "", page, flags=re.S)
+        assert "$$" not in text and "\\frac" not in text and not re.search(r"FORMULA\d", text), name
+
+
+def test_a_formula_is_drawn_as_it_is_read():
+    drawn: list[str] = []
+    told = formulas.set_aside("`$x$`, and $x_1$:\n$$\\frac{1}{2} < \\big(1\\big)$$", drawn)
+    assert told == "`$x$`, and FORMULA0X:\nFORMULA1X" and len(drawn) == 2
+    assert 'aria-label="x_1"' in drawn[0] and drawn[1].startswith('<span class="formula">')
+    assert formulas.put_back(told, drawn).count("<svg") == 2
+    width, height = (
+        float(re.search(f'{what}="(.+?)"', formulas.svg("l"))[1]) for what in ("width", "height")
+    )
+    assert height > 2 * width  # an l stands
+    assert formulas.set_aside("$\\what{x}$", []) == "$\\what{x}$"  # mathtext does not know it
 
 
 def test_the_site_is_small_enough_to_publish(site):

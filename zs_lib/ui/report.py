@@ -26,7 +26,7 @@ from zs_lib.config import Profile
 from zs_lib.errors import DataError
 from zs_lib.launch import notebooks
 from zs_lib.runs import RunStore
-from zs_lib.ui import render
+from zs_lib.ui import formulas, render
 
 INTERPRETED = ("application/javascript", "application/vnd.jupyter.widget-view+json")
 """Formats of outputs that need a program; another format of the same output is shown instead."""
@@ -92,6 +92,7 @@ th, td {
 }
 .output_area { margin: 8px 0; }
 .input_area .highlight { background: none !important; }
+.formula { display: block; overflow-x: auto; margin: 4px 0 4px 24px; }
 .note { color: var(--faint); font-size: 14px; }
 code { font-size: 0.9em; overflow-wrap: anywhere; }
 summary { cursor: pointer; padding: 6px 0; }
@@ -175,8 +176,13 @@ def _page(source: Path, profile: str) -> Page:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
+    drawn: list[str] = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = formulas.set_aside(cell.source, drawn)
     body, resources = exporter.from_notebook_node(notebook, {"metadata": {"path": str(source.parent)}})
     body = _OUTSIDE_LINK.sub(r"\1", _LINK.sub(r'href="\1.html\2"', body))
+    body = formulas.put_back(body, drawn)
     body = _SOLUTION.sub(r"<details><summary>Solution</summary>\1</details>", body)
     body = re.sub(rf'href="{TOUR}[^"]*"', 'href="tour.html"', body)
     head = notebook.cells[0].source if notebook.cells else ""
