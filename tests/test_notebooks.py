@@ -52,7 +52,9 @@ def test_each_has_exercises_with_folded_solutions_that_check_themselves(path):
     (exercises,) = (cell.source for cell in cells if cell.source.startswith("## Exercises"))
     assert len(solutions) == len(re.findall(r"^\d\. ", exercises, re.M)) >= 2
     for number, cell in enumerate(solutions, 1):
-        assert cell.source.startswith(f"# {number}. ") and re.search(r"^ *assert ", cell.source, re.M)
+        # its first line is what JupyterLab shows of a folded cell
+        assert cell.source.startswith(f"# Solution {number}\n")
+        assert re.search(r"^ *assert ", cell.source, re.M)
     for cell in [*solutions, *(cell for cell in cells if "show_config(" in cell.source)]:
         assert cell.metadata.jupyter.source_hidden
 

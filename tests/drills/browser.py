@@ -245,8 +245,10 @@ class Page:
         return self.browser.find_element(By.CSS_SELECTOR, selector)
 
     def ran(self) -> bool:
-        """Whether each cell has its number, which it gets at its end."""
-        return all(any(map(str.isdigit, prompt.text)) for prompt in self.all(".jp-CodeCell .jp-InputPrompt"))
+        """Whether each cell has its number, which it gets at its end; folded ones show none."""
+        numbers = [prompt.text for prompt in self.all(".jp-CodeCell .jp-InputArea-prompt")]
+        idle = "Idle" in self.one("#jp-main-statusbar").text
+        return idle and all(any(map(str.isdigit, number)) for number in numbers)
 
     def errors(self) -> list[str]:
         """What failed cells show; JupyterLab shows it like other output to stderr."""
