@@ -20,7 +20,7 @@ from zs_lib.config import paths
 from zs_lib.config.arms import EvaluationArm
 from zs_lib.errors import ConfigError, RunError
 from zs_lib.evaluation.evaluate import PREDICTIONS_FILE
-from zs_lib.launch import background, progress
+from zs_lib.launch import background, progress, scheduler
 from zs_lib.runs import RunStore
 from zs_lib.runs.files import write_json
 from zs_lib.ui import render, widgets
@@ -394,6 +394,17 @@ def test_the_board_counts_seeds_and_tells_how_far_they_are(growing, store):
     assert progress.arm_states(wanted, store)[0].state == "unfinished"
     (store.path(ARM, 1) / "metrics.jsonl").write_text("{\n")
     assert progress.arm_states(wanted, store)[0].state == "damaged"
+
+
+def test_only_own_runs_have_a_bar_and_stopped_ones_have_not_failed(growing, store, capsys):
+    for seed, own in ((0, True), (1, False)):  # seed 0 is running
+        queue = scheduler._RunQueue(store, [(ARM, seed)])
+        progress.Board(store, queue.headline, queue.includes).refresh()
+        assert (f"{ARM.name} s0" in capsys.readouterr().err) == own
+    task = next(task for task in queue.waiting.values() if task.seed == 1)
+    queue.close()
+    queue.finished(task, "interrupted")
+    assert "failed" not in queue.headline()
 
 
 def test_runs_are_made_in_a_process_of_its_own_and_can_be_stopped(growing, store):
