@@ -122,7 +122,7 @@ def load_policy(
     return _generator(run.checkpoint_folders()[-1], arm.backbone), arm.rollout
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # those that are asked side by side
 def _generator(place: str | Path, backbone: str = "") -> Generator:
     """Load a model, or a checkpoint's weights into its `backbone`."""
     from zs_lib.models.load import load_generator
