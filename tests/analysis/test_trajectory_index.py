@@ -4,6 +4,7 @@ import json
 
 from log_fixtures import finished, log, record, unfinished
 
+from zs_lib.analysis import trajectory_index
 from zs_lib.analysis.trajectory_index import LOG, TrajectoryLog, groups, select, watched
 
 
@@ -47,3 +48,16 @@ def test_a_run_that_was_cut_back_is_indexed_anew(store):
     log(run, 1, first=2)
     assert found.refresh() and [entry.step for entry in found.entries] == [1] * 4 + [2] * 4
     assert found.read(found.entries[-1:])[0]["step"] == 2
+
+
+def test_a_sample_has_the_watched_questions_and_the_first_middle_and_last_steps(store, monkeypatch, tmp_path):
+    run = unfinished(store, steps=5)
+    with (run.path / LOG).open("a") as file:
+        file.write(json.dumps({"step": 4, **record(watched=True), "tokens": [3]}) + "\n")
+    monkeypatch.setattr(trajectory_index, "RECORDS", tmp_path)
+    (tmp_path / "smoke").mkdir()
+    trajectory_index.record_sample("smoke", run)
+    found = trajectory_index.load_sample("smoke")
+    assert sorted({one["step"] for one in found}) == [1, 3, 4, 5] and len(found) == 3 * 4 + 1
+    assert all(one["run"] == run.path.name and "tokens" not in one for one in found)
+    assert trajectory_index.load_sample("tiny") == []

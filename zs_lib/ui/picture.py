@@ -12,6 +12,7 @@ from zs_lib.analysis.trajectory_index import load_sample
 from zs_lib.qa import scoring
 from zs_lib.runs.files import write_text
 from zs_lib.ui import render
+from zs_lib.ui.terminal import visible
 
 WIDTH, PAD, LINE, GAP = 430, 12, 17, 6
 """Pixels: of a column, inside a box, of a line of text, between boxes."""
@@ -80,7 +81,7 @@ def _column(record: dict, title: str) -> tuple[str, int]:
     ends = f"reward {record['reward']:.2f}: {render.why(record)}"
     for kind, text in (("", f"{title}: {record['question']}"), *_parts(record), ("", ends)):
         word = f"{render.KINDS[kind][0]} " if kind else ""
-        lines = textwrap.wrap(word + text, LETTERS)
+        lines = textwrap.wrap(word + visible(text), LETTERS)
         box = LINE * len(lines) + GAP
         if kind:
             drawn.append(f'<rect class="ground" y="{y}" width="{WIDTH}" height="{box}"/>')
