@@ -45,6 +45,8 @@ def zs(capsys, *arguments) -> tuple[int, str, str]:
         ),
         (["reproduce", "--profile", "smoke", "--seeds", "0"], "out of range"),
         (["figures", "--profile", "huge"], "Unknown profile"),
+        (["figures", "--width", "column"], "need --out DIR"),
+        (["figures", "--format", "pdf"], "need --out DIR"),
         (["train", "nothing", "--profile", "smoke"], "Unknown arm 'nothing'. Known: zerosearch, "),
         (["runs", "show", "nothing"], "No run is called 'nothing'"),
         (["runs", "record", "--set", "policy.steps=2"], "--set is for --variations"),

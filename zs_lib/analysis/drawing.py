@@ -52,6 +52,7 @@ INTERVALS = {
     QUERIES: "95% over queries alone",
 }
 """What an interval is over → its name in legends."""
+RANGE = "range over seeds"
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 200,
@@ -97,12 +98,13 @@ def panels(figure: Figure, count: int, a_row: int, **more: Any) -> list[Axes]:
 
 
 def entries(*shown: Axes) -> dict[str, Any]:
-    """Collect the legend of these panels: label → handle, each label once."""
+    """Collect the legend of these panels: label → handle, each label once, those of intervals last."""
     found: dict[str, Any] = {}
     for axes in shown:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    return found
+    last = {RANGE, *INTERVALS.values()}
+    return {label: found[label] for label in sorted(found, key=lambda label: label in last)}
 
 
 def legend(figure: Figure, *shown: Axes) -> None:
@@ -176,7 +178,7 @@ def band(axes: Axes, wide: pd.DataFrame, color: str, **line: Any) -> None:
     axes.plot(wide.index, wide.mean(axis=1), color=color, **line)
     if wide.shape[1] > 1:
         axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.15, lw=0)
-        axes.fill_between([], [], [], color=GREY, alpha=0.2, lw=0, label="range over seeds")
+        axes.fill_between([], [], [], color=GREY, alpha=0.2, lw=0, label=RANGE)
 
 
 def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:

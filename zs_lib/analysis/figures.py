@@ -206,14 +206,13 @@ def draw_engines(tables: Tables, figure: Figure) -> None:
     legend(figure)
 
 
-def draw_live(tables: Tables) -> Figure:
+def draw_live(tables: Tables, figure: Figure) -> None:
     """Draw the training reward of all arms in the table, while they train."""
     with plt.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTHS["page"], 3.4))
+        figure.set_layout_engine("constrained")
         _draw_rewards(figure.subplots(), tables["training"], "Training now")
         legend(figure)
         finish(figure)
-    return figure
 
 
 def _draw_rewards(axes: Axes, table: pd.DataFrame, title: str) -> None:
@@ -356,7 +355,7 @@ def draw_learning(tables: Tables, figure: Figure) -> None:
         labels = summaries.study_labels(tables, study).to_dict()
         if study == "methods":
             first = next(iter(summaries.base_and_instruct(tables).values()))
-            labels = {arm: labels[arm] for arm in first}
+            labels = {arm: labels[arm].rpartition(", ")[2] for arm in first}
         curve(tables["training"], "reward", axes, labels, labels)
         axes.set(title=title, ylim=(0, 1), xlabel="RL step", ylabel="training reward (F1)")
         named = entries(axes)

@@ -164,7 +164,12 @@ class _LiveCurve:
         if table.empty:
             return
         self.handle = self.handle or display(display_id=True)
-        self.handle.update(figures.draw_live({"training": table}))  # pyplot, and so Jupyter, knows it not
+        figure = plt.figure(figsize=(drawing.WIDTHS["page"], 3.4))
+        try:
+            figures.draw_live({"training": table}, figure)
+            self.handle.update(figure)
+        finally:  # of an open figure Jupyter would show a second curve, if the cell is interrupted here
+            plt.close(figure)
 
 
 def tables(study: Profile, *names: str) -> results.Tables:
