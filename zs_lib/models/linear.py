@@ -42,9 +42,11 @@ class Linear(nn.Linear):
     """A linear layer that asks oneDNN, forward and backward, for what is float32 and on the CPU."""
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.numel() * self.out_features < WORTH:  # first: a decoding step has 29 of them
+            return functional.linear(inputs, self.weight, self.bias)
         plain = inputs.dtype is self.weight.dtype is torch.float32 and inputs.device.type == "cpu"
-        if not plain or inputs.numel() * self.out_features < WORTH or torch.is_autocast_enabled("cpu"):
-            return super().forward(inputs)
+        if not plain or torch.is_autocast_enabled("cpu"):
+            return functional.linear(inputs, self.weight, self.bias)
         if torch.is_grad_enabled():
             return _Product.apply(inputs, self.weight, self.bias)
         with onednn():
