@@ -46,7 +46,7 @@ array and longtable; those with sentences are meant for a landscape page. The be
 interval of its difference from each other is above 0, over seeds and questions.
 """,
     "report": """
-  zs report --out site  # open site/index.html, or publish the folder as it is
+  zs report --out site  # 4 MB of files: open site/index.html, or publish the folder
 """,
     "claims": """
   zs claims  # the paper's claims, tested on the recorded results
