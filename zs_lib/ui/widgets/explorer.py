@@ -20,7 +20,7 @@ from zs_lib.runs import Run, RunStore
 from zs_lib.ui import render
 from zs_lib.ui.widgets.panel import LONG, SHORT, Panel, attended
 
-SETS = {"the group of a step": False, "a question through training": True}
+SETS = {"the group of a step": False, "a watched question": True}
 """Name → whether one watched question is shown through training."""
 NOISE = {"any": None, "noisy documents": True, "none noisy": False}
 """Name → argument of `trajectory_index.select`. (A drop-down whose value is None shows nothing.)"""
