@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import matplotlib.pyplot as plt
 import pytest
 from jupyter_client.manager import start_new_kernel
 from log_fixtures import ARM, SMOKE, Tags, finished, log, record, unfinished
@@ -23,7 +24,7 @@ from zs_lib.evaluation.evaluate import PREDICTIONS_FILE
 from zs_lib.launch import background, progress, scheduler
 from zs_lib.runs import RunStore
 from zs_lib.runs.files import write_json
-from zs_lib.ui import render, widgets
+from zs_lib.ui import notebook, render, widgets
 from zs_lib.ui.playground import Inputs
 from zs_lib.ui.widgets import panel
 
@@ -405,6 +406,18 @@ def test_only_own_runs_have_a_bar_and_stopped_ones_have_not_failed(growing, stor
     queue.close()
     queue.finished(task, "interrupted")
     assert "failed" not in queue.headline()
+
+
+def test_an_interrupt_while_a_curve_is_drawn_leaves_no_second_one(store, monkeypatch):
+    def interrupted(tables, figure):
+        raise KeyboardInterrupt
+
+    unfinished(store)
+    monkeypatch.setattr(notebook, "RunStore", lambda: store)
+    monkeypatch.setattr(figures, "draw_live", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        notebook._LiveCurve(SMOKE, [(ARM, 0)])(last=True)
+    assert not plt.get_fignums()  # Jupyter shows those that are open at the end of a cell
 
 
 def test_runs_are_made_in_a_process_of_its_own_and_can_be_stopped(growing, store):
