@@ -159,8 +159,11 @@ NAMES_A_RUN = [
     ("ask", ["Who?", "--policy", "RUN"]),
     ("eval", ["--data", "mine.jsonl", "--policy", "RUN"]),
     ("serve simulator", ["--model", "RUN"]),
+    ("tables", ["provenance", "--from-store", "--runs", "RUN"]),
 ]
 """Commands that take a run, and their arguments."""
+ALSO = {"figures", "claims", "report"}
+"""Those that take runs as `tables` does (`cli._stored`)."""
 
 
 def test_every_command_that_names_a_run_is_here():
@@ -170,7 +173,7 @@ def test_every_command_that_names_a_run_is_here():
         for action in parser._actions
         if action.dest in ("run", "other", "policy", "model", "runs")
     }
-    assert taken == {words for words, _ in NAMES_A_RUN}
+    assert taken == {words for words, _ in NAMES_A_RUN} | ALSO
 
 
 @pytest.mark.parametrize(("words", "arguments"), NAMES_A_RUN, ids=[words for words, _ in NAMES_A_RUN])
@@ -179,8 +182,14 @@ def test_arms_by_name_and_by_seed_name_a_run(words, arguments, tmp_path, capsys,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(export, "export", lambda run, *_: run.path)  # no model was trained
     Path("mine.jsonl").write_text(line("who?", "nobody"))
-    made = {name: [store.complete(arm(name=name, steps=steps), seed, lambda run: {}) for seed in range(3)]
-            for steps, name in enumerate(("plain", "of/two=parts"), 1)}  # fmt: skip
+    logged = {"searches": 0.0, "failed": 0.0, "rollout_tokens": 1, "search_tokens": 0}
+    made = {
+        name: [
+            store.complete(arm(name=name, steps=steps), seed, lambda run: run.log(1, **logged) or {})
+            for seed in range(3)
+        ]
+        for steps, name in enumerate(("plain", "of/two=parts"), 1)
+    }
     for name, runs in made.items():
         newest = time.time() + 60
         os.utime(runs[2].path / "summary.json", (newest, newest))

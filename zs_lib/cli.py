@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from zs_lib import cli_options as options
 from zs_lib import config, studies
@@ -31,6 +31,9 @@ from zs_lib.runs import RunStore, distributed, interrupts
 from zs_lib.runs.store import DISK_ERRORS
 from zs_lib.ui import ask
 from zs_lib.ui.terminal import VisibleStream, visible
+
+if TYPE_CHECKING:
+    from zs_lib.analysis.stored import Stored
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -234,9 +237,25 @@ def _plan(args: argparse.Namespace) -> None:
     print(plan.describe(plan.Study(profile, tuple(chosen), dict(args.set)), args.gpu, gpus[0] if gpus else 2))
 
 
+def _stored(args: argparse.Namespace) -> Stored | None:
+    """The runs in the store that --from-store, --runs and --set choose; None: the record."""
+    core = config.load_profile(args.profile, dict(args.set))
+    if args.out:
+        check_folder(args.out, "--out", write=True)
+    if not args.from_store:
+        if args.runs or args.set:
+            raise ConfigError("--runs and --set choose among the runs of the store: add --from-store.")
+        return None
+    from zs_lib.analysis.stored import collect
+
+    found = collect(core, RunStore(), args.runs)
+    print(*found.notes, sep="\n", end="\n" * bool(found.notes), file=sys.stderr)
+    return found
+
+
 @command(
     "figures",
-    "draw all figures and tables from recorded results, without training",
+    "draw all figures and tables from recorded results, or those of your own runs, without training",
     options.PROFILE,
     option("--out", type=Path, help=f"(default: figures, or figures/PROFILE if not {options.MAIN})"),
     option("--width", choices=("page", "column"), default="page", help="6.9 or 3.3 inches"),
@@ -247,23 +266,27 @@ def _plan(args: argparse.Namespace) -> None:
         default=[],
         help="may be given several times (default: png; the drawing of the method: svg)",
     ),
+    *options.STORED,
 )
 def _figures(args: argparse.Namespace) -> None:
-    config.load_profile(args.profile)
-    if (args.format or args.width != "page") and not args.out:
+    if (args.format or args.width != "page" or args.from_store) and not args.out:
         raise ConfigError(
-            "figures/ holds each figure once, as wide as a page: --format and --width need --out DIR."
+            "figures/ holds each figure of the record once, as wide as a page: --format, --width and "
+            "--from-store need --out DIR."
         )
-    if args.out:
-        check_folder(args.out, "--out", write=True)
+    found = _stored(args)
     from zs_lib.analysis import figures, tables
     from zs_lib.ui import picture
 
     own = figures.FOLDER if args.profile == options.MAIN else figures.FOLDER / args.profile
     folder = args.out or check_folder(own, "Without --out, zs figures", write=True)
-    drawn, lacking = figures.draw_all(args.profile, folder, None, args.width, args.format)
-    written, not_made = tables.write_all(args.profile, folder / "tables")
-    written += picture.draw_sample(args.profile, folder)
+    if found:
+        name, made, varied = f"{args.profile}, run store", found.tables, found.varied
+        drawn, lacking = figures.draw_all(name, folder, made, args.width, args.format, varied)
+    else:
+        drawn, lacking = figures.draw_all(args.profile, folder, None, args.width, args.format)
+    written, not_made = tables.write_all(args.profile, folder / "tables", found and found.tables)
+    written += [] if found else picture.draw_sample(args.profile, folder)
     for path in drawn + written:
         print(path)
     for name, reason in (lacking | not_made).items():
@@ -271,16 +294,41 @@ def _figures(args: argparse.Namespace) -> None:
 
 
 @command(
+    "tables",
+    "print tables of the results as Markdown, or write them as CSV, Markdown and LaTeX",
+    option("names", nargs="*", metavar="NAME", help="such as core; own_heldout for any arms (default: all)"),
+    options.PROFILE,
+    option("--out", type=Path, help="write them here (zs figures does so with the paper's own)"),
+    *options.STORED,
+)
+def _tables(args: argparse.Namespace) -> None:
+    found = _stored(args)
+    from zs_lib.analysis import results, tables
+
+    made = found.tables if found else results.load_tables(args.profile)
+    names = args.names or [*tables.OURS, *(tables.OWN if found else ())]
+    if args.out:
+        written, lacking = tables.write(made, args.out, names)
+        print(*written, sep="\n")
+    else:
+        shown, lacking = tables.make_all(made, names)
+        print("\n".join(f"{name}\n\n{tables.markdown(table)}" for name, table in shown.items()))
+    for name, reason in lacking.items():
+        print(f"{name} is not made: {reason}", file=sys.stderr)
+
+
+@command(
     "report",
     "a website of the study: its notebooks, claims and tables, as files that stand alone",
     options.PROFILE,
     option("--out", type=Path, required=True, help="where to write it"),
+    *options.STORED,
 )
 def _report(args: argparse.Namespace) -> None:
-    check_folder(args.out, "--out", write=True)
+    found = _stored(args)
     from zs_lib.ui import report
 
-    print(report.write_report(args.profile, args.out)[0])
+    print(report.write_report(args.profile, args.out, found and found.tables)[0])
 
 
 @command(
@@ -288,13 +336,19 @@ def _report(args: argparse.Namespace) -> None:
     "the paper's claims, tested on the recorded results, beside predictions and others' numbers",
     options.PROFILE,
     option("--json", action="store_true", help="every statement, as JSON"),
+    option("--out", type=Path, help="also write claims and ledger here, as CSV, Markdown and LaTeX"),
+    *options.STORED,
 )
 def _claims(args: argparse.Namespace) -> None:
-    from zs_lib.analysis import claims, ledger, results
+    found = _stored(args)
+    from zs_lib.analysis import claims, ledger, results, tables
 
-    tested = claims.paper_claims(results.load_tables(args.profile))
+    made = found.tables if found else results.load_tables(args.profile)
+    tested = claims.paper_claims(made)
     as_json = {"orient": "records", "indent": 1, "force_ascii": False}
     print(tested.reset_index().to_json(**as_json) if args.json else ledger.describe(tested))
+    if args.out:
+        tables.write(made, args.out, ("claims", "ledger"))
 
 
 # the store ----------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ training by TRL, sampling by vLLM.
     "figures": """
   zs figures  # redraw figures/ from the recorded results, without training
   zs figures --profile smol --out mine
+  zs figures --from-store --out mine  # of what lies in the store: own_training and own_heldout show every arm
+  zs figures --from-store --runs zerosearch policy-3fa0c1@2 --out mine
   zs figures --width column --format pdf --format svg --out paper  # for an article of two columns
 
 PNGs have 200 dots an inch; PDFs embed their fonts (TrueType), SVGs draw text as paths. Git keeps the PNGs in
@@ -45,12 +47,19 @@ figures/ as wide as a page, and no others. LaTeX tables need the packages bookta
 array and longtable; those with sentences are meant for a landscape page. The best of a column is bold, if the
 interval of its difference from each other is above 0, over seeds and questions.
 """,
+    "tables": """
+  zs tables core  # held-out scores of the core arms, as Markdown
+  zs tables own_heldout --from-store --runs zerosearch search-r1@0  # those of your own runs
+  zs tables --from-store --out mine
+""",
     "report": """
   zs report --out site  # 4 MB of files: open site/index.html, or publish the folder
+  zs report --from-store --out site  # with the claims and tables of your own runs
 """,
     "claims": """
   zs claims  # the paper's claims, tested on the recorded results
   zs claims --profile smol --json
+  zs claims --from-store --set evaluation.questions_per_subset=20 --out mine  # of a study with that override
 """,
     "runs list": """
   zs runs list  # last column: values that are not the profile's, like learning_rate=0.001

@@ -118,6 +118,21 @@ COLUMNS = option(
     help="columns of other names: golden_answers=label, or contents=body",
 )
 RUN = option("run", help="the beginning of a run's folder or digest, or its arm's name: NAME or NAME@SEED")
+STORED = (
+    option(
+        "--from-store",
+        action="store_true",
+        help="of the runs in the store instead of the record: also your own arms, sweeps and overrides",
+    ),
+    option(
+        "--runs",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="with --from-store: these alone, named as for `zs runs show`, with their evaluations",
+    ),
+    SET,
+)
 SERVER = (
     option("--port", type=int, default=8000, metavar="P", help="0: any free one"),
     option(

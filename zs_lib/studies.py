@@ -324,9 +324,12 @@ def baseline_runs(profile: Profile) -> list[tuple]:
 
 def robustness_runs(profile: Profile) -> list[tuple]:
     """List (arm, seed) of evaluating `searching_runs` with each other engine, and each share of noise."""
-    cfg, main = profile.evaluation, next(arm for arm in profile.policies if arm.simulator)
+    cfg, simulator = (
+        profile.evaluation,
+        next((arm.simulator for arm in profile.policies if arm.simulator), None),
+    )
     changes = [
-        {"engine": engine, "simulator": main.simulator if engine == "simulated" else None}
+        {"engine": engine, "simulator": simulator if engine == "simulated" else None}
         for engine in cfg.engines
     ]
     changes += [{"noise": share} for share in cfg.noise]

@@ -50,7 +50,7 @@ BEGINNING, EARLY, MIDDLE, END = (0.0, 0.1), (0.1, 0.3), (0.4, 0.6), (0.8, 1.0)
 
 def heldout_statements(tables: Tables) -> pd.DataFrame:
     """Test what RL with each engine achieves on held-out entities, evaluated with the real engine."""
-    table = tables["evaluation"]
+    table = stored(tables, "evaluation")
     main, real = "ZeroSearch (grounded)", "Search-R1 (real engine)"
     compared = [
         (f"{main} minus 2.5 times its start: F1", MAIN, START, 2.5),

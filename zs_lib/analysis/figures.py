@@ -85,6 +85,8 @@ class Drawing:
     """Format in which git keeps it."""
     varied: bool = False
     """Whether its tables are those of the profile's variations (`results.load_variations`)."""
+    arms: tuple[str, ...] = ()
+    """Arms of which its first table must have one."""
 
     def height(self, width: str) -> float | None:
         return self.heights[list(WIDTHS).index(width)]
@@ -92,13 +94,15 @@ class Drawing:
 
 FIGURES: dict[str, Drawing] = {}
 """Name of the file (its number is the notebook's) → how it is drawn."""
+OWN: dict[str, Drawing] = {}
+"""As FIGURES, of any arms: drawn of the run store, not of the record."""
 
 
-def draws(name: str, *heights: float | None, **more: Any) -> Callable[[Draw], Draw]:
-    """Register the decorated function in FIGURES; `more` are fields of `Drawing`."""
+def draws(name: str, *heights: float | None, own: bool = False, **more: Any) -> Callable[[Draw], Draw]:
+    """Register the decorated function in FIGURES or OWN; `more` are fields of `Drawing`."""
 
     def register(draw: Draw) -> Draw:
-        FIGURES[name] = Drawing(draw, heights, **more)
+        (OWN if own else FIGURES)[name] = Drawing(draw, heights, **more)
         return draw
 
     return register
@@ -174,7 +178,7 @@ def draw_fidelity(tables: Tables, figure: Figure) -> None:
     legend(figure)
 
 
-@draws("03_curriculum", 2.6, 4.6, needs=("training",))
+@draws("03_curriculum", 2.6, 4.6, needs=("training",), arms=(MAIN,))
 def draw_curriculum(tables: Tables, figure: Figure) -> None:
     """Draw reward, interaction turns and noise of the main arm: Figures 2c and 3 of the paper."""
     table = tables["training"]
@@ -254,11 +258,15 @@ def draw_panel(table: pd.DataFrame, column: str) -> bytes:
     return picture(figure, dpi=120)  # small: a stored notebook holds six of them
 
 
-@draws("04_query_quality", 2.7, 3.0, needs=("training",))
+ENGINES = (MAIN, "zerosearch-naive", "search-r1")
+"""Core arms that search."""
+
+
+@draws("04_query_quality", 2.7, 3.0, needs=("training",), arms=ENGINES)
 def draw_query_quality(tables: Tables, figure: Figure) -> None:
     """Draw query quality during training, by the engine of training."""
     axes = figure.subplots()
-    curve(tables["training"], "query_quality", axes, ("zerosearch", "zerosearch-naive", "search-r1"))
+    curve(tables["training"], "query_quality", axes, ENGINES)
     axes.set(ylabel="queries that name\nthe right entity", title="Query quality during training", ylim=(0, 1))
     legend(figure)
 
@@ -505,10 +513,10 @@ def draw_variation(study: str, tables: Tables, figure: Figure) -> None:
 
 for _study in studies.VARIATIONS:
     if _study != "collapse":
-        draws(f"12_{_study}", 2.0, 2.4, **VARIED)(partial(draw_variation, _study))
+        draws(f"12_{_study}", 2.0, 2.4, studies=(_study,), **VARIED)(partial(draw_variation, _study))
 
 
-@draws("12_collapse", 3.6, 4.8, **VARIED)
+@draws("12_collapse", 3.6, 4.8, studies=("collapse",), **VARIED)
 def draw_collapse(tables: Tables, figure: Figure) -> None:
     """Draw the reward of each seed by repair, with its first warning (circle) and its collapse (cross)."""
     labels, ends = summaries.study_labels(tables, "collapse"), variations.endings(tables)
@@ -577,13 +585,35 @@ def draw_claims(tables: Tables, figure: Figure) -> None:
     legend(figure)
 
 
+@draws("own_training", 3.4, 3.4, needs=("training",), own=True)
+def draw_own_training(tables: Tables, figure: Figure) -> None:
+    """Draw the training reward of every arm, a few a panel."""
+    arms = tables["training"]["arm"].unique()
+    parts = [arms[start : start + len(SERIES)] for start in range(0, len(arms), len(SERIES))]
+    rows_height(figure, -(-len(parts) // (1 if narrow(figure) else 2)), 2.4)
+    for axes, part in zip(panels(figure, len(parts), min(2, len(parts))), parts, strict=True):
+        curve(tables["training"], "reward", axes, part)
+        axes.set(ylabel="training reward (F1)", ylim=(0, 1))
+        found = entries(axes)
+        axes.legend(found.values(), found.keys(), fontsize="x-small")
+
+
+@draws("own_heldout", 2.0, 2.4, needs=("evaluation",), own=True)
+def draw_own_heldout(tables: Tables, figure: Figure) -> None:
+    """Draw the held-out F1 of every arm, and of evaluations by other settings."""
+    frame = summaries.heldout_table(tables["evaluation"])
+    rows_height(figure, len(frame) + 1)
+    forest(figure.subplots(), frame.assign(arm=frame.index).rename(index=label_of))
+    legend(figure)
+
+
 def draw(name: str, tables: Tables, provenance: str = "", width: str = "page") -> Figure:
-    """Draw a figure of FIGURES from tables, in a width of `drawing.WIDTHS`.
+    """Draw a figure of FIGURES or OWN from tables, in a width of `drawing.WIDTHS`.
 
     Raises:
         ConfigError: no figure or width has this name. DataError: a table that it needs is missing or empty.
     """
-    chosen, inches = pick("figure", name, FIGURES), pick("width", width, WIDTHS)
+    chosen, inches = pick("figure", name, FIGURES | OWN), pick("width", width, WIDTHS)
     if reason := _lacks(chosen, tables, width):
         raise DataError(f"The figure {name} cannot be drawn: {reason}")
     with plt.rc_context(style(width)):
@@ -599,54 +629,66 @@ def provenance_of(tables: Tables, profile: str) -> str:
     if runs.empty:
         return f"profile {profile}"
     policies = runs[runs["kind"] == "policy"]
-    core = summaries.core(policies)
+    core = policies[~policies["arm"].str.contains("/")]
     digests = ", ".join(
         f"{arm} {part['run'].iloc[0].split('-')[1][:6]}" for arm, part in core.groupby("arm", sort=False)
     )
     variants = policies["arm"].nunique() - core["arm"].nunique()
-    others = f", and {variants} variants (provenance.csv)" if variants else ""
+    told = [digests] * bool(digests) + [f"{variants} variants (provenance.csv)"] * bool(variants)
     seeds = policies.groupby("arm")["seed"].nunique()
     count = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    return f"profile {profile}; {count} seed(s); runs: {digests}{others}"
+    return f"profile {profile}; {count} seed(s); runs: {', and '.join(told)}"
 
 
 def _lacks(chosen: Drawing, tables: Tables, width: str) -> str:
     """The reason why a figure cannot be drawn from `tables`; empty if it can."""
     if not chosen.height(width):
         return f"it has no layout as narrow as a {width}."
-    for needed in chosen.needs:
+    for needed in sorted(set(chosen.needs) - ({"study_rows"} if chosen.studies else set())):
         if needed not in tables or tables[needed].empty:
             return f"it needs the table '{needed}', which is empty: finish its runs first."
+    if chosen.arms and not set(chosen.arms) & set(tables[chosen.needs[0]]["arm"]):
+        return f"it needs runs of {' or '.join(chosen.arms)}."
     for study in chosen.studies:
         if study not in set(tables["study_rows"]["study"]):
-            return f"it needs the study '{study}': `zs reproduce --full` makes its runs."
+            how = "notebook 12" if chosen.varied else "`zs reproduce --full`"
+            return f"it needs the study '{study}': {how} makes its runs."
     return ""
 
 
 def draw_all(
-    profile: str, folder: Path, tables: Tables | None = None, width: str = "page", formats: Sequence[str] = ()
+    profile: str,
+    folder: Path,
+    tables: Tables | None = None,
+    width: str = "page",
+    formats: Sequence[str] = (),
+    varied: Tables | None = None,
 ) -> tuple[list[Path], dict[str, str]]:
-    """Redraw the figures of a profile from its recorded results (or `tables`) into `folder`.
+    """Redraw the figures of a profile from its recorded results, or from `tables`, into `folder`.
 
-    `formats`: those of `drawing.FORMATS`; by default the one that git keeps. Returns the files, and for each
-    figure that cannot be drawn the reason; its outdated files are deleted.
+    `formats`: those of `drawing.FORMATS`; by default the one that git keeps. `varied`: the tables of
+    variations; with them OWN are drawn, too. Returns the files, and for each figure that cannot be drawn the
+    reason; its outdated files are deleted.
     """
-    tables, varied = tables or results.load_tables(profile), results.load_variations(profile)
+    wanted = FIGURES | (OWN if varied else {})
+    tables, varied = tables or results.load_tables(profile), varied or results.load_variations(profile)
     folder.mkdir(parents=True, exist_ok=True)
-    core = tables | {"provenance": summaries.core(tables["provenance"])}
+    runs = tables["provenance"]
+    core = tables | {"provenance": runs[~runs["arm"].str.contains("/")] if len(runs) else runs}
     written, lacking = [], {}
-    for name, chosen in FIGURES.items():
+    for name, chosen in wanted.items():
         if chosen.source is not None and FOLDER in folder.parents:
             continue  # it shows no run of any profile, and FOLDER has it
         files = [folder / f"{name}.{ending}" for ending in formats or [chosen.ending]]
         shown = varied if chosen.varied else tables
-        if reason := _lacks(chosen, shown, width):
-            lacking[name] = reason
+        every = chosen.varied or chosen.studies or name in OWN
+        try:
+            figure = draw(name, shown, provenance_of(shown if every else core, profile), width)
+        except DataError as error:
+            lacking[name] = str(error).rpartition(" cannot be drawn: ")[2]
             for path in files:
                 path.unlink(missing_ok=True)
             continue
-        origin = provenance_of(shown if chosen.varied or chosen.studies else core, profile)
-        figure = draw(name, shown, origin, width)
         for path in files:
             write_bytes(path, picture(figure, path.suffix[1:], transparent=chosen.ending == "svg"))
         plt.close(figure)

@@ -1,21 +1,32 @@
-"""What lies in the run store: how each arm differs from the profiles, and two runs from each other."""
+"""What lies in the run store: how each arm differs from the profiles, and the tables of any of its runs.
+
+`collect` makes the tables of `results` from whatever runs there are, of one's own arms, sweeps and overrides
+too; so every table, figure and claim works on them as on the recorded ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import pandas as pd
 
 from zs_lib import studies
+from zs_lib.analysis import results
+from zs_lib.analysis.find import find_runs, written_ns
+from zs_lib.analysis.results import Tables
 from zs_lib.config import Profile, load_profile, profiles
-from zs_lib.config.arms import EvaluationArm
+from zs_lib.config.arms import EvaluationArm, FidelityArm, PolicyArm, SimulatorArm
 from zs_lib.config.values import differences, digest, flat, from_dict
-from zs_lib.errors import ConfigError, RunError
+from zs_lib.errors import ConfigError, RunError, ZeroSearchError
 from zs_lib.pipeline import MAKERS, needs
 from zs_lib.runs import Run, RunStore, kind_of
+
+NAMED = 3
+"""Differences from the profile that the name of an arm tells; of one with more it has the digest."""
 
 
 def arm_of(run: Run) -> Any:
@@ -47,6 +58,7 @@ def _arms(profile: str) -> dict[tuple[str, str], list[Any]]:
     return found
 
 
+@cache
 def _with_studies(profile: Profile) -> Profile:
     with suppress(ConfigError):  # a profile of one's own may lack their core arms
         return studies.select(studies.full(profile), *studies.VARIATIONS)
@@ -112,3 +124,166 @@ def evaluations_of(store: RunStore, policies: Iterable[Run]) -> list[Run]:
                 if policy and (digest(policy, run.contents), run.seed) in trained:
                     found.append(run)
     return found
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Finished runs of the store as a study; made by `collect`."""
+
+    study: Profile
+    """The profile with the arms that have runs, in its order, its own before others."""
+    tables: Tables
+    """As of `results.load_tables`, without the recall of the real engine, which no run measures."""
+    varied: Tables
+    """As of `results.load_variations`."""
+    notes: tuple[str, ...]
+    """Sentences: how arms differ from the profile's, and which runs were left out."""
+
+
+def collect(profile: Profile, store: RunStore, names: Sequence[str] = ()) -> Stored:
+    """Make every table of the finished runs in the store, or of those of these `names` (`find_runs`).
+
+    An arm of the profile and its studies has its name there. Another one keeps its own, if no other arm has
+    it; else it is named for its differences: "zerosearch/steps=16". An evaluation by other settings than the
+    profile's is a row of its own: "zerosearch (split=dev)".
+
+    Raises:
+        RunError: no run has such a name, or none is finished.
+    """
+    study, notes = _with_studies(profile), []
+    runs, arms = _finished(_chosen(store, names), notes)
+    if not runs:
+        raise RunError(
+            "None of these runs is finished: `zs runs list` shows the store, `zs train` makes one."
+        )
+    policies = _named(study, {arm.name for arm in profile.policies}, arms, notes)
+    simulators = _simulators(study, arms.values(), notes)
+    seeds = 1 + max(run.seed for run in runs.values())
+    view = replace(study, policies=tuple(policies.values()), simulators=simulators, seeds=seeds)
+    chosen = _Chosen(runs)
+    made = {name: make for name, make in results.TABLES.items() if name not in ("study_rows", "retrieval")}
+    tables = {name: make(view, chosen) for name, make in made.items()}
+    others = [key for key in runs if key[0] == "evaluation" and key not in chosen.asked]
+    scores = [_other_scores(arms[key], runs[key], policies, profile) for key in others if arms[key].policy]
+    tables["evaluation"] = pd.concat([tables["evaluation"], *scores], ignore_index=True)
+    trained, evaluated = (set(tables[name].get("arm", ())) for name in ("training", "evaluation"))
+    tables |= {"retrieval": pd.DataFrame(), "study_rows": _rows(profile, study, evaluated, all)}
+    varied = {name: tables[name] for name in results.VARIED if name in tables}
+    varied |= {
+        "variances": results.variances_table(view, chosen),
+        "study_rows": _rows(profile, study, trained, any),
+    }
+    return Stored(view, tables, varied, tuple(notes))
+
+
+Key = tuple[str, str, int]
+"""Kind, digest of the settings without what their files hold, seed."""
+
+
+def _key(arm: Any, seed: int) -> Key:
+    return kind_of(arm), digest(arm, {}), seed
+
+
+class _Chosen:
+    """The runs that tables are made of, in place of the store."""
+
+    def __init__(self, runs: dict[Key, Run]):
+        self.runs, self.asked = runs, set()
+
+    def get(self, arm: Any, seed: int) -> Run | None:
+        self.asked.add(_key(arm, seed))
+        return self.runs.get(_key(arm, seed))
+
+
+def _chosen(store: RunStore, names: Sequence[str]) -> list[Run]:
+    """The named runs, with the evaluations of the policies among them; all without names."""
+    if not names:
+        return store.list()
+    named = {run.path: run for name in names for run in find_runs(store, name)}
+    policies = [run for run in named.values() if run.kind == "policy"]
+    return list((named | {run.path: run for run in evaluations_of(store, policies)}).values())
+
+
+def _finished(runs: Iterable[Run], notes: list[str]) -> tuple[dict[Key, Run], dict[Key, Any]]:
+    """The finished runs and their arms; of equal settings, whose files have changed, the newest."""
+    found, arms = {}, {}
+    for run in sorted(runs, key=written_ns):
+        if not run.finished:
+            notes.append(f"{run.path.name} is left out: it is not finished.")
+            continue
+        try:
+            arm = arm_of(run)
+        except ZeroSearchError as error:
+            notes.append(f"{run.path.name} is left out: {error}")
+            continue
+        key = _key(arm, run.seed)
+        if key in found:
+            notes.append(f"{found[key].path.name} is left out: the files that it names have changed since.")
+        found[key], arms[key] = run, arm
+    return found, arms
+
+
+def _named(study: Profile, core: set[str], arms: dict[Key, Any], notes: list[str]) -> dict[str, PolicyArm]:
+    """The policies that have runs or evaluations, by the digest of their settings, each with its own name."""
+    own = [arm if isinstance(arm, PolicyArm) else getattr(arm, "policy", None) for arm in arms.values()]
+    found = {digest(arm, {}): arm for arm in own if arm}
+    by_name = {arm.name: arm for arm in study.policies}
+    known = {digest(arm, {}): arm for arm in study.policies}
+    # A core arm's name is kept even where a later profile calls these settings a variant.
+    wanted = {
+        key: known[key].name
+        if key in known and (known[key].name in core or arm.name not in core)
+        else arm.name
+        for key, arm in found.items()
+    }
+    order, named = list(by_name), {}
+    for key in sorted(found, key=lambda key: (_place(wanted[key], order), wanted[key])):
+        name, arm = wanted[key], found[key]
+        base = by_name.get(name) or by_name.get(name.partition("/")[0])
+        values = differences(arm, base) if base else {}
+        if list(wanted.values()).count(name) > 1 and values:
+            short = told(values).replace(", ", ",") if len(values) <= NAMED else key[:6]
+            name = known[key].name if key in known else f"{name}/{short}"
+        if name in {one.name for one in named.values()}:
+            name = f"{name}/{key[:6]}"
+        named[key] = replace(arm, name=name)
+        if values:
+            notes.append(f"{name}: unlike {base.name} of the profile {study.name}, {told(values)}.")
+    return named
+
+
+def _place(name: str, order: list[str]) -> int:
+    """The place of a name, else of the one before its slash, else after all."""
+    return next((order.index(one) for one in (name, name.partition("/")[0]) if one in order), len(order))
+
+
+def _simulators(study: Profile, arms: Iterable[Any], notes: list[str]) -> tuple[SimulatorArm, ...]:
+    """The simulators that have runs or fidelity, one of a name: the profile's, else the first."""
+    own = [arm.simulator if isinstance(arm, FidelityArm) else arm for arm in arms]
+    found = {arm: None for arm in own if isinstance(arm, SimulatorArm)}
+    named = {arm.name: arm for arm in study.simulators if arm in found}
+    for arm in found:
+        if named.setdefault(arm.name, arm) != arm:
+            notes.append(f"A simulator {arm.name} is left out, for another has its name: choose by --runs.")
+    return tuple(named.values())
+
+
+def _other_scores(
+    arm: EvaluationArm, run: Run, policies: dict[str, PolicyArm], profile: Profile
+) -> pd.DataFrame:
+    """The scores of an evaluation by other settings than the profile's."""
+    policy = policies[digest(arm.policy, {})]
+    values = differences(arm, EvaluationArm.of_policy(policy, profile.evaluation))
+    name = f"{policy.name} ({told(values)})"
+    return results.read_scores(run).assign(arm=name, seed=run.seed, simulator_seed=0)
+
+
+def _rows(profile: Profile, study: Profile, have: set[str], enough: Any) -> pd.DataFrame:
+    """The rows of the studies of which enough arms (`all` or `any`) are there."""
+    names, rows = {digest(arm, {}): arm.name for arm in study.policies}, []
+    for each in studies.STUDIES | studies.VARIATIONS:
+        with suppress(ConfigError):  # a profile without its core arm
+            arms = studies.study_arms(profile, each)
+            of_study = [(each, label, names.get(digest(arm, {}), arm.name)) for label, arm in arms.items()]
+            rows += of_study if enough(name in have for *_, name in of_study) else []
+    return pd.DataFrame(rows, columns=results.NEEDED["study_rows"])

@@ -39,8 +39,15 @@ METHOD_LABELS = {
 
 
 def core(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep the core arms and their start, without variants (`studies`) and untrained methods."""
-    return table[~table["arm"].str.contains("/") & ~table["arm"].isin(METHODS)]
+    """Keep the core arms and their start, without variants (`studies`) and untrained methods.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = table[~table["arm"].str.contains("/") & ~table["arm"].isin(METHODS)] if len(table) else table
+    if found.empty:
+        raise DataError("None of these runs is of a core arm, which are those without a slash in their name.")
+    return found
 
 
 def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
@@ -189,6 +196,8 @@ def effective_noise(tables: Tables) -> pd.DataFrame:
     main one's.
     """
     simulators, fidelity = study_labels(tables, "simulators"), tables["fidelity"]
+    if fidelity.empty:
+        raise DataError("The fidelity of no simulator is stored: `zs reproduce` measures it.")
     leaks = fidelity[fidelity["questions_from"] == "held out"].groupby("simulator")["leak"].mean()
     noise = tables["training"].groupby("arm", sort=False)["noise_probability"].mean()
     main = {arm: simulators.get(studies.MAIN) for arm in noise.index if arm.startswith(f"{studies.MAIN}/")}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from zs_lib.analysis import claims, cost, ledger, paper, results, summaries
-from zs_lib.analysis.comparisons import best_apart
+from zs_lib.analysis.comparisons import best_apart, stored
 from zs_lib.analysis.drawing import LABELS
 from zs_lib.analysis.latex import latex
 from zs_lib.analysis.results import Tables
 from zs_lib.analysis.statistics import ONE_SEED
 from zs_lib.config import paths
+from zs_lib.config.values import pick
 from zs_lib.errors import DataError
 from zs_lib.runs.files import write_text
 
@@ -23,7 +24,7 @@ OURS: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "table5_algorithms": lambda tables: summaries.study_table(tables, "algorithms"),
     "table6_curricula": lambda tables: summaries.study_table(tables, "curricula"),
     "table7_masks": lambda tables: summaries.study_table(tables, "masks"),
-    "table8_cost": lambda tables: cost.priced(tables["cost"]).round(4),
+    "table8_cost": lambda tables: cost.priced(stored(tables, "cost")).round(4),
     "core": lambda tables: summaries.heldout_table(summaries.core(tables["evaluation"])).round(3),
     "noise": summaries.effective_noise,
     "claims": lambda tables: ledger.verdicts(claims.paper_claims(tables)),
@@ -39,28 +40,56 @@ BEST: dict[str, Callable[[Tables], pd.DataFrame]] = {
     "table7_masks": lambda tables: best_row(tables, "masks"),
 }
 """File name → which of its cells are bold in LaTeX: the best of a column, if it can be told apart."""
+OWN: dict[str, Callable[[Tables], pd.DataFrame]] = {
+    "own_heldout": lambda tables: summaries.heldout_table(stored(tables, "evaluation")).round(3),
+    "provenance": lambda tables: stored(tables, "provenance").set_index("run"),
+}
+"""As OURS, of every arm and run of the store."""
 
 
-def write_all(profile: str, folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Write a profile's recorded tables and the paper's own to `folder`, as CSV, Markdown and LaTeX.
+def make_all(made: Tables, names: Iterable[str]) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Make these tables of OURS and OWN; and for each that cannot be made the reason.
 
-    Returns the files, and for each table that cannot be made the reason.
+    Raises:
+        ConfigError: there is no such table.
     """
-    recorded = results.load_tables(profile)
-    folder.mkdir(parents=True, exist_ok=True)
-    written, lacking = [], {}
-    for name, make in OURS.items():
+    found, lacking = {}, {}
+    for name in names:
+        make = pick("table", name, OURS | OWN)
         try:
-            best = BEST[name](recorded) if name in BEST else None
-            written += _write(make(recorded), folder / name, best)
+            found[name] = make(made)
         except DataError as error:
             lacking[name] = str(error)
-            for outdated in folder.glob(f"{name}.*"):
-                outdated.unlink()
+    return found, lacking
+
+
+def write_all(profile: str, folder: Path, made: Tables | None = None) -> tuple[list[Path], dict[str, str]]:
+    """Write a profile's recorded tables and the paper's own to `folder`, as CSV, Markdown and LaTeX.
+
+    `made`: tables of the run store instead of the record. Returns the files, and for each table that cannot
+    be made the reason.
+    """
+    written, lacking = write(made or results.load_tables(profile), folder, [*OURS, *(OWN if made else ())])
     for name in paper.TABLES:
         table = paper.load_table(name) if name == "cost" else paper.with_intervals(name)
         written += _write(table.set_index(table.columns[0]), folder / f"paper_{name}")
     written += _write(paper.setting_table(), folder / "paper_setting")
+    return written, lacking
+
+
+def write(made: Tables, folder: Path, names: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
+    """Write these tables of OURS and OWN to `folder`, as CSV, Markdown and LaTeX.
+
+    Returns the files, and for each table that cannot be made the reason; its outdated files are deleted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found, lacking = make_all(made, names)
+    for name in lacking:
+        for outdated in folder.glob(f"{name}.*"):
+            outdated.unlink()
+    written = []
+    for name, table in found.items():
+        written += _write(table, folder / name, BEST[name](made) if name in BEST else None)
     return written, lacking
 
 

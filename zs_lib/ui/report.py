@@ -137,12 +137,12 @@ class Page:
     """Whether the notebook was executed with this profile; else it is shown as stored in the repository."""
 
 
-def write_report(profile: str, out: Path | str) -> list[Path]:
+def write_report(profile: str, out: Path | str, made: results.Tables | None = None) -> list[Path]:
     """Write the website of a profile into the folder `out`; its files, the first page first.
 
     A notebook that was executed with this profile is read from outputs/PROFILE, others as stored in the
-    repository. Claims and tables are the profile's recorded ones; if none are recorded, the first page says
-    so.
+    repository. Claims and tables are of the tables `made`, else of the profile's recorded ones; if none are
+    recorded, the first page says so.
 
     Raises:
         ConfigError: there is no such profile. DataError: a notebook is missing or damaged.
@@ -155,7 +155,7 @@ def write_report(profile: str, out: Path | str) -> list[Path]:
     sources = (notebooks.NOTEBOOKS / TOUR, *notebooks.choose())
     pages += [_page(source, profile) for source in sources]
     first = Page(
-        "index", f"ZeroSearch workbench: the study {profile}", "", _first_page(profile, pages, shown)
+        "index", f"ZeroSearch workbench: the study {profile}", "", _first_page(profile, pages, shown, made)
     )
     written = []
     for page in (first, *pages):
@@ -247,14 +247,16 @@ def _trajectory_page(records: Sequence[dict]) -> Page:
     return Page("trajectories", "Trajectories", "How does the policy search, step by step?", "".join(parts))
 
 
-def _first_page(profile: str, pages: Sequence[Page], shown: Sequence[dict]) -> str:
+def _first_page(
+    profile: str, pages: Sequence[Page], shown: Sequence[dict], made: results.Tables | None
+) -> str:
     stored = ", ".join(page.name[:2] for page in pages if not page.executed)
     parts = [
         f"<h1>ZeroSearch workbench: the study <code>{html.escape(profile)}</code></h1>",
         "<p>A language model learns to use a search engine while another model simulates the engine "
         "(ZeroSearch, arXiv 2505.04588).</p>",
         _embedded((figures.FOLDER / "method.svg").read_bytes(), "svg+xml", "The method"),
-        *_recorded(profile),
+        *_results(profile, made),
         *_before_and_after(shown),
         "<h2>Pages</h2>",
         f'<p class="note">{STORED} {stored}</p>' if stored else "",
@@ -285,25 +287,29 @@ def _list_item(page: Page) -> str:
     return f'<li><a href="{page.name}.html">{title}</a><br>{question}</li>'
 
 
-def _recorded(profile: str) -> Iterator[str]:
-    """HTML of the picture, the claims, the core's scores and the tables, as far as they are recorded."""
+def _results(profile: str, made: results.Tables | None) -> Iterator[str]:
+    """HTML of the picture, the claims, the scores and the tables, as far as they are recorded, or `made`."""
+    scores, picture = ("own_heldout", "own_heldout") if made else ("core", "04_heldout")
     try:
-        recorded = results.load_tables(profile)
+        shown = made or results.load_tables(profile)
     except DataError as error:
         yield f'<h2>Results</h2><p class="note">{html.escape(str(error))}</p>'
         return
-    yield _figure("04_heldout", recorded, profile)
+    found, lacking = tables.make_all(shown, [*tables.OURS, scores])
+    if scores in found:
+        yield _figure(picture, shown, profile + ", run store" * bool(made))
     yield "<h2>The paper's claims, tested here</h2>"
-    yield from map(_claim, tables.OURS["ledger"](recorded).reset_index().to_dict("records"))
-    yield "<h2>Held-out scores</h2>"
-    yield _table(tables.OURS["core"](recorded).rename(index=drawing.LABELS))
+    yield from map(_claim, found["ledger"].reset_index().to_dict("records"))
+    if scores in found:
+        yield "<h2>Held-out scores</h2>"
+        yield _table(found[scores].rename(index=drawing.LABELS))
     yield "<h2>Tables</h2>"
     for name in (name for name in tables.OURS if name.startswith("table")):
         title = re.sub(r"table(\d+)_", r"Table \1: ", name)
-        try:
-            yield _folded(title, tables.OURS[name](recorded))
-        except DataError as error:
-            yield f'<p class="note">{title} is not recorded yet: {html.escape(str(error))}</p>'
+        if name in found:
+            yield _folded(title, found[name])
+        else:
+            yield f'<p class="note">{title} is not there yet: {html.escape(lacking[name])}</p>'
 
 
 def _figure(name: str, recorded: results.Tables, profile: str) -> str:
