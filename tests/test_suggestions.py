@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from study_fixtures import study_rows
 
 from zs_lib import config
-from zs_lib.analysis import results
+from zs_lib.analysis import drawing, results
 from zs_lib.errors import DataError
 from zs_lib.launch.notebooks import NOTEBOOKS as FOLDER
 from zs_lib.pipeline import ensure
@@ -88,7 +88,8 @@ class Shown:
         monkeypatch.setattr(notebook, "run", self.run)
         monkeypatch.setattr(notebook, "display", self.note)
         monkeypatch.setattr(notebook, "show_config", lambda *_: None)  # it would only repeat the override
-        monkeypatch.setattr(Figure, "savefig", lambda *_: None)
+        monkeypatch.setattr(drawing, "picture", lambda *_: b"")
+        monkeypatch.setattr(notebook, "write_bytes", lambda *_: None)
         monkeypatch.setitem(results.TABLES, "study_rows", lambda study, _: study_rows(study))
         values = {"profile": "smoke", "seeds": 1, "jobs": 1, "overrides": json.dumps(overrides)}
         values["train"] = ["draws"]  # in notebook 12 alone
