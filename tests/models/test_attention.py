@@ -34,7 +34,13 @@ def test_values_and_gradients_are_those_of_float64(key_heads, scaling, monkeypat
 
 @pytest.mark.parametrize(
     ("case", "options"),
-    [("long", {}), ("dropout", {"dropout": 0.5}), ("not causal", {"is_causal": False}), ("half", {})],
+    [
+        ("long", {}),
+        ("dropout", {"dropout": 0.5}),
+        ("not causal", {"is_causal": False}),
+        ("half", {}),
+        ("autocast", {}),
+    ],
 )
 def test_everything_else_is_left_to_the_fused_kernel(case, options, monkeypatch):
     monkeypatch.setattr(attention._CausalAttention, "apply", None)
@@ -43,4 +49,5 @@ def test_everything_else_is_left_to_the_fused_kernel(case, options, monkeypatch)
     if case == "long":
         monkeypatch.setattr(attention, "SCORES", 2 * 40 * 40 - 1)
     query = torch.randn(1, 2, length, 8, dtype=dtype)
-    assert attend(query, query, query, **options)[0].shape == query.shape
+    with torch.autocast("cpu", enabled=case == "autocast"):
+        assert attend(query, query, query, **options)[0].shape == query.shape

@@ -135,7 +135,8 @@ def _attend(
 def _is_plain(module, query: Tensor, key: Tensor, is_causal: bool | None = None, dropout=0.0, **_) -> bool:
     """Whether attention is causal over whole short texts, which `_CausalAttention` computes faster."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    on_cpu = query.dtype is torch.float32 and query.device.type == "cpu"
+    full = query.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")  # which would round products
+    on_cpu = full and query.device.type == "cpu"
     whole = 1 < query.shape[2] == key.shape[2] and query.shape[:3].numel() * key.shape[2] <= SCORES
     return causal and not dropout and on_cpu and whole and is_exact()
 
