@@ -24,7 +24,7 @@ from zs_lib.models.load import load_model
 from zs_lib.qa import Passage, Question
 from zs_lib.rl.rewards import REWARDS
 from zs_lib.rl.rollout import rollout
-from zs_lib.ui import ask
+from zs_lib.ui import answering
 from zs_lib.ui.terminal import visible
 
 SOURCES = sorted((paths.ROOT / "zs_lib").rglob("*.py"))
@@ -181,7 +181,7 @@ def test_a_terminal_gets_no_commands():
 
 def test_search_shows_planted_characters_as_escapes(monkeypatch, capsys):
     monkeypatch.setattr(
-        ask, "_engine", lambda name, study: FixedEngine("safe\ttext", "\x1b]0;owned\x07\x1b[2J")
+        answering, "engine_of", lambda *_: FixedEngine("safe\ttext", "\x1b]0;owned\x07\x1b[2J")
     )
     assert cli.main(["search", "anything"]) == 0
     out = capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_ask_shows_planted_characters_as_escapes(monkeypatch, capsys, folder):
     def write(context, key):
         return "<search>\x1b[1mx</search>" if key[-2] == 0 else "<answer>\x1b[2J</answer>"
 
-    monkeypatch.setattr(ask, "_engine", lambda name, study: FixedEngine("\x1b[2J"))
+    monkeypatch.setattr(answering, "engine_of", lambda *_: FixedEngine("\x1b[2J"))
     monkeypatch.setattr("zs_lib.models.load.TransformersGenerator", lambda *_: ScriptedGenerator(write))
     assert cli.main(["ask", "what?", "--policy", str(folder)]) == 0
     out = capsys.readouterr().out

@@ -180,6 +180,7 @@ def test_whatever_lies_in_the_store_is_drawn_or_named(chosen, store, tmp_path, c
     assert own == {"evaluation-": {"own_heldout"}, "simulator-": set()}.get(
         chosen, {"own_training", "own_heldout"}
     )
+    assert not any(name.startswith("12_") for name in drawn)  # no variation was run
     assert ("04_heldout" in drawn) == (chosen not in ("mine", "simulator-"))
     assert {path: path.stat().st_mtime_ns for path in results.RECORDS.rglob("*")} == before
 

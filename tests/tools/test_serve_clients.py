@@ -389,6 +389,7 @@ def test_more_silent_connections_than_the_server_keeps(simulator, opened):
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
     busy = opened(simulator)
     busy.sendall(whole(simulator, max_tokens=400, temperature=2))
+    assert seconds(simulator) < 5  # so that the request has been read before the others come
     raws = [opened(simulator) for _ in range(connections.MAX_CONNECTIONS + 50)]
     assert seconds(simulator) < 5
     assert b" 200 " in busy.recv(4096)[:20]  # one that waits for its answer is not closed for others

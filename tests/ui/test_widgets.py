@@ -413,6 +413,7 @@ def test_an_interrupt_while_a_curve_is_drawn_leaves_no_second_one(store, monkeyp
         raise KeyboardInterrupt
 
     unfinished(store)
+    plt.close("all")  # other tests' figures
     monkeypatch.setattr(notebook, "RunStore", lambda: store)
     monkeypatch.setattr(figures, "draw_live", interrupted)
     with pytest.raises(KeyboardInterrupt):

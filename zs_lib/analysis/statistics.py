@@ -109,8 +109,10 @@ def two_way(matrix: Sequence[Sequence[float]]) -> Estimate:
     question_variance = parts["questions"][0] - parts["rest"][0]
     used = parts.values() if question_variance > 0 else [parts["seeds"]]
     question_variance = max(0.0, question_variance)
-    uncertainty = sum(square**2 / df for square, df in used)
-    df = (parts["seeds"][0] + question_variance) ** 2 / uncertainty if uncertainty > 0 else math.inf
+    largest = max(square for square, _ in used) or 1.0  # the ratio's unit: squares of squares overflow
+    uncertainty = sum((square / largest) ** 2 / df for square, df in used)
+    total = (parts["seeds"][0] + question_variance) / largest
+    df = total**2 / uncertainty if uncertainty > 0 else math.inf
     return Estimate(mean, BOTH, seeds, n, seed_variance, question_variance, df)
 
 

@@ -6,7 +6,7 @@ too; so every table, figure and claim works on them as on the recorded ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -171,7 +171,7 @@ def collect(profile: Profile, store: RunStore, names: Sequence[str] = ()) -> Sto
     varied = {name: tables[name] for name in results.VARIED if name in tables}
     varied |= {
         "variances": results.variances_table(view, chosen),
-        "study_rows": _rows(profile, study, trained, any),
+        "study_rows": _rows(profile, study, trained, lambda have: sum(have) > 1),
     }
     return Stored(view, tables, varied, tuple(notes))
 
@@ -278,8 +278,10 @@ def _other_scores(
     return results.read_scores(run).assign(arm=name, seed=run.seed, simulator_seed=0)
 
 
-def _rows(profile: Profile, study: Profile, have: set[str], enough: Any) -> pd.DataFrame:
-    """The rows of the studies of which enough arms (`all` or `any`) are there."""
+def _rows(
+    profile: Profile, study: Profile, have: set[str], enough: Callable[[Iterable[bool]], bool]
+) -> pd.DataFrame:
+    """The rows of the studies of which enough arms are there."""
     names, rows = {digest(arm, {}): arm.name for arm in study.policies}, []
     for each in studies.STUDIES | studies.VARIATIONS:
         with suppress(ConfigError):  # a profile without its core arm

@@ -19,7 +19,6 @@ from zs_lib.config.engines import find_engine
 from zs_lib.config.values import from_identity
 from zs_lib.engines import SearchEngine, build_engine
 from zs_lib.errors import RunError
-from zs_lib.launch import progress
 from zs_lib.qa import Question, scoring
 from zs_lib.runs import Run, RunStore
 from zs_lib.runs.checkpoints import load_checkpoint
@@ -89,6 +88,8 @@ def policies(study: Profile, store: RunStore) -> dict[str, str]:
 
     An unfinished run is asked as of its last checkpoint.
     """
+    from zs_lib.launch import progress
+
     found = {f"{name}, before training": name for name in {arm.backbone: 0 for arm in study.policies}}
     for run in sorted(store.list(), key=written_ns):
         if run.kind != "policy":
