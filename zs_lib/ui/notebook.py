@@ -251,7 +251,8 @@ def show_errors(*evaluations: Run, examples: int = 1) -> None:
     table = pd.concat(map(errors.read_evaluation, evaluations), ignore_index=True)
     shares = list(errors.OUTCOMES)
     shown = errors.error_table(table).style.format("{:.0%}", subset=shares)
-    display(shown.background_gradient("Oranges", subset=shares[1:], vmin=0, vmax=1))
+    # Light enough for dark text everywhere.
+    display(shown.background_gradient("Oranges", subset=shares[1:], vmin=0, vmax=1.4, text_color_threshold=0))
     cards = []
     for outcome in shares[1:]:
         part = table[(table["outcome"] == outcome) & table["record"].notna()].head(examples)
