@@ -27,7 +27,7 @@ def test_the_readme_says_what_is_recorded(tmp_path):
         "0.99" not in text
         and text.startswith("before\n")
         and text.endswith("\nafter\n")
-        and "| ZeroSearch (grounded simulator) | 0.64" in text
+        and "| ZeroSearch | 0.64" in text
     )
     stale.write_text("no marks")
     with pytest.raises(DataError, match="end of results"):

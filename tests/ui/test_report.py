@@ -55,7 +55,9 @@ class Found(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    assert cli.main(["report", "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # of the notebooks as they are, not of what ran here
+        patch.setattr("zs_lib.launch.notebooks.OUTPUTS", tmp_path_factory.mktemp("outputs"))
+        assert cli.main(["report", "--out", str(folder)]) == 0
     return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
 
 

@@ -27,7 +27,7 @@ WINDOW = 5
 """Steps in the moving mean of a training curve: one step is the mean of only tens of rollouts."""
 ARMS = {
     START: ("before RL", "#9a9a9a"),
-    "zerosearch": ("ZeroSearch (grounded simulator)", "#1f6fb4"),
+    "zerosearch": ("ZeroSearch", "#1f6fb4"),
     "zerosearch-naive": ("ZeroSearch (naive simulator)", "#e08214"),
     "zerosearch-no-sft": ("ZeroSearch (no format SFT)", "#c0392b"),
     "zerosearch-270m": ("ZeroSearch (270M simulator)", "#56b4e9"),
