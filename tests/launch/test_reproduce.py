@@ -110,7 +110,7 @@ def test_notebooks_run_side_by_side_when_all_runs_are_made_and_none_begins_after
     failed = str(tmp_path / "outputs/smoke/02_two.ipynb")  # is written some time before its process ends
     noticed = (
         f"\nfailed = pathlib.Path({failed!r})"
-        "\nwhile not (failed.exists() and '\"evalue\": \"no luck\"' in failed.read_text()):"
+        '\nwhile not (failed.exists() and \'"evalue": "no luck"\' in failed.read_text()):'
         "\n    assert time.time() < end\n    time.sleep(0.1)\ntime.sleep(4)"
     )
     met = [str(tmp_path / name) for name in ("one", "two")]
