@@ -5,7 +5,7 @@ import pytest
 from zs_lib import config, protocol, qa, studies
 from zs_lib.engines import build_engine
 from zs_lib.rl.trajectory import Trajectory, Turn
-from zs_lib.ui import lessons, render
+from zs_lib.ui import lessons, render, theme
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def test_bm25_by_hand_is_the_engines():
 
 def test_tokens_are_shaded_by_who_wrote_them():
     page = render.stream([("<think>", False), ("$x$", True), ("a&b", True), ("Doc", False)], "whole")
-    assert page.count(render.TOKEN_EDGE) == 4
-    trained, shown = page.split(render.TRAINED_UP)[1].split("Doc")[0], page.split(render.TRAINED_UP)[0]
-    assert "a&amp;b" in trained and "&lt;think&gt;" in shown and page.count(render.FAINT) == 2
+    assert page.count(theme.TOKEN_EDGE) == 4
+    trained, shown = page.split(theme.TRAINED_UP)[1].split("Doc")[0], page.split(theme.TRAINED_UP)[0]
+    assert "a&amp;b" in trained and "&lt;think&gt;" in shown and page.count(theme.FAINT) == 2
     assert "$x$" not in page  # nothing that MathJax reads
 
 

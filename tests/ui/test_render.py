@@ -5,7 +5,7 @@ from log_fixtures import HOSTILE, Tags, record, turn
 
 from zs_lib.engines import SearchResult
 from zs_lib.errors import ConfigError
-from zs_lib.ui import render
+from zs_lib.ui import render, theme
 
 
 @pytest.mark.parametrize("shade", render.SHADES)
@@ -44,18 +44,18 @@ def luminance(color: str) -> float:
 @pytest.mark.parametrize(("ink", "paper"), [("#222222", "#ffffff"), ("#ffffff", "#212121")])
 def test_every_text_can_be_read(ink, paper):
     """WCAG AA: a contrast of 4.5 at least, on every ground that occurs; on white, and in JupyterLab Dark."""
-    mixed, kinds = render.mixed, [color for _, color in render.KINDS.values()]
-    grounds = [paper, *(mixed(color, render.GROUND_SHARE, paper) for color in kinds)]
-    shades = (render.TRAINED_UP, render.TRAINED_DOWN, render.UNLIKELY)
-    shaded = [mixed(color, render.SHADE_SHARE, paper) for color in shades]
-    words = [mixed(color, render.WORD_SHARE, ink) for color in kinds]
-    inks = [ink, mixed(ink, render.FAINT_SHARE, paper), *words]
+    mixed, kinds = theme.mixed, [color for _, color in theme.KINDS.values()]
+    grounds = [paper, *(mixed(color, theme.GROUND_SHARE, paper) for color in kinds)]
+    shades = (theme.TRAINED_UP, theme.TRAINED_DOWN, theme.UNLIKELY)
+    shaded = [mixed(color, theme.SHADE_SHARE, paper) for color in shades]
+    words = [mixed(color, theme.WORD_SHARE, ink) for color in kinds]
+    inks = [ink, mixed(ink, theme.FAINT_SHARE, paper), *words]
     pairs = [(one, ground) for one in inks for ground in grounds] + [(ink, ground) for ground in shaded]
     for one, ground in pairs:
         low, high = sorted((luminance(one), luminance(ground)))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (one, ground)
-    assert len({word for word, _ in render.KINDS.values()}) == len(
-        render.KINDS
+    assert len({word for word, _ in theme.KINDS.values()}) == len(
+        theme.KINDS
     )  # a word each, for those who see no colours
 
 
@@ -116,8 +116,7 @@ def test_tokens_are_shaded_by_what_was_logged():
         and "7 observation tokens, not written by the policy" in page
     )
     down, up = (
-        render.mixed(color, render.SHADE_SHARE, "#ffffff")
-        for color in (render.TRAINED_DOWN, render.TRAINED_UP)
+        theme.mixed(color, theme.SHADE_SHARE, "#ffffff") for color in (theme.TRAINED_DOWN, theme.TRAINED_UP)
     )
     assert down in render.group([record(reward=0.0)], "advantage")
     by_turn = render.trajectory(record(turn_advantages=[0.5, -0.5]), shade="advantage")

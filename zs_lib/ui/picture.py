@@ -11,7 +11,7 @@ from pathlib import Path
 from zs_lib.analysis.trajectory_index import load_sample
 from zs_lib.qa import scoring
 from zs_lib.runs.files import write_text
-from zs_lib.ui import render
+from zs_lib.ui import render, theme
 from zs_lib.ui.terminal import visible
 
 WIDTH, PAD, LINE, GAP = 430, 12, 17, 6
@@ -58,21 +58,15 @@ def draw(records: Sequence[dict], titles: Sequence[str]) -> str:
 
 
 def _colors(ink: str, paper: str) -> str:
-    """CSS of the kinds' grounds, edges and words on this paper, in the shares of `render`."""
+    """CSS of the kinds' grounds, edges and words on this paper, in the shares of `theme`."""
     rules = [f"text{{fill:{ink}}}.paper{{fill:{paper}}}"]
-    for kind, (_, color) in render.KINDS.items():
-        word = _mixed(color, ink, render.WORD_SHARE)
-        ground = _mixed(color, paper, render.GROUND_SHARE)
+    for kind, (_, color) in theme.KINDS.items():
+        word = theme.mixed(color, theme.WORD_SHARE, ink)
+        ground = theme.mixed(color, theme.GROUND_SHARE, paper)
         rules.append(
             f".{kind} .edge{{fill:{color}}}.{kind} .ground{{fill:{ground}}}.{kind} tspan{{fill:{word}}}"
         )
     return "".join(rules)
-
-
-def _mixed(color: str, other: str, percent: int) -> str:
-    """So many percent of a colour, the rest of another."""
-    pairs = zip(bytes.fromhex(color[1:]), bytes.fromhex(other[1:]), strict=True)
-    return "#" + "".join(f"{round((percent * one + (100 - percent) * two) / 100):02x}" for one, two in pairs)
 
 
 def _column(record: dict, title: str) -> tuple[str, int]:
@@ -80,7 +74,7 @@ def _column(record: dict, title: str) -> tuple[str, int]:
     y, drawn = PAD, []
     ends = f"reward {record['reward']:.2f}: {render.why(record)}"
     for kind, text in (("", f"{title}: {record['question']}"), *_parts(record), ("", ends)):
-        word = f"{render.KINDS[kind][0]} " if kind else ""
+        word = f"{theme.KINDS[kind][0]} " if kind else ""
         lines = textwrap.wrap(word + visible(text), LETTERS)
         box = LINE * len(lines) + GAP
         if kind:

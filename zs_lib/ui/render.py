@@ -1,9 +1,8 @@
 """Render trajectories, documents, the state of a study and training curves as self-contained HTML.
 
 JupyterLab, papermill's output, nbviewer and GitHub show the same HTML: it has inline styles only, no script,
-and loads nothing. Each kind of text has a word as well as a colour (Okabe and Ito's, mixed with the theme's
-ink and paper until readable on light and dark). Text of models and documents is escaped and shown as it is:
-tags, control characters, and what MathJax would typeset.
+and loads nothing. Text of models and documents is escaped and shown as it is: tags, control characters, and
+what MathJax would typeset.
 """
 
 from __future__ import annotations
@@ -28,26 +27,23 @@ from zs_lib.launch.progress import ArmState, clock
 from zs_lib.qa import scoring
 from zs_lib.runs import Run
 from zs_lib.ui.terminal import visible
-
-KINDS = {
-    "think": ("thought", "#808080"),
-    "search": ("search", "#0072b2"),
-    "documents": ("documents", "#009e73"),
-    "answer": ("answer", "#d55e00"),
-    "invalid": ("invalid", "#cc79a7"),
-}
-"""Kind of text → its word, and the colour that its word, edge and ground are mixed from."""
-INK, PAPER, RULE = (
-    ("--jp-content-font-color1", "#222222"),
-    ("--jp-layout-color1", "#ffffff"),
-    ("--jp-border-color1", "#bdbdbd"),
+from zs_lib.ui.theme import (
+    CARD,
+    FAINT,
+    GRID,
+    KINDS,
+    SHADE_SHARE,
+    SHEET,
+    TOKEN_EDGE,
+    TRAINED_DOWN,
+    TRAINED_UP,
+    UNLIKELY,
+    edge,
+    ground,
+    rule,
+    word,
 )
-"""JupyterLab's variables of its theme's colours, and our colours where there is no theme."""
-WORD_SHARE, FAINT_SHARE, GROUND_SHARE, SHADE_SHARE = 60, 72, 12, 45
-"""Percent of colour in the ink of a word, of ink in faint text, of colour in the paper of a ground, and in
-that of a token shaded at full strength."""
-TRAINED_UP, TRAINED_DOWN, UNLIKELY = "#0072b2", "#e69f00", "#d55e00"
-"""Colours that shaded tokens are mixed from."""
+
 SHADES = {"": "kinds", "logprob": "log-probability", "advantage": "advantage", "mask": "loss mask"}
 """Quantity to shade tokens by → its name in the explorer."""
 STOPS = {
@@ -64,43 +60,6 @@ FULL_SURPRISE = 3.0
 """Nats at which a token is shaded at full strength."""
 _BLOCK = re.compile(r"<(think|search|answer)>(.*?)</\1>", re.DOTALL)
 _MATH = re.compile(r"[$\\]")
-
-
-def mixed(color: str, share: float, base: str) -> str:
-    """Mix `share` percent of a colour (#rrggbb) with another one."""
-    pairs, part = zip(bytes.fromhex(color[1:]), bytes.fromhex(base[1:]), strict=True), share / 100
-    return "#" + "".join(f"{round(own * part + other * (1 - part)):02x}" for own, other in pairs)
-
-
-def _paint(part: str, theme: tuple[str, str], color: str = "", share: float = 0) -> str:
-    """CSS of `share` percent of a colour in a theme's, for `part` ("color", "background", "border-color").
-
-    It stands there twice: first for viewers without the theme, and for JupyterLab's sanitizer, which removes
-    what is mixed from the notebooks of others.
-    """
-    variable, plain = theme
-    themed = f"var({variable},{plain})"
-    if color:
-        themed, plain = f"color-mix(in srgb,{color} {share:.0f}%,{themed})", mixed(color, share, plain)
-    return f"{part}:{plain};{part}:{themed}"
-
-
-def _edge(color: str) -> str:
-    """CSS of a thick left edge in a colour of KINDS."""
-    return f"border-left:4px solid;{_paint('border-color', INK, color, WORD_SHARE)}"
-
-
-SHEET = f"{_paint('background', PAPER)};{_paint('color', INK)}"
-FRAME = f"border:1px solid;{_paint('border-color', RULE)}"
-FAINT = "color:#606060;" + "color:color-mix(in srgb,var({},{}) {}%,var({},{}))".format(
-    *INK, FAINT_SHARE, *PAPER
-)
-TOKEN_EDGE = "outline:1px dotted rgba(128,128,128,0.4)"
-CARD = (
-    f"box-sizing:border-box;padding:8px 10px;{FRAME};border-radius:6px;{SHEET};line-height:1.4;"
-    "font-size:13px;text-align:left;overflow-wrap:anywhere"
-)
-GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(255px,100%),1fr));gap:8px"
 
 
 def text(value: object) -> str:
@@ -145,7 +104,7 @@ def group(
     )
     questions = "<br>".join(dict.fromkeys(text(record["question"]) for record in records))
     head = f'<div style="margin-bottom:4px;line-height:1.4"><b>{questions}</b></div>'
-    return f'<div>{head}<div style="{GRID}">{"".join(cards)}</div></div>'
+    return f"<div>{head}{_grid(cards)}</div>"
 
 
 def beside(parts: dict[str, str]) -> str:
@@ -176,6 +135,15 @@ def save_links(record: dict, address: str) -> str:
     return f'<div style="{FAINT};font-size:11px">{text(address)} save: {", ".join(links)}</div>'
 
 
+def _titled(title: str, body: str, style: str = "") -> str:
+    """A card of HTML under its title."""
+    return f'<div style="{CARD}{style}"><b>{text(title)}</b>{body}</div>'
+
+
+def _grid(cards: Iterable[str]) -> str:
+    return f'<div style="{GRID}">{"".join(cards)}</div>'
+
+
 def _card(title: str, record: dict, shade: str, simulated: bool, scale: float, foot: str = "") -> str:
     """One trajectory; `scale` is the advantage at which tokens are shaded at full strength."""
     pick("shade", shade, SHADES)
@@ -183,7 +151,7 @@ def _card(title: str, record: dict, shade: str, simulated: bool, scale: float, f
         body = _tokens(record, shade, scale)
     else:
         body = "".join(_turn(turn, record, simulated) for turn in record["turns"])
-    return f'<div style="{CARD}"><b>{text(title)}</b>{body}{_outcome(record)}{foot}</div>'
+    return _titled(title, f"{body}{_outcome(record)}{foot}")
 
 
 def _advantages(record: dict) -> list[float]:
@@ -223,8 +191,7 @@ def _outcome(record: dict) -> str:
     if advantage is not None:
         by_turn = ", ".join(f"{each:+.2f}" for each in record.get("turn_advantages", ()))
         parts.append(f"advantages of the turns {by_turn}" if by_turn else f"advantage {advantage:+.2f}")
-    rule = f"border-top:1px solid;{_paint('border-color', RULE)}"
-    return f'<div style="margin-top:6px;{rule};padding-top:4px">{"<br>".join(parts)}</div>'
+    return f'<div style="margin-top:6px;{rule("border-top")};padding-top:4px">{"<br>".join(parts)}</div>'
 
 
 def _turn(turn: dict, record: dict, simulated: bool) -> str:
@@ -253,11 +220,9 @@ def _observation(turn: dict, record: dict, simulated: bool) -> str:
 
 def _line(kind: str, content: str, note: str = "", body: str = "") -> str:
     name, color = KINDS[kind]
-    ground = _paint("background", PAPER, color, GROUND_SHARE)
-    style = f"{_edge(color)};{ground};margin:3px 0;padding:2px 8px;white-space:pre-wrap"
-    word = f'<b style="{_paint("color", INK, color, WORD_SHARE)}">{name}</b>'
+    style = f"{edge(color)};{ground(color)};margin:3px 0;padding:2px 8px;white-space:pre-wrap"
     note = f' <span style="{FAINT}">{text(note)}</span>' if note else ""
-    return f'<div style="{style}">{word}{note} {text(content)}{body}</div>'
+    return f'<div style="{style}"><b style="{word(color)}">{name}</b>{note} {text(content)}{body}</div>'
 
 
 def _listed(documents: Iterable[str], answers: Sequence[str]) -> str:
@@ -271,7 +236,7 @@ def _listed(documents: Iterable[str], answers: Sequence[str]) -> str:
 
 
 def _verdict(holds: bool, yes: str, no: str) -> str:
-    color = _paint("color", INK, KINDS["documents"][1], WORD_SHARE) if holds else FAINT
+    color = word(KINDS["documents"][1]) if holds else FAINT
     return f'<span style="{color};font-size:11px">[{"✔ " + yes if holds else "– " + no}]</span>'
 
 
@@ -291,10 +256,10 @@ def _tokens(record: dict, shade: str, scale: float) -> str:
             )
         else:
             piece, logprob = part
-            ground = _paint("background", PAPER, *_shaded(shade, logprob, advantage, scale))
+            shaded = ground(*_shaded(shade, logprob, advantage, scale))
             told = f"p = {math.exp(logprob):.2g}, log p = {logprob:z.2f}"
             shown.append(
-                f'<span title="{told}" style="{ground};{TOKEN_EDGE};'
+                f'<span title="{told}" style="{shaded};{TOKEN_EDGE};'
                 f'white-space:pre-wrap">{text(piece)}</span>'
             )
     direction = "strengthened" if first > 0 else "weakened" if first < 0 else "left as they are"
@@ -324,7 +289,7 @@ def _shaded(shade: str, logprob: float, advantage: float, scale: float) -> tuple
 
 def stream(tokens: Iterable[tuple[str, bool]], title: str = "") -> str:
     """Render every token of a text, with whether it is trained: those on blue, the others in grey."""
-    grounds = {True: _paint("background", PAPER, TRAINED_UP, SHADE_SHARE), False: FAINT}
+    grounds = {True: ground(TRAINED_UP, SHADE_SHARE), False: FAINT}
     runs = (
         f'<span style="{grounds[trained]}">'
         + "".join(f'<span style="{TOKEN_EDGE}">{text(piece)}</span>' for piece, _ in part)
@@ -337,11 +302,9 @@ def stream(tokens: Iterable[tuple[str, bool]], title: str = "") -> str:
 
 def texts(columns: Mapping[str, str]) -> str:
     """Render texts side by side, by title, as they are: prompts, for example."""
-    cards = (
-        f'<div style="{CARD};white-space:pre-wrap"><b>{text(title)}</b>\n{text(body)}</div>'
-        for title, body in columns.items()
+    return _grid(
+        _titled(title, f"\n{text(body)}", ";white-space:pre-wrap") for title, body in columns.items()
     )
-    return f'<div style="{GRID}">{"".join(cards)}</div>'
 
 
 def error(problem: object) -> str:
@@ -355,8 +318,8 @@ def note(said: object) -> str:
 
 
 def _line_above(kind: str, said: object) -> str:
-    edge = _edge(KINDS[kind][1])
-    return f'<div style="{edge};{SHEET};padding:3px 8px;margin:2px 0;line-height:1.4">{text(said)}</div>'
+    style = f"{edge(KINDS[kind][1])};{SHEET}"
+    return f'<div style="{style};padding:3px 8px;margin:2px 0;line-height:1.4">{text(said)}</div>'
 
 
 def documents(
@@ -380,16 +343,13 @@ def documents(
         verdict = ""
         if judged and name in judged:
             verdict = f"<div>LLM judge: {_verdict(judged[name], 'useful', 'noisy')}</div>"
-        cards.append(f'<div style="{CARD}"><b>{text(name)}</b>{body}{verdict}</div>')
-    return f'<div style="{GRID}">{"".join(cards)}</div>'
+        cards.append(_titled(name, body + verdict))
+    return _grid(cards)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Render a table whose cells are HTML; a wide one scrolls in its own frame."""
-    cell = (
-        "padding:3px 10px;text-align:left;vertical-align:top;border-bottom:1px solid;"
-        f"{_paint('border-color', RULE)}"
-    )
+    cell = f"padding:3px 10px;text-align:left;vertical-align:top;{rule('border-bottom')}"
     head = "".join(f'<th style="{cell};white-space:nowrap">{text(column)}</th>' for column in columns)
     body = "".join(
         "<tr>" + "".join(f'<td style="{cell}">{value}</td>' for value in row) + "</tr>" for row in rows
@@ -419,7 +379,7 @@ def board(states: Sequence[ArmState], note: str = "") -> str:
     done, wanted = sum(state.done for state in states), sum(state.wanted for state in states)
     begun = [state.progress for state in states if state.progress]
     part = done + sum(at.step / max(at.steps, 1) for at in begun)
-    bar = f"{FRAME};height:8px;max-width:600px;border-radius:4px;overflow:hidden;margin:4px 0 6px"
+    bar = f"{rule('border')};height:8px;max-width:600px;border-radius:4px;overflow:hidden;margin:4px 0 6px"
     fill = f"height:100%;width:{100 * part / max(wanted, 1):.1f}%;background:{KINDS['documents'][1]}"
     head = (
         f'<div style="line-height:1.4"><b>{done} of {wanted} runs finished</b> {text(note)}</div>'
@@ -448,14 +408,14 @@ def training(runs: Sequence[Run]) -> str:
     logs = [run.metrics().assign(arm=run.label, seed=run.seed) for run in runs]
     lines = [line for run, log in zip(runs, logs, strict=True) for line in _training_lines(run, log)]
     logged = pd.concat(logs, ignore_index=True)
-    curves = "".join(
+    curves = [
         _picture(figures.draw_panel(logged, column), title)
         for column, title in figures.PANELS.items()
         if column in logged and logged[column].notna().any()
-    )
+    ]
     waiting = "" if curves else f'<div style="{FAINT}">No step is logged yet.</div>'
     style = f"{SHEET};font-size:13px;line-height:1.4"
-    return f'<div style="{style}">{"".join(lines)}{waiting}<div style="{GRID}">{curves}</div></div>'
+    return f'<div style="{style}">{"".join(lines)}{waiting}{_grid(curves)}</div>'
 
 
 def _training_lines(run: Run, log: pd.DataFrame) -> list[str]:
@@ -467,7 +427,7 @@ def _training_lines(run: Run, log: pd.DataFrame) -> list[str]:
         f"<div>{_square(run.label)}<b>{text(run.label)}@{run.seed}</b>: {STATE_MARKS[state]} {state}, "
         f'{steps}{about} <span style="{FAINT}">({run.path.name})</span></div>'
     ]
-    alarm = _paint("color", INK, KINDS["invalid"][1], WORD_SHARE)
+    alarm = word(KINDS["invalid"][1])
     for warning in collapse_warnings(log):
         lines.append(
             f'<div style="{alarm}"><b>⚠ {text(warning.name.replace("_", " "))}</b> '
