@@ -55,8 +55,15 @@ def test_each_has_exercises_with_folded_solutions_that_check_themselves(path):
         # its first line is what JupyterLab shows of a folded cell
         assert cell.source.startswith(f"# Solution {number}\n")
         assert re.search(r"^ *assert ", cell.source, re.M)
-    for cell in [*solutions, *(cell for cell in cells if "show_config(" in cell.source)]:
         assert cell.metadata.jupyter.source_hidden
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_configuration_is_folded_its_code_and_its_stored_values(path):
+    (cell,) = (cell for cell in nbformat.read(path, 4).cells if "show_config(" in cell.source)
+    (shown,) = (output["data"]["text/html"] for output in cell.outputs)
+    assert cell.metadata.jupyter.source_hidden
+    assert re.match(r"<details><summary>Configuration: \d+ values</summary>", shown)
 
 
 def test_no_jobs_show_what_is_finished_and_make_nothing(store, capsys):
