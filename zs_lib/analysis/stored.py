@@ -25,9 +25,6 @@ from zs_lib.errors import ConfigError, RunError, ZeroSearchError
 from zs_lib.pipeline import MAKERS, needs
 from zs_lib.runs import Run, RunStore, kind_of
 
-NAMED = 3
-"""Differences from the profile that the name of an arm tells; of one with more it has the digest."""
-
 
 def arm_of(run: Run) -> Any:
     """Rebuild the arm of a run, with its name.
@@ -73,7 +70,7 @@ def origin(arm: Any) -> tuple[str, dict[str, Any]]:
     """
     compared = [
         (profile, differences(arm, other))
-        for name in dict.fromkeys((arm.name, arm.name.partition("/")[0]))
+        for name in dict.fromkeys((arm.name, _core(arm.name)))
         for profile in profiles()
         for other in _arms(profile).get((kind_of(arm), name), ())
     ]
@@ -137,15 +134,15 @@ class Stored:
     varied: Tables
     """As of `results.load_variations`."""
     notes: tuple[str, ...]
-    """Sentences: how arms differ from the profile's, and which runs were left out."""
+    """Sentences: which arms are in no study, and which runs were left out."""
 
 
 def collect(profile: Profile, store: RunStore, names: Sequence[str] = ()) -> Stored:
     """Make every table of the finished runs in the store, or of those of these `names` (`find_runs`).
 
-    An arm of the profile and its studies has its name there. Another one keeps its own, if no other arm has
-    it; else it is named for its differences: "zerosearch/steps=16". An evaluation by other settings than the
-    profile's is a row of its own: "zerosearch (split=dev)".
+    An arm of the profile and its studies has its name there. Any other is named for what differs from the arm
+    that has its name: "zerosearch/steps=16". An evaluation by other settings than the profile's is a row of
+    its own: "zerosearch (split=dev)".
 
     Raises:
         RunError: no run has such a name, or none is finished.
@@ -156,7 +153,9 @@ def collect(profile: Profile, store: RunStore, names: Sequence[str] = ()) -> Sto
         raise RunError(
             "None of these runs is finished: `zs runs list` shows the store, `zs train` makes one."
         )
-    policies = _named(study, {arm.name for arm in profile.policies}, arms, notes)
+    policies, known = _named(study, arms.values()), {arm.name for arm in study.policies}
+    if others := [name for name in (arm.name for arm in policies.values()) if name not in known]:
+        notes.append(f"Not of the profile {study.name} as it is (--set changes it): {'; '.join(others)}.")
     simulators = _simulators(study, arms.values(), notes)
     seeds = 1 + max(run.seed for run in runs.values())
     view = replace(study, policies=tuple(policies.values()), simulators=simulators, seeds=seeds)
@@ -223,38 +222,25 @@ def _finished(runs: Iterable[Run], notes: list[str]) -> tuple[dict[Key, Run], di
     return found, arms
 
 
-def _named(study: Profile, core: set[str], arms: dict[Key, Any], notes: list[str]) -> dict[str, PolicyArm]:
+def _named(study: Profile, arms: Iterable[Any]) -> dict[str, PolicyArm]:
     """The policies that have runs or evaluations, by the digest of their settings, each with its own name."""
-    own = [arm if isinstance(arm, PolicyArm) else getattr(arm, "policy", None) for arm in arms.values()]
-    found = {digest(arm, {}): arm for arm in own if arm}
-    by_name = {arm.name: arm for arm in study.policies}
-    known = {digest(arm, {}): arm for arm in study.policies}
-    # A core arm's name is kept even where a later profile calls these settings a variant.
-    wanted = {
-        key: known[key].name
-        if key in known and (known[key].name in core or arm.name not in core)
-        else arm.name
-        for key, arm in found.items()
-    }
-    order, named = list(by_name), {}
-    for key in sorted(found, key=lambda key: (_place(wanted[key], order), wanted[key])):
-        name, arm = wanted[key], found[key]
-        base = by_name.get(name) or by_name.get(name.partition("/")[0])
-        values = differences(arm, base) if base else {}
-        if list(wanted.values()).count(name) > 1 and values:
-            short = told(values).replace(", ", ",") if len(values) <= NAMED else key[:6]
-            name = known[key].name if key in known else f"{name}/{short}"
-        if name in {one.name for one in named.values()}:
-            name = f"{name}/{key[:6]}"
+    own = [arm if isinstance(arm, PolicyArm) else getattr(arm, "policy", None) for arm in arms]
+    known = {digest(arm, {}): arm.name for arm in study.policies}
+    bases, named = {arm.name: arm for arm in study.policies}, {}
+    for key, arm in {digest(arm, {}): arm for arm in own if arm}.items():
+        name = known.get(key) or next(
+            (name for name in (arm.name, _core(arm.name)) if name in bases), arm.name
+        )
+        while values := differences(arm, bases.setdefault(name, arm)):
+            name += "/" + told(values).replace(", ", ",")
         named[key] = replace(arm, name=name)
-        if values:
-            notes.append(f"{name}: unlike {base.name} of the profile {study.name}, {told(values)}.")
-    return named
+    order = [*known.values(), *sorted(arm.name for arm in named.values())]
+    return dict(sorted(named.items(), key=lambda item: order.index(item[1].name)))
 
 
-def _place(name: str, order: list[str]) -> int:
-    """The place of a name, else of the one before its slash, else after all."""
-    return next((order.index(one) for one in (name, name.partition("/")[0]) if one in order), len(order))
+def _core(name: str) -> str:
+    """The name of the arm that a variant's begins with."""
+    return name.partition("/")[0]
 
 
 def _simulators(study: Profile, arms: Iterable[Any], notes: list[str]) -> tuple[SimulatorArm, ...]:
