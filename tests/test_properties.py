@@ -27,7 +27,7 @@ from run_fixtures import CountingArm
 from transformers import AutoTokenizer
 
 from zs_lib import config, protocol, qa
-from zs_lib.analysis import results
+from zs_lib.analysis import record
 from zs_lib.analysis.statistics import two_way
 from zs_lib.config import paths, values
 from zs_lib.config.arms import (
@@ -372,7 +372,7 @@ def test_a_recorded_table_of_any_bytes_is_read_or_refused(data, compressed):
         path = Path(folder) / ("evaluation.csv.gz" if compressed else "evaluation.csv")
         path.write_bytes(data.draw(damage(gzip.compress(TABLE, mtime=0) if compressed else TABLE)))
         try:
-            table = results._read(path, ("arm", "f1"))
+            table = record.read_table(path, ("arm", "f1"))
         except DataError as error:
             assert path.name in str(error)
             return

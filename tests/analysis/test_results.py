@@ -11,20 +11,21 @@ import pytest
 from engine_fixtures import FixedEngine
 
 from zs_lib import cli, config, qa, studies
-from zs_lib.analysis import results
+from zs_lib.analysis import record, results
 from zs_lib.engines import build_engine
 from zs_lib.errors import DataError
 from zs_lib.simulator import QUERIES_FILE
 
 
-def test_a_record_of_another_version_is_told(tmp_path):
+def test_a_record_of_another_version_is_told(tmp_path, monkeypatch):
     shutil.copytree(results.RECORDS / "tiny", tmp_path / "tiny")
+    monkeypatch.setattr(results, "RECORDS", tmp_path)
     pd.DataFrame({"arm": ["zerosearch"], "seed": [0]}).to_csv(tmp_path / "tiny" / "cost.csv")
     with pytest.raises(DataError, match="cost.csv .* 'queries'"):
-        results.load_tables("tiny", tmp_path / "tiny")
+        results.load_tables("tiny")
     (tmp_path / "tiny" / "training.csv.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="training.csv.gz"):
-        results.load_tables("tiny", tmp_path / "tiny")
+        results.load_tables("tiny")
 
 
 @pytest.mark.parametrize("profile", ["smoke", "bench"])
@@ -87,7 +88,7 @@ def rows(runs: dict[str, int], steps: int = 2) -> pd.DataFrame:
     ids=["equal", "more seeds", "fewer seeds of one", "an arm less", "fewer rows", "empty"],
 )
 def test_what_a_record_would_lose_is_told(then, change, poorer):
-    found = results.changes({"training": rows({"a": 2, "b": 3})}, {"training": then})
+    found = record.changes({"training": rows({"a": 2, "b": 3})}, {"training": then})
     expected = [["training.csv.gz", change, poorer]] if change else []
     assert found.to_numpy().tolist() == expected
 
@@ -134,7 +135,7 @@ def record_until(folder: Path, limit: int) -> None:
         return replace(path, target)
 
     Path.replace, results.RECORDS = counted, folder
-    results._write({name: rows({"a": 2}) for name in FILES}, folder / "tiny" / "variations", False)
+    record.write(folder / "tiny" / "variations", {name: rows({"a": 2}) for name in FILES})
 
 
 def test_a_record_is_replaced_as_a_whole_however_it_is_killed(tmp_path, monkeypatch):
@@ -143,7 +144,7 @@ def test_a_record_is_replaced_as_a_whole_however_it_is_killed(tmp_path, monkeypa
     for limit in range(1, 20):
         shutil.rmtree(tmp_path / "tiny", ignore_errors=True)
         old = {name: rows({"a": 1}) for name in FILES}
-        results._write(old, tmp_path / "tiny" / "variations", False)
+        record.write(tmp_path / "tiny" / "variations", old)
         process = multiprocessing.get_context("fork").Process(target=record_until, args=(tmp_path, limit))
         process.start()
         process.join(60)

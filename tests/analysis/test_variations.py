@@ -35,7 +35,7 @@ def made() -> results.Tables:
     variances = [{"arm": arm, "seed": seed, "reward_variance": seed} for arm, seed in runs]
     tables = {"training": steps, "seconds": seconds, "evaluation": scores, "variances": variances}
     return {name: pd.DataFrame(rows) for name, rows in tables.items()} | {
-        "study_rows": results.variation_rows(PROFILE)
+        "study_rows": results.rows_of(PROFILE, studies.VARIATIONS)
     }
 
 

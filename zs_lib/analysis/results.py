@@ -14,33 +14,31 @@
     cost         arm, seed, and what training took: see `cost_table`
     provenance   kind, arm, seed, run: the runs behind the tables, with code version and machine
 
-`record_tables` writes them to `data/results/<profile>/`, from which the figures are redrawn, and
+`record_tables` writes them to `data/results/<profile>/` (`record`), from which the figures are redrawn, and
 `record_variations` some of them for `studies.VARIATIONS` to `variations/` in it.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from zs_lib import qa, studies
-from zs_lib.analysis.old_names import with_new_names
+from zs_lib.analysis import record
+from zs_lib.analysis.record import Tables
 from zs_lib.config import Profile, load_profile, paths
 from zs_lib.config.arms import EvaluationArm, FormatSFTArm, PolicyArm, SimulatorArm
 from zs_lib.config.contents import refuse_unreadable
 from zs_lib.config.engines import simulates
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
-from zs_lib.errors import DataError, RunError
+from zs_lib.errors import ConfigError, DataError, RunError
 from zs_lib.evaluation.evaluate import SCORES_FILE
 from zs_lib.pipeline import needs
 from zs_lib.qa import Question, scoring
 from zs_lib.runs import Run, RunStore
-from zs_lib.runs.files import read_json, sync, write_json
 from zs_lib.simulator import QUERIES_FILE
 from zs_lib.studies import (
     evaluation_runs,
@@ -60,24 +58,31 @@ NEEDED = {
     "cost": ("arm", "seed", "queries", "real_queries"),
 }
 """Columns that a recorded table must have; without them another version wrote it."""
-LONG = ("training", "evaluation", "fidelity_queries")
-"""Tables recorded with gzip: one row per step, question or query of every run."""
 OPTIONAL = ("fidelity_queries",)
 """Tables that older records lack: empty then."""
 START = "start"
 """Name of the policy before training, among the evaluated arms."""
-Tables = dict[str, pd.DataFrame]
 
 
 def study_rows(profile: Profile, store: RunStore) -> pd.DataFrame:
-    """Collect the rows of every study whose arms are all in the profile and evaluated with any seed."""
-    names, rows = {arm.name for arm in profile.policies}, []
-    for study in studies.STUDIES | studies.VARIATIONS:
-        arms = studies.study_arms(profile, study)
-        evaluations = [(EvaluationArm.of_policy(arm, profile.evaluation), 0) for arm in arms.values()]
-        known = all(arm.name in names for arm in arms.values())
-        if known and len(list(_finished(evaluations, store))) == len(arms):
-            rows += [{"study": study, "label": label, "arm": arm.name} for label, arm in arms.items()]
+    """Collect the rows of every study whose arms are all in the profile and evaluated with seed 0."""
+    evaluations = [(EvaluationArm.of_policy(arm, profile.evaluation), 0) for arm in profile.policies]
+    evaluated = {arm.name for arm, _, _ in _finished(evaluations, store)}
+    return rows_of(profile, studies.STUDIES | studies.VARIATIONS, lambda arms: evaluated.issuperset(arms))
+
+
+def rows_of(
+    profile: Profile, names: Iterable[str], kept: Callable[[list[str]], bool] = lambda arms: True
+) -> pd.DataFrame:
+    """List the rows of studies, by default with runs or without: of those for whose arms' names `kept` holds.
+
+    A study of which the profile lacks the core arm has none.
+    """
+    rows = []
+    for study in names:
+        with suppress(ConfigError):
+            arms = {label: arm.name for label, arm in studies.study_arms(profile, study).items()}
+            rows += [(study, *row) for row in arms.items()] if kept(list(arms.values())) else []
     return pd.DataFrame(rows, columns=NEEDED["study_rows"])
 
 
@@ -320,7 +325,7 @@ def record_tables(core: Profile, store: RunStore, shrink: bool = False) -> list[
             f"`zs reproduce --profile {core.name} --seeds {core.seeds}` makes them."
         )
     profile = studies.full(core)
-    _write(collect_tables(profile, store), RECORDS / core.name, shrink)
+    record.write(RECORDS / core.name, collect_tables(profile, store), shrink)
     return _unfinished(study_runs(profile), store)
 
 
@@ -334,16 +339,9 @@ def variances_table(profile: Profile, store: RunStore) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "reward_variance"])
 
 
-def variation_rows(profile: Profile) -> pd.DataFrame:
-    """List the rows of every study of VARIATIONS, with runs or without."""
-    arms = {study: studies.study_arms(profile, study) for study in studies.VARIATIONS}
-    rows = [(study, label, arm.name) for study, part in arms.items() for label, arm in part.items()]
-    return pd.DataFrame(rows, columns=NEEDED["study_rows"])
-
-
 VARIED = {name: TABLES[name] for name in ("training", "evaluation", "seconds", "provenance")}
 VARIED["variances"] = variances_table
-"""Tables recorded of variations, beside `variation_rows`."""
+"""Tables recorded of variations, beside their `rows_of`."""
 
 
 def record_variations(profile: Profile, store: RunStore, shrink: bool = False) -> list[str]:
@@ -356,94 +354,22 @@ def record_variations(profile: Profile, store: RunStore, shrink: bool = False) -
     """
     varied = studies.only(profile, *studies.VARIATIONS)
     tables = {name: table(varied, store) for name, table in VARIED.items()}
-    _write(tables | {"study_rows": variation_rows(profile)}, RECORDS / profile.name / "variations", shrink)
+    tables["study_rows"] = rows_of(profile, studies.VARIATIONS)
+    record.write(RECORDS / profile.name / "variations", tables, shrink)
     return _unfinished(policy_runs(varied), store)
 
 
 def load_variations(profile: str) -> Tables:
-    """Read the recorded tables of a profile's variations; if it has none, empty ones and `variation_rows`.
+    """Read the recorded tables of a profile's variations; if it has none, empty ones and their rows.
 
     Raises:
         DataError: a file is damaged.
     """
-    folder = RECORDS / profile / "variations"
-    _settle(folder)
-    paths = {name: folder / _file(name) for name in (*VARIED, "study_rows")}
-    tables = {name: _recorded(path) for name, path in paths.items()}
+    names = (*VARIED, "study_rows")
+    tables = record.read(RECORDS / profile / "variations", names, optional=names)
     if tables["study_rows"].empty:
-        tables["study_rows"] = variation_rows(load_profile(profile))
+        tables["study_rows"] = rows_of(load_profile(profile), studies.VARIATIONS)
     return tables
-
-
-def _write(tables: Tables, folder: Path, shrink: bool) -> None:
-    """Print how the record changes, and replace all its tables or none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _settle(folder)
-    before = dict.fromkeys(tables, pd.DataFrame())
-    for name in tables:
-        with suppress(DataError):  # a damaged file holds nothing to lose
-            before[name] = _recorded(folder / _file(name))
-    changed = changes(before, tables)
-    for line in changed["file"] + ": " + changed["change"]:
-        print(line)
-    if changed["poorer"].any() and not shrink:
-        raise DataError(
-            f"The record {folder.relative_to(RECORDS)} would lose rows, arms or seeds, as told above: make "
-            "those runs first, or give --shrink to lose them."
-        )
-    for name, table in tables.items():
-        # no time stamp, so that equal tables are equal files
-        compression = {"method": "gzip", "mtime": 0} if name in LONG else None
-        path, exact = folder / f"{_file(name)}{NEW}", {"float_format": "%.6g", "lineterminator": "\n"}
-        table.to_csv(path, index=False, compression=compression, **exact)
-        sync(path)
-    write_json(folder / WRITTEN, {"files": [_file(name) for name in tables]})
-    _settle(folder)
-
-
-NEW, WRITTEN = ".new", "written.json"
-"""Ending of a new table beside the recorded one, and the list of new ones, written when all are there."""
-
-
-def _settle(folder: Path) -> None:
-    """Put new tables in the place of the recorded ones, if all of them had been written."""
-    if (folder / WRITTEN).exists():
-        for name in read_json(folder / WRITTEN, "delete it, and record again")["files"]:
-            with suppress(FileNotFoundError):  # already there
-                (folder / f"{name}{NEW}").replace(folder / name)
-        sync(folder)
-        (folder / WRITTEN).unlink(missing_ok=True)
-
-
-def _recorded(path: Path) -> pd.DataFrame:
-    return _read(path, ()) if path.exists() else pd.DataFrame()
-
-
-def changes(before: Tables, after: Tables) -> pd.DataFrame:
-    """Tabulate by table how a record changes: file, change in words, and whether it becomes poorer.
-
-    Poorer: fewer rows, an arm (or simulator) that is missing, or has fewer seeds. Equal sizes are left out.
-    """
-    rows = []
-    for name, table in after.items():
-        old, new = before[name], table
-        told = [] if len(old) == len(new) else [f"rows {len(old)} → {len(new)}"]
-        seeds = [_seeds(old), _seeds(new)]
-        for arm in dict.fromkeys([*seeds[0], *seeds[1]]):
-            counts = [each.get(arm, 0) for each in seeds]
-            told += [] if counts[0] == counts[1] else [f"{arm} {counts[0]} → {counts[1]} seed(s)"]
-        poorer = len(new) < len(old) or any(seeds[1].get(arm, 0) < count for arm, count in seeds[0].items())
-        if told:
-            rows.append((_file(name), ", ".join(told), poorer))
-    return pd.DataFrame(rows, columns=["file", "change", "poorer"])
-
-
-def _seeds(table: pd.DataFrame) -> dict[str, int]:
-    """Number of seeds by arm or simulator; 1 where a table has no seeds."""
-    by = next((column for column in ("arm", "simulator") if column in table), "")
-    if not by:
-        return {}
-    return table.assign(seed=table.get("seed", 0)).groupby(by, sort=False)["seed"].nunique().to_dict()
 
 
 def _unfinished(wanted: Iterable[tuple], store: RunStore) -> list[str]:
@@ -452,54 +378,27 @@ def _unfinished(wanted: Iterable[tuple], store: RunStore) -> list[str]:
     ]
 
 
-def load_tables(profile: str, folder: Path | None = None) -> Tables:
+def load_tables(profile: str) -> Tables:
     """Read the recorded tables of a profile.
 
     Raises:
         DataError: nothing is recorded for this profile, or a file is damaged.
     """
-    folder = folder or RECORDS / profile
-    _settle(folder)
-    if not _has_tables(folder):
-        recorded = ", ".join(recorded_profiles()) or "none"
+    if profile not in (known := recorded_profiles()):
         raise DataError(
-            f"No results are recorded for the profile {profile!r} (recorded: {recorded}): "
+            f"No results are recorded for the profile {profile!r} (recorded: {', '.join(known) or 'none'}): "
             f"run `zs reproduce --profile {profile}`, then `zs runs record --profile {profile}`."
         )
-    there = [name for name in TABLES if name not in OPTIONAL or (folder / _file(name)).exists()]
-    read = {name: _read(folder / _file(name), NEEDED.get(name, ())) for name in there}
-    return {name: read.get(name, pd.DataFrame()) for name in TABLES}
+    return record.read(RECORDS / profile, TABLES, OPTIONAL, NEEDED)
 
 
 def recorded_profiles() -> list[str]:
     """List the profiles with recorded tables (benchmarks are recorded beside them)."""
-    return sorted(path.name for path in RECORDS.glob("*") if _has_tables(path))
-
-
-def _has_tables(folder: Path) -> bool:
-    return any((folder / _file(name)).exists() for name in TABLES)
-
-
-def _file(name: str) -> str:
-    return f"{name}.csv.gz" if name in LONG else f"{name}.csv"
-
-
-def _read(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path)
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path.name} of the recorded results cannot be read ({error}): "
-            "restore it with `git checkout`, or record it again."
-        ) from error
-    if lacking := [column for column in needed if column not in table]:
-        raise DataError(
-            f"{path.name} was recorded by another version (it lacks the column {lacking[0]!r}): "
-            "record it again with `zs runs record`."
-        )
-    return with_new_names(table)
+    return sorted(
+        folder.name
+        for folder in RECORDS.glob("*")
+        if any(record.file_of(folder, name).exists() for name in TABLES)
+    )
 
 
 def _finished(wanted: Iterable[tuple], store: RunStore) -> Iterable[tuple[object, int, Run]]:

@@ -6,7 +6,7 @@ too; so every table, figure and claim works on them as on the recorded ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -166,12 +166,12 @@ def collect(profile: Profile, store: RunStore, names: Sequence[str] = ()) -> Sto
     scores = [_other_scores(arms[key], runs[key], policies, profile) for key in others if arms[key].policy]
     tables["evaluation"] = pd.concat([tables["evaluation"], *scores], ignore_index=True)
     trained, evaluated = (set(tables[name].get("arm", ())) for name in ("training", "evaluation"))
-    tables |= {"retrieval": pd.DataFrame(), "study_rows": _rows(profile, study, evaluated, all)}
+    every = studies.STUDIES | studies.VARIATIONS
+    whole = results.rows_of(study, every, lambda arms: evaluated.issuperset(arms))
+    begun = results.rows_of(study, every, lambda arms: sum(arm in trained for arm in arms) > 1)
+    tables |= {"retrieval": pd.DataFrame(), "study_rows": whole}
     varied = {name: tables[name] for name in results.VARIED if name in tables}
-    varied |= {
-        "variances": results.variances_table(view, chosen),
-        "study_rows": _rows(profile, study, trained, lambda have: sum(have) > 1),
-    }
+    varied |= {"variances": results.variances_table(view, chosen), "study_rows": begun}
     return Stored(view, tables, varied, tuple(notes))
 
 
@@ -262,16 +262,3 @@ def _other_scores(
     values = differences(arm, EvaluationArm.of_policy(policy, profile.evaluation))
     name = f"{policy.name} ({told(values)})"
     return results.read_scores(run).assign(arm=name, seed=run.seed, simulator_seed=0)
-
-
-def _rows(
-    profile: Profile, study: Profile, have: set[str], enough: Callable[[Iterable[bool]], bool]
-) -> pd.DataFrame:
-    """The rows of the studies of which enough arms are there."""
-    names, rows = {digest(arm, {}): arm.name for arm in study.policies}, []
-    for each in studies.STUDIES | studies.VARIATIONS:
-        with suppress(ConfigError):  # a profile without its core arm
-            arms = studies.study_arms(profile, each)
-            of_study = [(each, label, names.get(digest(arm, {}), arm.name)) for label, arm in arms.items()]
-            rows += of_study if enough(name in have for *_, name in of_study) else []
-    return pd.DataFrame(rows, columns=results.NEEDED["study_rows"])

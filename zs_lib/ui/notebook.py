@@ -202,7 +202,7 @@ def recorded_or_stored_variations(study: Profile) -> results.Tables:
     if len(runs) and {name.split("-")[1] for name in runs} <= arms:
         return found
     made = {name: table(study, RunStore()) for name, table in results.VARIED.items()}
-    return made | {"study_rows": results.variation_rows(study)}
+    return made | {"study_rows": results.rows_of(study, studies.VARIATIONS)}
 
 
 def show_variation(name: str, study: Profile, made: results.Tables) -> None:
