@@ -12,7 +12,7 @@ import pytest
 from run_fixtures import CountingArm
 
 from zs_lib import config, studies
-from zs_lib.analysis import paper
+from zs_lib.analysis import cost, paper
 from zs_lib.config import paths
 from zs_lib.launch import notebooks
 from zs_lib.launch.notebooks import parameters
@@ -27,6 +27,33 @@ FOLDER = notebooks.NOTEBOOKS
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 TOUR = FOLDER / "README.md"
 OWN_PARAMETERS = {"12_variations": ["train"]}
+LOAD, DOLLARS = cost.paper_load(), paper.load_table("cost")["total_usd"].iloc[[0, 1, 3]]
+NUMBERS = {
+    "02_simulator_fine_tuning": ["0.5"],  # the AUC of chance
+    "04_real_and_simulated": [f"{paper.QUESTIONS}"],
+    "05_choice_of_simulator": [f"{paper.QUESTIONS}"],
+    "06_training_choices": [f"{studies.RANDOM_NOISE}", "five points"],
+    "08_cost": [
+        *(f"{LOAD.queries:,.0f}", f"{LOAD.hours:.0f}", *(f"{usd:.0f}" for usd in DOLLARS)),
+        *("88%", "five times", "1,000"),  # claim 12; the original's searches a rollout; the unit of a price
+    ],
+    "11_real_llm": ["135 million", "twice"],  # SmolLM2, and Gemma's 270 million beside it
+    "12_variations": ["0.1", "0.05", "five times", "half"],  # an example; `studies.collapse`, its end
+    "13_bring_your_own": ["10", "256", "320", "twice"],  # a budget's dollars; the original's minibatches
+}
+"""Notebook → the numbers in its prose: of the paper, of the configuration, of definitions."""
+NO_PROSE = re.compile(
+    r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|^#[^\n]*|^\d\. |(?<![\d.])0\d\b|"
+    r"\[(?:1\d|\d{4}\.\d{5})\b|\b(?:[Tt]ables?|[Ff]igures?|section|[Ee]quation|arXiv) [\d.]+(?:[a-d]-?)*|"
+    r"\b(?:3|7|14)B\b|\b2Wiki|\b(?:Llama|Qwen) 3\b|\bPython 3.11\b|\b95% (?:interval|sampling error)",
+    re.DOTALL | re.MULTILINE,
+)
+"""Code, formulas, addresses, headings, references, names, and the level of every interval."""
+NUMBER = re.compile(
+    r"(?<![\w.-])[-+]?(?:\d[\d.,]*)?\d%?(?: million)?|\b(?:half|twice|thirds?|quarters?|tenths?)\b|"
+    r"\b(?:two|three|four|five|six|seven|eight|nine|ten|some|few|several) "
+    r"(?:seconds|minutes|hours|times|percent|points)\b"
+)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -64,6 +91,15 @@ def test_the_configuration_is_folded_its_code_and_its_stored_values(path):
     (shown,) = (output["data"]["text/html"] for output in cell.outputs)
     assert cell.metadata.jupyter.source_hidden
     assert re.match(r"<details><summary>Configuration: \d+ values</summary>", shown)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_number_in_prose_is_measured(path):
+    """Whatever results could contradict is computed (`ui.sentences`); exercises have numbers of their own."""
+    cells = (cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    prose = "\n".join(cell.source for cell in cells if not cell.source.startswith("## Exercises"))
+    found = set(NUMBER.findall(NO_PROSE.sub(" ", prose))) - {"0", "1"}
+    assert found == set(NUMBERS.get(path.stem, ()))
 
 
 def test_no_jobs_show_what_is_finished_and_make_nothing(store, capsys):
