@@ -7,7 +7,7 @@ import pytest
 from zs_lib import cli
 from zs_lib.analysis import roofline
 from zs_lib.analysis.tables import markdown
-from zs_lib.config import load_profile
+from zs_lib.config import load_profile, paths
 from zs_lib.errors import DataError
 from zs_lib.tools.planning import estimates, scale
 from zs_lib.tools.planning.cluster import Rolled
@@ -94,6 +94,6 @@ def test_the_command_line(capsys):
 
 @pytest.mark.parametrize("read", [scale.lengths, scale.latencies])
 def test_a_damaged_measurement_is_told(read, tmp_path, monkeypatch):
-    monkeypatch.setattr(scale, "DATA", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     with pytest.raises(DataError, match="git checkout"):
         getattr(read, "__wrapped__", read)()

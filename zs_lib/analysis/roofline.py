@@ -17,7 +17,6 @@ from zs_lib.analysis.shipped import read_shipped
 from zs_lib.config import paths
 from zs_lib.config.values import pick
 
-DATA = paths.ROOT / "data"
 WIDTH = {"float32": 4, "bfloat16": 2}
 """Bytes per number."""
 BATCH = 128

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,11 +20,8 @@ def read_shipped(name: str) -> pd.DataFrame:
     Raises:
         DataError: the file is damaged.
     """
-    try:
-        return _read(paths.ROOT / "data" / f"{name}.csv").copy()
-    except (OSError, ValueError) as error:
-        cure = "restore it with `git checkout`"
-        raise DataError(f"data/{name}.csv cannot be read ({error}): {cure}.") from error
+    with _restorable(f"{name}.csv") as path:
+        return _read(path).copy()
 
 
 @lru_cache  # a figure asks for the same prices hundreds of times
@@ -37,8 +36,14 @@ def read_predictions() -> dict:
     Raises:
         DataError: the file is damaged.
     """
+    with _restorable("predictions.toml") as path:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _restorable(name: str) -> Iterator[Path]:
+    """Give the path of a file in data/ to read; DataError if that fails."""
     try:
-        return tomllib.loads((paths.ROOT / "data" / "predictions.toml").read_text(encoding="utf-8"))
+        yield paths.ROOT / "data" / name
     except (OSError, ValueError) as error:
-        cure = "restore it with `git checkout`"
-        raise DataError(f"data/predictions.toml cannot be read ({error}): {cure}.") from error
+        raise DataError(f"data/{name} cannot be read ({error}): restore it with `git checkout`.") from error

@@ -7,7 +7,6 @@ the assumptions that `assumed` lists. The events on the cluster are simulated by
 
 from __future__ import annotations
 
-import csv
 import math
 import tempfile
 import time
@@ -24,13 +23,14 @@ import pandas as pd
 
 from zs_lib import config
 from zs_lib.analysis import roofline
-from zs_lib.analysis.roofline import BATCH, DATA, DECODING, Gpu, Shape, shape
+from zs_lib.analysis.roofline import BATCH, DECODING, Gpu, Shape, shape
+from zs_lib.analysis.shipped import read_shipped
 from zs_lib.analysis.tables import markdown
 from zs_lib.analysis.trajectory_index import TrajectoryLog
 from zs_lib.config import Profile, paths
 from zs_lib.config.arms import PolicyArm
 from zs_lib.config.engines import simulates
-from zs_lib.errors import ConfigError, DataError
+from zs_lib.errors import ConfigError
 from zs_lib.qa import scoring
 from zs_lib.runs import Run, RunStore
 from zs_lib.runs.files import write_text
@@ -138,8 +138,8 @@ def lengths() -> tuple[list[tuple[int, ...]], list[int]]:
     Raises:
         DataError: the file is damaged.
     """
-    rows = _rows("lengths", lambda row: (tuple(map(int, row["tokens"].split())), int(row["rollouts"])))
-    return [tokens for tokens, _ in rows], [count for _, count in rows]
+    table = read_shipped("lengths").astype({"tokens": str})
+    return [tuple(map(int, tokens.split())) for tokens in table["tokens"]], list(table["rollouts"])
 
 
 def latencies() -> dict[str, float]:
@@ -148,18 +148,7 @@ def latencies() -> dict[str, float]:
     Raises:
         DataError: the file is damaged.
     """
-    return dict(_rows("latencies", lambda row: (row["what"], float(row["seconds"]))))
-
-
-def _rows(name: str, read: Callable[[dict], tuple]) -> list[tuple]:
-    """Read each row of a file of measurements; DataError if the file is damaged."""
-    try:
-        with (DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            return [read(row) for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"data/{name}.csv cannot be read ({error}): restore it with `git checkout`."
-        ) from error
+    return read_shipped("latencies").set_index("what")["seconds"].to_dict()
 
 
 def record(store: RunStore) -> None:
@@ -211,9 +200,9 @@ def _store_seconds(arm: PolicyArm, records: list[dict]) -> float:
     return seconds[0]
 
 
-def _best(work: Callable[[list[dict]], object], records: list[dict], batch: int = 72) -> float:
+def _best(work: Callable[[list[dict]], object], records: list[dict]) -> float:
     """Seconds per record of `work` on batches of records: those of the fastest batch."""
-    took = []
+    took, batch = [], 72
     for start in range(0, len(records) - batch + 1, batch):
         started = time.perf_counter()
         work(records[start : start + batch])
@@ -222,7 +211,9 @@ def _best(work: Callable[[list[dict]], object], records: list[dict], batch: int 
 
 
 def _write(name: str, rows: list[dict]) -> None:
-    write_text(DATA / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    write_text(
+        paths.ROOT / "data" / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    )
 
 
 def setup(profile: Profile, gpu: str) -> Setup:
