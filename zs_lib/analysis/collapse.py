@@ -111,29 +111,29 @@ CONDITIONS = (
 )
 
 
-def collapse_warnings(metrics: pd.DataFrame, window: int = WINDOW) -> list[CollapseWarning]:
+def collapse_warnings(metrics: pd.DataFrame) -> list[CollapseWarning]:
     """Find the conditions that held, ordered by the first step at which they did.
 
     `metrics` has one row per step: "step" and the columns that the conditions read, in the units that
-    `rl.train` logs. A run of fewer than `window` steps has no moving mean, and gets only warnings `at_once`.
+    `rl.train` logs. A run of fewer than WINDOW steps has no moving mean, and gets only warnings `at_once`.
     """
     found = []
     for condition in CONDITIONS:
         if condition.column not in metrics:
             continue
         values = pd.to_numeric(metrics[condition.column], errors="coerce")
-        held = condition.holds(values if condition.at_once else values.rolling(window).mean()).to_numpy()
+        held = condition.holds(values if condition.at_once else values.rolling(WINDOW).mean()).to_numpy()
         if held.any():
             step = int(metrics["step"].iloc[int(held.argmax())])
             found.append(CollapseWarning(condition.name, step, condition.message))
     return sorted(found, key=lambda warning: warning.step)
 
 
-def collapse_step(metrics: pd.DataFrame, window: int = WINDOW) -> int | None:
+def collapse_step(metrics: pd.DataFrame) -> int | None:
     """Find the step from which on the reward stays below half of its best; None if it does not end so.
 
     `metrics` as of `collapse_warnings`; the reward is read as its moving mean.
     """
-    held = _halved(metrics["reward"].rolling(window).mean()).to_numpy()
+    held = _halved(metrics["reward"].rolling(WINDOW).mean()).to_numpy()
     stays = np.logical_and.accumulate(held[::-1])[::-1]
     return int(metrics["step"].iloc[stays.argmax()]) if stays.any() else None

@@ -51,13 +51,13 @@ def compare(table: pd.DataFrame, arm: str, other: str, times: float = 1.0) -> Es
     return two_way(difference.to_numpy())
 
 
-def best_apart(table: pd.DataFrame, arms: Mapping[str, str], score: str = "em") -> pd.DataFrame:
-    """Mark the best `score` of each subset, and of all questions ("Avg"), if it can be told from all others.
+def best_apart(table: pd.DataFrame, arms: Mapping[str, str]) -> pd.DataFrame:
+    """Mark the best EM of each subset, and of all questions ("Avg"), if it can be told from all others.
 
     It can where the 95% interval of its difference (`compare`) from each other is above 0, over seeds and
     questions. `arms`: row → arm. Returns (rows, subsets and "Avg") bool.
     """
-    table = table[table["arm"].isin(arms.values())].assign(f1=lambda part: part[score])
+    table = table[table["arm"].isin(arms.values())].assign(f1=lambda part: part["em"])
     found = pd.DataFrame(False, index=list(arms), columns=[*table["subset"].unique(), "Avg"])
     for column in found:
         part = table if column == "Avg" else table[table["subset"] == column]

@@ -28,7 +28,7 @@ WRITING = 0.4
 START_S = 60.0
 """Paid seconds per step before a server scaled to zero answers (assumed: warm image, tens of GB to load)."""
 RUNS = 4
-"""Default number of trainings that share one server."""
+"""Trainings that share one server."""
 
 
 def implied_prices() -> dict[str, float]:
@@ -188,9 +188,7 @@ def published_speeds() -> pd.DataFrame:
     return table.assign(reached=table["tokens_per_second"] / table["roofline"])
 
 
-def ways(
-    training: TrainingLoad, model: str, gpu: str = CARD, usd_hour: float | None = None, runs: int = RUNS
-) -> pd.DataFrame:
+def ways(training: TrainingLoad, model: str, gpu: str = CARD, usd_hour: float | None = None) -> pd.DataFrame:
     """Tabulate what one training pays for its simulator, one row per way to run it.
 
     Columns: cards, card_hours, usd_hour, usd, load (share of the card hours in which the cards answer), and
@@ -210,7 +208,7 @@ def ways(
     rows = {
         "as many cards as the paper": (many, max(many * training.hours, busy), usd),
         "fewest cards": (fewest, fewest * hours, usd),
-        f"shared by {runs} trainings": (fewest, max(fewest * training.hours / runs, busy), usd),
+        f"shared by {RUNS} trainings": (fewest, max(fewest * training.hours / RUNS, busy), usd),
         "scaled to zero": (fewest, fewest * min(awake, hours), hourly(serverless=True)[gpu]),
         "never idle": (fewest, busy, usd),
     }
@@ -221,9 +219,9 @@ def ways(
     return frame.assign(load=busy / frame["card_hours"], usd_per_1000=1000 * frame["usd"] / training.queries)
 
 
-def ways_today(training: TrainingLoad, gpu: str = CARD) -> pd.DataFrame:
+def ways_today(training: TrainingLoad) -> pd.DataFrame:
     """Tabulate `ways` for the paper's three simulators, at the quoted prices."""
-    return pd.concat({model: ways(training, model, gpu) for model in roofline.MODELS}, names=["simulator"])
+    return pd.concat({model: ways(training, model) for model in roofline.MODELS}, names=["simulator"])
 
 
 def savings(usd: pd.Series, queries: float) -> pd.DataFrame:

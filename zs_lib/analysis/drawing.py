@@ -193,7 +193,7 @@ def mark_warnings(table: pd.DataFrame, axes: Axes) -> None:
     names = list(dict.fromkeys(name for _, name in named))
     for (arm, name), (step, reward) in named.items():
         mark = {"marker": "X*Pdp"[names.index(name) % 5], "ms": 7, "mec": "white", "ls": ""}
-        axes.plot(step, reward, color=core_color(arm), zorder=5, **mark)
+        axes.plot(step, reward, color=COLORS.get(arm, GREY), zorder=5, **mark)
     for name in names:
         mark = {"marker": "X*Pdp"[names.index(name) % 5], "ms": 7, "mec": "white", "ls": ""}
         axes.plot([], [], color=GREY, label=f"warning: {name.replace('_', ' ')}", **mark)
@@ -204,15 +204,10 @@ def label_of(arm: str) -> str:
     return LABELS.get(arm, arm)
 
 
-def core_color(arm: str) -> str:
-    """Pick the colour of a core arm; dark grey where COLORS has none."""
-    return COLORS.get(arm, "#555555")
-
-
 def color_of(arm: str) -> str:
     """Pick the colour of an arm: a variant's is its core arm's, or that of its simulator's recipe."""
     recipes = {"=naive-": COLORS["zerosearch-naive"], "=prompted-": COLORS[START]}
-    core = COLORS.get(arm, core_color(arm.partition("/")[0]))
+    core = COLORS.get(arm) or COLORS.get(arm.partition("/")[0], GREY)
     return next((color for recipe, color in recipes.items() if recipe in arm), core)
 
 
@@ -251,17 +246,15 @@ def _errorbar(axes: Axes, at: tuple, over: str, **how: Any) -> None:
         drawn[2][0].set_linestyle((0, (3, 2)))
 
 
-def forest(
-    axes: Axes, scores: pd.DataFrame, columns: Mapping[str, Iterable[str]] | None = None, wrap: int = 22
-) -> None:
+def forest(axes: Axes, scores: pd.DataFrame, columns: Mapping[str, Iterable[str]] | None = None) -> None:
     """Plot mean and interval of each row of `scores`, top down, with columns of text beside it (the F1).
 
-    A row without an arm is a heading. In a column's width, labels are wrapped at `wrap` characters.
+    A row without an arm is a heading. In a column's width, labels are wrapped.
     """
     places = np.arange(len(scores))[::-1]
     shown = scores["f1"].notna().to_numpy()
     whiskers(axes, scores[shown], places[shown], [color_of(arm) for arm in scores["arm"][shown]])
-    labels = [textwrap.fill(str(label), wrap) if narrow(axes.figure) else label for label in scores.index]
+    labels = [textwrap.fill(str(label), 22) if narrow(axes.figure) else label for label in scores.index]
     axes.set_yticks(places, labels)
     for tick, arm in zip(axes.get_yticklabels(), scores["arm"], strict=True):
         tick.set_fontweight("normal" if arm else "bold")

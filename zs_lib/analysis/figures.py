@@ -34,7 +34,6 @@ from zs_lib.analysis.drawing import (
     band,
     beside,
     color_of,
-    core_color,
     curve,
     entries,
     finish,
@@ -309,7 +308,7 @@ def draw_simulators(tables: Tables, figure: Figure) -> None:
     real = scores[scores["arm"] == "search-r1"]
     for row, label in ((real, "real engine"), (start, "before RL")):
         for one in row.itertuples():
-            level(ours, one, core_color("search-r1" if row is real else START), label)
+            level(ours, one, color_of("search-r1" if row is real else START), label)
     once = levels_lacking(tables, ("fine-tuning",)) or "several fine-tunings of each"
     ours.set(ylim=(0, 1), title="Here: held-out F1", xlabel=f"simulator ({once})", ylabel="F1")
     table = paper.load_table("simulator_choice").set_index("search_engine")
@@ -321,7 +320,7 @@ def draw_simulators(tables: Tables, figure: Figure) -> None:
     told = parts[0][sized].map(PAPERS_LINES)
     points(papers, em[sized].assign(line=told.str[0], arm=told.str[1]).set_axis(parts[2][sized]), (0, 100))
     for row, arm, label in (("Google", "search-r1", "real engine"), ("Base Model", START, "before RL")):
-        level(papers, em.loc[row], core_color(arm), label)
+        level(papers, em.loc[row], color_of(arm), label)
     papers.set(ylim=(0, 50), title="The paper (Table 4)", xlabel="simulator (one run)", ylabel="EM (%)")
     legend(figure)
 
@@ -382,7 +381,7 @@ def draw_transfer(tables: Tables, figure: Figure) -> None:
     for arm, part in table[noisy].groupby("arm", sort=False):
         wide = part.pivot_table(index="noise", columns="seed", values="f1")
         if len(wide) > 1:
-            band(right, wide, core_color(arm), marker="o", ms=4, label=label_of(arm))
+            band(right, wide, color_of(arm), marker="o", ms=4, label=label_of(arm))
     right.set(
         title="Noise at test time",
         xlabel="share of searches that find nothing",

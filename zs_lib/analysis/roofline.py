@@ -195,14 +195,14 @@ def queries_per_second(
     return reached / (prefill + decoding)
 
 
-def fewest_gpus(model: str, gpu_name: str, query: Query = QUERY) -> int:
+def fewest_gpus(model: str, gpu_name: str) -> int:
     """Compute the fewest GPUs that hold the model and the KV cache of SERVER_BATCH queries.
 
     Raises:
         ConfigError: unknown model or GPU.
     """
     size = _simulator_shape(model)
-    tokens = SERVER_BATCH * (query.prompt_tokens + query.output_tokens)
+    tokens = SERVER_BATCH * (QUERY.prompt_tokens + QUERY.output_tokens)
     needed = size.weight_bytes(DTYPE) + size.kv_cache_bytes(DTYPE, tokens)
     return math.ceil(needed / (USABLE * gpu(gpu_name).memory))
 

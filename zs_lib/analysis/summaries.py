@@ -76,9 +76,9 @@ def heldout_table(table: pd.DataFrame, score: str = "f1") -> pd.DataFrame:
     return frame
 
 
-def subset_table(table: pd.DataFrame, score: str = "em") -> pd.DataFrame:
-    """Average `score` in percent by arm and subset, and over subsets: the shape of Table 3."""
-    frame = 100 * table.pivot_table(index="arm", columns="subset", values=score, sort=False)
+def subset_table(table: pd.DataFrame, score: str = "em", by: str | list[str] = "arm") -> pd.DataFrame:
+    """Average `score` in percent `by` arm and subset, and over subsets: the shape of Table 3."""
+    frame = 100 * table.pivot_table(index=by, columns="subset", values=score, sort=False)
     return frame.assign(Avg=frame.mean(axis=1)).round(1)
 
 
@@ -129,15 +129,15 @@ def study_scores(tables: Tables, study: str, score: str = "f1") -> pd.DataFrame:
     return scores.loc[found].assign(arm=found).rename(index=labels).rename_axis("row")
 
 
-def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
-    """Tabulate a study's scores in percent by subset, as in the paper, with their average.
+def study_table(tables: Tables, study: str) -> pd.DataFrame:
+    """Tabulate a study's EM in percent by subset, as in the paper, with their average.
 
     The interval is the 95% interval of the average over seeds and all questions; of one seed it stands in
     brackets, since it is over questions alone and says nothing of another seed.
     """
     labels, evaluated = study_labels(tables, study), tables["evaluation"]
-    scores = study_scores(tables, study, score)
-    frame = subset_table(evaluated[evaluated["arm"].isin(labels.index)], score)
+    scores = study_scores(tables, study, "em")
+    frame = subset_table(evaluated[evaluated["arm"].isin(labels.index)])
     frame = frame.rename(index=labels).reindex(scores.index)
     low, high = 100 * scores["low"], 100 * scores["high"]
     interval = low.map("{:.1f}".format) + " to " + high.map("{:.1f}".format)
@@ -145,17 +145,16 @@ def study_table(tables: Tables, study: str, score: str = "em") -> pd.DataFrame:
     return frame.assign(interval=interval, seeds=scores["seeds"])
 
 
-def methods_table(tables: Tables, score: str = "em") -> pd.DataFrame:
-    """Make Table 3: scores in percent by backbone, method and subset, their average, and number of seeds.
+def methods_table(tables: Tables) -> pd.DataFrame:
+    """Make Table 3: EM in percent by backbone, method and subset, their average, and number of seeds.
 
     Raises:
         DataError: the study's rows are not among the tables.
     """
-    table = by_method(tables)
-    frame = 100 * table.pivot_table(index=["backbone", "method"], columns="subset", values=score, sort=False)
-    seeds = table.groupby(["backbone", "method"])["seed"].nunique()
-    frame = frame.assign(Avg=frame.mean(axis=1)).round(1).assign(seeds=seeds)
-    return frame.loc[table.drop_duplicates(["backbone", "method"]).set_index(["backbone", "method"]).index]
+    table, rows = by_method(tables), ["backbone", "method"]
+    seeds = table.groupby(rows)["seed"].nunique()
+    frame = subset_table(table, by=rows).assign(seeds=seeds)
+    return frame.loc[table.drop_duplicates(rows).set_index(rows).index]
 
 
 def by_method(tables: Tables) -> pd.DataFrame:
@@ -212,8 +211,8 @@ def effort_table(tables: Tables) -> pd.DataFrame:
     return tables["evaluation"].groupby("arm", sort=False)[columns].mean().round(2)
 
 
-def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
-    """Average the metrics of one arm's training over `count` phases of equally many steps."""
+def phases(table: pd.DataFrame) -> pd.DataFrame:
+    """Average the metrics of one arm's training over five phases of equally many steps."""
     columns = [
         "reward",
         "em",
@@ -227,7 +226,7 @@ def phases(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
         "kl",
         "noise_probability",
     ]
-    phase = pd.cut(table["step"], min(count, table["step"].nunique()), precision=0).rename("steps")
+    phase = pd.cut(table["step"], min(5, table["step"].nunique()), precision=0).rename("steps")
     return table.groupby(phase, observed=True)[columns].mean().round(3)
 
 

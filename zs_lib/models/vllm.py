@@ -165,8 +165,8 @@ class VllmServerGenerator(Generator):
     As with `VllmGenerator`, completions are seeded by each key. `model` says where a context and a text end.
     """
 
-    def __init__(self, model, tokenizer, client, max_batch: int = 128):
-        super().__init__(model, tokenizer, max_batch)
+    def __init__(self, model, tokenizer, client):
+        super().__init__(model, tokenizer)
         self.client = client
 
     def _generate(self, prompts, keys, max_tokens, temperature, stop, kv_cache=None) -> list[Completion]:

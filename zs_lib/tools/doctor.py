@@ -58,9 +58,10 @@ def _python() -> Finding:
     )
 
 
-def pins(path: Path = paths.ROOT / "constraints.txt") -> dict[str, str]:
-    """Read the versions of a constraints file, by normalised package name."""
-    lines = (line.split("#")[0].split(";")[0].strip() for line in path.read_text().splitlines())
+def pins() -> dict[str, str]:
+    """Read the versions of constraints.txt, by normalised package name."""
+    text = (paths.ROOT / "constraints.txt").read_text()
+    lines = (line.split("#")[0].split(";")[0].strip() for line in text.splitlines())
     return {normalise(name): version for name, _, version in (line.partition("==") for line in lines if line)}
 
 
