@@ -12,11 +12,13 @@ import time
 
 import matplotlib.pyplot as plt
 import pytest
+from evaluation_fixtures import CFG, FOUND, QUESTIONS, write
 from jupyter_client.manager import start_new_kernel
 from log_fixtures import ARM, SMOKE, Tags, finished, log, record, unfinished
+from model_fixtures import ScriptedGenerator
 
 from zs_lib.analysis import cost, figures
-from zs_lib.analysis.trajectory_index import LOG, TrajectoryLog, groups, watched
+from zs_lib.analysis.trajectory_index import LOG, Predictions, TrajectoryLog, groups, watched
 from zs_lib.config import paths
 from zs_lib.config.arms import EvaluationArm
 from zs_lib.errors import ConfigError, RunError
@@ -26,6 +28,7 @@ from zs_lib.runs import RunStore
 from zs_lib.runs.files import write_json
 from zs_lib.ui import notebook, render, widgets
 from zs_lib.ui.playground import Inputs
+from zs_lib.ui.predictions import Setup, evaluate_to_file
 from zs_lib.ui.widgets import panel
 
 
@@ -239,6 +242,26 @@ def test_evaluations_are_explored_and_compared_too(store):
     assert explorer.step.layout.display is None
     explorer.close()
     assert "“Narvik”" in widgets.explore(f"{other.path.name}:2", store=store).data
+
+
+def test_a_file_of_predictions_is_explored_beside_a_run(store, tmp_path):
+    path, me = tmp_path / "out.jsonl", Setup("me, search, found", "search", CFG)
+    evaluate_to_file(path, QUESTIONS, ScriptedGenerator(write), FOUND, me)
+    first, last = QUESTIONS[0].question, QUESTIONS[-1].question
+    assert last in widgets.explore(path, store=store).data
+    assert first in widgets.explore(f"{path}:1", store=store).data
+    explorer = widgets.Explorer([finished(store)], Predictions(path))
+    assert explorer.run.options[1][0] == "me, search, found@0 (out.jsonl)"
+    assert len(explorer.question.options) == len(QUESTIONS) and explorer.step.layout.display == "none"
+    assert f"{path}:1" in explorer.view.value and first in explorer.view.value
+    explorer.beside.value = explorer.run.value
+    assert explorer.view.value.count("me, search, found@0, evaluated") == 2
+    explorer.close()
+    with pytest.raises(RunError, match="has 3 trajectories, and no line 4"):
+        widgets.explore(f"{path}:4", store=store)
+    path.write_text('{"id": "a", "who": "me", "f1": 0.5}\n')  # as older versions wrote
+    with pytest.raises(RunError, match=r"out.jsonl is damaged in line 1 .*'record'.*under another name"):
+        widgets.explore(path, store=store)
 
 
 def test_one_trajectory_has_a_link_and_can_be_saved(store):

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 
 from zs_lib.analysis.results import RECORDS
 from zs_lib.errors import RunError
@@ -17,8 +18,30 @@ from zs_lib.runs import Run
 from zs_lib.runs.files import Log, write_text
 
 LOG = "trajectories.jsonl"
-LOGS = {"policy": (LOG, {"step": int}), "evaluation": (PREDICTIONS_FILE, {"id": str})}
+LOGS = {
+    "policy": (LOG, {"step": int}),
+    "evaluation": (PREDICTIONS_FILE, {"id": str}),
+    "file": ("", {"who": str, "record": dict}),
+}
 """Kind of run → its file of trajectories, and what each line of it has."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A file that `zs eval` wrote, in the place of a run."""
+
+    path: Path
+    kind, seed, running, config = "file", 0, False, {}
+    cure = "make it anew by `zs eval` (of a file of an older version: under another name)"
+
+    @property
+    def label(self) -> str:
+        """Whose predictions they are: model, method and engine."""
+        with self.path.open("rb") as file:
+            return Log(self.path, self.cure, who=str).parse(file.readline(), 1)["who"]
+
+    def file(self, name: str) -> Path:
+        return self.path / name
 
 
 @dataclass(frozen=True)
@@ -42,16 +65,16 @@ class Entry:
 
 
 class TrajectoryLog:
-    """The trajectories of a training or an evaluation: indexed once, each record read on demand.
+    """The trajectories of a training, an evaluation or a file: indexed once, each record read on demand.
 
-    Those of an evaluation have step 0.
+    Only those of a training have a step; the others have 0.
 
     Raises:
         RunError: there is no such run, it is of another kind, or a line is damaged (also from `refresh`).
     """
 
-    def __init__(self, run: Run):
-        if run.kind not in LOGS or not (run.path / "run.json").exists():
+    def __init__(self, run: Run | Predictions):
+        if run.kind not in LOGS or not (run.path.is_file() or (run.path / "run.json").exists()):
             what = "is not there" if run.kind in LOGS else "has no trajectories"
             raise RunError(
                 f"The run {run.path} {what}: choose a policy or an evaluation of `zs runs list`, or make one "
@@ -71,7 +94,7 @@ class TrajectoryLog:
             found = (self.run.path / self.name).stat()
         except FileNotFoundError:
             if not self.run.path.is_dir():
-                raise RunError(f"The run's folder {self.run.path} is gone: choose another run.") from None
+                raise RunError(f"{self.run.path} is gone: choose another run.") from None
             return False
         if found.st_ino != self._inode or found.st_size < self._end:
             self._open()
@@ -91,7 +114,7 @@ class TrajectoryLog:
         records = []
         for entry in entries:
             self._file.seek(entry.place)
-            records.append(json.loads(self._file.readline()))
+            records.append(_trajectory(json.loads(self._file.readline())))
         return records
 
     def holding(self, text: str) -> set[int]:
@@ -129,7 +152,7 @@ class TrajectoryLog:
         self._search = ("", 0, set())
 
     def _entry(self, line: bytes) -> Entry:
-        record = self._log.parse(line, self._lines + 1)
+        record = _trajectory(self._log.parse(line, self._lines + 1))
         try:
             return Entry(
                 self._end,
@@ -146,6 +169,11 @@ class TrajectoryLog:
             raise RunError(
                 f"{self._log.path}, line {self._lines + 1}, is no trajectory ({error}): {self.run.cure}."
             ) from None
+
+
+def _trajectory(row: dict) -> dict:
+    """The record in a line of a log; a file's has scores beside it."""
+    return row.get("record", row)
 
 
 def select(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import ipywidgets
 from IPython.display import HTML
 
 from zs_lib.analysis import trajectory_index
 from zs_lib.analysis.find import find_run
-from zs_lib.analysis.trajectory_index import Entry, TrajectoryLog
+from zs_lib.analysis.trajectory_index import Entry, Predictions, TrajectoryLog
 from zs_lib.config.engines import simulates
 from zs_lib.errors import RunError
 from zs_lib.launch import progress
@@ -39,13 +41,13 @@ NONE_LOGGED, NONE_LEFT, NONE_WATCHED, NONE_STORED, NONE_ASKED = map(
 
 
 def explore(
-    run: Run | str | None = None, watch: bool = False, store: RunStore | None = None
+    run: Run | str | Path | None = None, watch: bool = False, store: RunStore | None = None
 ) -> Explorer | HTML:
     """Explore the trajectories of trainings, by step and question, and of evaluations, with filters.
 
-    `run`: the one to show first (a run, or its name, as for `find_run`); by default the first of the store.
-    If none has logged trajectories, the view says so. NAME:LINE is one trajectory, as the explorer names it
-    below each. `watch`: show one question through training first.
+    `run`: the one to show first (a run, or its name, as for `find_run`, or a file that `zs eval` wrote); by
+    default the first of the store. If none has logged trajectories, the view says so. NAME:LINE is one
+    trajectory, as the explorer names it below each. `watch`: show one question through training first.
 
     Raises:
         RunError: there is no such run or trajectory, or its log is damaged.
@@ -53,10 +55,11 @@ def explore(
     store, line = store or RunStore(), 0
     runs = [one for one in store.list() if _has_trajectories(one)]
     runs.sort(key=lambda one: one.kind != "policy")  # else as listed
-    if isinstance(run, str):
+    if isinstance(run, (str, Path)):
+        run = str(run)
         if linked := _LINK.fullmatch(run):
             run, line = linked[1], int(linked[2])
-        run = find_run(store, run, "policy")
+        run = Predictions(Path(run)) if os.path.isfile(run) else find_run(store, run, "policy")
     if run is None and not runs:
         return HTML(NONE_STORED)
     run = run or runs[0]
@@ -84,7 +87,7 @@ class Explorer(Panel):
     Each log is indexed once; only the records that are shown, or searched for a text, are read.
     """
 
-    def __init__(self, runs: Sequence[Run], run: Run, watch: bool = False, line: int = 0):
+    def __init__(self, runs: Sequence[Run], run: Run | Predictions, watch: bool = False, line: int = 0):
         by_name = {one.path.name: one for one in (*runs, run)}
         labels = [(f"{one.label}@{one.seed} ({name})", one) for name, one in by_name.items()]
         stops = [("any", ""), *((why, name) for name, why in render.STOPS.items())]
@@ -153,7 +156,7 @@ class Explorer(Panel):
         shown = self._through_training(chosen) if self.what.value else self._group(chosen)
         return self._with_other(shown) if self.beside.value and self.question.value else shown
 
-    def _open(self, run: Run) -> None:
+    def _open(self, run: Run | Predictions) -> None:
         opened = TrajectoryLog(run)  # if this fails, the log before stays open
         if self.index:
             self.index.close()
@@ -280,7 +283,8 @@ class _Page:
         return self._show(entries, [f"after step {entry.step}" for entry in entries])
 
     def _show(self, entries: list[Entry], titles: list[str]) -> str:
-        records, name = self.index.read(entries), self.index.run.path.name
+        records, run = self.index.read(entries), self.index.run
+        name = str(run.path) if isinstance(run, Predictions) else run.path.name
         pairs = zip(titles, entries, strict=True)
         titles = [f"▶ {title}" if entry == self.linked else title for title, entry in pairs]
         feet = [
@@ -291,7 +295,7 @@ class _Page:
         return render.group(records, self.shade, _simulated(self.index), titles, feet)
 
 
-def _at(run: Run, step: int) -> str:
+def _at(run: Run | Predictions, step: int) -> str:
     return f"step {step}" if run.kind == "policy" else "evaluated"
 
 
