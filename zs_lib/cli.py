@@ -280,12 +280,11 @@ def _figures(args: argparse.Namespace) -> None:
 
     own = figures.FOLDER if args.profile == options.MAIN else figures.FOLDER / args.profile
     folder = args.out or check_folder(own, "Without --out, zs figures", write=True)
+    name, made, varied = args.profile, None, None
     if found:
-        name, made, varied = f"{args.profile}, run store", found.tables, found.varied
-        drawn, lacking = figures.draw_all(name, folder, made, args.width, args.format, varied)
-    else:
-        drawn, lacking = figures.draw_all(args.profile, folder, None, args.width, args.format)
-    written, not_made = tables.write_all(args.profile, folder / "tables", found and found.tables)
+        name, made, varied = f"{name}, run store", found.tables, found.varied
+    drawn, lacking = figures.draw_all(name, folder, made, args.width, args.format, varied)
+    written, not_made = tables.write_all(args.profile, folder / "tables", made)
     written += [] if found else picture.draw_sample(args.profile, folder)
     for path in drawn + written:
         print(path)

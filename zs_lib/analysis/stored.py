@@ -125,10 +125,8 @@ def evaluations_of(store: RunStore, policies: Iterable[Run]) -> list[Run]:
 
 @dataclass(frozen=True)
 class Stored:
-    """Finished runs of the store as a study; made by `collect`."""
+    """Tables of finished runs of the store; made by `collect`."""
 
-    study: Profile
-    """The profile with the arms that have runs, in its order, its own before others."""
     tables: Tables
     """As of `results.load_tables`, without the recall of the real engine, which no run measures."""
     varied: Tables
@@ -154,8 +152,8 @@ def collect(profile: Profile, store: RunStore, names: Sequence[str] = ()) -> Sto
             "None of these runs is finished: `zs runs list` shows the store, `zs train` makes one."
         )
     policies, known = _named(study, arms.values()), {arm.name for arm in study.policies}
-    if others := [name for name in (arm.name for arm in policies.values()) if name not in known]:
-        notes.append(f"Not of the profile {study.name} as it is (--set changes it): {'; '.join(others)}.")
+    if unknown := [arm.name for arm in policies.values() if arm.name not in known]:
+        notes.append(f"Not of the profile {study.name} as it is (--set changes it): {'; '.join(unknown)}.")
     simulators = _simulators(study, arms.values(), notes)
     seeds = 1 + max(run.seed for run in runs.values())
     view = replace(study, policies=tuple(policies.values()), simulators=simulators, seeds=seeds)
@@ -172,7 +170,7 @@ def collect(profile: Profile, store: RunStore, names: Sequence[str] = ()) -> Sto
     tables |= {"retrieval": pd.DataFrame(), "study_rows": whole}
     varied = {name: tables[name] for name in results.VARIED if name in tables}
     varied |= {"variances": results.variances_table(view, chosen), "study_rows": begun}
-    return Stored(view, tables, varied, tuple(notes))
+    return Stored(tables, varied, tuple(notes))
 
 
 Key = tuple[str, str, int]
