@@ -82,7 +82,7 @@ def test_as_many_seeds_as_it_asks_for_decide_whatever_is_true():
     estimates = [two_way(simulated(matrix, seeds, 525, rng)) for _ in range(200)]
     verdicts = {
         truth: [
-            Statement("", shifted, margin=margin).verdict(shifted.p_below(0.0))
+            Statement("", shifted, margin=margin).verdict(shifted.p_below())
             for shifted in (replace(found, mean=found.mean + truth) for found in estimates)
         ]
         for truth in (0.0, margin / 2, margin)

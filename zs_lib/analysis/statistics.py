@@ -56,10 +56,9 @@ class Estimate:
     def _half_width(self) -> float:
         return float(special.stdtrit(self.df, 1 - ALPHA)) * self.error
 
-    def p_below(self, bound: float) -> float:
-        """Compute the p-value of the one-sided test that the true mean is below `bound`."""
-        distance = self.mean - bound
-        return float(special.stdtr(self.df, distance / self.error)) if self.error else float(distance >= 0)
+    def p_below(self) -> float:
+        """Compute the p-value of the one-sided test that the true mean is below 0."""
+        return float(special.stdtr(self.df, self.mean / self.error)) if self.error else float(self.mean >= 0)
 
     def seeds_to_decide(self, margin: float) -> float:
         """Find the seeds at which this interval is no wider than `margin`; infinity if questions are lacking.
@@ -195,7 +194,7 @@ def verdict_table(statements: list[Statement], corrected: bool = False) -> pd.Da
     more_seeds: for an undecided one, `Estimate.seeds_to_decide`. `corrected`: one failing is enough to refute
     them all, so that the p-values of failing are Holm's.
     """
-    p_wrong = {each: each.toward().p_below(0.0) for each in statements if each.decides}
+    p_wrong = {each: each.toward().p_below() for each in statements if each.decides}
     if corrected:
         p_wrong = dict(zip(p_wrong, holm(list(p_wrong.values())), strict=True))
     rows = [_row(each, each.verdict(p_wrong.get(each, 1.0))) for each in statements]

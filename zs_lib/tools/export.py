@@ -11,10 +11,11 @@ import pandas as pd
 from transformers import AutoTokenizer
 
 from zs_lib.analysis.collapse import collapse_warnings
+from zs_lib.analysis.stored import evaluations_of
 from zs_lib.analysis.tables import markdown
 from zs_lib.config.arms import PolicyArm
 from zs_lib.config.engines import without_address
-from zs_lib.config.values import digest, from_identity
+from zs_lib.config.values import from_identity
 from zs_lib.errors import RunError
 from zs_lib.models.encoding import template_values
 from zs_lib.models.load import shipped
@@ -175,11 +176,7 @@ def _public(name: str) -> str:
 def _scores(run: Run, store: RunStore) -> str:
     """The finished evaluations of this run, as a table."""
     rows = []
-    for other in store.list():
-        if not (other.kind == "evaluation" and other.seed == run.seed and other.finished):
-            continue
-        if not other.config["policy"] or digest(other.config["policy"], other.contents) != run.digest:
-            continue
+    for other in filter(lambda one: one.finished, evaluations_of(store, [run])):
         noise, mean = other.config.get("noise"), other.summary["mean"]
         engine = without_address(other.config["engine"]) + (f", {noise:.0%} noise" if noise else "")
         scores = {name: round(mean[name], 3) for name in ("f1", "em", "cover_em", "searches")}
