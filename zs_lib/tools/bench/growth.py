@@ -26,7 +26,7 @@ from zs_lib.rl.trajectory import Trajectory, to_record
 from zs_lib.runs import RunStore
 from zs_lib.runs.files import to_json
 from zs_lib.tools.bench import start
-from zs_lib.tools.bench.machine import peak_bytes, peak_flops, seconds
+from zs_lib.tools.bench.machine import peak_bytes, peak_flops, row, seconds
 from zs_lib.tools.bench.rollouts import GROUP, grouped_questions, least_work
 from zs_lib.ui import widgets
 
@@ -39,14 +39,14 @@ def measure(small: bool = False) -> Iterator[dict]:
     """Measure time and memory by size."""
     peaks, done = {}, []
     for count in ROLLOUTS[:1] if small else ROLLOUTS:
-        for row in _rollouts(count, done):
-            if row["measure"] == "highest memory":
-                peaks[count] = row["value"]
-            yield row
+        for measured in _rollouts(count, done):
+            if measured["measure"] == "highest memory":
+                peaks[count] = measured["value"]
+            yield measured
     few, many = min(peaks), max(peaks)
     if few < many:
         growth = (peaks[many] - peaks[few]) / (many - few)
-        yield _row(f"{few} to {many} rollouts", "memory a rollout", growth, "MB")
+        yield row(f"{few} to {many} rollouts", "memory a rollout", growth, "MB")
     for count in PASSAGES[:1] if small else PASSAGES:
         yield from _corpus(count)
     yield from _corpus(PASSAGES[0] if small else ON_DISK, on_disk=True)
@@ -65,9 +65,9 @@ def _rollouts(count: int, done: list[Trajectory]) -> Iterator[dict]:
     keys = [(0, i) for i in range(count)]
     done.clear()
     took = seconds(lambda: done.extend(rollout(questions, generator, engine, arm.rollout, keys)))
-    yield _row(f"{count} rollouts", "time a rollout", 1000 * took / count, "ms")
-    yield _row(f"{count} rollouts", "highest memory", _peak_mb(), "MB")
-    yield _row(f"{count} rollouts", "of the peak", least_work(generator, done) / took / peak_flops(), "share")
+    yield row(f"{count} rollouts", "time a rollout", 1000 * took / count, "ms")
+    yield row(f"{count} rollouts", "highest memory", _peak_mb(), "MB")
+    yield row(f"{count} rollouts", "of the peak", least_work(generator, done) / took / peak_flops(), "share")
 
 
 def _corpus(count: int, on_disk: bool = False) -> Iterator[dict]:
@@ -81,15 +81,15 @@ def _corpus(count: int, on_disk: bool = False) -> Iterator[dict]:
                 file.writelines(rows)
         for what in ("index", "open") if on_disk else ("index",):
             took = seconds(lambda: engines.append(BM25Engine(passages)))
-            yield _row(case, f"time to {what}", took, "s")
+            yield row(case, f"time to {what}", took, "s")
         parts = [part for part in engines[-1].index.scores.values() if isinstance(part, np.ndarray)]
         where = "size" if on_disk else "memory"
-        yield _row(case, f"{where} of the index", sum(part.nbytes for part in parts) / 1e6, "MB")
+        yield row(case, f"{where} of the index", sum(part.nbytes for part in parts) / 1e6, "MB")
         queries = [" ".join(passage.text.split()[:4]) for passage in qa.load_passages()[:QUERIES]]
         took = seconds(lambda: [engines[-1].rank([query], 3) for query in queries], 3)
-    yield _row(case, "time a query", 1000 * took / len(queries), "ms")
+    yield row(case, "time a query", 1000 * took / len(queries), "ms")
     least_bytes = 4.0 * count * len(queries)  # every query writes each passage's score at least once
-    yield _row(case, "of the peak", least_bytes / took / peak_bytes(), "share")
+    yield row(case, "of the peak", least_bytes / took / peak_bytes(), "share")
 
 
 def _passages(count: int) -> Iterator[Passage]:
@@ -109,7 +109,7 @@ def _store(count: int) -> Iterator[dict]:
         for seed in range(1, count):
             shutil.copytree(run.path, RunStore(folder).path(arm, seed))
         took = seconds(lambda: start.zs("runs", "list", ZS_RUNS=folder), 3)
-        yield _row(f"{count:,} runs", "time to list", took, "s")
+        yield row(f"{count:,} runs", "time to list", took, "s")
 
 
 def _explorer(count: int, records: list[dict]) -> Iterator[dict]:
@@ -121,12 +121,8 @@ def _explorer(count: int, records: list[dict]) -> Iterator[dict]:
             arm, 0, lambda run: {"logged": [run.log_trajectories(step, records) for step in steps]}
         )
         took = seconds(lambda: shown.append(widgets.Explorer([run], run)))
-        yield _row(case, "time to explore", took, "s")
-        yield _row(case, "time to show a step", seconds(lambda: setattr(shown[0].step, "value", 0)), "s")
-
-
-def _row(case: str, measure: str, value: float, unit: str) -> dict:
-    return {"case": case, "who": "ours", "measure": measure, "value": value, "unit": unit}
+        yield row(case, "time to explore", took, "s")
+        yield row(case, "time to show a step", seconds(lambda: setattr(shown[0].step, "value", 0)), "s")
 
 
 def _peak_mb() -> float:

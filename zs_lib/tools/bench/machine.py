@@ -27,6 +27,11 @@ def seconds(work: Callable[[], object], tries: int = 1) -> float:
     return min(took)
 
 
+def row(case: str, measure: str, value: float, unit: str, who: str = "ours") -> dict:
+    """Make a row of a benchmark."""
+    return {"case": case, "who": who, "measure": measure, "value": value, "unit": unit}
+
+
 @cache
 def peak_flops(dtype: torch.dtype = torch.float32) -> float:
     """Measure the FLOP/s of a large matrix product, with torch's present number of threads."""
@@ -53,9 +58,8 @@ def peak_bytes() -> float:
 
 def measure(small: bool = False) -> Iterator[dict]:
     """Measure the peaks of arithmetic and memory."""
-    peaks = (("matrix product", peak_flops(), "GFLOP/s"), ("copy in memory", peak_bytes(), "GB/s"))
-    for case, value, unit in peaks:
-        yield {"case": case, "who": "machine", "measure": "peak", "value": value / 1e9, "unit": unit}
+    yield row("matrix product", "peak", peak_flops() / 1e9, "GFLOP/s", "machine")
+    yield row("copy in memory", "peak", peak_bytes() / 1e9, "GB/s", "machine")
 
 
 def forward_flops(model: PreTrainedModel, tokens: int, predicted: int) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from zs_lib import config, protocol, qa
 from zs_lib.config import paths
-from zs_lib.config.arms import FormatSFT, PolicyArm, RolloutConfig
+from zs_lib.config.arms import FormatSFT, PolicyArm, RolloutConfig, SimulatorArm
 from zs_lib.engines import SearchEngine, SearchRequest, build_engine
 from zs_lib.models.encoding import encode_example, encode_prompt
 from zs_lib.models.generator import Generator
@@ -24,7 +24,7 @@ from zs_lib.rl.questions import epochs
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.runs import distributed
-from zs_lib.tools.bench.machine import as_peers_have_it, forward_flops, peak_flops
+from zs_lib.tools.bench.machine import as_peers_have_it, forward_flops, peak_flops, row
 
 MODEL, GROUP = "HuggingFaceTB/SmolLM2-135M-Instruct", 4
 SCRATCH = paths.ROOT / "outputs" / "bench"
@@ -109,7 +109,7 @@ def rows(
     if written.least_work is not None:
         measured.append(("of the peak", written.least_work / took / peak_flops(dtype), "share"))
     for what, value, unit in measured:
-        yield {"case": case, "who": who, "measure": what, "value": value, "unit": unit}
+        yield row(case, what, value, unit, who)
 
 
 def grouped_questions(arm: PolicyArm, prompts: int, group: int = GROUP) -> list[Question]:
@@ -191,8 +191,8 @@ def original(generator: Generator, engine: SearchEngine, cfg: RolloutConfig) -> 
     return loop
 
 
-def sampling(cfg: RolloutConfig) -> dict[str, float | bool | None]:
-    """Return transformers' settings for the loop's temperature."""
+def sampling(cfg: RolloutConfig | SimulatorArm) -> dict[str, float | bool | None]:
+    """Return transformers' settings for this temperature."""
     if not cfg.temperature:
         return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     return {"do_sample": True, "temperature": cfg.temperature, "top_k": 0, "top_p": 1.0}

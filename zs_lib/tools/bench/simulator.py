@@ -22,7 +22,8 @@ from zs_lib.engines.simulated import SYSTEM, SimulatedEngine, simulator_prompt, 
 from zs_lib.models.load import load_generator
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.train import Stopwatch
-from zs_lib.tools.bench.machine import as_peers_have_it, forward_flops, peak_flops, seconds
+from zs_lib.tools.bench.machine import as_peers_have_it, forward_flops, peak_flops, row, seconds
+from zs_lib.tools.bench.rollouts import sampling
 
 BACKBONE = "tiny-L"
 CONCURRENT = (1, 8, 32, 128)
@@ -64,13 +65,13 @@ def _speed(
     found = engine.search(requests, arm.num_documents)  # preparations of a first call are not measured
     written = engine.tokens - before
     took = seconds(lambda: engine.search(requests, arm.num_documents), 3)
-    row, documents = {"case": case, "who": who}, sum(len(result.documents) for result in found)
-    yield row | {"measure": "speed", "value": documents / took, "unit": "documents/s"}
+    documents = sum(len(result.documents) for result in found)
+    yield row(case, "speed", documents / took, "documents/s", who)
     if isinstance(engine, SimulatedEngine):
         texts = {simulator_prompt(request, arm.num_documents, arm.template) for request in requests}
         read = sum(len(engine.generator.encode_prompt(text, SYSTEM, arm.thinking)) for text in texts)
         least = forward_flops(engine.generator.model, read + written, written)
-        yield row | {"measure": "of the peak", "value": least / took / peak_flops(), "unit": "share"}
+        yield row(case, "of the peak", least / took / peak_flops(), "share", who)
 
 
 def _waiting(who: str, engine: SearchEngine, count: int) -> Iterator[dict]:
@@ -79,8 +80,8 @@ def _waiting(who: str, engine: SearchEngine, count: int) -> Iterator[dict]:
     questions = qa.load_questions(subset=arm.subsets, split="train")[:count]
     generator, keys = load_generator(arm.backbone), [(0, i) for i in range(count)]
     took = seconds(lambda: rollout(questions, generator, timed, arm.rollout, keys, 0.25))
-    row = {"case": f"{count} rollouts", "who": who, "measure": "waiting for documents"}
-    yield row | {"value": timed.seconds / took, "unit": "of the time"}
+    waited = timed.seconds / took
+    yield row(f"{count} rollouts", "waiting for documents", waited, "of the time", who)
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def _sharing(address: str, arm: SimulatorArm, burst: int) -> Iterator[dict]:
     with ThreadPoolExecutor(RUNS) as pool:
         list(pool.map(lambda engine: engine.search(_requests(burst), arm.num_documents), engines))
     waits = [wait for engine in engines for wait in engine.service.waits]
-    row = {"case": f"{RUNS} runs, {burst} queries each", "who": "ours, served", "measure": "longest wait"}
-    yield row | {"value": max(waits) * len(waits) / sum(waits), "unit": "times the mean"}
+    longest, case = max(waits) * len(waits) / sum(waits), f"{RUNS} runs, {burst} queries each"
+    yield row(case, "longest wait", longest, "times the mean", "ours, served")
 
 
 def _requests(count: int) -> list[SearchRequest]:
@@ -136,16 +137,13 @@ class _Transformers(SearchEngine):
         torch.manual_seed(0)
         texts = [simulator_prompt(request, num_documents, arm.template) for request in requests]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
-        sampling: dict = {"do_sample": False}
-        if arm.temperature:
-            sampling = {"do_sample": True, "temperature": arm.temperature, "top_k": 0}
         output = model.generate(
             inputs.input_ids,
             attention_mask=inputs.attention_mask,
             max_new_tokens=arm.max_tokens,
             tokenizer=tokenizer,
             stop_strings=[stop_string(num_documents)],
-            **sampling,
+            **sampling(arm),
         )
         written = [self.generator.decode(ids) for ids in output[:, inputs.input_ids.shape[1] :].tolist()]
         return [SearchResult.of(protocol.parse_documents(text, num_documents)) for text in written]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from zs_lib import config
 from zs_lib.config import paths
-from zs_lib.tools.bench.machine import seconds
+from zs_lib.tools.bench.machine import row, seconds
 
 NOTEBOOK = paths.ROOT / "notebooks" / "04_real_and_simulated.ipynb"
 """The notebook of the core that shows most runs."""
@@ -18,17 +18,19 @@ NOTEBOOK = paths.ROOT / "notebooks" / "04_real_and_simulated.ipynb"
 
 def measure(small: bool = False) -> Iterator[dict]:
     """Time new processes, the best of several; the notebook only if the store (ZS_RUNS) has all its runs."""
-    yield _row("import zs_lib", seconds(lambda: _run([sys.executable, "-c", "import zs_lib"]), 5))
-    yield _row("zs --help", seconds(lambda: zs("--help"), 5))
+    took = seconds(lambda: _run([sys.executable, "-c", "import zs_lib"]), 5)
+    yield row("import zs_lib", "time", took, "s")
+    yield row("zs --help", "time", seconds(lambda: zs("--help"), 5), "s")
     if small:
         return
     with tempfile.TemporaryDirectory(prefix="zs-bench-") as folder:
-        yield _row("zs figures", seconds(lambda: zs("figures", "--out", folder)))
+        yield row("zs figures", "time", seconds(lambda: zs("figures", "--out", folder)), "s")
         if not _filled():
             return
         papermill = [sys.executable, "-m", "papermill", "-p", "profile", "tiny"]
         command = [*papermill, str(NOTEBOOK), f"{folder}/{NOTEBOOK.name}"]
-        yield _row(f"notebook {NOTEBOOK.stem[:2]} on a filled store", seconds(lambda: _run(command)))
+        case = f"notebook {NOTEBOOK.stem[:2]} on a filled store"
+        yield row(case, "time", seconds(lambda: _run(command)), "s")
 
 
 def whole(small: bool = False) -> Iterator[dict]:
@@ -39,9 +41,10 @@ def whole(small: bool = False) -> Iterator[dict]:
     with tempfile.TemporaryDirectory(prefix="zs-bench-") as folder:
         settings = {"ZS_RUNS": folder, "OMP_NUM_THREADS": "1"}
         took = seconds(lambda: zs("reproduce", "--profile", "smoke", "--full", **settings))
-        yield _row("smoke run of all notebooks", took)
+        yield row("smoke run of all notebooks", "time", took, "s")
         if not small:
-            yield _row("make reproduce, after set-up", seconds(lambda: zs("reproduce", **settings)))
+            took = seconds(lambda: zs("reproduce", **settings))
+            yield row("make reproduce, after set-up", "time", took, "s")
 
 
 def _filled() -> bool:
@@ -65,7 +68,3 @@ def _run(command: list[str], **environment: str) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-
-
-def _row(case: str, took: float) -> dict:
-    return {"case": case, "who": "ours", "measure": "time", "value": took, "unit": "s"}

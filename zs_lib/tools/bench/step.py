@@ -20,7 +20,7 @@ from zs_lib.rl.rewards import Reward
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.trajectory import Trajectory
 from zs_lib.tools.bench import rollouts
-from zs_lib.tools.bench.machine import as_peers_have_it, forward_flops, peak_flops, seconds
+from zs_lib.tools.bench.machine import as_peers_have_it, forward_flops, peak_flops, row, seconds
 
 ROWS = 8
 """Trajectories per micro-batch of TRL: its default."""
@@ -58,15 +58,15 @@ def _compare(name: str | Path, arm: PolicyArm, kl_coefs: Sequence[float], tries:
         if not kl and not any(advantages):  # our update has nothing to do
             continue
         size = f"{loaded.model.num_parameters() / 1e6:.1f}M"
-        case = {"case": f"{len(advantages)} trajectories, {size}, {label}"}
+        case = f"{len(advantages)} trajectories, {size}, {label}"
         for who, make in (("ours", _ours), ("TRL", _trl)):
             took = seconds(make(loaded, changed, trajectories, advantages), tries)
-            yield case | {"who": who, "measure": "time", "value": took, "unit": "s"}
+            yield row(case, "time", took, "s", who)
             if who == "ours":
                 share = _least_work(loaded.model, changed, trajectories, advantages) / took / peak_flops()
-                yield case | {"who": who, "measure": "of the peak", "value": share, "unit": "share"}
+                yield row(case, "of the peak", share, "share")
         idle = sum(advantage == 0 for advantage in advantages) / len(advantages)
-        yield case | {"who": "both", "measure": "idle trajectories", "value": idle, "unit": "share"}
+        yield row(case, "idle trajectories", idle, "share", "both")
 
 
 def first_batch(loaded: LoadedModel, arm: PolicyArm) -> tuple[list[Trajectory], torch.Tensor]:

@@ -15,6 +15,7 @@ from zs_lib.models.load import load_generator, load_model
 from zs_lib.qa import Question
 from zs_lib.rl.rollout import rollout
 from zs_lib.rl.trajectory import Trajectory
+from zs_lib.tools.bench.machine import row
 from zs_lib.tools.bench.rollouts import GROUP, Loop, Written, grouped_questions, ours, rows, setting, summary
 from zs_lib.tools.bench.simulator import server
 
@@ -35,7 +36,7 @@ def measure(small: bool = False) -> Iterator[dict]:
     case, work = f"{count} rollouts, {folder.name}", Written(mine.texts, mine.tokens)
     yield from rows(case, "ours", took, mine, dtype=generator.model.dtype)
     read = sum(len(t.ids) - sum(t.mask) for t in done) / count
-    yield {"case": case, "who": "ours", "measure": "read tokens", "value": read, "unit": "a rollout"}
+    yield row(case, "read tokens", read, "a rollout")
     alone = _seconds(generator, [(t.prompt_ids, sum(t.mask)) for t in done])
     yield from rows(case, "vLLM alone", alone, work)
     turns = _seconds(generator, [turn for t in done for turn in _turns(t)])
