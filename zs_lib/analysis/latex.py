@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,16 @@ ESCAPED = str.maketrans(
     | {sign: f"\\{sign}" for sign in "&%$#{}"}
     | {"_": r"\_\allowbreak{}"}
 )
+TYPESET = {
+    r"`(.*?)`": r"\\texttt{\1}",
+    r'"(.*?)"': r"``\1''",
+    r"(?<!\S)'(.*?)'": r"`\1'",
+    r"(?<!\S)--(?=[a-z])": "-{}-",  # of an option: two hyphens would become a dash
+    r"(?<![^\s(])-(?=\d)": "$-$",
+}
+"""Pattern of an escaped text → how LaTeX writes it: code, quotes, options, negative numbers."""
+DIGITS = 4
+"""Significant digits of the largest number of a column, at most."""
 PREAMBLE = r"\usepackage{booktabs,array,longtable}"
 """What a document needs for these tables; sentences are meant for a landscape page, in footnotesize."""
 
@@ -34,8 +45,9 @@ PREAMBLE = r"\usepackage{booktabs,array,longtable}"
 def latex(table: pd.DataFrame, best: pd.DataFrame | None = None) -> str:
     """Format a table and its index: each column of numbers with its own fixed number of decimals.
 
-    `best`: (some of the rows, some of the columns) bool, the cells in bold; so is text that ends with " *".
-    The first level of an index of two is written once, above a rule between its groups.
+    Headings have spaces in place of underscores. `best`: (some of the rows, some of the columns) bool, the
+    cells in bold; so is text that ends with " *". The first level of an index of two is written once, above a
+    rule between its groups, which no page parts.
     """
     flat = table.reset_index()
     cells = np.array([_column(flat.iloc[:, place]) for place in range(flat.shape[1])], dtype=object).T
@@ -43,15 +55,17 @@ def latex(table: pd.DataFrame, best: pd.DataFrame | None = None) -> str:
         marked = best.reindex(index=table.index, columns=table.columns, fill_value=False).to_numpy(dtype=bool)
         shown = cells[:, table.index.nlevels :]
         shown[marked] = [rf"\textbf{{{cell}}}" for cell in shown[marked]]
-    starts = ~flat.iloc[:, 0].eq(flat.iloc[:, 0].shift()) if table.index.nlevels > 1 else flat.index == 0
+    head = " & ".join(_escaped(str(name).replace("_", " ")) for name in flat.columns) + " \\\\\n"
+    spec, grouped = _columns(flat), table.index.nlevels > 1
+    between = "\\addlinespace[2pt]\n" if "p{" in spec and not grouped else ""
+    starts = [*flat.iloc[:, 0].ne(flat.iloc[:, 0].shift()), True]
     rows = []
     for number, row in enumerate(cells.tolist()):
-        rule = "\\midrule\n" if number and starts[number] and table.index.nlevels > 1 else ""
-        if table.index.nlevels > 1 and not starts[number]:
-            row[0] = ""
-        rows.append(f"{rule}{' & '.join(row)} \\\\\n")
-    head = " & ".join(_escaped(name) for name in flat.columns) + " \\\\\n"
-    spec, long = _columns(flat), len(flat) > 25 or max(map(len, cells.ravel())) > 4 * SENTENCE
+        rule = "\\midrule\n" if grouped and starts[number] else between
+        row[0] = "" if grouped and not starts[number] else row[0]
+        kept = "*" if grouped and not starts[number + 1] else ""
+        rows.append(f"{rule if number else ''}{' & '.join(row)} \\\\{kept}\n")
+    long = len(flat) > 25 or max(map(len, cells.ravel())) > 4 * SENTENCE
     top, body = f"\\toprule\n{head}\\midrule\n", "".join(rows)
     kind, body = ("longtable", f"\\endhead\n{body}") if long else ("tabular", body)
     return f"\\begin{{{kind}}}{{{spec}}}\n{top}{body}\\bottomrule\n\\end{{{kind}}}\n"
@@ -60,20 +74,27 @@ def latex(table: pd.DataFrame, best: pd.DataFrame | None = None) -> str:
 def _column(values: pd.Series) -> list[str]:
     if pd.api.types.is_float_dtype(values):
         exact = [f"{value:.4f}".rstrip("0").partition(".")[2] for value in values.dropna()]
-        decimals = max(map(len, exact), default=0)
-        return ["--" if math.isnan(value) else f"{value:.{decimals}f}" for value in values]
+        largest = values.abs().max()
+        fitting = DIGITS - 1 - math.floor(math.log10(largest)) if largest > 0 else 0
+        decimals = max(0, min(fitting, max(map(len, exact), default=0)))
+        return ["--" if math.isnan(value) else _escaped(f"{value:z.{decimals}f}") for value in values]
     return [_escaped(value) for value in values]
 
 
 def _escaped(value: object) -> str:
     text = "--" if pd.isna(value) else str(value)
     escaped = text.removesuffix(" *").translate(ESCAPED)
+    for pattern, typeset in TYPESET.items():
+        escaped = re.sub(pattern, typeset, escaped)
     return rf"\textbf{{{escaped}}}" if text.endswith(" *") else escaped
 
 
 def _columns(flat: pd.DataFrame) -> str:
     """Numbers at the right, text at the left, sentences in what is left of a landscape page."""
-    numbers = [pd.api.types.is_numeric_dtype(kind) for kind in flat.dtypes]
+    numbers = [
+        pd.api.types.is_numeric_dtype(values) or values.astype(str).str.contains("±").all()
+        for _, values in flat.items()
+    ]
     lengths = [max(map(len, map(str, [name, *values]))) for name, values in flat.items()]
     short = sum(length for length in lengths if length <= SENTENCE)
     free = max(0.3, 0.98 - 0.008 * short - 0.017 * len(lengths))

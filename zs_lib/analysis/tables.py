@@ -72,7 +72,8 @@ def write_all(profile: str, folder: Path, made: Tables | None = None) -> tuple[l
     written, lacking = write(made or results.load_tables(profile), folder, [*OURS, *(OWN if made else ())])
     for name in paper.TABLES:
         table = paper.load_table(name) if name == "cost" else paper.with_intervals(name)
-        written += _write(table.set_index(table.columns[0]), folder / f"paper_{name}")
+        keys = list(table.columns[: 2 if "backbone" in table else 1])
+        written += _write(table.set_index(keys), folder / f"paper_{name}")
     written += _write(paper.setting_table(), folder / "paper_setting")
     return written, lacking
 
