@@ -49,9 +49,12 @@ def run_notebook(notebook: Notebook) -> None:
     """Execute a notebook with the running Python, in this process's working directory.
 
     Raises:
-        ConfigError: it has no parameter of a given name. RunError: a cell failed.
+        ConfigError: it has no parameter of a given name. RunError: a cell failed, or the kernel died.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    from zs_lib.launch.kernels import ForkedKernelManager
 
     source = Path(notebook.source)
     reject_unknown(f"parameter of {source.name}", notebook.values, parameters(source))
@@ -66,10 +69,16 @@ def run_notebook(notebook: Notebook) -> None:
             cwd=os.getcwd(),
             progress_bar=False,
             start_timeout=KERNEL_START_S,
+            kernel_manager_class=ForkedKernelManager,
         )
     except papermill.PapermillExecutionError as error:
         cell = f"{source.name}, cell {error.cell_index + 1}"
         raise RunError(f"{cell}: {error.ename}: {error.evalue} (see {notebook.output})") from error
+    except DeadKernelError as error:
+        raise RunError(
+            f"{source.name}: its kernel was killed, perhaps for lack of memory (see {notebook.output}). What "
+            "it had made is in the run store: free memory and start again."
+        ) from error
 
 
 def store_outputs(profile: str = "tiny") -> list[Path]:
