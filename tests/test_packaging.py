@@ -109,6 +109,7 @@ def test_what_is_imported_is_declared():
         "yaml": "pyyaml",
         "IPython": "ipykernel",
         "jupyter_client": "ipykernel",
+        "nbclient": "papermill",
     }
     sources = [*(ROOT / "zs_lib").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
     imports = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)

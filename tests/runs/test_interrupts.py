@@ -63,10 +63,10 @@ def test_a_signal_that_is_ignored_stays_ignored():
     ("number", "code", "part", "processes"),
     [
         (signal.SIGINT, 130, ["--jobs", "1"], 1),  # while runs are made: a worker
-        (signal.SIGTERM, 143, ["--jobs", "1", "--only", "03"], 3),
+        (signal.SIGTERM, 143, ["--jobs", "1", "--only", "03"], 5),
     ],
     ids=["Ctrl-C", "SIGTERM in a notebook"],
-)  # a worker, its kernel, and that one's worker
+)  # a worker, the two processes that fork its kernel, the kernel, and that one's worker
 def test_the_study_ends_cleanly_and_leaves_no_process(number, code, part, processes, store, tmp_path):
     environment = os.environ | {"PYTHONPATH": PATHS, "ZS_OUTPUTS": str(tmp_path / "outputs")}
     study = subprocess.Popen(
