@@ -84,7 +84,7 @@ def test_the_study_ends_cleanly_and_leaves_no_process(number, code, part, proces
     assert study.returncode == code and "zs_lib/" not in told, (
         told
     )  # no traceback of ours; a kernel may complain of its end
-    assert psutil.wait_procs(family, timeout=5)[1] == []
+    assert psutil.wait_procs(family, timeout=20)[1] == []
     assert not any(run.running for run in store.list()) and store.verify() == []
 
 
