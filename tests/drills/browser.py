@@ -15,10 +15,12 @@ import socket
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image, ImageStat
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.chrome.service import Service
@@ -55,6 +57,7 @@ NOTEBOOKS = {
         "widgets.playground(study)",
         "widgets.board(study)",
         "widgets.calculator()",
+        "notebook.show_config(study.evaluation)\nnotebook.show('04_engines', study)",
     ],
     "interrupted": [
         SETUP,
@@ -346,6 +349,13 @@ def note(panel) -> str:
     return panel.find_element(By.XPATH, "./*[last() - 1]").text
 
 
+def greys(picture) -> tuple[float, float, float]:
+    """The darkest, the mean and the lightest of a picture as shown, from black 0 to white 1."""
+    grey = Image.open(BytesIO(picture.screenshot_as_png)).convert("L")
+    low, high = grey.getextrema()
+    return low / 255, ImageStat.Stat(grey).mean[0] / 255, high / 255
+
+
 # what a person does
 
 
@@ -357,6 +367,11 @@ def test_every_widget_can_be_read_and_reached_by_keys(browser, lab, theme):
     browser.execute_script("arguments[0].scrollIntoView({block: 'start'})", monitor)
     assert "✔ finished, 3 steps" in view(monitor)
     page.shot("monitor")
+    figure = page.one(".jp-RenderedImage img")
+    for picture in (monitor.find_element(By.TAG_NAME, "img"), figure):
+        dark, mean, bright = greys(picture)
+        assert bright - dark > 0.6 and (mean < 0.3 if theme == DARK else mean > 0.9)
+    page.shot("figure")
     for name, label in PANELS.items():
         page.tabbed(page.panel(label))
         page.panel(label)

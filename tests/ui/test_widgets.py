@@ -26,7 +26,7 @@ from zs_lib.evaluation.evaluate import PREDICTIONS_FILE
 from zs_lib.launch import background, progress, scheduler
 from zs_lib.runs import RunStore
 from zs_lib.runs.files import write_json
-from zs_lib.ui import notebook, render, widgets
+from zs_lib.ui import notebook, render, theme, widgets
 from zs_lib.ui.playground import Inputs
 from zs_lib.ui.predictions import Setup, evaluate_to_file
 from zs_lib.ui.widgets import panel
@@ -394,7 +394,10 @@ def test_a_training_is_shown_with_curves_and_warnings(store):
     assert (
         "reward drop</b> from step" in page and page.count("data:image/png;base64,") == 2
     )  # of what was logged
-    assert all(attributes["src"].startswith("data:") for tag, attributes in Tags(page).tags if tag == "img")
+    pictures = [attributes for tag, attributes in Tags(page).tags if tag == "img"]
+    assert all(one["src"].startswith("data:") for one in pictures)
+    # the sheet that darkens them with JupyterLab is there (`make test-browser` looks at what it does)
+    assert {one["class"] for one in pictures} == {theme.LIGHT_PICTURE} and theme.DARK_PICTURES in page
 
 
 def test_the_board_counts_seeds_and_tells_how_far_they_are(growing, store):

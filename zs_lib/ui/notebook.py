@@ -31,7 +31,7 @@ from zs_lib.launch.progress import ipython_shell
 from zs_lib.rl.trajectory import Trajectory, to_record
 from zs_lib.runs import Run, RunStore
 from zs_lib.runs.files import write_bytes
-from zs_lib.ui import render, sentences
+from zs_lib.ui import render, sentences, theme
 
 PARAMETERS = ("profile", "seeds", "jobs", "overrides")
 """Parameters of every notebook."""
@@ -39,6 +39,8 @@ CURVE_S = 5.0
 """Seconds between two updates of the live curve."""
 CONFIG_COLUMNS = 4
 """Columns in which `show_config` lists values."""
+DRAWN_LIGHT = {"needs_background": "light"}
+"""Metadata of a figure: JupyterLab gives it the class `theme.LIGHT_PICTURE`."""
 _resources = Resources()
 """Those of the study that was opened last: what each of its runs takes of this machine."""
 pd.options.display.max_colwidth = None  # warnings and claims are sentences
@@ -108,7 +110,8 @@ def show_config(*parts: Any) -> None:
     style = "vertical-align:top;text-align:left"
     cells = "".join(f"<td style='{style}'>{'<br>'.join(column)}</td>" for column in columns)
     summary = f"<summary>Configuration: {len(values)} values</summary>"
-    display(HTML(f"<details>{summary}<table><tr>{cells}</tr></table></details>"))
+    page = f"<details>{summary}<table><tr>{cells}</tr></table></details>"
+    display(HTML(page + theme.DARK_PICTURES))  # for the pictures of the cells below
 
 
 def _is_rows(value: Any) -> bool:
@@ -167,7 +170,7 @@ class _LiveCurve:
         figure = plt.figure(figsize=(drawing.WIDTHS["page"], 3.4))
         try:
             figures.draw_live({"training": table}, figure)
-            self.handle.update(figure)
+            self.handle.update(figure, metadata=DRAWN_LIGHT)
         finally:  # of an open figure Jupyter would show a second curve, if the cell is interrupted here
             plt.close(figure)
 
@@ -236,7 +239,7 @@ def show(name: str, study: Profile, made: results.Tables | None = None) -> None:
     folder = check_folder(notebooks.OUTPUTS / study.name / "figures", "ZS_OUTPUTS", write=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / f"{name}.png", drawing.picture(figure))
-    display(figure)
+    display(figure, metadata=DRAWN_LIGHT)
     plt.close(figure)
 
 

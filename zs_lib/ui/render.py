@@ -1,8 +1,8 @@
 """Render trajectories, documents, the state of a study and training curves as self-contained HTML.
 
-JupyterLab, papermill's output, nbviewer and GitHub show the same HTML: it has inline styles only, no script,
-and loads nothing. Text of models and documents is escaped and shown as it is: tags, control characters, and
-what MathJax would typeset.
+JupyterLab, papermill's output, nbviewer and GitHub show the same HTML: it has inline styles (and one sheet,
+for curves in the dark theme), no script, and loads nothing. Text of models and documents is escaped and shown
+as it is: tags, control characters, and what MathJax would typeset.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from zs_lib.runs import Run
 from zs_lib.ui.terminal import visible
 from zs_lib.ui.theme import (
     CARD,
+    DARK_PICTURES,
     FAINT,
     GRID,
     KINDS,
+    LIGHT_PICTURE,
     SHADE_SHARE,
     SHEET,
     TOKEN_EDGE,
@@ -415,7 +417,7 @@ def training(runs: Sequence[Run]) -> str:
     ]
     waiting = "" if curves else f'<div style="{FAINT}">No step is logged yet.</div>'
     style = f"{SHEET};font-size:13px;line-height:1.4"
-    return f'<div style="{style}">{"".join(lines)}{waiting}{_grid(curves)}</div>'
+    return f'{DARK_PICTURES}<div style="{style}">{"".join(lines)}{waiting}{_grid(curves)}</div>'
 
 
 def _training_lines(run: Run, log: pd.DataFrame) -> list[str]:
@@ -443,4 +445,5 @@ def _square(arm: str) -> str:
 
 def _picture(png: bytes, title: str) -> str:
     source = f"data:image/png;base64,{b64encode(png).decode()}"
-    return f'<img alt="{text(title)}" src="{source}" style="width:100%;max-width:{CURVE}">'
+    style = f"width:100%;max-width:{CURVE}"
+    return f'<img class="{LIGHT_PICTURE}" alt="{text(title)}" src="{source}" style="{style}">'

@@ -76,3 +76,11 @@ CARD = (
     "font-size:13px;text-align:left;overflow-wrap:anywhere"
 )
 GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(255px,100%),1fr));gap:8px"
+LIGHT_PICTURE = "jp-needs-light-background"
+"""JupyterLab's class of a picture that was drawn for a light page."""
+DARK_PICTURES = (
+    f'<style>body[data-jp-theme-light="false"] img.{LIGHT_PICTURE}'
+    "{filter:invert(87%) hue-rotate(180deg)}</style>"
+)
+"""A sheet for pages with such pictures: in JupyterLab's dark theme their white becomes the theme's paper, and
+their black a light ink, while hues stay. Viewers without such a theme, or sheets, show them as drawn."""
