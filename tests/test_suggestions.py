@@ -108,7 +108,7 @@ class Shown:
         main = [(arm, seed) for arm, seed in wanted if arm.name == "zerosearch"] or wanted
         return [ensure(*main[0], RunStore())]
 
-    def note(self, value) -> None:
+    def note(self, value, **options) -> None:
         """Curves, tables without times, and documents; not what names a run, which tells no effect."""
         if isinstance(value, Figure):
             value = [line.get_xydata().tolist() for axes in value.axes for line in axes.lines]
