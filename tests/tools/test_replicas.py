@@ -108,5 +108,5 @@ def test_a_replica_that_ends_again_and_again_is_given_up(monkeypatch, capfd):
         replicas._watch({url: start(url) for url in ("one", "two")}, start)
     assert sorted(started) == ["one"] * 4 + ["two"] * 4
     told = capfd.readouterr().err
-    assert told.count("exit code 1 and is started again; 1 serve on") == 6
+    assert told.count("exit code 1 and is started again; ") == 6  # the other may have ended, too
     assert told.count("ended too often") == 2 and "0 serve on" in told
