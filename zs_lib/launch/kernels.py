@@ -26,7 +26,7 @@ FORKS.set_forkserver_preload(
 
 
 class ForkedKernelManager(AsyncKernelManager):
-    """A kernel manager whose kernels are forks; for notebooks that run one after another in a process."""
+    """Start kernels as forks instead of as new interpreters."""
 
     async def _async_pre_start_kernel(self, **options: Any) -> Any:
         self.kernel_id = self.kernel_id or str(uuid4())
@@ -34,21 +34,17 @@ class ForkedKernelManager(AsyncKernelManager):
         return await super()._async_pre_start_kernel(**options)
 
 
-class _Handle:
-    """A forked process with the methods of `subprocess.Popen` that jupyter_client calls."""
+class _Fork(FORKS.Process):
+    """A forked process, with what jupyter_client asks of a `subprocess.Popen`."""
 
     stdin = stdout = stderr = None
 
-    def __init__(self, process: BaseProcess):
-        self._process, self.pid = process, process.pid
-        self.terminate, self.kill = process.terminate, process.kill
-
     def poll(self) -> int | None:
-        return self._process.exitcode
+        return self.exitcode
 
     def wait(self) -> int | None:
-        self._process.join()
-        return self._process.exitcode
+        self.join()
+        return self.exitcode
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -56,17 +52,15 @@ class _Handle:
 
 class _ForkedKernel(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **options: Any) -> dict:
-        file = cmd[cmd.index("-f") + 1]
-        process = FORKS.Process(target=_begin, args=(file, options["env"], options.get("cwd")))
-        process.start()
-        self.process = _Handle(process)
-        self.pid = self.pgid = process.pid
         self.cwd = options.get("cwd")
+        self.process = _Fork(target=_begin, args=(self.parent.connection_file, options["env"], self.cwd))
+        self.process.start()
+        self.pid = self.pgid = self.process.pid
         return self.connection_info
 
 
 def _begin(connection_file: str, environment: dict[str, str], folder: str | None) -> None:
-    """Become a kernel, with a process group of its own; it ends when the process does that asked for it."""
+    """Become a kernel in a process group of its own, which ends with the process that started it."""
     import matplotlib
     from ipykernel.kernelapp import IPKernelApp
 
