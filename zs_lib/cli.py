@@ -599,6 +599,26 @@ def _models_fetch(args: argparse.Namespace) -> None:
 
 
 @command(
+    "models try",
+    "does a model follow the policy's template, how fast is it here, how much format SFT does it need",
+    option("name", metavar="MODEL", help="hub id, folder, or name of a tiny one"),
+    option("--profile", default="smol", metavar="P", help="whose first policy it would be (default: smol)"),
+    option("--seconds", type=float, default=120, metavar="S", help="time for format SFT (default: 120)"),
+)
+def _models_try(args: argparse.Namespace) -> None:
+    from zs_lib.tools.try_model import Look, try_model
+
+    print("format SFT, steps   valid actions   answers    F1   tokens/s")
+
+    def report(look: Look) -> None:
+        row = f"{look.steps:>17}{look.actions:>16.0%}{look.answers:>10.0%}{look.f1:>6.2f}"
+        print(f"{row}{look.tokens / look.seconds:>11.0f}", flush=True)
+
+    trial = try_model(args.name, config.load_profile(args.profile), args.seconds, report)
+    print(*trial.findings(), sep="\n")
+
+
+@command(
     "bench",
     "measure speed beside others: into data/results/bench and figures/benchmarks.md",
     option(

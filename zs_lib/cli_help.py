@@ -117,6 +117,13 @@ a while. The address is part of an arm, so its runs are found by it.
     "bench": """
   zs bench  # speed beside TRL and others, into figures/benchmarks.md
 """,
+    "models try": """
+  zs models try HuggingFaceTB/SmolLM2-135M-Instruct  # as the policy of smol: two to four minutes of a CPU
+  zs models try Qwen/Qwen2.5-0.5B --profile smol --seconds 600
+
+Eight questions are answered with the real engine, sampled as in training; then again after 5, 10, 20, 40 and
+80 steps of format SFT, until 95% of the turns are valid actions or the time is up. Nothing is kept.
+""",
     "models fetch": """
   zs models fetch google/gemma-3-270m --agree  # for the profile smol-sizes, once you have agreed to its terms
 """,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import datasets
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from zs_lib.config.arms import FormatSFT, SimulatorArm
@@ -61,6 +61,7 @@ def fine_tune(
         processing_class=loaded.tokenizer,
         callbacks=[*([_Progress(progress)] if progress else []), *([flat] if flat else [])],
     )
+    trainer.remove_callback(PrinterCallback)  # what it prints is in the run's log
     processes = distributed.world_size()
     if trainer.accelerator.num_processes != processes:
         raise ConfigError(
