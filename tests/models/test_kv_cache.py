@@ -72,6 +72,13 @@ def test_texts_that_do_not_go_on_are_evicted():
     assert [cache.find((*text, 0))[0] for text in [(7, 1, 2), (7, 1, 3), (7, 4), (7, 5, 5)]] == [2, 1, 0, 2]
 
 
+def test_texts_that_go_on_in_a_later_call_are_kept():
+    cache = cache_of((7, 1, 2), (7, 1, 3), (7, 4))
+    cache.awaited = [(7, 1, 3, 9)]
+    cache.evict_others([(7, 4, 8)])
+    assert [cache.find((*text, 0))[0] for text in [(7, 1, 2), (7, 1, 3), (7, 4)]] == [1, 2, 1]
+
+
 def test_entries_are_copies():
     given = own((7, 1, 2))
     cache = cache_of()

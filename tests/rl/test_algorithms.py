@@ -151,16 +151,20 @@ def gradient_of_first(backbone, monkeypatch, name: str, length: int, engine: str
     return torch.cat([parameter.grad.flatten() for parameter in learner.parameters.values()])
 
 
+SAME = {"rtol": 1e-4, "atol": 1e-4}
+"""Of gradients of tenths and more: rows of other lengths round otherwise, the more so the processor wills."""
+
+
 def test_in_dr_grpo_a_longer_rollout_does_not_change_anothers_weight(backbone, monkeypatch):
     gradient = partial(gradient_of_first, backbone, monkeypatch)
     assert gradient("dr_grpo", 3).norm() > 0.01
     assert torch.equal(gradient("dr_grpo", 3), gradient("dr_grpo", 12))
     for name in ("grpo", "cispo"):  # here it does: 7 and 16 tokens
-        torch.testing.assert_close(gradient(name, 3) * 7, gradient(name, 12) * 16)
+        torch.testing.assert_close(gradient(name, 3) * 7, gradient(name, 12) * 16, **SAME)
     # The same sum over tokens, divided by 7 tokens, by 2 rollouts of 18 tokens, and without search of 6.
     whole = gradient("grpo", 3) * 7
-    torch.testing.assert_close(gradient("dr_grpo", 3) * 2 * 18, whole)
-    torch.testing.assert_close(gradient("dr_grpo", 3, engine="none") * 2 * 6, whole)
+    torch.testing.assert_close(gradient("dr_grpo", 3) * 2 * 18, whole, **SAME)
+    torch.testing.assert_close(gradient("dr_grpo", 3, engine="none") * 2 * 6, whole, **SAME)
 
 
 def test_logged_kl_and_clip_fraction_are_per_token_whatever_the_normaliser(backbone):
@@ -222,4 +226,4 @@ def test_a_row_is_all_that_an_algorithm_needs(backbone, monkeypatch):
     new = replace(ALGORITHMS["cispo"], normalizer=ALGORITHMS["dr_grpo"].normalizer)
     monkeypatch.setitem(ALGORITHMS, "new", new)
     whole = gradient_of_first(backbone, monkeypatch, "cispo", 3) * 7
-    torch.testing.assert_close(gradient_of_first(backbone, monkeypatch, "new", 3) * 2 * 18, whole)
+    torch.testing.assert_close(gradient_of_first(backbone, monkeypatch, "new", 3) * 2 * 18, whole, **SAME)

@@ -246,7 +246,8 @@ def test_bfloat16_and_adapters_leave_an_ordinary_model(lora_rank, backbone, tmp_
     assert any(not torch.equal(found[n], start[n].bfloat16()) for n in start)
     assert (run.summary["parameters"] < 15_000) is (lora_rank > 0)
     assert run.metrics()["sampler_gap"].max() < 0.05
-    assert 0 <= run.metrics()["kl"].iloc[0] < 1e-3 < run.metrics()["kl"].iloc[2]  # from the start
+    kl = run.metrics()["kl"]
+    assert 0 <= kl.iloc[0] < 1e-6 and kl.iloc[2] > 1e-4  # from the start
 
 
 def test_a_sampler_with_other_weights_is_an_error(backbone, tmp_path, monkeypatch):

@@ -55,8 +55,20 @@ class SearchEngine(Protocol):
     """Anything that answers queries. Results come in the order of the requests, one for each."""
 
     name: str
+    lanes: int = 0
+    """Searches that may be made at once, from as many threads, while the policy writes; 0: one at a time."""
+    together: int = 1
+    """Requests of each of them that an engine with lanes answers best together."""
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]: ...
+
+
+class Wrapper(SearchEngine):
+    """An engine around `engine`: under its name, with as many lanes."""
+
+    def __init__(self, engine: SearchEngine):
+        self.engine, self.name = engine, engine.name
+        self.lanes, self.together = getattr(engine, "lanes", 0), getattr(engine, "together", 1)
 
 
 Ranking = list[tuple[Passage, float]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,11 +40,10 @@ class HttpEngine(SearchEngine, ABC):
 
     usd_per_query = 0.0
     """Price of a query in dollars."""
-    together = 1
-    """Requests of one call."""
 
     def __init__(self, name: str, service: Service):
         self.name, self.service = name, service
+        self.lanes = service.limits.concurrency * len(service.replicas)
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         """Search; where the requests of one call fail together, make each alone: one may be the cause."""
@@ -210,6 +210,7 @@ class OpenAIEngine(HttpEngine):
         address = ",".join(one.strip().rstrip("/").removesuffix("/v1") for one in address.split(","))
         super().__init__(f"openai:{address}", own_server("the simulator's server", address, limits))
         self.arm, self.tokens, self.model = arm, 0, model or self._only_model()
+        self._counting = threading.Lock()
 
     def _call(self, group, num_documents):
         # How the server encodes special tokens that a text spells is not known: it gets none.
@@ -231,7 +232,8 @@ class OpenAIEngine(HttpEngine):
 
     def _documents(self, answer, num_documents):
         text = answer["choices"][0]["message"]["content"] or ""  # null where all tokens went into a thought
-        self.tokens += (answer.get("usage") or {}).get("completion_tokens", 0)
+        with self._counting:  # several threads search
+            self.tokens += (answer.get("usage") or {}).get("completion_tokens", 0)
         return [protocol.parse_documents(text, num_documents)]
 
     def _only_model(self) -> str:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
-from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines.base import EngineSpec, SearchEngine, SearchRequest, SearchResult, Wrapper
 from zs_lib.engines.bm25 import build as build_bm25
 from zs_lib.engines.simulated import build as build_simulated
 from zs_lib.errors import BudgetError, EngineError
@@ -20,7 +20,7 @@ from zs_lib.qa import Passage, scoring
 from zs_lib.rng import seeded, uniform
 
 
-class CachedEngine(SearchEngine):
+class CachedEngine(Wrapper):
     """Keeps the answers of a real engine on disk, one JSON file a query, and asks `engine` for the rest only.
 
     The key is the engine's name, the query and the number of documents. Failed answers are not kept. Several
@@ -28,7 +28,8 @@ class CachedEngine(SearchEngine):
     """
 
     def __init__(self, engine: SearchEngine, folder: Path):
-        self.engine, self.name, self.folder = engine, engine.name, folder
+        super().__init__(engine)
+        self.folder = folder
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         distinct = {request.query: request for request in requests}
@@ -75,7 +76,7 @@ class CachedEngine(SearchEngine):
         return self.folder / digest[:2] / f"{digest[2:34]}.json", asked
 
 
-class BudgetedEngine(SearchEngine):
+class BudgetedEngine(Wrapper):
     """Passes searches on to `engine` while they fit into a budget of dollars.
 
     The price is the engine's `usd_per_query`. A search that does not fit as a whole raises BudgetError, and
@@ -84,8 +85,8 @@ class BudgetedEngine(SearchEngine):
     """
 
     def __init__(self, engine: SearchEngine, max_usd: float):
-        self.engine, self.name, self.max_usd = engine, engine.name, max_usd
-        self.queries, self._lock = 0, threading.Lock()
+        super().__init__(engine)
+        self.max_usd, self.queries, self._lock = max_usd, 0, threading.Lock()
 
     @property
     def usd(self) -> float:
@@ -136,17 +137,16 @@ def build(spec: EngineSpec) -> MixedEngine:
     return MixedEngine(build_simulated(simulated), build_bm25(real), spec.real_share)
 
 
-class NoisyEngine(SearchEngine):
+class NoisyEngine(Wrapper):
     """Answers each request with probability `noise` by random passages that do not state the answer.
 
     Other requests go to `engine`; both depend on the request's key alone. For robustness at test time, where
     no simulator is.
     """
 
-    name = "noisy"
-
     def __init__(self, engine: SearchEngine, passages: Sequence[Passage], noise: float):
-        self.engine, self.noise = engine, noise
+        super().__init__(engine)
+        self.noise = noise
         self._texts = [passage.text for passage in passages]
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:

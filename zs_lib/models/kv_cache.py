@@ -29,6 +29,8 @@ class KVCache:
     shared: Ids | None = None
     prefix: KeyValues = ()
     size: int = 0
+    awaited: Sequence[Ids] = ()
+    """Texts that are not in the next call, and go on in a later one."""
     _texts: list[Ids] = field(default_factory=list)  # sorted: the longest common prefix is a neighbour's
     _own: dict[Ids, KeyValues] = field(default_factory=dict)
 
@@ -45,8 +47,8 @@ class KVCache:
         self._texts, self._own = [], {}
 
     def evict_others(self, texts: Sequence[Ids]) -> None:
-        """Evict entries that none of these texts continues: rollouts that have ended."""
-        for other in set(self._texts) - {self._nearest(text)[1] for text in texts}:
+        """Evict entries that none of these texts or of `awaited` continues: rollouts that have ended."""
+        for other in set(self._texts) - {self._nearest(text)[1] for text in (*texts, *self.awaited)}:
             self._evict(other)
 
     def find(self, text: Ids) -> tuple[int, KeyValues]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from zs_lib import protocol
 from zs_lib.config.arms import RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
-from zs_lib.errors import BudgetError, EngineError
 from zs_lib.qa import Question
+from zs_lib.rl.searches import Searches
 from zs_lib.rl.trajectory import StopReason, Trajectory, Turn
 from zs_lib.rng import Key, draw_keys, uniform
 
@@ -35,7 +35,7 @@ Prefix = tuple[Trajectory, int]
 """A trajectory, and the turn before which a rollout goes on from its tokens."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Rollout:
     """A trajectory under construction."""
 
@@ -48,12 +48,23 @@ class _Rollout:
     cfg: RolloutConfig
     noise: float
     """The probability that a search asks for noisy documents."""
+    last: int
+    """Number of the last turn, in which a search is not made."""
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     stop_reason: StopReason | None = None
     answer: str | None = None
+    request: SearchRequest | None = None
+    """The search whose documents it waits for."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is not over; a next turn that does not fit ends it."""
+        if self.stop_reason is None and self.request is None and self.room < 0:
+            self.stop_reason = "length"
+        return self.stop_reason is None
 
     @property
     def room(self) -> int:
@@ -76,9 +87,10 @@ class _Rollout:
         self.mask += [logprobs is not None] * len(ids)
         self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
 
-    def act(self, text: str, is_last: bool) -> None:
-        """Record the policy's turn and act on it; a search that may be made is left to the caller."""
+    def act(self, text: str) -> None:
+        """Record the policy's turn and act on it; a search that may be made is requested."""
         action = protocol.parse_action(protocol.after_thoughts(text) if self.thinks else text)
+        is_last = len(self.turns) == self.last
         self.turns.append(Turn(text, action))
         if action.kind == "answer":
             self.stop_reason, self.answer = "answer", action.text
@@ -86,11 +98,12 @@ class _Rollout:
             self.stop_reason = "max_turns" if action.kind == "search" else "invalid"
         elif action.kind == "invalid":
             self.show(self.generator.encode(protocol.format_invalid_notice()))
+        else:
+            self.request = self.request_for(action.text)
 
-    def request(self, turn: int) -> SearchRequest:
-        """Make the request for the search that the newest turn asks for."""
-        query = self.turns[-1].action.text
-        noise, documents = draw_keys(self.cfg.draws, self.key, turn, query)
+    def request_for(self, query: str) -> SearchRequest:
+        """Make the request for the newest turn's search."""
+        noise, documents = draw_keys(self.cfg.draws, self.key, len(self.turns) - 1, query)
         return SearchRequest(
             query=query,
             question=self.question.question,
@@ -99,13 +112,14 @@ class _Rollout:
             key=documents,
         )
 
-    def receive(self, request: SearchRequest, result: SearchResult, later: int) -> None:
-        """Record the newest turn's search and show what it found; `later` searches may follow."""
+    def receive(self, result: SearchResult) -> None:
+        """Record the newest turn's search and show what it found."""
+        request, self.request = self.request, None
         shown: tuple[str, ...] = ()
         if result.status == "failed":
             self.stop_reason = "engine_failed"
         else:
-            shown = self.observe(result.documents, later)
+            shown = self.observe(result.documents)
         self.turns[-1] = replace(
             self.turns[-1],
             query=request.query,
@@ -116,12 +130,13 @@ class _Rollout:
             cut=result.status == "ok" and shown != result.documents,
         )
 
-    def observe(self, documents: tuple[str, ...], later: int) -> tuple[str, ...]:
+    def observe(self, documents: tuple[str, ...]) -> tuple[str, ...]:
         """Append documents as an observation, cut to what the context window can take; returns those shown.
 
         Documents that fit before another turn are shown whole. Others are cut to an equal share of what is
-        left, for `later` searches may follow, or to all of it if a share does not hold a sentence.
+        left, for later searches may follow, or to all of it if a share does not hold a sentence.
         """
+        later = self.last - len(self.turns)
         share = (self.room - later * self.cfg.max_turn_tokens) // (later + 1)
         shown = cut_documents(documents, (share, self.room), self.generator.encode)
         ids = self.generator.encode(protocol.format_observation(shown or documents))
@@ -161,7 +176,8 @@ def rollout(
     """Sample one trajectory per question, in order; all randomness is a function of each rollout's key.
 
     There are at most `cfg.max_searches` + 1 turns (without an engine: one), and the last one cannot search. A
-    turn begins only where it fits into the context window at full length. Each search asks for noisy
+    turn begins only where it fits into the context window at full length, and as soon as its documents are
+    there: who waits for a slow engine (one with `lanes`) keeps nobody else. Each search asks for noisy
     documents with probability `noise_probability`, one for all or one a rollout (the simulated engine's
     curriculum; real engines ignore it).
 
@@ -170,48 +186,48 @@ def rollout(
     prompt, and are not trained. With a chat template they begin the assistant's turn. With `prefixes` (of
     trajectories that had neither) each rollout goes on from one.
     """
-    rollouts, count = [], len(questions)
+    rollouts, count, last = [], len(questions), cfg.max_searches if engine else 0
     contexts = contexts or [""] * count
     noise = noise_probability if isinstance(noise_probability, Sequence) else [noise_probability] * count
     for question, key, context, share in zip(questions, keys, contexts, noise, strict=True):
         ids = encode_policy_prompt(question.question, generator, cfg) + generator.encode(context + opening)
-        one = _Rollout(question, key, ids, opening, generator, cfg, share)
+        one = _Rollout(question, key, ids, opening, generator, cfg, share, last)
         if one.thinks and generator.decode(ids).rstrip().endswith(protocol.tag("think")):
             one.lead = protocol.tag("think")  # a thought that the chat template opened (DeepSeek-R1)
         rollouts.append(one)
     for one, prefix in zip(rollouts, prefixes or (), strict=bool(prefixes)):
         one.begin_with(prefix)
-    last = cfg.max_searches if engine else 0
-    answers: dict[SearchRequest, SearchResult] = {}
     kv_cache = generator.new_cache()  # of this call only: before the next one, the weights may change
-    for turn in range(last + 1):
-        for one in rollouts:
-            if one.stop_reason is None and one.room < 0:
-                one.stop_reason = "length"
-        going = [one for one in rollouts if one.stop_reason is None and len(one.turns) == turn]
-        if not going:  # all are over, or go on from a later turn
-            continue
-        for one, completion in zip(going, _write(going, turn, kv_cache), strict=True):
-            one.append(completion.ids, completion.logprobs)
-            one.act(one.text(completion.ids), is_last=turn == last)
-        going = [one for one in going if one.stop_reason is None]
-        searching = [one for one in going if one.turns[-1].action.kind == "search"]
-        requests = [one.request(turn) for one in searching]
-        results = _search(engine, requests, cfg.num_documents, answers)
-        for one, request, result in zip(searching, requests, results, strict=True):
-            one.receive(request, result, later=last - turn - 1)
+    with Searches(engine, cfg.num_documents) as searches:
+        while going := [one for one in rollouts if one.goes_on]:
+            ready = [one for one in going if one.request is None]
+            kv_cache.awaited = [tuple(one.prompt_ids + one.ids) for one in going if one.request]
+            for one, completion in zip(ready, _write(ready, kv_cache), strict=True):
+                one.append(completion.ids, completion.logprobs)
+                one.act(one.text(completion.ids))
+            waiting = [one for one in going if one.request]
+            block = all(one.request for one in going if one.stop_reason is None)
+            found = searches.answers([one.request for one in waiting], block)
+            for one in waiting:
+                if one.request in found:
+                    one.receive(found[one.request])
     return [one.finish() for one in rollouts]
 
 
-def _write(going: list[_Rollout], turn: int, kv_cache: KVCache) -> list[Completion]:
+def _write(going: list[_Rollout], kv_cache: KVCache) -> list[Completion]:
     """Sample a turn of each; one that a tag inside a thought has stopped goes on."""
+    if not going:
+        return []
     generator, cfg = going[0].generator, going[0].cfg
 
     def sample(numbers: list[int], max_tokens: int) -> list[Completion]:
         """Continue some of the turns; the key of what continues a turn has its place in it, too."""
         return generator.generate(
             [going[i].prompt_ids + going[i].ids + (done[i].ids if done else []) for i in numbers],
-            [(*going[i].key, turn, "policy", *([len(done[i].ids)] if done else [])) for i in numbers],
+            [
+                (*going[i].key, len(going[i].turns), "policy", *([len(done[i].ids)] if done else []))
+                for i in numbers
+            ],
             max_tokens,
             cfg.temperature,
             protocol.STOP_STRINGS,
@@ -244,29 +260,6 @@ def encode_policy_prompt(question: str, generator: Generator, cfg: RolloutConfig
 def token_budget(cfg: RolloutConfig, searches: bool) -> int:
     """Count the tokens that a policy may write in one rollout at most; without searches it has one turn."""
     return cfg.max_turn_tokens * (cfg.max_searches + 1 if searches else 1)
-
-
-def _search(
-    engine: SearchEngine | None,
-    requests: list[SearchRequest],
-    num_documents: int,
-    answers: dict[SearchRequest, SearchResult],
-) -> list[SearchResult]:
-    """Search: equal requests once, those with `answers` not at all; an engine that raises has failed each.
-
-    A spent budget is raised instead: to go on would be to learn only from the rollouts that searched first.
-    """
-    asked = [request for request in dict.fromkeys(requests) if request not in answers]
-    try:
-        results = engine.search(asked, num_documents) if asked else []
-    except BudgetError:
-        raise
-    except EngineError as error:
-        results = [SearchResult.failed(error)] * len(asked)
-    found = dict(zip(asked, results, strict=True))
-    # A search that failed may be asked again in a later turn.
-    answers.update({request: result for request, result in found.items() if result.status != "failed"})
-    return [found.get(request) or answers[request] for request in requests]
 
 
 def cut_documents(

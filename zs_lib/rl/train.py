@@ -15,6 +15,7 @@ DeepSpeed), which `trl` has, a replay buffer, an entropy bonus.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel
 
 from zs_lib.config.arms import PolicyArm
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines.base import Wrapper
 from zs_lib.errors import ConfigError, DataError, EngineError, RewardError
 from zs_lib.models.generator import Generator
 from zs_lib.models.load import LoadedModel, build_generator
@@ -404,15 +406,21 @@ def part_means(scores: Sequence[Score]) -> dict[str, float]:
     return {name: fmean(parts[name] for parts in present) for name in (present[0] if present else ())}
 
 
-class Stopwatch(SearchEngine):
-    """An engine, and the seconds spent in it."""
+class Stopwatch(Wrapper):
+    """An engine, and the seconds in which it was searching, for one thread or several."""
 
     def __init__(self, engine: SearchEngine):
-        self.engine, self.name, self.seconds = engine, engine.name, 0.0
+        super().__init__(engine)
+        self.seconds, self._since, self._searching, self._lock = 0.0, 0.0, 0, threading.Lock()
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
-        started = time.perf_counter()
+        with self._lock:
+            self._since = self._since if self._searching else time.perf_counter()
+            self._searching += 1
         try:
             return self.engine.search(requests, num_documents)
         finally:
-            self.seconds += time.perf_counter() - started
+            with self._lock:
+                self._searching -= 1
+                if not self._searching:
+                    self.seconds += time.perf_counter() - self._since
