@@ -9,8 +9,9 @@ import pytest
 from arm_fixtures import rollout_config
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
-from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
-from zs_lib.engines.wrappers import BudgetedEngine, CachedEngine
+from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
+from zs_lib.engines.client import Limits
+from zs_lib.engines.wrappers import BudgetedEngine, CachedEngine, NoisyEngine
 from zs_lib.errors import BudgetError, EngineError
 from zs_lib.models.decode import TransformersGenerator
 from zs_lib.qa import Question
@@ -106,16 +107,18 @@ def test_rollouts_are_those_that_wait_for_each_other(draws):
 
 
 def test_one_search_a_query_is_under_way_and_no_more_than_there_are_lanes():
-    at_once = threading.Barrier(LANES)
+    at_once, looked = threading.Barrier(LANES), threading.Event()
 
     def answer(query):
-        if query in "abc":  # the first three: none ends before all have begun
+        if query in "abc":  # the first three: none ends before all have begun, and the caller has looked
             at_once.wait(60)
+            assert looked.wait(60), "who would not wait waited"
         return found(query)
 
     engine, requests = Elsewhere(answer), asked(*"abcdef", *"dfde")
     with Searches(engine, 1) as searches:
         first = searches.answers(requests[:6], block=False)
+        looked.set()
         answers = all_answers(searches, requests)  # an equal query comes while its first search is under way
     assert not first and engine.most == LANES and set(answers) == set(requests)
     assert all(result == found(request.query) for request, result in answers.items())
@@ -168,6 +171,14 @@ def test_what_has_not_begun_is_given_up():
     over.set()
     time.sleep(0.05)
     assert len(begun) <= LANES
+
+
+def test_servers_have_lanes_by_their_limits_and_engines_of_this_process_none(tmp_path):
+    served = build_engine("search-r1:http://127.0.0.1:1,http://127.0.0.1:2")
+    around = NoisyEngine(CachedEngine(served, tmp_path), [], 0.0)
+    assert [(one.lanes, one.together) for one in (served, around)] == [(2 * Limits().concurrency, 8)] * 2
+    assert build_engine("zerosearch-wiki:http://127.0.0.1:1").together == 1
+    assert build_engine("bm25", split="train").lanes == 0
 
 
 def test_seconds_of_searches_at_once_count_once():

@@ -56,15 +56,15 @@ class SearchEngine(Protocol):
 
     name: str
     lanes: int = 0
-    """Searches that may be made at once, from as many threads, while the policy writes; 0: one at a time."""
+    """Searches that may run at once, each in a thread, while the policy writes; 0: the policy waits."""
     together: int = 1
-    """Requests of each of them that an engine with lanes answers best together."""
+    """Number of requests that an engine with lanes takes in one search."""
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]: ...
 
 
 class Wrapper(SearchEngine):
-    """An engine around `engine`: under its name, with as many lanes."""
+    """An engine that changes the searches of another, `engine`, and has its name and lanes."""
 
     def __init__(self, engine: SearchEngine):
         self.engine, self.name = engine, engine.name

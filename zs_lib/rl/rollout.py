@@ -35,7 +35,7 @@ Prefix = tuple[Trajectory, int]
 """A trajectory, and the turn before which a rollout goes on from its tokens."""
 
 
-@dataclass(eq=False)
+@dataclass
 class _Rollout:
     """A trajectory under construction."""
 
@@ -176,10 +176,10 @@ def rollout(
     """Sample one trajectory per question, in order; all randomness is a function of each rollout's key.
 
     There are at most `cfg.max_searches` + 1 turns (without an engine: one), and the last one cannot search. A
-    turn begins only where it fits into the context window at full length, and as soon as its documents are
-    there: who waits for a slow engine (one with `lanes`) keeps nobody else. Each search asks for noisy
-    documents with probability `noise_probability`, one for all or one a rollout (the simulated engine's
-    curriculum; real engines ignore it).
+    turn begins only where it fits into the context window at full length. A rollout that waits for an engine
+    with `lanes` does not hold up the others. Each search asks for noisy documents with probability
+    `noise_probability`, one for all or one a rollout (the simulated engine's curriculum; real engines ignore
+    it).
 
     Methods that write a part of the completion themselves (`evaluation.methods`) give `contexts`, a text
     after each prompt that is never parsed, and an `opening`, with which the first turn begins; both count as
