@@ -57,8 +57,6 @@ class SearchEngine(Protocol):
     name: str
     lanes: int = 0
     """Searches that may run at once, each in a thread, while the policy writes; 0: the policy waits."""
-    together: int = 1
-    """Number of requests that an engine with lanes takes in one search."""
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]: ...
 
@@ -67,8 +65,7 @@ class Wrapper(SearchEngine):
     """An engine that changes the searches of another, `engine`, and has its name and lanes."""
 
     def __init__(self, engine: SearchEngine):
-        self.engine, self.name = engine, engine.name
-        self.lanes, self.together = getattr(engine, "lanes", 0), getattr(engine, "together", 1)
+        self.engine, self.name, self.lanes = engine, engine.name, getattr(engine, "lanes", 0)
 
 
 Ranking = list[tuple[Passage, float]]

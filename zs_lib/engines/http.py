@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -40,10 +39,13 @@ class HttpEngine(SearchEngine, ABC):
 
     usd_per_query = 0.0
     """Price of a query in dollars."""
+    together = 1
+    """Requests of one call."""
 
     def __init__(self, name: str, service: Service):
         self.name, self.service = name, service
-        self.lanes = service.limits.concurrency * len(service.replicas)
+        if self.together == 1:  # else calls are full only where the requests of many rollouts come at once
+            self.lanes = service.limits.concurrency * len(service.replicas)
 
     def search(self, requests: Sequence[SearchRequest], num_documents: int) -> list[SearchResult]:
         """Search; where the requests of one call fail together, make each alone: one may be the cause."""
@@ -210,7 +212,7 @@ class OpenAIEngine(HttpEngine):
         address = ",".join(one.strip().rstrip("/").removesuffix("/v1") for one in address.split(","))
         super().__init__(f"openai:{address}", own_server("the simulator's server", address, limits))
         self.arm, self.tokens, self.model = arm, 0, model or self._only_model()
-        self._counting = threading.Lock()
+        self.lanes = 0  # its runs keep their bits, and a simulator that is busy all the time gains nothing
 
     def _call(self, group, num_documents):
         # How the server encodes special tokens that a text spells is not known: it gets none.
@@ -232,8 +234,7 @@ class OpenAIEngine(HttpEngine):
 
     def _documents(self, answer, num_documents):
         text = answer["choices"][0]["message"]["content"] or ""  # null where all tokens went into a thought
-        with self._counting:  # several threads search
-            self.tokens += (answer.get("usage") or {}).get("completion_tokens", 0)
+        self.tokens += (answer.get("usage") or {}).get("completion_tokens", 0)
         return [protocol.parse_documents(text, num_documents)]
 
     def _only_model(self) -> str:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from zs_lib import protocol
 from zs_lib.config.arms import RolloutConfig
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines.searches import Searches
 from zs_lib.qa import Question
-from zs_lib.rl.searches import Searches
 from zs_lib.rl.trajectory import StopReason, Trajectory, Turn
 from zs_lib.rng import Key, draw_keys, uniform
 
@@ -90,11 +90,10 @@ class _Rollout:
     def act(self, text: str) -> None:
         """Record the policy's turn and act on it; a search that may be made is requested."""
         action = protocol.parse_action(protocol.after_thoughts(text) if self.thinks else text)
-        is_last = len(self.turns) == self.last
         self.turns.append(Turn(text, action))
         if action.kind == "answer":
             self.stop_reason, self.answer = "answer", action.text
-        elif is_last:
+        elif len(self.turns) > self.last:
             self.stop_reason = "max_turns" if action.kind == "search" else "invalid"
         elif action.kind == "invalid":
             self.show(self.generator.encode(protocol.format_invalid_notice()))
@@ -202,7 +201,7 @@ def rollout(
         while going := [one for one in rollouts if one.goes_on]:
             ready = [one for one in going if one.request is None]
             kv_cache.awaited = [tuple(one.prompt_ids + one.ids) for one in going if one.request]
-            for one, completion in zip(ready, _write(ready, kv_cache), strict=True):
+            for one, completion in zip(ready, _write(ready, kv_cache) if ready else (), strict=True):
                 one.append(completion.ids, completion.logprobs)
                 one.act(one.text(completion.ids))
             waiting = [one for one in going if one.request]
@@ -216,8 +215,6 @@ def rollout(
 
 def _write(going: list[_Rollout], kv_cache: KVCache) -> list[Completion]:
     """Sample a turn of each; one that a tag inside a thought has stopped goes on."""
-    if not going:
-        return []
     generator, cfg = going[0].generator, going[0].cfg
 
     def sample(numbers: list[int], max_tokens: int) -> list[Completion]:

@@ -26,8 +26,7 @@ import torch
 from transformers import PreTrainedModel
 
 from zs_lib.config.arms import PolicyArm
-from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
-from zs_lib.engines.base import Wrapper
+from zs_lib.engines.base import SearchEngine, SearchRequest, SearchResult, Wrapper
 from zs_lib.errors import ConfigError, DataError, EngineError, RewardError
 from zs_lib.models.generator import Generator
 from zs_lib.models.load import LoadedModel, build_generator

@@ -5,35 +5,33 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 
-from zs_lib.engines import SearchEngine, SearchRequest, SearchResult
+from zs_lib.engines.base import SearchEngine, SearchRequest, SearchResult
 from zs_lib.errors import BudgetError, EngineError
 
-Answers = dict[SearchRequest, SearchResult]
 
-
-class Searches:
+class Searches(AbstractContextManager):
     """Asks an engine for many rollouts; as a context manager it gives up what is not answered at its end.
 
-    An engine with `lanes` is asked in as many threads, while the policy writes; any other here and now. One
-    search a query is under way at a time: a cache then pays for it once.
+    An engine with `lanes` is asked in as many threads, while the policy writes; one without answers all new
+    requests in one search, before `answers` returns. With lanes one search a query runs at a time, so a cache
+    pays for it once; and which rollouts write together depends on when answers come, which changes the
+    rounding of their log-probabilities.
     """
 
     def __init__(self, engine: SearchEngine | None, num_documents: int):
         self.engine, self.num_documents = engine, num_documents
         lanes = getattr(engine, "lanes", 0)  # an engine of the user's own may not say
         self._pool = ThreadPoolExecutor(lanes, "search") if lanes else None
-        self._answered: Answers = {}
+        self._answered: dict[SearchRequest, SearchResult] = {}
         self._under_way: dict[Future, list[SearchRequest]] = {}
-
-    def __enter__(self) -> Searches:
-        return self
 
     def __exit__(self, *_) -> None:
         if self._pool:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def answers(self, requests: Collection[SearchRequest], block: bool) -> Answers:
+    def answers(self, requests: Collection[SearchRequest], block: bool) -> dict[SearchRequest, SearchResult]:
         """Return the answers that are there, and begin to search for the others.
 
         `block`: wait until one of the requests is answered. An answer that failed is returned once, for its
@@ -51,15 +49,16 @@ class Searches:
     def _begin(self, requests: Collection[SearchRequest]) -> None:
         queries = {request.query for group in self._under_way.values() for request in group}
         new = [r for r in dict.fromkeys(requests) if r not in self._answered and r.query not in queries]
-        if new and not self._pool:
-            self._under_way[_made(self.engine.search, new, self.num_documents)] = new
-        elif new:
-            for group in _groups(new, self.engine.together):
-                self._under_way[self._pool.submit(self.engine.search, group, self.num_documents)] = group
+        by_query = defaultdict(list)  # without lanes: one group of all
+        for request in new:
+            by_query[request.query if self._pool else ""].append(request)
+        submit = self._pool.submit if self._pool else _done
+        for group in by_query.values():
+            self._under_way[submit(self.engine.search, group, self.num_documents)] = group
 
-    def _collect(self, timeout: float | None) -> Answers:
+    def _collect(self, timeout: float | None) -> dict[SearchRequest, SearchResult]:
         done, _ = wait(self._under_way, timeout, FIRST_COMPLETED)
-        failed: Answers = {}
+        failed = {}
         for future in done:
             group = self._under_way.pop(future)
             try:
@@ -73,23 +72,11 @@ class Searches:
         return self._answered | failed
 
 
-def _made(call, *arguments) -> Future:
-    """The outcome of a call, made here and now."""
+def _done(call, *arguments) -> Future:
+    """Make a call here and now."""
     future: Future = Future()
     try:
         future.set_result(call(*arguments))
     except Exception as error:
         future.set_exception(error)
     return future
-
-
-def _groups(requests: Collection[SearchRequest], size: int) -> list[list[SearchRequest]]:
-    """Split requests into searches of about this size, those of one query together."""
-    by_query, groups = defaultdict(list), []
-    for request in requests:
-        by_query[request.query].append(request)
-    for same in by_query.values():
-        if not groups or len(groups[-1]) + len(same) > size:
-            groups.append([])
-        groups[-1] += same
-    return groups

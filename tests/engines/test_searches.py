@@ -9,14 +9,16 @@ import pytest
 from arm_fixtures import rollout_config
 from model_fixtures import ScriptedGenerator, tiny_model, tiny_tokenizer
 
+from zs_lib import config
 from zs_lib.engines import SearchEngine, SearchRequest, SearchResult, build_engine
 from zs_lib.engines.client import Limits
+from zs_lib.engines.http import OpenAIEngine
+from zs_lib.engines.searches import Searches
 from zs_lib.engines.wrappers import BudgetedEngine, CachedEngine, NoisyEngine
 from zs_lib.errors import BudgetError, EngineError
 from zs_lib.models.decode import TransformersGenerator
 from zs_lib.qa import Question
 from zs_lib.rl.rollout import rollout
-from zs_lib.rl.searches import Searches
 from zs_lib.rl.train import Stopwatch
 
 LANES = 3
@@ -29,8 +31,8 @@ class Elsewhere(SearchEngine):
 
     name, lanes = "elsewhere", LANES
 
-    def __init__(self, answer, together=1):
-        self.answer, self.together = answer, together
+    def __init__(self, answer):
+        self.answer = answer
         self.now, self.most, self.groups, self.lock = set(), 0, [], threading.Lock()
 
     def search(self, requests, num_documents):
@@ -135,13 +137,6 @@ def test_a_cache_pays_for_a_query_once(tmp_path):
     assert sorted(engine.groups) == [["a"], ["b"], ["c"]] and budgeted.queries == 3
 
 
-def test_requests_that_an_engine_answers_best_together_are_asked_so():
-    engine = Elsewhere(found, together=3)
-    with Searches(engine, 1) as searches:
-        all_answers(searches, asked(*"abcadef"))
-    assert sorted(engine.groups) == [["a", "a", "b"], ["c", "d", "e"], ["f"]]
-
-
 def test_what_one_search_raises_fails_its_own_requests_alone_and_a_spent_budget_all():
     def answer(query):
         if query == "b":
@@ -173,12 +168,13 @@ def test_what_has_not_begun_is_given_up():
     assert len(begun) <= LANES
 
 
-def test_servers_have_lanes_by_their_limits_and_engines_of_this_process_none(tmp_path):
-    served = build_engine("search-r1:http://127.0.0.1:1,http://127.0.0.1:2")
+def test_retrievers_have_lanes_by_their_limits_and_who_answers_many_requests_best_at_once_none(tmp_path):
+    served = build_engine("zerosearch-wiki:http://127.0.0.1:1,http://127.0.0.1:2")
     around = NoisyEngine(CachedEngine(served, tmp_path), [], 0.0)
-    assert [(one.lanes, one.together) for one in (served, around)] == [(2 * Limits().concurrency, 8)] * 2
-    assert build_engine("zerosearch-wiki:http://127.0.0.1:1").together == 1
-    assert build_engine("bm25", split="train").lanes == 0
+    assert served.lanes == around.lanes == 2 * Limits().concurrency
+    simulator = config.load_profile("smoke").simulators[0]
+    assert not OpenAIEngine("http://127.0.0.1:1", simulator, model="any").lanes
+    assert not build_engine("search-r1:http://127.0.0.1:1").lanes and not build_engine("bm25").lanes
 
 
 def test_seconds_of_searches_at_once_count_once():
